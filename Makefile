@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything from a fresh clone: the environment is made once, in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: install demo test lint format types clean
+
+install: $(STAMP)
+
+# torch comes first and alone, so that what depends on it cannot draw in another build of it.
+$(STAMP): constraints.txt setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[cpu,demo,beir,parquet,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/funnel demo
+
+# pytest ends with 5 where it found no tests; said in words, since make turns every failure into 2.
+test: install
+	@$(BIN)/python -m pytest $(ARGS) || { status=$$?; \
+	  if [ $$status -eq 5 ]; then echo 'make test: FAILED, no tests were collected' >&2; fi; \
+	  exit $$status; }
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-index demo-report
+	find funnel indexes benchmarks tests -type d -name __pycache__ -exec rm -rf {} +
