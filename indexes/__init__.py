@@ -1,0 +1,40 @@
+"""Coarse indexes over one prefix of an embedding, and the store of the full vectors.
+
+Stands on its own: FAISS, numpy and torch, and nothing of `funnel`.
+"""
+
+from indexes._faiss import use_one_thread
+from indexes.base import CoarseIndex, families, family
+from indexes.baseline import FlatBaseline
+from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.exact import RunningTop, exact_search
+from indexes.flat import FlatIndex
+from indexes.hnsw import HnswFloat16Index, HnswSq8Index
+from indexes.ivf import IvfPqIndex, IvfSq8Index
+from indexes.ordering import ClusterTree, stored_order
+from indexes.selection import Choice, choose, hnsw_settings
+from indexes.vectors import VectorStore, VectorWriter
+
+__all__ = [
+    "Choice",
+    "ClusterTree",
+    "CoarseIndex",
+    "CoarseIndexError",
+    "FlatBaseline",
+    "FlatIndex",
+    "HnswFloat16Index",
+    "HnswSq8Index",
+    "IvfPqIndex",
+    "IvfSq8Index",
+    "MissingBackendError",
+    "RunningTop",
+    "VectorStore",
+    "VectorWriter",
+    "choose",
+    "exact_search",
+    "families",
+    "family",
+    "hnsw_settings",
+    "stored_order",
+    "use_one_thread",
+]

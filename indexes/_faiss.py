@@ -1,0 +1,188 @@
+"""FAISS behind the contract: the one place that imports it, and what its families share."""
+
+from __future__ import annotations
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array
+from indexes.errors import CoarseIndexError, MissingBackendError
+
+__all__ = ["FaissIndex", "check_prefixes", "load_faiss", "use_one_thread"]
+
+# FAISS scans a flat batch with BLAS from nq * d >= this value. Its own 128,000 (since 1.14.2) leaves a batch
+# of 256 at 64 dimensions on the slow path: 5 times slower, measured on 2 threads.
+BLAS_THRESHOLD_PER_THREAD = 800
+
+# Longest shortlist of families whose effort does not bound it: reranking more rows costs more than a
+# greater effort does.
+MAX_SHORTLIST = 1024
+
+FaissIndexType = TypeVar("FaissIndexType", bound="FaissIndex")
+
+
+@lru_cache(maxsize=1)
+def load_faiss() -> Any:
+    """Import FAISS once and set its BLAS threshold.
+
+    Raises:
+        MissingBackendError: FAISS is not installed.
+    """
+    try:
+        faiss = importlib.import_module("faiss")
+    except ImportError as error:
+        raise MissingBackendError(
+            "the coarse indexes need FAISS, which is not installed: pip install 'funnel-retrieval[cpu]'. "
+            "The extras cpu, gpu and cuvs exclude each other, because they unpack into one folder (faiss/)."
+        ) from error
+    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD_PER_THREAD * faiss.omp_get_max_threads()
+    return faiss
+
+
+def use_one_thread() -> None:
+    """Have FAISS search on one thread when it is called from the calling thread; other threads are not affected."""
+    load_faiss().omp_set_num_threads(1)
+
+
+def check_prefixes(prefixes: Float32Array, dim: int) -> Float32Array:
+    """Return float32 [n, dim] rows as a C-contiguous array.
+
+    Raises:
+        CoarseIndexError: Wrong shape or type.
+    """
+    if prefixes.ndim != 2 or prefixes.shape[1] != dim:
+        raise CoarseIndexError(f"rows of shape {list(prefixes.shape)}; this index takes [n, {dim}]")
+    if prefixes.dtype != np.float32:
+        raise CoarseIndexError(f"rows of type {prefixes.dtype}; give float32")
+    return np.ascontiguousarray(prefixes)
+
+
+class FaissIndex(CoarseIndex):
+    """What every FAISS family shares. A family says which FAISS index it is and how effort is passed."""
+
+    supports_filter: ClassVar[bool] = True
+    supports_delete: ClassVar[bool] = False  # rows are numbered by position, and a graph cannot delete
+
+    def __init__(self, dim: int, **settings: int) -> None:
+        super().__init__(dim, **settings)
+        self._faiss = load_faiss()
+        self._pointer = self._faiss.swig_ptr
+        self._parameters: dict[int, Any] = {}
+        self._adopt(self._make())
+
+    @abstractmethod
+    def _make(self) -> Any:
+        """An empty FAISS index with the settings in force."""
+
+    @abstractmethod
+    def _search_parameters(self, effort: int, selector: Any) -> Any:
+        """FAISS's search parameters for one effort and an `IDSelector` or None."""
+
+    @abstractmethod
+    def _signature(self, index: Any) -> dict[str, object]:
+        """What must agree between a file and the settings, besides type, dim and metric."""
+
+    def _adopt(self, index: Any) -> None:
+        self._index = index
+        self._search_c = index.search_c
+
+    def train(self, prefixes: Float32Array) -> None:
+        rows = check_prefixes(prefixes, self.dim)
+        if self.ntotal:
+            raise CoarseIndexError(f"{self.name} holds {self.ntotal} rows already; train before adding any")
+        if not len(rows):
+            raise CoarseIndexError(f"{self.name} was given 0 rows to train on; give at least 1")
+        self._index.train(rows)
+
+    def add(self, prefixes: Float32Array) -> None:
+        rows = check_prefixes(prefixes, self.dim)
+        if not self._index.is_trained:
+            raise CoarseIndexError(f"{self.name} is not trained; call train before add")
+        if len(rows):
+            self._index.add(rows)
+
+    def search(
+        self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
+    ) -> tuple[Float32Array, Int64Array]:
+        parameters = self._effort_parameters(effort) if allowed is None else self._filtered(effort, allowed)
+        count = len(queries)
+        scores = np.empty((count, shortlist), np.float32)
+        rows = np.empty((count, shortlist), np.int64)
+        pointer = self._pointer
+        # search_c takes the pointers as they are; faiss.Index.search would check and copy on every call.
+        self._search_c(count, pointer(queries), shortlist, pointer(scores), pointer(rows), parameters)
+        if (rows[0, -1] < 0) if count == 1 else (rows[:, -1] < 0).any():
+            scores[rows < 0] = -np.inf  # FAISS pads with the lowest float
+        return scores, rows
+
+    def _effort_parameters(self, effort: int) -> Any:
+        parameters = self._parameters.get(effort)
+        if parameters is None:
+            parameters = self._parameters[effort] = self._search_parameters(effort, None)
+        return parameters
+
+    def _filtered(self, effort: int, allowed: Allowed) -> Any:
+        if not self.supports_filter:
+            raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
+        bits = np.packbits(self._mask(allowed), bitorder="little")
+        return self._search_parameters(effort, self._faiss.IDSelectorBitmap(bits))
+
+    def _mask(self, allowed: Allowed) -> npt.NDArray[np.bool_]:
+        count = self.ntotal
+        if allowed.dtype == np.bool_ and allowed.shape == (count,):
+            return allowed.astype(np.bool_, copy=False)
+        if allowed.dtype != np.int64 or allowed.ndim != 1:
+            raise CoarseIndexError(
+                f"allowed is {allowed.dtype} {list(allowed.shape)}; give bool [{count}] or int64 row numbers"
+            )
+        if len(allowed) and (allowed.min() < 0 or allowed.max() >= count):
+            raise CoarseIndexError(
+                f"allowed holds rows {allowed.min()} to {allowed.max()}; rows go from 0 to {count - 1}"
+            )
+        mask = np.zeros(count, np.bool_)
+        mask[allowed] = True
+        return mask
+
+    def largest_shortlist(self, effort: int) -> int:
+        return min(MAX_SHORTLIST, self.ntotal)
+
+    def save(self, path: Path) -> None:
+        # Written through Python: FAISS's own file writer only prints when the last flush fails.
+        with open(path, "wb") as file:
+            self._faiss.write_index(self._index, self._faiss.PyCallbackIOWriter(file.write))
+
+    @classmethod
+    def load(cls: type[FaissIndexType], path: Path, dim: int, settings: Mapping[str, int]) -> FaissIndexType:
+        index = cls(dim, **settings)
+        try:
+            found = index._faiss.read_index(str(path))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CoarseIndexError(f"{path} cannot be read as {cls.name}: {reason}") from error
+        index._check_same(found, path)
+        index._adopt(found)
+        return index
+
+    def _check_same(self, found: Any, path: Path) -> None:
+        if type(found) is not type(self._index):
+            raise CoarseIndexError(
+                f"{path} holds a {type(found).__name__}; {self.name} is a {type(self._index).__name__}"
+            )
+        expected = self._full_signature(self._index)
+        for key, value in self._full_signature(found).items():
+            if value != expected[key]:
+                raise CoarseIndexError(f"{path} has {key} {value}; the settings say {expected[key]}")
+
+    def _full_signature(self, index: Any) -> dict[str, object]:
+        return {"dim": index.d, "metric": index.metric_type, **self._signature(index)}
+
+    @property
+    def ntotal(self) -> int:
+        return int(self._index.ntotal)

@@ -1,0 +1,187 @@
+"""The contract of a coarse index, and the registry of families by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from indexes.errors import CoarseIndexError
+
+__all__ = ["Allowed", "CoarseIndex", "Float32Array", "Int64Array", "families", "family", "register"]
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+Allowed = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
+
+IndexType = TypeVar("IndexType", bound="CoarseIndex")
+
+_FAMILIES: dict[str, type[CoarseIndex]] = {}
+
+
+class CoarseIndex(ABC):
+    """Finds, for each query, the rows whose prefixes have the largest inner product with it.
+
+    Rows are prefixes of `dim` dimensions scaled to unit length, numbered from 0 in the order in which they
+    were added. Queries may have any length, which does not change their ranking. A family differs from
+    another in its codes and in how it avoids looking at every row.
+
+    Searches may run in several threads at once; `train`, `add` and `save` must run alone.
+
+    Args:
+        dim: Width of the prefix.
+        settings: What the family lets one choose, by name; see `default_settings` of the family.
+
+    Raises:
+        CoarseIndexError: `dim` or a setting is unknown or out of range.
+    """
+
+    name: ClassVar[str]
+    default_settings: ClassVar[Mapping[str, int]]
+    supports_filter: ClassVar[bool]
+    supports_delete: ClassVar[bool]
+    # Queries searched together on one thread at most: enough to pay for the call, few enough to spread a batch.
+    queries_at_a_time: ClassVar[int] = 128
+
+    def __init__(self, dim: int, **settings: int) -> None:
+        if dim < 1:
+            raise CoarseIndexError(f"dim is {dim}; a prefix has at least 1 dimension")
+        self.dim = dim
+        self._settings = self.complete_settings(settings)
+
+    @classmethod
+    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
+        """Return `settings` with the family's defaults filled in.
+
+        Raises:
+            CoarseIndexError: A setting is unknown, not a whole number, or negative.
+        """
+        for key, value in settings.items():
+            if key not in cls.default_settings:
+                known = ", ".join(cls.default_settings) or "none"
+                raise CoarseIndexError(f"{cls.name} has no setting {key!r}; its settings: {known}")
+            if type(value) is not int or value < 0:
+                raise CoarseIndexError(f"setting {key} of {cls.name} is {value!r}; give a whole number >= 0")
+        return {**cls.default_settings, **settings}
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The settings in force: json-able, and enough to make the same index again."""
+        return dict(self._settings)
+
+    @abstractmethod
+    def train(self, prefixes: Float32Array) -> None:
+        """Learn codes and cells from a sample: `prefixes` float32 [n, dim], unit length.
+
+        Raises:
+            CoarseIndexError: Wrong shape or type, too few rows, or rows were added already.
+        """
+
+    @abstractmethod
+    def add(self, prefixes: Float32Array) -> None:
+        """Append rows: `prefixes` float32 [n, dim], unit length. May be called many times.
+
+        Raises:
+            CoarseIndexError: Wrong shape or type, or the index is not trained.
+        """
+
+    @abstractmethod
+    def search(
+        self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
+    ) -> tuple[Float32Array, Int64Array]:
+        """Find the best `shortlist` rows for each query. The hot path: its input is trusted.
+
+        Args:
+            queries: float32 [n_queries, dim], C-contiguous.
+            shortlist: Rows wanted for each query; at most `largest_shortlist(effort)`.
+            effort: One of `efforts()`; more effort finds more of the true best rows.
+            allowed: Rows that may be returned: bool [ntotal], or rising row numbers int64 [n_allowed].
+
+        Returns:
+            Scores float32 [n_queries, shortlist] and rows int64 [n_queries, shortlist], best first; where
+            fewer rows were found, score -inf and row -1.
+
+        Raises:
+            CoarseIndexError: `allowed` has the wrong shape, or the family cannot filter.
+        """
+
+    def near_keys(self, queries: Float32Array) -> Int64Array | None:
+        """Numbers int64 [n_queries] such that queries with near numbers look at the same rows; None where the
+        order of a batch makes no difference. Safe to call for parts of a batch, in several threads.
+        """
+        return None
+
+    @abstractmethod
+    def efforts(self) -> tuple[int, ...]:
+        """The efforts worth calibrating, rising."""
+
+    @abstractmethod
+    def largest_shortlist(self, effort: int) -> int:
+        """The longest shortlist that `effort` serves; shorter ones are the head of it."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the index to `path`.
+
+        Raises:
+            OSError: The file cannot be written, or the disk is full.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls: type[IndexType], path: Path, dim: int, settings: Mapping[str, int]) -> IndexType:
+        """Read an index that `save` wrote with the same `dim` and `settings`. Files are trusted: check
+        their hash first.
+
+        Raises:
+            CoarseIndexError: The file cannot be read, or holds another index than the settings say.
+        """
+
+    @property
+    @abstractmethod
+    def ntotal(self) -> int:
+        """Rows held."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes resident for codes, graph or cells, and row numbers."""
+
+    @classmethod
+    @abstractmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """What `nbytes` will be with `n` rows of `dim` dimensions, to within 15 %."""
+
+
+def register(cls: type[IndexType]) -> type[IndexType]:
+    """Make a family known by its `name`; a class decorator.
+
+    Raises:
+        CoarseIndexError: Another family has that name.
+    """
+    if cls.name in _FAMILIES:
+        raise CoarseIndexError(f"two coarse index families are called {cls.name!r}; rename one")
+    _FAMILIES[cls.name] = cls
+    return cls
+
+
+def family(name: str) -> type[CoarseIndex]:
+    """The family registered under `name`.
+
+    Raises:
+        CoarseIndexError: There is none.
+    """
+    try:
+        return _FAMILIES[name]
+    except KeyError:
+        known = ", ".join(_FAMILIES)
+        raise CoarseIndexError(f"no coarse index is called {name!r}; choose one of: {known}") from None
+
+
+def families() -> tuple[str, ...]:
+    """The names of all families, in the order in which they were registered."""
+    return tuple(_FAMILIES)

@@ -1,0 +1,55 @@
+"""FAISS's flat index at its best, to measure everything else against."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from indexes._faiss import load_faiss
+from indexes.base import Float32Array, Int64Array
+from indexes.vectors import VectorStore
+
+__all__ = ["FlatBaseline"]
+
+ROWS_AT_A_TIME = 65_536
+# FAISS compares n_queries x d with this to choose between BLAS and its own kernels; which is faster depends on the
+# batch and the version. Always BLAS, our own setting for 2 threads, the default of 1.14.2 and later.
+THRESHOLDS = (1, 1_600, 128_000)
+TRIALS = 3
+
+
+class FlatBaseline:
+    """IndexFlatIP over the rows of a store as float32 in memory; for each batch size the fastest BLAS threshold."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self._faiss = load_faiss()
+        self._index = self._faiss.IndexFlatIP(store.dim)
+        for _, rows in store.chunks(ROWS_AT_A_TIME):
+            self._index.add(rows)
+        self._best: dict[int, int] = {}
+
+    def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
+        """The k best rows of each query: scores float32 [n, k], rows int64 [n, k]. Not for several threads."""
+        count = len(queries)
+        if count not in self._best:
+            self._best[count] = min(THRESHOLDS, key=lambda threshold: self._seconds(queries, k, threshold))
+        return self._at(queries, k, self._best[count])
+
+    def _at(self, queries: Float32Array, k: int, threshold: int) -> tuple[Float32Array, Int64Array]:
+        variables = self._faiss.cvar
+        before = variables.distance_compute_blas_threshold
+        variables.distance_compute_blas_threshold = threshold
+        try:
+            scores, rows = self._index.search(queries, k)
+        finally:
+            variables.distance_compute_blas_threshold = before
+        return scores, rows
+
+    def _seconds(self, queries: Float32Array, k: int, threshold: int) -> float:
+        times = []
+        for _ in range(TRIALS):
+            start = time.perf_counter()
+            self._at(queries, k, threshold)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))

@@ -1,0 +1,86 @@
+"""Flat search: exact inner products of full-width rows, the truth that everything else is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from indexes._faiss import load_faiss
+from indexes.base import Float32Array, Int64Array
+from indexes.vectors import VectorStore
+
+__all__ = ["RunningTop", "exact_search"]
+
+# Rows compared at a time: 25 MB as float32 at 384 dims. Larger blocks are no faster and take more memory.
+CELLS_AT_A_TIME = 6_291_456
+# On a GPU the block of scores bounds it: 1,024 queries x 262,144 rows are 1 GB.
+ROWS_AT_A_TIME_CUDA = 262_144
+
+
+def exact_search(
+    store: VectorStore, queries: Float32Array, k: int, release: bool = False
+) -> tuple[Float32Array, Int64Array]:
+    """The k rows of the largest inner product with each query, accumulated in float32.
+
+    queries: float32 [n, d], C-contiguous; 1 <= k <= store.n. release: give the mapped pages back to the system
+    after each block, for passes over matrices larger than memory. Returns scores float32 [n, k], falling, and
+    rows int64 [n, k].
+    """
+    if store.device.type != "cpu":
+        return _on_device(store, queries, k)
+    top = RunningTop(queries, k)
+    if store.small and not release:
+        top.update(store.whole().numpy(), 0)
+        return top.scores, top.rows
+    rows_at_a_time = max(1, CELLS_AT_A_TIME // store.dim)
+    for start in range(0, store.n, rows_at_a_time):
+        block = store.block(start, start + rows_at_a_time).numpy()
+        if release:
+            store.release()
+        top.update(block, start)
+    return top.scores, top.rows
+
+
+class RunningTop:
+    """The best k rows of each query among blocks of rows that come one after the other.
+
+    queries: float32 [n, d], C-contiguous. scores: float32 [n, <= k], falling; rows: int64 [n, <= k].
+    """
+
+    def __init__(self, queries: Float32Array, k: int) -> None:
+        self._faiss = load_faiss()
+        self._queries = queries
+        self._k = k
+        self.scores: Float32Array = np.empty((len(queries), 0), dtype=np.float32)
+        self.rows: Int64Array = np.empty((len(queries), 0), dtype=np.int64)
+
+    def update(self, block: Float32Array, first_row: int) -> None:
+        """Compare with a block of rows: float32 [c, d], C-contiguous, numbered from `first_row`."""
+        metric = self._faiss.METRIC_INNER_PRODUCT
+        found, places = self._faiss.knn(self._queries, block, min(self._k, len(block)), metric=metric)
+        if not self.scores.shape[1]:
+            self.scores, self.rows = found, places + first_row
+            return
+        scores = np.concatenate([self.scores, found], axis=1)
+        rows = np.concatenate([self.rows, places + first_row], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._k]
+        self.scores = np.take_along_axis(scores, order, axis=1)
+        self.rows = np.take_along_axis(rows, order, axis=1)
+
+
+def _on_device(store: VectorStore, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
+    """The same with torch, where the matrix lies on a GPU: one copy back at the end."""
+    with torch.inference_mode():
+        query = torch.from_numpy(queries).to(store.device)
+        scores: torch.Tensor | None = None
+        rows = torch.empty(0)
+        for start in range(0, store.n, ROWS_AT_A_TIME_CUDA):
+            block = store.block(start, start + ROWS_AT_A_TIME_CUDA)
+            found, places = torch.topk(query @ block.T, min(k, len(block)), dim=1)
+            if scores is None:
+                scores, rows = found, places
+                continue
+            scores, order = torch.topk(torch.cat([scores, found], dim=1), k, dim=1)
+            rows = torch.cat([rows, places + start], dim=1).gather(1, order)
+        assert scores is not None, "a store has at least one row"
+        return scores.cpu().numpy(), rows.cpu().numpy()

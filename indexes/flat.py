@@ -1,0 +1,44 @@
+"""Flat search over the prefix in float32: exact, and the quickest choice for small sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from indexes._faiss import FaissIndex
+from indexes.base import register
+
+__all__ = ["FlatIndex"]
+
+FLOAT32_BYTES = 4
+
+
+@register
+class FlatIndex(FaissIndex):
+    """Every row is compared with the query (faiss.IndexFlatIP). Its one effort is 0."""
+
+    name: ClassVar[str] = "flat"
+    default_settings: ClassVar[Mapping[str, int]] = {}
+
+    def _make(self) -> Any:
+        return self._faiss.IndexFlatIP(self.dim)
+
+    def _search_parameters(self, effort: int, selector: Any) -> Any:
+        return None if selector is None else self._faiss.SearchParameters(sel=selector)
+
+    def _signature(self, index: Any) -> dict[str, object]:
+        return {}
+
+    def efforts(self) -> tuple[int, ...]:
+        """Flat search has no effort to choose: (0,)."""
+        return (0,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the float32 rows."""
+        return int(self._index.codes.size())
+
+    @classmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """Exactly n * dim * 4."""
+        return n * dim * FLOAT32_BYTES

@@ -1,0 +1,162 @@
+"""Inverted files over the prefix: rows are kept in cells, and the cells nearest to the query are scanned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from indexes._faiss import FaissIndex
+from indexes.base import Float32Array, register
+from indexes.errors import CoarseIndexError
+
+__all__ = ["IvfPqIndex", "IvfSq8Index", "cells"]
+
+# Cells: 4 * sqrt(n), FAISS's own rule of thumb (wiki, "Guidelines to choose an index"), between 1 and 16,384.
+CELLS_PER_ROOT = 4
+MAX_CELLS = 16_384
+# FAISS warns below 39 training rows a cell, and works with far fewer; a default never goes under 8.
+MIN_ROWS_PER_CELL = 8
+
+# Rounds of k-means (FAISS's default is 10) and sample rows a cell (256): cells need no exact centres, and
+# most of the build's time goes here.
+CLUSTERING_ROUNDS = 8
+CLUSTERING_ROWS_PER_CELL = 64
+CLUSTERING_SEED = 1234
+
+# nprobe goes up to a quarter of the cells, and to 256: beyond, the scan is hardly sublinear any more.
+LARGEST_PROBED_SHARE = 4
+LARGEST_NPROBE = 256
+# With few cells a quarter of them is too coarse a step: all of these may be probed.
+SMALL_NPROBE = 16
+
+PQ_DIMS = 2  # dimensions a sub-quantiser covers: half a byte for two dimensions
+PQ_BITS = 4
+PQ_CENTROIDS = 1 << PQ_BITS  # so many rows at least are needed to train one
+FASTSCAN_BLOCK = 32  # FastScan packs the rows of a cell in blocks of 32
+
+ROW_NUMBER_BYTES = 8
+FLOAT32_BYTES = 4
+
+
+def cells(n: int) -> int:
+    """How many cells `n` rows are divided into unless the settings say."""
+    return max(1, min(round(CELLS_PER_ROOT * math.sqrt(n)), n // MIN_ROWS_PER_CELL, MAX_CELLS))
+
+
+class _IvfIndex(FaissIndex):
+    """An inverted file; effort is nprobe, the number of cells scanned.
+
+    Settings: `nlist`, the number of cells; 0 lets `train` choose it from the rows that it is given.
+    """
+
+    default_settings: ClassVar[Mapping[str, int]] = {"nlist": 0}
+
+    def _make(self) -> Any:
+        faiss = self._faiss
+        nlist = max(1, self._settings["nlist"])
+        index = faiss.index_factory(self.dim, f"IVF{nlist},{self._codes()}", faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter = CLUSTERING_ROUNDS
+        index.cp.max_points_per_centroid = CLUSTERING_ROWS_PER_CELL
+        index.cp.min_points_per_centroid = 1  # FAISS's 39 only makes it print a warning
+        index.cp.seed = CLUSTERING_SEED
+        return index
+
+    def _codes(self) -> str:
+        raise NotImplementedError
+
+    def _rows_needed(self) -> int:
+        return max(1, self._settings["nlist"])
+
+    def train(self, prefixes: Float32Array) -> None:
+        if not self._settings["nlist"]:
+            self._settings["nlist"] = cells(len(prefixes))
+            self._adopt(self._make())
+        if len(prefixes) < self._rows_needed():
+            raise CoarseIndexError(
+                f"{self.name} was given {len(prefixes)} rows to train on and needs {self._rows_needed()}; "
+                "give more rows, or set a smaller nlist"
+            )
+        super().train(prefixes)
+
+    def _search_parameters(self, effort: int, selector: Any) -> Any:
+        return self._faiss.SearchParametersIVF(nprobe=effort, sel=selector)
+
+    def _signature(self, index: Any) -> dict[str, object]:
+        return {"nlist": index.nlist, "code size": index.code_size}
+
+    def efforts(self) -> tuple[int, ...]:
+        """Powers of two up to a quarter of the cells."""
+        nlist = self._index.nlist
+        largest = min(LARGEST_NPROBE, max(nlist // LARGEST_PROBED_SHARE, min(nlist, SMALL_NPROBE)))
+        return tuple(1 << power for power in range(largest.bit_length()))
+
+    def _centroid_bytes(self) -> int:
+        return int(self._index.nlist) * self.dim * FLOAT32_BYTES
+
+
+@register
+class IvfSq8Index(_IvfIndex):
+    """Cells of 8-bit codes of the residual: 1 byte a dimension (faiss.IndexIVFScalarQuantizer)."""
+
+    name: ClassVar[str] = "ivf-sq8"
+
+    def _codes(self) -> str:
+        return "SQ8"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of centroids, codes and row numbers."""
+        return self._centroid_bytes() + self.ntotal * (int(self._index.code_size) + ROW_NUMBER_BYTES)
+
+    @classmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """Exactly what `nbytes` says."""
+        nlist = cls.complete_settings(settings)["nlist"] or cells(n)
+        return nlist * dim * FLOAT32_BYTES + n * (dim + ROW_NUMBER_BYTES)
+
+
+@register
+class IvfPqIndex(_IvfIndex):
+    """Cells of 4-bit product codes, one for every two dimensions (faiss.IndexIVFPQFastScan).
+
+    FastScan: André, Kermarrec & Le Scouarnec 2017, arXiv 1704.07355. Scores are coarse, so that its
+    shortlists must be longer; best in large batches and where memory is short.
+    """
+
+    name: ClassVar[str] = "ivf-pq"
+
+    def __init__(self, dim: int, **settings: int) -> None:
+        if dim % PQ_DIMS:
+            raise CoarseIndexError(f"dim is {dim}; {self.name} takes a multiple of {PQ_DIMS}")
+        super().__init__(dim, **settings)
+
+    def _codes(self) -> str:
+        return f"PQ{self.dim // PQ_DIMS}x{PQ_BITS}fs"
+
+    def _make(self) -> Any:
+        index: Any = super()._make()
+        index.pq.cp.min_points_per_centroid = 1
+        index.pq.cp.seed = CLUSTERING_SEED
+        return index
+
+    def _rows_needed(self) -> int:
+        return max(PQ_CENTROIDS, super()._rows_needed())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of centroids, sub-quantisers, packed codes and row numbers."""
+        lists = self._faiss.downcast_InvertedLists(self._index.invlists)
+        blocks = sum(-(-lists.list_size(cell) // FASTSCAN_BLOCK) for cell in range(self._index.nlist))
+        codebook = self._index.pq.centroids.size() * FLOAT32_BYTES
+        packed = blocks * lists.block_size
+        return self._centroid_bytes() + int(codebook + packed) + self.ntotal * ROW_NUMBER_BYTES
+
+    @classmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """Like `nbytes`, each cell's last block being half full on average."""
+        nlist = cls.complete_settings(settings)["nlist"] or cells(n)
+        code_bytes = math.ceil(dim / PQ_DIMS / 2)
+        packed = (n + nlist * FASTSCAN_BLOCK // 2) * code_bytes
+        tables = (nlist + PQ_CENTROIDS) * dim * FLOAT32_BYTES
+        return tables + packed + n * ROW_NUMBER_BYTES

@@ -1,0 +1,252 @@
+"""The full-width vectors: one row-major matrix in a .npy file, mapped into memory or held on a device."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from indexes.base import Float32Array, Int64Array
+from indexes.errors import CoarseIndexError
+
+__all__ = ["VectorStore", "VectorWriter"]
+
+# Half the bytes of float32 for at most 2e-4 in a cosine, and the default; both are read without conversion.
+STORED_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
+
+# Matrices up to here are held as float32 once they were searched in full: converting them anew would take most of the
+# time of a single flat search. 10,000 rows at 384 dims are 15 MB.
+SMALL_BYTES = 16_777_216
+
+
+class VectorWriter:
+    """Fills a matrix that `VectorStore.create` laid out on disk. A context manager."""
+
+    def __init__(self, path: Path, rows: int, dim: int, dtype: npt.DTypeLike) -> None:
+        stored = np.dtype(dtype)
+        if stored not in STORED_TYPES:
+            raise CoarseIndexError(f"vectors are stored as float16 or float32, not {stored}")
+        if rows < 0 or dim < 1:
+            raise CoarseIndexError(f"a matrix of {rows} x {dim}; give rows >= 0 and dim >= 1")
+        self.path, self.rows, self.dim, self.dtype = Path(path), rows, dim, stored
+        self._written = 0
+        self._start = self._preallocate()
+
+    def _preallocate(self) -> int:
+        """Write the header and claim the space, so that a full disk shows before any work is done."""
+        size = self.rows * self.dim * self.dtype.itemsize
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, self.dim)}
+        with open(self.path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            file.flush()
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), start, size)
+            else:
+                file.truncate(start + size)
+        return start
+
+    def write(self, positions: Int64Array, vectors: Float32Array) -> None:
+        """Put rows where they belong: `vectors` float32 [c, dim] at `positions` int64 [c].
+
+        Each row is written once; calls may come in any order.
+
+        Raises:
+            CoarseIndexError: The shapes disagree, or a position is outside the matrix.
+        """
+        if vectors.shape != (len(positions), self.dim):
+            raise CoarseIndexError(
+                f"vectors of shape {list(vectors.shape)} for {len(positions)} positions; "
+                f"give [{len(positions)}, {self.dim}]"
+            )
+        if not len(positions):
+            return
+        if positions.min() < 0 or positions.max() >= self.rows:
+            raise CoarseIndexError(
+                f"positions {positions.min()} to {positions.max()}; the matrix has rows 0 to {self.rows - 1}"
+            )
+        # Mapped anew for each call: pages of a map count as resident until it is closed.
+        matrix = np.memmap(self.path, self.dtype, "r+", self._start, (self.rows, self.dim))
+        matrix[positions] = vectors
+        self._written += len(positions)
+
+    def close(self) -> None:
+        """Flush the file to the disk.
+
+        Raises:
+            CoarseIndexError: Fewer rows were written than the matrix has.
+        """
+        if self._written < self.rows:
+            raise CoarseIndexError(
+                f"{self.path} was given {self._written} of {self.rows} rows; write all of them before closing"
+            )
+        with open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
+
+    def __enter__(self) -> VectorWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+
+class VectorStore:
+    """A matrix [n, dim] of unit rows. Made by `open`.
+
+    Attributes:
+        matrix: torch [n, dim], float16 or float32. On the CPU a private map of the file: do not write to it.
+        device: Where `matrix` lies.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        shape: tuple[int, int],
+        dtype: np.dtype[np.generic],
+        start: int,
+    ) -> None:
+        self.path = path
+        self._map = _map(path)
+        mapped = np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
+        self.matrix = torch.from_numpy(mapped).to(device)
+        self.dtype = dtype
+        self.device = self.matrix.device
+        self.n, self.dim = shape
+        self._start = start
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
+        self._whole: torch.Tensor | None = None
+        self._guard: Callable[[Int64Array], None] | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], rows: int, dim: int, dtype: npt.DTypeLike = np.float16
+    ) -> VectorWriter:
+        """Lay out a matrix on disk, to be filled by the writer that is returned.
+
+        Raises:
+            CoarseIndexError: Another type than float16 or float32, or an impossible shape.
+            OSError: The disk has no room for it.
+        """
+        return VectorWriter(Path(path), rows, dim, dtype)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VectorStore:
+        """Map the file at `path`; for another device than the CPU, copy it there.
+
+        Raises:
+            CoarseIndexError: The file does not hold such a matrix.
+            OSError: The file cannot be opened.
+        """
+        return cls(Path(path), torch.device(device), *_read_header(Path(path)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix."""
+        return self.n * self.dim * self.dtype.itemsize
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held in memory; a mapped matrix counts 0, as the system may drop its pages at any time."""
+        held = 0 if self._whole is None else self._whole.nbytes
+        return held if self.device.type == "cpu" else held + self.nbytes
+
+    @property
+    def small(self) -> bool:
+        """Whether `whole` may be held in memory."""
+        return self.n * self.dim * 4 <= SMALL_BYTES
+
+    def whole(self) -> torch.Tensor:
+        """Every row as float32 [n, dim], kept from the first call on. For small matrices."""
+        if self._whole is None:
+            self._whole = self.block(0, self.n)
+        return self._whole
+
+    def release(self) -> None:
+        """Give the mapped pages back to the system; they are read again when next used."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def guard(self, check: Callable[[Int64Array], None]) -> None:
+        """Have `check` called with the rows of every read from the map, before it, to verify them."""
+        self._guard = check
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` as float32 [stop - start, dim]."""
+        if self._guard is not None:
+            self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
+        return self.matrix[start:stop].float()
+
+    def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path."""
+        if self._guard is not None:
+            self._guard(rows.numpy())
+        view = self._views.get((start, stop))
+        if view is None:
+            # A view: index_select then copies the wanted dimensions only.
+            view = self._views[start, stop] = self.matrix[:, start:stop]
+        return torch.index_select(view, 0, rows, out=out)
+
+    def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Float32Array]]:
+        """Pass over rows `start` to `stop` in order, `size` at a time: (first row, float32 [c, dim]).
+
+        The file is read, not the map, so that a whole pass leaves the resident memory as it was.
+
+        Raises:
+            CoarseIndexError: `size` is below 1, or the file ends early.
+        """
+        if size < 1:
+            raise CoarseIndexError(f"chunks of {size} rows; give at least 1")
+        last = self.n if stop is None else min(stop, self.n)
+        with open(self.path, "rb") as file:
+            for first in range(start, last, size):
+                yield first, self._read(file, first, min(size, last - first))
+
+    def _read(self, file: BinaryIO, first: int, count: int) -> Float32Array:
+        file.seek(self._start + first * self.dim * self.dtype.itemsize)
+        values = np.fromfile(file, self.dtype, count * self.dim)
+        if len(values) != count * self.dim:
+            raise CoarseIndexError(f"{self.path} ends within rows {first} to {first + count - 1}; restore it")
+        return values.reshape(count, self.dim).astype(np.float32, copy=False)
+
+
+def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int]:
+    """Shape, type and first byte of the matrix, checked against the size of the file."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise CoarseIndexError(f"{path} is .npy version {version}; expected (1, 0)")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except CoarseIndexError:
+            raise
+        except ValueError as error:
+            raise CoarseIndexError(f"{path} is not a .npy file: {error}") from error
+        start = file.tell()
+    if len(shape) != 2 or fortran or dtype not in STORED_TYPES:
+        order = "column-major" if fortran else "row-major"
+        raise CoarseIndexError(
+            f"{path} holds a {order} {dtype} array of shape {list(shape)}; "
+            "expected a row-major float16 or float32 matrix [n, dim]"
+        )
+    expected, found = start + math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if found != expected:
+        raise CoarseIndexError(f"{path} has {found} bytes; a {dtype} matrix of {list(shape)} has {expected}")
+    return (shape[0], shape[1]), dtype, start
+
+
+def _map(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        # Copy-on-write: torch wants a writable array, and nothing reaches the file.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from indexes import CoarseIndexError, FlatIndex, families, family
+from indexes.base import register
+
+
+def test_families_are_found_by_name() -> None:
+    assert set(families()) == {"flat", "ivf-sq8", "ivf-pq", "hnsw-sq8", "hnsw-f16"}
+    assert all(family(name).name == name for name in families())
+
+
+def test_an_unknown_family_lists_the_known_ones() -> None:
+    with pytest.raises(CoarseIndexError, match=r"no coarse index is called 'annoy'; choose one of: flat, "):
+        family("annoy")
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(CoarseIndexError, match="two coarse index families are called 'flat'"):
+        register(FlatIndex)
+
+
+def test_settings_are_copied_and_completed() -> None:
+    index = family("hnsw-sq8")(8, degree=4)
+    assert index.settings == {"degree": 4, "ef_construction": 200}
+    index.settings["degree"] = 5
+    assert index.settings["degree"] == 4
+
+
+@pytest.mark.parametrize("value", [1.5, True, "16"])
+def test_settings_are_whole_numbers(value: object) -> None:
+    with pytest.raises(CoarseIndexError, match="give a whole number"):
+        family("hnsw-sq8")(8, degree=value)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexes import RunningTop, VectorStore, exact, exact_search
+from indexes.base import Float32Array
+
+
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def store(request: pytest.FixtureRequest, rows: Float32Array, tmp_path_factory: pytest.TempPathFactory) -> VectorStore:
+    path: Path = tmp_path_factory.mktemp("exact") / "vectors.npy"
+    with VectorStore.create(path, *rows.shape, request.param) as writer:
+        writer.write(np.arange(len(rows)), rows)
+    return VectorStore.open(path)
+
+
+def scores_of(store: VectorStore, queries: Float32Array) -> np.ndarray:
+    return queries.astype(np.float64) @ store.matrix.double().numpy().T
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 256, 1499, 1500, 10_000])
+@pytest.mark.parametrize("k", [1, 10])
+def test_however_many_rows_at_a_time_it_is_brute_force(
+    store: VectorStore, queries: Float32Array, k: int, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "CELLS_AT_A_TIME", rows_at_a_time * store.dim)
+    queries = queries[:20]
+    true = scores_of(store, queries)
+    scores, rows = exact_search(store, queries, k)
+    assert (scores.dtype, rows.dtype, scores.shape, rows.shape) == (np.float32, np.int64, (20, k), (20, k))
+    np.testing.assert_allclose(scores, -np.sort(-true, axis=1)[:, :k], atol=2e-6)
+    np.testing.assert_allclose(np.take_along_axis(true, rows, axis=1), scores, atol=2e-6)
+    assert all(len(set(row)) == k for row in rows.tolist())
+
+
+def test_all_rows_may_be_asked_for(store: VectorStore, queries: Float32Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "CELLS_AT_A_TIME", 400 * store.dim)
+    scores, rows = exact_search(store, queries[:3], store.n)
+    assert (np.sort(rows, axis=1) == np.arange(store.n)).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_pages_given_back_are_read_again(
+    store: VectorStore, queries: Float32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "CELLS_AT_A_TIME", 100 * store.dim)
+    np.testing.assert_array_equal(exact_search(store, queries, 5, release=True)[1], exact_search(store, queries, 5)[1])
+
+
+def test_a_running_top_is_the_top_of_what_came_so_far(rows: Float32Array, queries: Float32Array) -> None:
+    top, k, done = RunningTop(queries, 10), 10, 0
+    for size in (3, 4, 1, 500, 992):  # the first blocks hold fewer rows than are wanted
+        top.update(np.ascontiguousarray(rows[done : done + size]), done)
+        done += size
+        true = queries @ rows[:done].T
+        kept = min(k, done)
+        assert top.scores.shape == top.rows.shape == (len(queries), kept)
+        np.testing.assert_allclose(top.scores, -np.sort(-true, axis=1)[:, :kept], atol=2e-6)
+        np.testing.assert_allclose(np.take_along_axis(true, top.rows, axis=1), top.scores, atol=2e-6)
+
+
+def test_blocks_keep_their_own_numbers(rows: Float32Array) -> None:
+    top = RunningTop(rows[:5].copy(), 1)
+    top.update(rows[:100].copy(), 1_000)
+    assert top.rows[:, 0].tolist() == [1000, 1001, 1002, 1003, 1004]
