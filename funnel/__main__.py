@@ -1,0 +1,5 @@
+"""`python -m funnel` is the command `funnel`."""
+
+from funnel.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Building an index: read the corpus once, adapt, order, store, index a prefix, calibrate, commit."""

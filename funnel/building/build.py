@@ -1,0 +1,277 @@
+"""The build, from a corpus to a committed generation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.adaptors import Adaptor, adaptor_kinds, make_adaptor
+from funnel.building.intake import Intake, take_in
+from funnel.building.ladder import checked_ladder, choose_ladder
+from funnel.building.segment import build_coarse, write_norms, write_rows
+from funnel.data.corpus import Corpus
+from funnel.data.encoding import Encoder
+from funnel.data.queries import QueriesSource, open_queries
+from funnel.data.rows import unit_rows
+from funnel.errors import EncoderError, InputError
+from funnel.ids import Ids
+from funnel.opening import inverse_norms, make_cascade, rerank_widths
+from funnel.planning.budget import Budget
+from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
+from funnel.planning.costs import BATCH_SIZES, times_ms
+from funnel.planning.planner import Planner
+from funnel.planning.records import Calibration
+from funnel.searcher import Searcher
+from funnel.storage import IndexFolder, Manifest, Transaction
+from indexes import Choice, CoarseIndexError, VectorStore, choose, family
+
+__all__ = ["MOST_QUERIES", "BuildOptions", "build_index"]
+
+# Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
+MOST_QUERIES = 5_000
+# The budgets whose latency is measured at build, so that the first explain need not.
+MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
+MEASURED_K = 10
+MEGABYTE = 1_000_000
+ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build; see `FunnelIndex.build`."""
+
+    adaptor: str | Path | Adaptor
+    dims: Sequence[int] | None
+    memory_mb: float | None
+    coarse: str | None
+    coarse_settings: dict[str, int] | None
+    dtype: str
+    seed: int
+    device: torch.device
+    progress: bool
+
+
+def build_index(
+    corpus: Corpus,
+    path: str | os.PathLike[str],
+    encoder: Encoder | None,
+    queries: QueriesSource | None,
+    options: BuildOptions,
+) -> Manifest:
+    """Build an index and commit it as the next generation of the folder.
+
+    Raises what `FunnelIndex.build` says. Until the commit, whatever the folder held before stays as it was.
+    """
+    _check(options)
+    dim = _width(corpus, encoder)
+    if options.dims is not None:  # before hours of encoding rather than after
+        checked_ladder(options.dims, dim)
+    asked = None if queries is None else open_queries(queries)
+    folder = IndexFolder(path)
+    with folder.begin() as transaction:
+        segment = transaction.folder("segments")
+        real = None if asked is None else _query_vectors(asked, encoder, dim, options.seed)
+        intake = take_in(corpus, encoder, segment, options.seed, options.progress)
+        adaptor = _adaptor(options, intake)
+        write_rows(intake, adaptor, segment, options.dtype, options.seed + TREE_SEED, options.progress)
+        intake.finish()
+        built = _index_rows(segment, intake, options)
+        searcher = _searcher(segment, adaptor, built, options)
+        calibration = _calibrate(searcher, real, encoder, options)
+        return _commit(transaction, segment, intake, encoder, built, searcher, calibration, options)
+
+
+@dataclass(frozen=True)
+class _Built:
+    ladder: tuple[int, ...]
+    choice: Choice
+    store: VectorStore
+    coarse: Any
+
+
+def _check(options: BuildOptions) -> None:
+    if options.dtype not in ("float16", "float32"):
+        raise InputError(f"dtype is {options.dtype!r}; expected 'float16' or 'float32'")
+    if options.memory_mb is not None and not options.memory_mb > 0:
+        raise InputError(f"memory_mb is {options.memory_mb!r}; expected megabytes above 0")
+    if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
+        raise InputError(f"seed is {options.seed!r}; expected a whole number from 0")
+    if options.coarse is not None:
+        family(options.coarse)
+    adaptor = options.adaptor
+    if not isinstance(adaptor, Adaptor) and adaptor not in adaptor_kinds() and not Path(adaptor).is_dir():
+        raise InputError(
+            f"adaptor is {str(adaptor)!r}; expected one of {', '.join(adaptor_kinds())}, or a saved folder"
+        )
+
+
+def _width(corpus: Corpus, encoder: Encoder | None) -> int:
+    """The width d of the vectors to come. Raises EncoderError where the encoder is missing or of another width."""
+    if corpus.dim is None:
+        if encoder is None:
+            raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
+        return encoder.dim
+    if encoder is not None and encoder.dim != corpus.dim:
+        raise EncoderError(
+            f"the encoder gives {encoder.dim} dims, the vectors of {corpus.name} have {corpus.dim}; "
+            "give the encoder that made them, or none"
+        )
+    return corpus.dim
+
+
+def _query_vectors(asked: Any, encoder: Encoder | None, dim: int, seed: int) -> npt.NDArray[np.float32]:
+    """Unit rows of the real queries in random order, at most as many as calibration uses."""
+    vectors = asked.vectors
+    if vectors is None:
+        if encoder is None:
+            raise EncoderError("the queries are texts; give an encoder, or query vectors")
+        vectors = encoder.encode_query(asked.texts)
+    if vectors.shape[1] != dim:
+        raise InputError(f"the queries have {vectors.shape[1]} dims, the corpus {dim}; both need the same encoder")
+    order = np.random.default_rng(seed).permutation(len(vectors))[:MOST_QUERIES]
+    rows: npt.NDArray[np.float32] = unit_rows(vectors[order], 0, "queries")
+    return rows
+
+
+def _adaptor(options: BuildOptions, intake: Intake) -> Adaptor:
+    chosen = options.adaptor
+    if isinstance(chosen, Adaptor):
+        adaptor = chosen
+    elif isinstance(chosen, str) and chosen in adaptor_kinds():
+        adaptor = make_adaptor(chosen, intake.sample, seed=options.seed + ADAPTOR_SEED, progress=options.progress)
+    else:
+        adaptor = Adaptor.load(chosen)
+    if adaptor.dim != intake.dim:
+        raise InputError(f"the adaptor is for {adaptor.dim} dims, the corpus has {intake.dim}")
+    return adaptor
+
+
+def _index_rows(segment: Path, intake: Intake, options: BuildOptions) -> _Built:
+    store = VectorStore.open(segment / "vectors.npy", options.device)
+    asked = None if options.dims is None else checked_ladder(options.dims, intake.dim)
+    ladder = asked or choose_ladder(store, options.seed)
+    choice, ladder = _coarse_choice(store.n, ladder, options)
+    write_norms(store, ladder, segment / "norms.npy", options.progress)
+    seed = options.seed + TREE_SEED
+    coarse = build_coarse(store, ladder[0], choice.name, dict(choice.settings), seed, options.progress)
+    coarse.save(segment / "coarse.faiss")
+    return _Built(ladder, choice, store, coarse)
+
+
+def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> tuple[Choice, tuple[int, ...]]:
+    """The coarse index to build: the user's, or the best that fits the memory."""
+    width = ladder[0]
+    if options.coarse is not None:
+        settings = options.coarse_settings or _default_settings(n, width, options.coarse)
+        return Choice(options.coarse, settings, family(options.coarse).estimate_nbytes(n, width, settings)), ladder
+    if options.memory_mb is None:
+        return choose(n, width)[0], ladder
+    norms = 4 * n * max(0, len(ladder) - 2)
+    allowed = int(options.memory_mb * MEGABYTE) - norms
+    try:
+        return choose(n, width, max(0, allowed))[0], ladder
+    except CoarseIndexError as error:
+        raise InputError(f"memory_mb={options.memory_mb:g} is too little for {n:,} rows: {error}") from error
+
+
+def _default_settings(n: int, width: int, name: str) -> dict[str, int]:
+    """What `choose` would give this family for so many rows; its own defaults where it would not be offered."""
+    return next((dict(choice.settings) for choice in choose(n, width) if choice.name == name), {})
+
+
+def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOptions) -> Searcher:
+    widths = rerank_widths(built.ladder, built.choice.name)
+    norms = inverse_norms(segment, built.ladder, widths)
+    return Searcher(
+        cascade=make_cascade(built.coarse, built.store, norms, release=True),
+        adaptor=adaptor,
+        ids=Ids.open(segment),
+        order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
+        widths=widths,
+    )
+
+
+def _calibrate(
+    searcher: Searcher, real: npt.NDArray[np.float32] | None, encoder: Encoder | None, options: BuildOptions
+) -> Calibration | None:
+    if searcher.rows < SMALLEST_PLANNED:
+        return None
+    adapted = None if real is None else searcher.prepare(real)
+    searcher.calibration = calibrate(
+        searcher.cascade,
+        searcher.widths,
+        adapted,
+        searcher.whole_call,
+        {} if encoder is None else _encoder_ms(encoder),
+        options.seed + CALIBRATION_SEED,
+        options.progress,
+    )
+    _measure_latencies(searcher.planner)
+    searcher.calibration.latencies = searcher.planner.latency_records()
+    return searcher.calibration
+
+
+def _measure_latencies(planner: Planner) -> None:
+    """Measure the plans that the usual budgets are served by, one query at a time."""
+    for recall in MEASURED_RECALLS:
+        if planner.calibration.depth >= MEASURED_K:
+            planner.latency(planner.choose(Budget(recall), MEASURED_K, 1).plan, MEASURED_K, 1)
+
+
+def _encoder_ms(encoder: Encoder) -> dict[int, float]:
+    """The 95th percentile of encoding a batch of short texts, milliseconds by batch size."""
+    texts = [f"how do I {verb} a {noun}" for verb in ("open", "sort", "merge", "parse") for noun in _NOUNS]
+
+    def timed(batch: int) -> Callable[[int], object]:
+        repeated = [texts[i % len(texts)] for i in range(batch)]
+        return lambda _: encoder.encode_query(repeated)
+
+    return {batch: float(np.percentile(times_ms(timed(batch)), 95)) for batch in BATCH_SIZES}
+
+
+_NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
+
+
+def _commit(
+    transaction: Transaction,
+    segment: Path,
+    intake: Intake,
+    encoder: Encoder | None,
+    built: _Built,
+    searcher: Searcher,
+    calibration: Calibration | None,
+    options: BuildOptions,
+) -> Manifest:
+    adaptor_folder = transaction.folder("adaptor")
+    searcher.adaptor.save(adaptor_folder)
+    body: dict[str, object] = {
+        "d": intake.dim,
+        "ladder": list(built.ladder),
+        "counts": {"rows": intake.count},
+        "segments": [{"id": transaction.identifier(segment), "rows": intake.count}],
+        "adaptor": transaction.identifier(adaptor_folder),
+        "settings": {
+            "coarse": built.choice.name,
+            "coarse_settings": dict(built.choice.settings),
+            "documents": intake.has_documents,
+            "dtype": options.dtype,
+            "encoder": None if encoder is None else encoder.name,
+            "encoder_reopenable": encoder is not None and encoder.reopenable,
+            "exact_encoding": bool(getattr(encoder, "exact", False)),
+            "faiss": str(getattr(__import__("faiss"), "__version__", "")),
+            "memory_mb": options.memory_mb,
+            "seed": options.seed,
+        },
+    }
+    if calibration is not None:
+        folder = transaction.folder("calibrations")
+        calibration.save(folder)
+        body["calibration"] = transaction.identifier(folder)
+    return transaction.commit(body, progress=options.progress)

@@ -1,0 +1,111 @@
+"""Writing one segment: rows in cluster order, the norms of their prefixes, the coarse index."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from funnel.adaptors import Adaptor
+from funnel.building.intake import Intake
+from indexes import ClusterTree, CoarseIndex, VectorStore, family, stored_order
+
+__all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
+
+# Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
+ORDERED_DIMS = 32
+# Bytes of prefixes handed to the coarse index at once. Together with the copies made on the way this keeps a
+# build within half a gigabyte of the index itself.
+BLOCK_BYTES = 134_217_728
+CELLS_AT_A_TIME = 6_291_456  # as read from disk: 25 MB as float32
+TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
+
+
+def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
+    prefixes = rows[:, :width]
+    norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
+    return scaled
+
+
+def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed: int, progress: bool) -> None:
+    """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
+    width = min(ORDERED_DIMS, intake.dim)
+    tree = ClusterTree.fit(unit_prefixes(adaptor.transform(intake.sample), width), seed=seed)
+    leaves = np.empty(intake.count, dtype=np.int64)
+    done = 0
+    with tqdm(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
+        for rows in intake.rows():
+            leaves[done : done + len(rows)] = tree.assign(unit_prefixes(adaptor.transform(rows), width))
+            done += len(rows)
+            bar.update(len(rows))
+    # A block's prefixes are at most as wide as the matrix; the coarse width is chosen after the rows are stored.
+    order = stored_order(leaves, BLOCK_BYTES // (4 * min(intake.dim, 256)), seed)
+    del leaves
+    positions = np.empty(intake.count, dtype=np.int64)
+    positions[order] = np.arange(intake.count)
+    np.save(folder / "order.npy", order)
+    del order
+    done = 0
+    with (
+        VectorStore.create(folder / "vectors.npy", intake.count, intake.dim, dtype) as writer,
+        tqdm(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
+    ):
+        for rows in intake.rows():
+            writer.write(positions[done : done + len(rows)], adaptor.transform(rows))
+            done += len(rows)
+            bar.update(len(rows))
+
+
+def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress: bool) -> None:
+    """norms.npy: the norm of every prefix of every stored row, float32 [n, len(ladder)]."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (store.n, len(ladder))}
+    with (
+        path.open("wb") as file,
+        tqdm(total=store.n, desc="norms", unit="rows", unit_scale=True, disable=not progress) as bar,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+            edges = [0, *ladder]
+            squares = [np.einsum("nd,nd->n", rows[:, a:b], rows[:, a:b]) for a, b in itertools.pairwise(edges)]
+            np.sqrt(np.cumsum(np.stack(squares, axis=1), axis=1, dtype=np.float32)).tofile(file)
+            bar.update(len(rows))
+
+
+def build_coarse(
+    store: VectorStore, width: int, name: str, settings: dict[str, int], seed: int, progress: bool
+) -> CoarseIndex:
+    """Train and fill a coarse index over the unit prefixes of the stored rows."""
+    index = family(name)(width, **settings)
+    index.train(_training_sample(store, width, seed))
+    block_rows = max(1, BLOCK_BYTES // (4 * width))
+    with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
+        for start in range(0, store.n, block_rows):
+            block = _prefix_block(store, width, start, min(store.n, start + block_rows))
+            index.add(block)
+            bar.update(len(block))
+    return index
+
+
+def _prefix_block(store: VectorStore, width: int, start: int, stop: int) -> npt.NDArray[np.float32]:
+    block = np.empty((stop - start, width), dtype=np.float32)
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, stop):
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width)
+    return block
+
+
+def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[np.float32]:
+    """Unit prefixes of rows drawn evenly; read in runs, as rows that lie together come in one read."""
+    if store.n <= TRAINING_ROWS:
+        return _prefix_block(store, width, 0, store.n)
+    chosen = np.sort(np.random.default_rng(seed).choice(store.n, TRAINING_ROWS, replace=False))
+    sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+        begin, end = np.searchsorted(chosen, (first, first + len(rows)))
+        sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first], width)
+    return sample

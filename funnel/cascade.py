@@ -1,0 +1,200 @@
+"""Runs a plan: coarse search over the shortest prefix, then stages at rising widths. The hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.plan import Plan
+from funnel.rerank import best, carry_on, rows_at_a_time
+from funnel.workers import workers
+from indexes import CoarseIndex, VectorStore
+
+__all__ = ["Cascade", "Float32", "Int64", "some_missing"]
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+
+# Queries whose shortlists are held at once on a device (8,192 x 1,024 ids are 64 MB).
+QUERIES_AT_A_TIME_CUDA = 8_192
+# A worker is handed at least so many queries: fewer cost more to hand over than they save.
+FEWEST_QUERIES = 4
+# Batches from this size on are put in an order that reuses the cache: a smaller one has no neighbours to put together.
+ORDERED_BATCH = 64
+ORDERED_AT_A_TIME = 128
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """What a plan is run on.
+
+    coarse: over unit prefixes of `width` dims. store: the n x d matrix. inverse_norms: for every intermediate
+    width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
+    changes no order). exact: flat search over the store.
+    """
+
+    coarse: CoarseIndex
+    width: int
+    store: VectorStore
+    inverse_norms: dict[int, torch.Tensor]
+    exact: Callable[[Float32, int], tuple[Float32, Int64]]
+
+    def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """The best k of each query under the plan, by exact score, falling.
+
+        queries: float32 [n, d], unit rows, C-contiguous. Returns scores float32 [n, k] and stored rows
+        int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end.
+        """
+        if plan.is_flat:
+            return self.exact(queries, k)
+        if len(queries) == 1:
+            return self._piece(queries, plan, k)
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.empty((len(queries), k), dtype=np.int64)
+
+        def piece(places: slice | Int64) -> None:
+            scores[places], rows[places] = self._piece(queries[places], plan, k)
+
+        self._spread(queries, piece)
+        return scores, rows
+
+    def shortlist(self, queries: Float32, shortlist: int, effort: int) -> Int64:
+        """The coarse search alone: stored rows int64 [n, shortlist], best first, -1 where fewer were found."""
+        rows = np.empty((len(queries), shortlist), dtype=np.int64)
+
+        def piece(places: slice | Int64) -> None:
+            rows[places] = self._coarse(queries[places], shortlist, effort)
+
+        self._spread(queries, piece)
+        return rows
+
+    def rerank(self, queries: Float32, rows: Int64, start: int, stop: int, keep: int) -> Int64:
+        """One stage alone: the `keep` best of rows int64 [n, s] by their dot products over dims [start, stop)."""
+        kept = np.empty((len(queries), min(keep, rows.shape[1])), dtype=np.int64)
+
+        at_a_time = rows_at_a_time(rows.shape[1], stop - start, self.store.device)
+
+        def piece(places: slice | Int64) -> None:
+            asked, shortlist = queries[places], rows[places]
+            parts = [
+                self._kept(asked[i : i + at_a_time], shortlist[i : i + at_a_time], start, stop, keep)
+                for i in range(0, len(asked), at_a_time)
+            ]
+            kept[places] = np.concatenate(parts)
+
+        self._spread(queries, piece)
+        return kept
+
+    def _kept(self, queries: Float32, rows: Int64, start: int, stop: int, keep: int) -> Int64:
+        with torch.inference_mode():
+            query, found = self._tensors(queries, np.ascontiguousarray(rows))
+            _, places = best(carry_on(self.store, query, found, None, start, stop), keep)
+            best_rows: Int64 = found.gather(1, places).cpu().numpy()
+            return best_rows
+
+    def _spread(self, queries: Float32, piece: Callable[[slice | Int64], None]) -> None:
+        """Cut the queries into pieces and run them, on workers where that pays."""
+        count = len(queries)
+        if self.store.device.type != "cpu":
+            for start in range(0, count, QUERIES_AT_A_TIME_CUDA):
+                piece(slice(start, start + QUERIES_AT_A_TIME_CUDA))
+            return
+        pool = workers()
+        if count < 2 * FEWEST_QUERIES or pool.count == 1:
+            for start in range(0, count, self.coarse.queries_at_a_time):
+                piece(slice(start, start + self.coarse.queries_at_a_time))
+            return
+        size = min(self.coarse.queries_at_a_time, max(FEWEST_QUERIES, -(-count // pool.count)))
+        starts = range(0, count, size)
+        order = self._near_order(queries) if count >= ORDERED_BATCH else None
+        if order is None:
+            pool.run(piece, [slice(start, start + size) for start in starts])
+        else:
+            pool.run(piece, [order[start : start + size] for start in starts])
+
+    def _near_order(self, queries: Float32) -> Int64 | None:
+        """An order in which queries that look at the same rows follow each other."""
+        keys = np.zeros(len(queries), dtype=np.int64)
+        ordered = [True]
+
+        def piece(start: int) -> None:
+            part = np.ascontiguousarray(queries[start : start + ORDERED_AT_A_TIME, : self.width])
+            found = self.coarse.near_keys(part)
+            if found is None:
+                ordered[0] = False
+            else:
+                keys[start : start + len(part)] = found
+
+        workers().run(piece, range(0, len(queries), ORDERED_AT_A_TIME))
+        return np.argsort(keys, kind="stable") if ordered[0] else None
+
+    def _coarse(self, queries: Float32, shortlist: int, effort: int) -> Int64:
+        prefixes = np.ascontiguousarray(queries[:, : self.width])
+        _, rows = self.coarse.search(prefixes, shortlist, effort)
+        return rows
+
+    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """Coarse search and every stage for a few queries, on this thread."""
+        shortlist = self._coarse(queries, plan.shortlist, plan.effort)
+        at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
+        with torch.inference_mode():
+            if len(queries) <= at_a_time:
+                scores, rows = self._stages(queries, shortlist, plan, k)
+                return scores.cpu().numpy(), rows.cpu().numpy()
+            parts = [
+                self._stages(queries[start : start + at_a_time], shortlist[start : start + at_a_time], plan, k)
+                for start in range(0, len(queries), at_a_time)
+            ]
+            scores, rows = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+            return scores.cpu().numpy(), rows.cpu().numpy()
+
+    def _tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self.store.device
+        if device.type == "cpu":
+            return torch.from_numpy(queries), torch.from_numpy(rows)
+        return torch.from_numpy(queries).to(device), torch.from_numpy(rows).to(device)
+
+    def _stages(self, queries: Float32, shortlist: Int64, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        query, rows = self._tensors(queries, shortlist)
+        missing = None
+        if some_missing(shortlist):
+            missing = rows < 0
+            rows = rows.clamp(min=0)
+        partial, start = None, 0
+        for stage in plan.stages:
+            partial = carry_on(self.store, query, rows, partial, start, stage.width)
+            scores = partial * self.inverse_norms[stage.width][rows]
+            if missing is not None:
+                scores.masked_fill_(missing, -torch.inf)
+            _, places = best(scores, stage.keep)
+            rows, partial = rows.gather(1, places), partial.gather(1, places)
+            missing = None if missing is None else missing.gather(1, places)
+            start = stage.width
+        scores = carry_on(self.store, query, rows, partial, start, self.store.dim)
+        if missing is not None:
+            scores.masked_fill_(missing, -torch.inf)
+        return _final(scores, rows, missing, k)
+
+
+def some_missing(rows: Int64) -> bool:
+    """Whether a row of rows [n, s] lacks candidates: they stand best first, so that -1 is always at the end."""
+    return bool(rows[0, -1] < 0) if len(rows) == 1 else bool((rows[:, -1] < 0).any())
+
+
+def _final(
+    scores: torch.Tensor, rows: torch.Tensor, missing: torch.Tensor | None, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    top, places = best(scores, k)
+    found = rows.gather(1, places)
+    if missing is not None:
+        found = found.masked_fill(missing.gather(1, places), -1)
+    if top.shape[1] < k:
+        pad = (0, k - top.shape[1])
+        top = torch.nn.functional.pad(top, pad, value=-torch.inf)
+        found = torch.nn.functional.pad(found, pad, value=-1)
+    return top, found

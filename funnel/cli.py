@@ -1,0 +1,273 @@
+"""The command line: funnel build, search, explain, bench, check, demo."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from funnel.errors import FunnelError, InputError
+from indexes.errors import CoarseIndexError, MissingBackendError
+
+if TYPE_CHECKING:
+    from funnel.index import FunnelIndex, Hit
+
+__all__ = ["cli", "main"]
+
+EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
+TEXT_SHOWN = 160  # characters of a document's text in the list of hits
+PATH = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """Commands whose expected errors are one line and exit code 2, unless --debug asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (*EXPECTED, click.UsageError) as error:
+            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on a pipe
+                raise
+            said = error.format_message() if isinstance(error, click.UsageError) else str(error)
+            click.echo(f"Error: {' '.join(said.split())}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="funnel-retrieval")
+def cli(debug: bool) -> None:
+    """Nearest documents within a stated recall or latency.
+
+    Example: funnel build docs.jsonl my-index --queries queries.jsonl && funnel search my-index "open a file"
+    """
+
+
+def _dims(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of widths such as 32,64,128") from None
+
+
+@cli.command()
+@click.argument("corpus", type=PATH)
+@click.argument("index", type=PATH)
+@click.option("--queries", type=PATH, help="Real queries that certify recall: queries.jsonl, .txt or .npy.")
+@click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
+@click.option("--adaptor", default="pca", show_default=True, help="A kind of adaptor, or the folder of a saved one.")
+@click.option("--dims", callback=_dims, help="Widths to use, such as 64,128,256; the first for the coarse index.")
+@click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
+@click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
+@click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def build(
+    corpus: Path,
+    index: Path,
+    queries: Path | None,
+    encoder: str | None,
+    adaptor: str,
+    dims: list[int] | None,
+    memory_mb: float | None,
+    coarse: str | None,
+    exact_encoding: bool,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Build the folder INDEX from CORPUS: a BEIR folder, .jsonl, .csv, .parquet or .npy.
+
+    Example: funnel build scifact my-index --queries scifact/queries.jsonl
+    """
+    from funnel.index import FunnelIndex
+
+    built = FunnelIndex.build(
+        str(corpus),
+        index,
+        encoder=encoder,
+        adaptor=adaptor,
+        queries=None if queries is None else str(queries),
+        dims=dims,
+        memory_mb=memory_mb,
+        coarse=coarse,
+        exact_encoding=exact_encoding,
+        seed=seed,
+        progress=not quiet,
+    )
+    manifest = built.manifest
+    click.echo(
+        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over {manifest.ladder[0]} "
+        f"dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
+    )
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.argument("text", required=False)
+@click.option("-k", default=10, show_default=True, help="How many hits.")
+@click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
+@click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
+@click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
+def search(
+    index: Path,
+    text: str | None,
+    k: int,
+    recall: float | None,
+    latency_ms: float | None,
+    vector: Path | None,
+    as_json: bool,
+) -> None:
+    """Search INDEX for TEXT, or for every line of standard input.
+
+    Example: funnel search my-index "read a csv file" -k 5 --recall 0.99
+    """
+    from funnel.index import FunnelIndex
+
+    if text is not None and vector is not None:
+        raise InputError("give either a text or --vector, not both")
+    opened = FunnelIndex.open(index)
+    vectors = None if vector is None else _read_vectors(vector)
+    if not as_json:
+        click.echo(_promise(opened, k, recall, latency_ms, 1 if vectors is None else len(vectors)), err=True)
+    if vectors is not None:
+        found: Any = opened.search(vectors, k, recall=recall, latency_ms=latency_ms)
+        for row, hits in enumerate(found):
+            _show(f"{vector}:{row}", hits, as_json)
+        return
+    for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
+        found = opened.search(line, k, recall=recall, latency_ms=latency_ms)
+        _show(line, found, as_json)
+
+
+def _promise(index: FunnelIndex, k: int, recall: float | None, latency_ms: float | None, batch: int) -> str:
+    from funnel.planning.budget import Budget, check_k
+
+    choice = index.searcher.choose(Budget(recall, latency_ms), check_k(k, len(index)), batch)
+    return f"{choice.plan} ({choice.certificate})"
+
+
+def _read_vectors(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{path} is not a .npy file of numbers ({error})") from error
+    if vectors.ndim not in (1, 2) or not vectors.size:
+        raise InputError(f"{path} has shape {list(vectors.shape)}; expected one vector [d], or [n, d]")
+    return np.atleast_2d(vectors)
+
+
+def _show(query: str, hits: list[Hit], as_json: bool) -> None:
+    if as_json:
+        found = [
+            {"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text, "metadata": hit.metadata}
+            for hit in hits
+        ]
+        click.echo(json.dumps({"query": query, "hits": found}, ensure_ascii=False))
+        return
+    click.echo(f"\n{query}")
+    for rank, hit in enumerate(hits, 1):
+        title = f"  {hit.title}" if hit.title else ""
+        click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")
+        text = " ".join(hit.text.split())
+        if text:
+            click.echo(f"              {text[:TEXT_SHOWN]}{'…' if len(text) > TEXT_SHOWN else ''}")
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("-k", default=10, show_default=True)
+@click.option("--recall", type=float, help="One budget, stage by stage.")
+@click.option("--latency-ms", type=float, help="One budget, stage by stage.")
+@click.option("--batch", default=1, show_default=True, help="Queries in one call.")
+@click.option("--json", "as_json", is_flag=True)
+def explain(index: Path, k: int, recall: float | None, latency_ms: float | None, batch: int, as_json: bool) -> None:
+    """Show the plan that serves each budget, and what is promised of it.
+
+    Example: funnel explain my-index --recall 0.99
+    """
+    from funnel.index import FunnelIndex
+    from funnel.reports.explained import budgets_table, explain_budgets
+
+    opened = FunnelIndex.open(index)
+    if recall is None and latency_ms is None:
+        explained = explain_budgets(opened, k, batch)
+        text = budgets_table(opened, explained)
+    else:
+        explained = [opened.explain(k, recall=recall, latency_ms=latency_ms, batch=batch)]
+        text = str(explained[0])
+    click.echo(json.dumps([line.to_json() for line in explained]) if as_json else text)
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("--queries", type=PATH, help="Queries to measure on, other than those that calibrated.")
+@click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): adds nDCG@10 and recall@100.")
+@click.option("-k", default=10, show_default=True)
+@click.option("--batch", default=256, show_default=True, help="Queries in a call for the figures in batch.")
+@click.option("--out", type=PATH, default=Path("funnel-bench"), show_default=True, help="Folder for the results.")
+def bench(index: Path, queries: Path | None, qrels: Path | None, k: int, batch: int, out: Path) -> None:
+    """Measure the funnel against flat search on your own queries; a table, results.json, a plot and a page.
+
+    Example: funnel bench my-index --queries unseen.jsonl --qrels qrels/test.tsv --out report
+    """
+    from funnel.data.queries import read_qrels
+    from funnel.index import FunnelIndex
+    from funnel.reports.bench import bench as run_bench
+    from funnel.reports.write import bench_queries, write_results
+
+    opened = FunnelIndex.open(index)
+    measured_on = bench_queries(opened, queries)
+    judgements = None if qrels is None else read_qrels(qrels)
+    results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, progress=True)
+    click.echo(write_results(results, out))
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("--deep", is_flag=True, help="Also test that the parts agree with each other.")
+def check(index: Path, deep: bool) -> None:
+    """Check every file of INDEX against its checksum.
+
+    Example: funnel check my-index --deep
+    """
+    from funnel.deepcheck import deep_check
+    from funnel.storage import check as check_files
+
+    report = check_files(index, progress=True)
+    for line in report.lines:
+        click.echo(f"{line.status:<12} {line.file}{f': {line.detail}' if line.detail else ''}")
+    if not report.ok:
+        damaged = ", ".join(line.file for line in report.lines if line.status == "damaged")
+        raise FunnelError(f"{index} is damaged: {damaged}")
+    if deep:
+        for statement in deep_check(index):
+            click.echo(f"{'ok':<12} {statement}")
+    click.echo(f"{index}: ok")
+
+
+@cli.command()
+@click.option("--index", type=PATH, default=Path("demo-index"), show_default=True)
+@click.option("--out", type=PATH, default=Path("demo-report"), show_default=True)
+@click.option("--documents", type=int, default=None, help="How many docstrings to index. [default: 10000]")
+def demo(index: Path, out: Path, documents: int | None) -> None:
+    """Semantic search over the Python documentation on this machine, from docstrings to a benchmark.
+
+    Example: funnel demo && funnel search demo-index "sort a list by several keys"
+    """
+    from funnel.demo import run_demo
+
+    run_demo(index, out, documents, click.echo)
+
+
+def main() -> None:
+    """The console script."""
+    cli()

@@ -1,0 +1,232 @@
+"""A corpus from a file, a folder, an iterable or an array, streamed in the order it came."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel.data.documents import Document
+from funnel.data.records import READERS, Located, document_from_record
+from funnel.data.rows import NpyRows, check_ids, unit_rows
+from funnel.errors import InputError
+
+__all__ = ["Corpus", "CorpusSource", "as_array", "open_corpus", "unit_rows"]
+
+CORPUS_FILE = "corpus.jsonl"  # of a BEIR folder
+SUFFIXES = (*READERS, ".npy")
+
+CorpusSource = str | Path | NDArray[Any] | Iterable[Mapping[str, object]] | Iterable[Document]
+"""What `open_corpus` takes; torch tensors [n, d] as well."""
+
+
+class Corpus:
+    """What is to be indexed: documents, or bare vectors with or without the user's ids.
+
+    Attributes:
+        kind: "documents" or "vectors".
+        name: Where it came from, for messages.
+        count: How many there are; None when that is not known in advance.
+        dim: Width d of the vectors; None for documents without vectors.
+        rereadable: Whether it can be read more than once.
+        has_vectors: Whether vectors come with it, so that no encoder is needed.
+        ids: The user's ids of bare vectors; None when none were given.
+    """
+
+    kind: Literal["vectors", "documents"]
+    name: str
+    count: int | None
+    dim: int | None
+    rereadable: bool
+    has_vectors: bool
+    ids: list[str] | list[int] | None = None
+
+    def documents(self, batch_size: int) -> Iterator[list[Document]]:
+        """The documents in order, in lists of at most `batch_size`.
+
+        Raises:
+            InputError: these are bare vectors; or a record cannot be used, which is named by file and line.
+        """
+        raise InputError(f"{self.name} holds bare vectors and no documents; read it with vectors()")
+
+    def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
+        """The rows in order, scaled to unit length: float32 [at most batch_rows, d].
+
+        Raises:
+            InputError: these are documents; or rows are NaN, infinite or zero, which are named by number.
+        """
+        raise InputError(f"{self.name} holds documents and no bare vectors; read it with documents()")
+
+
+class VectorCorpus(Corpus):
+    """Bare vectors from an array or a .npy file."""
+
+    kind = "vectors"
+    rereadable = True
+    has_vectors = True
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        dim: int,
+        read: Callable[[int], Iterator[NDArray[Any]]],
+        ids: Sequence[str] | Sequence[int] | NDArray[Any] | None,
+    ) -> None:
+        if count == 0:
+            raise InputError(f"{name} is empty; a corpus needs at least one row")
+        self.name = name
+        self.count = count
+        self.dim = dim
+        self.ids = None if ids is None else check_ids(ids, count)
+        self._read = read
+
+    def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
+        """The rows in order, scaled to unit length: see `Corpus.vectors`."""
+        _check_batch("batch_rows", batch_rows)
+        first = 0
+        for batch in self._read(batch_rows):
+            yield unit_rows(batch, first, self.name)
+            first += batch.shape[0]
+
+
+class DocumentCorpus(Corpus):
+    """Documents from a file or an iterable."""
+
+    kind = "documents"
+
+    def __init__(
+        self, name: str, read: Callable[[], Iterator[Located]], *, count: int | None, rereadable: bool
+    ) -> None:
+        self.name = name
+        self.count = count
+        self.rereadable = rereadable
+        self._read = read
+        self._started = False
+        self._unread: Iterator[Located] | None = None
+        reader = read()
+        first = next(reader, None)
+        if first is None:
+            raise InputError(f"{name} is empty; a corpus needs at least one document")
+        vector = first[1].vector
+        self.has_vectors = vector is not None
+        self.dim = None if vector is None else vector.shape[0]
+        if not rereadable:
+            self._unread = itertools.chain([first], reader)
+
+    def documents(self, batch_size: int) -> Iterator[list[Document]]:
+        """The documents in order: see `Corpus.documents`."""
+        _check_batch("batch_size", batch_size)
+        located = self._read() if self._unread is None else self._unread
+        if self._started and not self.rereadable:
+            raise InputError(f"{self.name} can be read only once; pass a list or a file to read it again")
+        self._started = True
+        return self._batches(located, batch_size)
+
+    def _batches(self, located: Iterator[Located], batch_size: int) -> Iterator[list[Document]]:
+        checked = (self._checked(where, document) for where, document in located)
+        while batch := list(itertools.islice(checked, batch_size)):
+            yield batch
+
+    def _checked(self, where: str, document: Document) -> Document:
+        width = None if document.vector is None else document.vector.shape[0]
+        if width == self.dim:
+            return document
+        if self.dim is None:
+            raise InputError(f"{where}: has a vector, the first document has none; give all one or none")
+        if width is None:
+            raise InputError(f"{where}: has no vector, the first document has one; give all one or none")
+        raise InputError(f"{where}: vector of dimension {width}, the first has {self.dim}")
+
+
+def open_corpus(source: CorpusSource, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None = None) -> Corpus:
+    """Open a corpus.
+
+    Args:
+        source: A BEIR folder; a .jsonl (`_id`, `title`, `text`, optionally `vector`, any other field is
+            metadata), .csv, .parquet or .npy file; an iterable of such mappings or of `Document`s; an
+            array [n, d] of numpy or torch.
+        ids: The user's ids for bare vectors (.npy or array), text or whole numbers, one a row.
+
+    Raises:
+        InputError: not found, of an unknown kind, empty, or its first record cannot be used.
+        MissingPackageError: parquet without pyarrow.
+    """
+    if isinstance(source, str | Path):
+        return _open_path(Path(source), ids)
+    array = as_array(source)
+    if array is not None:
+        return _open_array(array, ids)
+    if ids is not None:
+        raise InputError("ids are for bare vectors; documents carry their own in _id")
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise InputError(
+            f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
+        )
+    return _open_iterable(source)
+
+
+def as_array(source: object) -> NDArray[Any] | None:
+    """The array behind a numpy array or a torch tensor; None for anything else."""
+    if isinstance(source, np.ndarray):
+        return source
+    torch = sys.modules.get("torch")  # a tensor cannot have come without it
+    if torch is not None and isinstance(source, torch.Tensor):
+        tensor = source.detach().cpu()
+        if tensor.dtype == torch.bfloat16:  # numpy has no such type
+            tensor = tensor.float()
+        array: NDArray[Any] = tensor.numpy()
+        return array
+    return None
+
+
+def _open_path(path: Path, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:
+    if path.is_dir():
+        if not (path / CORPUS_FILE).is_file():
+            raise InputError(f"the folder {path} has no {CORPUS_FILE}; expected a BEIR folder or a file")
+        path = path / CORPUS_FILE
+    if not path.exists():
+        raise InputError(f"no corpus at {path}; check the path")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        rows = NpyRows(path)
+        return VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids)
+    if suffix not in READERS:
+        raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
+    if ids is not None:
+        raise InputError("ids are for bare vectors; documents carry their own in _id")
+    reader = READERS[suffix]
+    return DocumentCorpus(str(path), lambda: reader(path), count=None, rereadable=True)
+
+
+def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:
+    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
+        raise InputError(
+            f"the array is {array.dtype} of shape {list(array.shape)}; expected float or integer rows [n, d]"
+        )
+
+    def read(batch_rows: int) -> Iterator[NDArray[Any]]:
+        for start in range(0, array.shape[0], batch_rows):
+            yield array[start : start + batch_rows]
+
+    return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
+
+
+def _open_iterable(source: Iterable[object]) -> Corpus:
+    rereadable = iter(source) is not source
+
+    def read() -> Iterator[Located]:
+        for number, record in enumerate(source):
+            where = f"document {number}"
+            yield where, document_from_record(record, where)
+
+    count = len(source) if isinstance(source, Sequence) else None
+    return DocumentCorpus("the corpus", read, count=count, rereadable=rereadable)
+
+
+def _check_batch(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}, expected at least 1")

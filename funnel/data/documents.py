@@ -1,0 +1,295 @@
+"""Documents, and the SQLite file that keeps them in the order they came."""
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError
+
+__all__ = ["Document", "DocumentStore"]
+
+FORMAT_VERSION = 1  # of the table below, kept in SQLite's own user_version
+SCHEMA = (
+    "CREATE TABLE documents ("
+    "position INTEGER PRIMARY KEY, "
+    "id NOT NULL UNIQUE, "  # no declared type: an int stays an int and a text stays a text
+    "title TEXT NOT NULL, "
+    "text TEXT NOT NULL, "
+    "metadata TEXT NOT NULL)"
+)
+POSITIONS_PER_QUERY = 500  # below 999, SQLite's smallest default limit on bound values
+DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
+NAMED_IDS = 5  # duplicate ids an error names before it only counts
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus.
+
+    Attributes:
+        id: The user's id.
+        title: Title, may be empty.
+        text: Body, may be empty.
+        metadata: Any other fields; values must be JSON.
+        vector: float32 [d], unit length, when the corpus carries embeddings.
+    """
+
+    id: str | int
+    title: str = ""
+    text: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
+    vector: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def content(self) -> str:
+        """What is encoded: title and text with a space between (BEIR's convention)."""
+        return f"{self.title} {self.text}".strip()
+
+
+class DocumentStore:
+    """Documents by position (0, 1, … in input order) in one SQLite file.
+
+    `create` gives a store that can be appended to, `open` one that can only be read, from any thread.
+    """
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self._writable = writable
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        self._closed = False
+        self._count = 0
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """Start an empty store in a new file.
+
+        Raises:
+            InputError: the file exists.
+            StorageError: the file cannot be created.
+        """
+        path = Path(path)
+        if path.exists():
+            raise InputError(f"{path} exists already; a document store is created in a new file")
+        store = cls(path, writable=True)
+        with _storage_errors(path):
+            connection = store._connection()
+            connection.execute(SCHEMA)
+            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a store for reading.
+
+        Raises:
+            DamagedIndexError: the file is missing, is no SQLite file or holds no documents table.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DamagedIndexError(f"{path} is missing; restore it or build the index again")
+        store = cls(path, writable=False)
+        try:
+            with _reading(path):
+                connection = store._connection()
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version != FORMAT_VERSION:
+                    raise DamagedIndexError(
+                        f"{path} has documents format {version}, expected {FORMAT_VERSION}; build it again"
+                    )
+                (last,) = connection.execute("SELECT max(position) FROM documents").fetchone()
+        except DamagedIndexError:
+            store.close()
+            raise
+        store._count = 0 if last is None else last + 1
+        return store
+
+    def append(self, documents: Sequence[Document]) -> None:
+        """Add documents behind those already there, all of them or none, in one transaction.
+
+        Raises:
+            InputError: an id is there already or comes twice; metadata is not JSON; a text is not Unicode.
+            NoSpaceError: the disk is full.
+        """
+        if not self._writable:
+            raise InputError(f"{self.path} was opened for reading; documents are added by building")
+        rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
+        connection = self._connection()
+        with _storage_errors(self.path):
+            connection.execute("BEGIN")
+            try:
+                connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
+                connection.execute("COMMIT")
+            except sqlite3.IntegrityError:
+                connection.execute("ROLLBACK")
+                raise _duplicate_error(connection, [row[1] for row in rows]) from None
+            except sqlite3.Error:
+                # SQLite rolls back by itself on some errors, a full disk among them.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        self._count += len(rows)
+
+    def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
+        """The documents at these positions, in the order asked; the vectors are kept elsewhere.
+
+        Raises:
+            InputError: a position is outside the store.
+            DamagedIndexError: the file cannot be read.
+        """
+        wanted = [int(position) for position in positions]
+        outside = [position for position in wanted if not 0 <= position < self._count]
+        if outside:
+            raise InputError(f"position {outside[0]} is outside the store of {self._count} documents")
+        found: dict[int, Document] = {}
+        unique = sorted(set(wanted))
+        with _reading(self.path):
+            for start in range(0, len(unique), POSITIONS_PER_QUERY):
+                part = unique[start : start + POSITIONS_PER_QUERY]
+                marks = ", ".join("?" * len(part))
+                query = f"SELECT * FROM documents WHERE position IN ({marks})"
+                for position, *values in self._connection().execute(query, part):
+                    found[position] = _document(*values)
+        if len(found) != len(unique):
+            raise DamagedIndexError(
+                f"{self.path} lacks {len(unique) - len(found)} of {len(unique)} documents asked for; "
+                "restore it or build the index again"
+            )
+        return [found[position] for position in wanted]
+
+    def count(self) -> int:
+        """How many documents there are."""
+        return self._count
+
+    def ids(self) -> Iterator[str | int]:
+        """Every id in order of position, streamed."""
+        with _reading(self.path):
+            for (identifier,) in self._connection().execute("SELECT id FROM documents ORDER BY position"):
+                yield identifier
+
+    def find(self, document_id: str | int) -> int | None:
+        """The position of an id, or None."""
+        with _reading(self.path):
+            query = "SELECT position FROM documents WHERE id = ?"
+            row = self._connection().execute(query, (document_id,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def close(self) -> None:
+        """Close the connections of every thread; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._closed:
+            raise InputError(f"the document store {self.path} is closed; open it again")
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self.path, self._writable)
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+
+def _connect(path: Path, writable: bool) -> sqlite3.Connection:
+    # check_same_thread is off only so that close() may close every thread's connection.
+    if not writable:
+        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    # The file becomes part of a generation only once it is complete and synced by the storage.
+    connection.execute("PRAGMA journal_mode = MEMORY")
+    connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+def _row(position: int, document: Document) -> tuple[int, str | int, str, str, str]:
+    try:
+        metadata = json.dumps(dict(document.metadata), ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the metadata of document {document.id!r} is not JSON ({error}); "
+            "use text, numbers, booleans, lists and dicts"
+        ) from None
+    for name, value in (
+        ("id", document.id), ("title", document.title), ("text", document.text), ("metadata", metadata)
+    ):  # fmt: skip
+        _check_unicode(name, value, document.id)
+    return position, document.id, document.title, document.text, metadata
+
+
+def _check_unicode(name: str, value: str | int, document_id: str | int) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the {name} of document {document_id!r} has a lone surrogate at character {error.start}; "
+                "it is not valid Unicode and cannot be stored"
+            ) from None
+
+
+def _plain(value: object) -> object:
+    """JSON for what parquet and numpy users hand over: dates as ISO text, numpy values as plain ones."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:
+    return Document(document_id, title, text, json.loads(metadata))
+
+
+def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -> InputError:
+    counts = Counter(ids)
+    query = "SELECT 1 FROM documents WHERE id = ?"
+    duplicates = [
+        identifier
+        for identifier, times in counts.items()
+        if times > 1 or connection.execute(query, (identifier,)).fetchone() is not None
+    ]
+    named = ", ".join(repr(identifier) for identifier in duplicates[:NAMED_IDS])
+    more = f" and {len(duplicates) - NAMED_IDS} more" if len(duplicates) > NAMED_IDS else ""
+    return InputError(f"{len(duplicates)} duplicate ids: {named}{more}; every document needs its own")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.DatabaseError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again") from error
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if DISK_FULL in str(error):
+            raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
+        raise StorageError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,269 @@
+"""Texts to unit vectors: by a sentence-transformers model, or by anything the user brings."""
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from funnel.data.models import DEFAULT_ENCODER, canonical_name, load_model
+from funnel.data.rows import unit_rows
+from funnel.errors import EncoderError, InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from funnel.data.batching import BucketedModel
+
+__all__ = [
+    "DEFAULT_ENCODER",
+    "CallableEncoder",
+    "Encoder",
+    "EncoderSource",
+    "ModelEncoder",
+    "load_encoder",
+]
+
+TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and memory stays bounded
+PLAIN_TEXTS_PER_CALL = 512  # the same for a model's own encode, which is several times slower
+PROBE_TEXT = "dimension"  # encoded once to learn the width of a callable's vectors
+QUERY_PROMPTS = ("query",)  # the names SentenceTransformer.encode_query looks for
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names encode_document looks for
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns texts into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """What the index's manifest keeps: a model's name or folder, or "callable:<qualified name>"."""
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether `load_encoder(name)` gives this encoder again."""
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+
+    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+        """Encode documents: float32 [n, d], unit rows. Raises EncoderError."""
+
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode queries: float32 [n, d], unit rows. Raises EncoderError."""
+
+
+EncoderSource = str | Path | Callable[[list[str]], Any] | Encoder
+"""What `load_encoder` takes; objects with an `encode` method as well."""
+
+
+def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str = "auto") -> Encoder:
+    """Make an encoder.
+
+    Args:
+        source: A sentence-transformers model by name or folder; such a model itself; any callable from a
+            list of texts to an array [n, d]; or an object with `encode` (and, if it has one, `encode_query`).
+        exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
+        device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
+
+    Raises:
+        EncoderError: the model is not found or does not load, or the source is none of these.
+        InputError: the device is not there.
+        MissingPackageError: sentence-transformers is needed and not installed.
+    """
+    if isinstance(source, ModelEncoder | CallableEncoder):
+        return source
+    if isinstance(source, str | Path):
+        name = canonical_name(str(source))
+        model = load_model(name, _resolve_device(device))
+        return ModelEncoder(model, name, exact=exact, reopenable=True)
+    if _is_sentence_transformer(source):
+        # Half precision changes the weights in place, and this model belongs to the user.
+        own = source if exact else copy.deepcopy(source)
+        return ModelEncoder(own, f"object:{_qualified_name(type(source))}", exact=exact, reopenable=False)
+    encode = getattr(source, "encode", None)
+    if callable(encode) and not isinstance(source, type):
+        name = f"object:{_qualified_name(type(source))}"
+        query = getattr(source, "encode_query", None)
+        return CallableEncoder(encode, name, query if callable(query) else None)
+    if callable(source):
+        return CallableEncoder(source, f"callable:{_qualified_name(source)}")
+    raise EncoderError(
+        f"an encoder cannot be a {type(source).__name__}; pass a model's name or folder, a callable from "
+        "a list of texts to an array [n, d], or an object with encode"
+    )
+
+
+class CallableEncoder:
+    """An encoder around any callable from a list of texts to an array [n, d]."""
+
+    reopenable = False
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Any],
+        name: str,
+        encode_query: Callable[[list[str]], Any] | None = None,
+    ) -> None:
+        self.name = name
+        self._encode = encode
+        self._encode_query = encode if encode_query is None else encode_query
+        self._dim: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors; found by encoding one word when nothing was encoded yet."""
+        if self._dim is None:
+            self._call(self._encode, [PROBE_TEXT], 0)
+        assert self._dim is not None
+        return self._dim
+
+    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+        """Encode documents: see `Encoder.encode`."""
+        return self._in_parts(self._encode, texts, progress)
+
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode queries: see `Encoder.encode_query`."""
+        return self._in_parts(self._encode_query, texts, False)
+
+    def _in_parts(
+        self, encode: Callable[[list[str]], Any], texts: Sequence[str], progress: bool
+    ) -> NDArray[np.float32]:
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        parts = []
+        with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+            for start in range(0, len(texts), TEXTS_PER_CALL):
+                part = list(texts[start : start + TEXTS_PER_CALL])
+                parts.append(self._call(encode, part, start))
+                bar.update(len(part))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _call(self, encode: Callable[[list[str]], Any], texts: list[str], first: int) -> NDArray[np.float32]:
+        vectors = _checked(encode(texts), len(texts), self._dim, self.name, first)
+        self._dim = vectors.shape[1]
+        return vectors
+
+
+class ModelEncoder:
+    """An encoder around a sentence-transformers model.
+
+    Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
+    on CPUs with native instructions) in batches of fixed shape; cosines to the exact vectors are at least
+    0.998. Models that cannot be run that way use their own `encode`.
+    """
+
+    def __init__(self, model: "SentenceTransformer", name: str, *, exact: bool, reopenable: bool) -> None:
+        self.name = name
+        self.reopenable = reopenable
+        self.exact = exact
+        self._model = model.eval()
+        self._dim = _model_dim(model)
+        self._bucketed = None if exact else _bucketed(model)
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+        if not self._dim:
+            self._dim = self._encode_plain([PROBE_TEXT], "document", False).shape[1]
+        return self._dim
+
+    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+        """Encode documents: see `Encoder.encode`."""
+        return self._run(texts, "document", progress)
+
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode queries, with the model's prompt for queries: see `Encoder.encode_query`."""
+        return self._run(texts, "query", False)
+
+    def _run(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        if self._bucketed is None:
+            values = self._encode_plain(texts, task, progress)
+        else:
+            with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+                values = self._bucketed.encode(texts, self._prompt(task), task, bar.update)
+        return _checked(values, len(texts), self._dim or None, self.name, 0)
+
+    def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
+        encode = getattr(self._model, f"encode_{task}", self._model.encode)
+        parts = []
+        with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+            for start in range(0, len(texts), PLAIN_TEXTS_PER_CALL):
+                part = list(texts[start : start + PLAIN_TEXTS_PER_CALL])
+                parts.append(np.asarray(encode(part, show_progress_bar=False), dtype=np.float32))
+                bar.update(len(part))
+        return np.concatenate(parts)
+
+    def _prompt(self, task: str) -> str | None:
+        names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
+        prompts = self._model.prompts
+        name = next((name for name in names if name in prompts), self._model.default_prompt_name)
+        return prompts.get(name) if name is not None else None
+
+
+def _model_dim(model: "SentenceTransformer") -> int:
+    """The width a model declares, 0 when it declares none."""
+    # Renamed in sentence-transformers 5.3, where the former name warns.
+    get = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return int(get() or 0)
+
+
+def _bucketed(model: "SentenceTransformer") -> "BucketedModel | None":
+    import torch
+
+    from funnel.data.batching import BucketedModel, fast_dtype
+
+    if not BucketedModel.supports(model):
+        return None
+    if model.dtype == torch.float32:
+        model.to(fast_dtype(torch.device(model.device)))
+    return BucketedModel(model)
+
+
+def _checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
+    """What an encoder gave as unit rows; EncoderError unless it is [count, dim], finite and not zero."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, dtype=object)
+    width = "d" if dim is None else str(dim)
+    if array.ndim != 2 or array.shape[0] != count or array.shape[1] == 0 or (dim and array.shape[1] != dim):
+        raise EncoderError(
+            f"the encoder {name} gave {array.dtype} of shape {list(array.shape)} for {count} texts, "
+            f"expected numbers of shape [{count}, {width}]"
+        )
+    try:
+        return unit_rows(array, first, f"the vectors of the encoder {name}")
+    except InputError as error:
+        raise EncoderError(
+            f"{error}. The rows are the numbers of the texts; with a model, exact=True may help"
+        ) from None
+
+
+def _resolve_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r} and torch finds no CUDA here; use device='auto' or 'cpu'")
+    return device
+
+
+def _is_sentence_transformer(source: object) -> "TypeGuard[SentenceTransformer]":
+    module = sys.modules.get("sentence_transformers")  # an instance cannot have come without it
+    return module is not None and isinstance(source, module.SentenceTransformer)
+
+
+def _qualified_name(target: object) -> str:
+    owner = target if hasattr(target, "__qualname__") else type(target)
+    return f"{getattr(owner, '__module__', '?')}.{getattr(owner, '__qualname__', '?')}"

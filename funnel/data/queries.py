@@ -1,0 +1,223 @@
+"""Queries as texts or vectors, and relevance judgements."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel.data.corpus import as_array
+from funnel.data.documents import Document
+from funnel.data.records import decoded_lines, document_from_record, json_objects
+from funnel.data.rows import NpyRows, unit_rows
+from funnel.errors import InputError
+
+__all__ = ["Queries", "QueriesSource", "open_queries", "read_qrels"]
+
+QUERIES_FILE = "queries.jsonl"  # of a BEIR folder
+QRELS_HEADER = ("query-id", "corpus-id", "score")  # of BEIR's judgement files
+SUFFIXES = (".jsonl", ".npy", ".txt")
+ROWS_PER_READ = 8192  # 12 MB at 384 dimensions
+SHOWN_CHARACTERS = 80  # of a line that cannot be read
+NAMED = 5  # faulty values an error names before it only counts
+
+QueriesSource = str | Path | Sequence[str] | NDArray[Any]
+"""What `open_queries` takes; torch tensors [n, d] and lists of dicts with `_id` and `text` as well."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queries:
+    """Sample queries, held in memory.
+
+    Attributes:
+        texts: One a query, or None for bare vectors.
+        vectors: float32 [n, d] of unit length, or None for texts still to be encoded.
+        ids: One a query, or None when none came with them.
+        name: Where they came from, for messages.
+    """
+
+    texts: list[str] | None
+    vectors: NDArray[np.float32] | None
+    ids: list[str] | None = None
+    name: str = "the queries"
+
+    @property
+    def count(self) -> int:
+        """How many queries there are."""
+        if self.texts is not None:
+            return len(self.texts)
+        return 0 if self.vectors is None else self.vectors.shape[0]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def open_queries(source: QueriesSource | Queries) -> Queries:
+    """Open sample queries.
+
+    Args:
+        source: A list of texts; an array [n, d] of numpy or torch; a .npy file of rows; a .jsonl file or a
+            list of mappings with `_id`, `text` and optionally `vector`; a .txt file with one query a line;
+            or a BEIR folder.
+
+    Raises:
+        InputError: not found, of an unknown kind, empty, or a query cannot be used, which is named.
+    """
+    if isinstance(source, Queries):
+        return source
+    if isinstance(source, str | Path):
+        return _open_path(Path(source))
+    array = as_array(source)
+    if array is not None:
+        return _from_vectors(array, "the queries")
+    if not isinstance(source, Iterable):
+        raise InputError(f"queries cannot be a {type(source).__name__}; pass a path, texts or an array [n, d]")
+    items: list[object] = list(source)
+    if not items:
+        raise InputError("the queries are empty; at least one is needed")
+    if isinstance(items[0], str):
+        return _from_texts(items, "the queries")
+    return _from_records(((f"query {number}", item) for number, item in enumerate(items)), "the queries")
+
+
+def _open_path(path: Path) -> Queries:
+    if path.is_dir():
+        path = path / QUERIES_FILE
+    if not path.is_file():
+        raise InputError(f"no queries at {path}; check the path, or pass a text as a list: [text]")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        rows = NpyRows(path)
+        batches = list(rows.read(ROWS_PER_READ))
+        empty = np.empty((0, rows.dim), dtype=np.float32)
+        return _from_vectors(np.concatenate(batches) if batches else empty, str(path))
+    if suffix == ".jsonl":
+        return _from_records(json_objects(path), str(path))
+    if suffix == ".txt":
+        return _read_txt(path)
+    raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
+
+
+def _read_txt(path: Path) -> Queries:
+    lines = [line.strip() for _, line in decoded_lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise InputError(f"{path} is empty; at least one query is needed")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise InputError(f"{path}:{number}: an empty line; every line is one query")
+    return Queries(texts=lines, vectors=None, name=str(path))
+
+
+def _from_vectors(array: NDArray[Any], name: str) -> Queries:
+    if array.ndim == 1 and array.dtype.kind in "US":
+        return _from_texts(array.tolist(), name)
+    if array.ndim == 2 and array.shape[0] == 0:
+        raise InputError(f"{name} are empty; at least one row is needed")
+    return Queries(texts=None, vectors=unit_rows(array, 0, name), name=name)
+
+
+def _from_texts(items: list[object], name: str) -> Queries:
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) != len(items):
+        number = next(number for number, item in enumerate(items) if not isinstance(item, str))
+        raise InputError(f"query {number} is {type(items[number]).__name__}, expected text like the first")
+    empty = [number for number, text in enumerate(texts) if not text.strip()]
+    if empty:
+        named = ", ".join(map(str, empty[:NAMED]))
+        raise InputError(f"{len(empty)} of {len(texts)} queries are empty texts: {named}; leave them out")
+    return Queries(texts=texts, vectors=None, name=name)
+
+
+def _from_records(records: Iterable[tuple[str, object]], name: str) -> Queries:
+    found = [(where, document_from_record(record, where)) for where, record in records]
+    if not found:
+        raise InputError(f"{name} is empty; at least one query is needed")
+    _check_duplicates([document.id for _, document in found], name)
+    vectors = _stacked_vectors(found)
+    if vectors is None:
+        for where, document in found:
+            if not document.content:
+                raise InputError(f"{where}: the query has no text and no vector")
+    return Queries(
+        texts=[document.content for _, document in found],
+        vectors=vectors,
+        ids=[str(document.id) for _, document in found],
+        name=name,
+    )
+
+
+def _check_duplicates(ids: Sequence[str | int], name: str) -> None:
+    duplicates = [str(identifier) for identifier, times in Counter(ids).items() if times > 1]
+    if duplicates:
+        named = ", ".join(duplicates[:NAMED])
+        raise InputError(f"{name}: {len(duplicates)} duplicate ids: {named}; every query needs its own")
+
+
+def _stacked_vectors(found: list[tuple[str, Document]]) -> NDArray[np.float32] | None:
+    first = found[0][1].vector
+    for where, document in found:
+        if (document.vector is None) != (first is None):
+            raise InputError(f"{where}: some queries have a vector, some none; give all one or none")
+        if document.vector is not None and first is not None and document.vector.shape != first.shape:
+            raise InputError(f"{where}: vector of dimension {document.vector.shape[0]}, the first has {first.shape[0]}")
+    if first is None:
+        return None
+    return np.stack([document.vector for _, document in found if document.vector is not None])
+
+
+def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, int]]:
+    """Read relevance judgements in BEIR's form: query id, corpus id and grade, between tabs.
+
+    Args:
+        path: The .tsv file, or a folder: then `qrels/<split>.tsv` or `<split>.tsv` in it.
+        split: Which judgements of a folder.
+
+    Returns:
+        For each query id, the grade of each judged document id.
+
+    Raises:
+        InputError: not found, empty, or a line cannot be used; names file and line.
+    """
+    path = _qrels_file(Path(path), split)
+    judgements: dict[str, dict[str, int]] = {}
+    for where, query_id, document_id, grade in _judgements(path):
+        of_query = judgements.setdefault(query_id, {})
+        if of_query.setdefault(document_id, grade) != grade:
+            raise InputError(
+                f"{where}: {query_id} and {document_id} are judged {grade}, "
+                f"before that {of_query[document_id]}; keep one"
+            )
+    if not judgements:
+        raise InputError(f"{path} holds no judgements; expected {', '.join(QRELS_HEADER)} between tabs")
+    return judgements
+
+
+def _qrels_file(path: Path, split: str) -> Path:
+    candidates = [path]
+    if path.is_dir():
+        candidates = [path / "qrels" / f"{split}.tsv", path / f"{split}.tsv"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"no judgements at {' or '.join(map(str, candidates))}; check the path and the split")
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    for number, line in decoded_lines(path):
+        fields = [field.strip() for field in line.rstrip("\r\n").split("\t")]
+        if fields == [""] or (number == 1 and tuple(fields) == QRELS_HEADER):
+            continue
+        where = f"{path}:{number}"
+        if len(fields) != len(QRELS_HEADER) or not fields[0] or not fields[1]:
+            shown = line.strip()[:SHOWN_CHARACTERS]
+            raise InputError(f"{where}: expected {', '.join(QRELS_HEADER)} between tabs, got {shown!r}")
+        try:
+            grade = int(fields[2])
+        except ValueError:
+            raise InputError(f"{where}: the score is {fields[2]!r}, expected a whole number") from None
+        yield where, fields[0], fields[1], grade

@@ -1,0 +1,223 @@
+"""Documents from files: JSON lines, CSV and parquet, a record at a time, with the place of every fault."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel.data.documents import Document
+from funnel.data.rows import unit_rows
+from funnel.errors import InputError, MissingPackageError
+
+__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects"]
+
+PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
+BYTE_ORDER_MARK = "\ufeff"
+KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
+
+Located = tuple[str, Document]
+"""Where a document was found (file and line, for messages), and the document."""
+
+
+def document_from_record(record: object, where: str) -> Document:
+    """A document from a mapping with `_id` (or `id`), `title`, `text` and, if any, `vector`.
+
+    Other fields become metadata. Ids become text; None as title or text counts as empty.
+
+    Raises:
+        InputError: names `where` and the field that cannot be used.
+    """
+    if isinstance(record, Document):
+        return _checked_document(record, where)
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where}: expected an object with _id, title and text, got {type(record).__name__}")
+    id_field = "_id" if "_id" in record else "id"
+    if not record.keys() & {"title", "text", "vector"}:
+        fields = ", ".join(map(str, record)) or "none"
+        raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}")
+    return Document(
+        id=_id(record.get(id_field), id_field, where),
+        title=_text(record.get("title"), "title", where),
+        text=_text(record.get("text"), "text", where),
+        metadata={
+            str(key): value
+            for key, value in record.items()
+            if key not in KNOWN_FIELDS or (key == "id" and id_field == "_id")
+        },
+        vector=_vector(record.get("vector"), where),
+    )
+
+
+def _checked_document(document: Document, where: str) -> Document:
+    return Document(
+        id=_id(document.id, "id", where),
+        title=_text(document.title, "title", where),
+        text=_text(document.text, "text", where),
+        metadata=document.metadata,
+        vector=_vector(document.vector, where),
+    )
+
+
+def _id(value: object, field: str, where: str) -> str:
+    if value is None or value == "":
+        raise InputError(f"{where}: {field} is missing or empty; every document needs an id")
+    if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+        kind = type(value).__name__
+        raise InputError(f"{where}: {field} is {value!r} ({kind}), expected text or a whole number")
+    return _text(str(value), field, where)
+
+
+def _text(value: object, field: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field} is {type(value).__name__}, expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {field} has a lone surrogate at character {error.start}; it is not valid Unicode"
+        ) from None
+    return value
+
+
+def _vector(value: object, where: str) -> NDArray[np.float32] | None:
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
+        raise InputError(f"{where}: vector is not a list of numbers")
+    try:
+        rows = unit_rows(array[None, :], 0, "vector")
+    except InputError:
+        raise InputError(f"{where}: vector has NaN, infinite or only zero values") from None
+    vector: NDArray[np.float32] = rows[0]
+    return vector
+
+
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers from 1, line ends kept.
+
+    Raises:
+        InputError: a line is not UTF-8; names file and line.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as UTF-8"
+                ) from None
+            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON-lines file, each with "file:line"; blank lines are skipped.
+
+    Raises:
+        InputError: a line is not a JSON object; names file and line.
+    """
+    for number, line in decoded_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(f"{where}: not JSON ({reason}); expected one object a line") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        yield where, value
+
+
+def _read_jsonl(path: Path) -> Iterator[Located]:
+    for where, record in json_objects(path):
+        yield where, document_from_record(record, where)
+
+
+def _read_csv(path: Path) -> Iterator[Located]:
+    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
+    header = next(_csv_rows(reader, path), None)
+    if header is None:
+        return
+    names = _csv_header(header[1], path)
+    for where, values in _csv_rows(reader, path):
+        if len(values) != len(names):
+            raise InputError(f"{where}: {len(values)} columns, the header has {len(names)}")
+        yield where, document_from_record(dict(zip(names, values, strict=True)), where)
+
+
+def _csv_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[str, list[str]]]:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"{path}:{_line(reader)}"
+            raise InputError(f"{where}: {error}; long or unusual fields are safer in .jsonl") from None
+        if row:
+            yield f"{path}:{_line(reader)}", row
+
+
+def _line(reader: Iterator[list[str]]) -> int:
+    return int(getattr(reader, "line_num", 0))
+
+
+def _csv_header(names: list[str], path: Path) -> list[str]:
+    if not {"id", "_id"} & set(names) or not {"title", "text"} & set(names):
+        raise InputError(
+            f"{path}:1: the header is {', '.join(names)}; expected id (or _id), and title or text, among it"
+        )
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"{path}:1: the header names {', '.join(duplicates)} more than once")
+    if "vector" in names:
+        raise InputError(f"{path}:1: a CSV file cannot carry vectors; use .jsonl or .parquet for them")
+    return names
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError(
+            f"reading {path} needs pyarrow; install it: pip install 'funnel-retrieval[parquet]'"
+        ) from None
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for record in _parquet_records(batch):
+                    where = f"{path}: row {number}"
+                    yield where, document_from_record(record, where)
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as parquet from row {number} on ({error})") from None
+
+
+def _parquet_records(batch: Any) -> Iterable[dict[str, object]]:
+    if "vector" not in batch.schema.names:
+        return list(batch.to_pylist())
+    # As arrays: a list column as Python floats takes ten times the memory.
+    vectors = batch.column("vector").to_numpy(zero_copy_only=False)
+    others = batch.select([name for name in batch.schema.names if name != "vector"]).to_pylist()
+    return [{**record, "vector": vector} for record, vector in zip(others, vectors, strict=True)]
+
+
+READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""The reader of each suffix that holds documents."""

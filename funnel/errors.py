@@ -1,0 +1,69 @@
+"""Every error that funnel raises on purpose.
+
+FunnelError
+├── InputError              a value, a line or a row that cannot be used (also a ValueError)
+├── BudgetError             no plan meets the budget (also a ValueError)
+├── EncoderError            a text came where no encoder is at hand, or the encoder misbehaved
+├── MissingPackageError     an optional package is needed (also an ImportError)
+└── StorageError            the index on disk (also an OSError)
+    ├── NotAnIndexError     the folder holds no index
+    ├── FormatVersionError  the index was written by a newer funnel
+    ├── DamagedIndexError   a file is missing, cut short or changed; names the file
+    └── NoSpaceError        the disk is full; the generation before is untouched
+
+The coarse families raise `indexes.CoarseIndexError` and `indexes.MissingBackendError`, which stand
+beside this tree because `indexes` does not know `funnel`.
+"""
+
+__all__ = [
+    "BudgetError",
+    "DamagedIndexError",
+    "EncoderError",
+    "FormatVersionError",
+    "FunnelError",
+    "InputError",
+    "MissingPackageError",
+    "NoSpaceError",
+    "NotAnIndexError",
+    "StorageError",
+]
+
+
+class FunnelError(Exception):
+    """The base of every error that funnel raises on purpose."""
+
+
+class InputError(FunnelError, ValueError):
+    """A value that cannot be used: the message names it, what was expected and what to do."""
+
+
+class BudgetError(FunnelError, ValueError):
+    """No plan meets the budget: the message names the nearest plan on each side."""
+
+
+class EncoderError(FunnelError):
+    """A text needs an encoder that is not at hand, or the encoder gave something unusable."""
+
+
+class MissingPackageError(FunnelError, ImportError):
+    """An optional package is needed: the message says how to install it."""
+
+
+class StorageError(FunnelError, OSError):
+    """Something is wrong with the index on disk."""
+
+
+class NotAnIndexError(StorageError):
+    """The folder holds no index."""
+
+
+class FormatVersionError(StorageError):
+    """The index was written in a newer format than this version reads."""
+
+
+class DamagedIndexError(StorageError):
+    """A file of the index is missing, cut short or changed: the message names it."""
+
+
+class NoSpaceError(StorageError):
+    """The disk is full: nothing was committed and the generation before is untouched."""

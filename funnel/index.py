@@ -1,0 +1,383 @@
+"""FunnelIndex: build, open, search, explain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.adaptors import Adaptor
+from funnel.building.build import BuildOptions, build_index
+from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
+from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.queries import QueriesSource
+from funnel.errors import EncoderError, InputError
+from funnel.explanation import Explanation, stage_lines
+from funnel.opening import Opened, open_generation
+from funnel.plan import Plan
+from funnel.planning.budget import Budget, check_k
+from funnel.planning.costs import batch_class
+from funnel.searcher import Searcher, device_of
+from funnel.storage import IndexFolder, Manifest
+
+__all__ = ["FunnelIndex", "Hit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result: the user's id, the cosine to the query, and the document where the index holds one."""
+
+    id: str | int
+    score: float
+    title: str = ""
+    text: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class FunnelIndex:
+    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
+
+    def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
+        self.path = path
+        self._opened = opened
+        self._encoder = encoder
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    @classmethod
+    def build(
+        cls,
+        corpus: CorpusSource,
+        path: str | os.PathLike[str],
+        *,
+        encoder: EncoderSource | None = None,
+        adaptor: str | Path | Adaptor = "pca",
+        queries: QueriesSource | None = None,
+        dims: Sequence[int] | None = None,
+        memory_mb: float | None = None,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        coarse: str | None = None,
+        coarse_settings: dict[str, int] | None = None,
+        dtype: str = "float16",
+        exact_encoding: bool = False,
+        device: str = "auto",
+    ) -> FunnelIndex:
+        """Build an index, commit it to the folder `path` and open it.
+
+        corpus: a BEIR folder; .jsonl, .csv, .parquet or .npy; an iterable of dicts; or an array [n, d].
+        encoder: a sentence-transformers name or folder, or any callable from a list of texts to [n, d]; default
+        all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
+        texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified.
+        adaptor: "pca", "identity", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
+        the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
+        apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
+        name and settings of a coarse family. dtype: "float16" or "float32" as stored. exact_encoding: encode in
+        float32.
+
+        Raises InputError for a corpus, queries or settings that cannot be used, EncoderError, StorageError, and
+        NoSpaceError when the disk is full; what the folder held before then stays.
+        """
+        folder = Path(path)
+        target = device_of(device)
+        opened = open_corpus(corpus, ids)
+        chosen = _build_encoder(opened, encoder, exact_encoding, device)
+        options = BuildOptions(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress)
+        build_index(opened, folder, chosen, queries, options)
+        return cls.open(folder, encoder=chosen, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        encoder: EncoderSource | None = None,
+        device: str = "auto",
+        verify: str = "full",
+    ) -> FunnelIndex:
+        """Open the index in the folder `path`.
+
+        encoder: needed for text queries where the index was built with a callable; else it is loaded by its name
+        on the first text. device: "auto", "cpu" or "cuda". verify: "full" hashes every file first, "lazy" the
+        large ones block by block on first touch.
+
+        Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, InputError.
+        """
+        if verify not in ("full", "lazy"):
+            raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
+        folder = IndexFolder(path)
+        return cls(folder.path, open_generation(folder, device_of(device), verify), encoder)
+
+    def search(
+        self,
+        query: str | Sequence[str] | npt.NDArray[Any] | Sequence[Sequence[float]] | Sequence[float],
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        latency_ms: float | None = None,
+        budget: Budget | None = None,
+        plan: Plan | Explanation | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """The k nearest documents: list[Hit] for one query, a list of lists for several.
+
+        query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
+        or an explicit plan; none of them: recall 0.95.
+
+        Raises BudgetError when no plan meets the budget, InputError, EncoderError.
+        """
+        texts, vectors, single = self._read_query(query)
+        if vectors is None:
+            vectors = self.encode_queries(texts or [])
+        scores, positions = self._search(vectors, k, recall, latency_ms, budget, plan, texts is not None)
+        hits = self._hits(scores, positions)
+        return hits[0] if single else hits
+
+    def search_vectors(
+        self,
+        queries: npt.NDArray[Any],
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        latency_ms: float | None = None,
+        budget: Budget | None = None,
+        plan: Plan | Explanation | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
+
+        queries: [n_queries, d]. ids are int64, or str in an object array. Raises as `search` does.
+        """
+        rows = as_array(queries)
+        if rows is None:
+            rows = _numbers(queries)
+        scores, positions = self._search(rows, k, recall, latency_ms, budget, plan, False)
+        return self._searcher.ids.at(positions), scores
+
+    def explain(
+        self,
+        k: int = 10,
+        *,
+        recall: float | None = None,
+        latency_ms: float | None = None,
+        budget: Budget | None = None,
+        batch: int = 1,
+    ) -> Explanation:
+        """The plan that serves a budget: stages, recall estimate and lower bound, p50 and p95 milliseconds.
+
+        batch: queries in one call. Raises as `search` does.
+        """
+        k = check_k(k, len(self))
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch is {batch!r}; expected a whole number from 1")
+        searcher, wanted = self._searcher, _budget(recall, latency_ms, budget)
+        choice = searcher.choose(wanted, k, batch)
+        size = batch_class(batch)
+        latency = searcher.measured(choice.plan, k, size)
+        cascade = searcher.cascade
+        lines = stage_lines(
+            choice.plan,
+            k,
+            len(self),
+            cascade.width,
+            searcher.dim,
+            cascade.store.dtype.itemsize,
+            searcher.stage_ms(choice.plan, size) or [latency.p50],
+        )
+        certificate = choice.certificate
+        return Explanation(
+            str(wanted), k, size, choice.plan, lines, certificate.estimate, certificate.lower_bound,
+            latency.p50, latency.p95, certificate,
+        )  # fmt: skip
+
+    def ids(self) -> list[Any]:
+        """Every id, in input order."""
+        return self._searcher.ids.all()
+
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
+        return self._load_encoder().encode_query(texts)
+
+    def document_ids(self) -> Iterator[str | int]:
+        """The ids in the document store, in input order; none where the index holds bare vectors."""
+        documents = self._opened.documents
+        return iter(()) if documents is None else documents.ids()
+
+    def __len__(self) -> int:
+        return self._searcher.rows
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "
+            f"{manifest.ladder[0]} dims, {self.certification})"
+        )
+
+    @property
+    def dim(self) -> int:
+        """The full width d of the vectors."""
+        return self._searcher.dim
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation that is open."""
+        return self._opened.manifest
+
+    @property
+    def certification(self) -> str:
+        """What recall rests on: "certified on N real queries", or that it is uncertified and why."""
+        calibration = self._searcher.calibration
+        if calibration is None:
+            return "exact: small enough for flat search"
+        return f"certified on {calibration.n_queries:,} real queries" if calibration.certifies else calibration.kind
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held in memory while open, mapped files apart: coarse index, norms, vectors on a device."""
+        cascade = self._searcher.cascade
+        norms = sum(values.nbytes for values in cascade.inverse_norms.values())
+        return cascade.coarse.nbytes + norms + cascade.store.resident_bytes
+
+    @property
+    def searcher(self) -> Searcher:
+        """What answers vectors, for benchmarks and checks."""
+        return self._searcher
+
+    @property
+    def _searcher(self) -> Searcher:
+        return self._opened.searcher
+
+    def _search(
+        self,
+        vectors: npt.NDArray[Any],
+        k: int,
+        recall: float | None,
+        latency_ms: float | None,
+        budget: Budget | None,
+        plan: Plan | Explanation | None,
+        from_text: bool,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        searcher = self._searcher
+        k = check_k(k, searcher.rows)
+        if vectors.ndim == 2 and not len(vectors):
+            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
+        prepared = searcher.prepare(vectors)
+        if plan is None:
+            chosen = self._plan(k, len(prepared), recall, latency_ms, budget, from_text)
+        else:
+            chosen = _explicit(plan, recall, latency_ms, budget)
+            searcher.check(chosen, k)
+        return searcher.run(prepared, chosen, k)
+
+    def _plan(
+        self,
+        k: int,
+        n_queries: int,
+        recall: float | None,
+        latency_ms: float | None,
+        budget: Budget | None,
+        from_text: bool,
+    ) -> Plan:
+        """The plan of a budget, remembered under what the user wrote: a budget is checked once, not every call."""
+        key = (k, batch_class(n_queries), recall, latency_ms, budget, from_text)
+        plan = self._plans.get(key)
+        if plan is None:
+            chosen = self._searcher.choose(_budget(recall, latency_ms, budget), k, n_queries, from_text)
+            plan = self._plans[key] = chosen.plan
+        return plan
+
+    def _hits(self, scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int64]) -> list[list[Hit]]:
+        documents = self._opened.documents
+        if documents is None:
+            ids = self._searcher.ids.at(positions)
+            return [
+                [Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0]
+                for row in zip(ids, scores, positions, strict=True)
+            ]
+        result = []
+        for row_scores, row in zip(scores, positions, strict=True):
+            found = row[row >= 0]
+            result.append(
+                [
+                    Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
+                    for document, score in zip(documents.get(found), row_scores, strict=False)
+                ]
+            )
+        return result
+
+    def _read_query(self, query: Any) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
+        """Texts or vectors, and whether it was a single query."""
+        if isinstance(query, str):
+            return [query], None, True
+        array = as_array(query)
+        if array is None:
+            items = list(query) if isinstance(query, Sequence) else None
+            if items is None:
+                raise InputError(f"query is a {type(query).__name__}; expected a text, a vector, or a list of either")
+            if items and all(isinstance(item, str) for item in items):
+                return items, None, False
+            if not items:
+                return None, np.empty((0, self.dim), dtype=np.float32), False
+            array = _numbers(items)
+        if array.ndim == 1:
+            return None, array[None, :], True
+        return None, array, False
+
+    def _load_encoder(self) -> Encoder:
+        if self._encoder is None:
+            settings = self.manifest.settings
+            name = settings["encoder"]
+            if name is None:
+                raise EncoderError(
+                    "this index was built from vectors, so it cannot read texts; search with a vector, or open it "
+                    "with encoder="
+                )
+            if not settings["encoder_reopenable"]:
+                raise EncoderError(
+                    f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
+                )
+            exact = bool(settings["exact_encoding"])
+            self._encoder = load_encoder(str(name), exact=exact, device=str(self._searcher.cascade.store.device))
+        self._encoder = load_encoder(self._encoder)
+        if self._encoder.dim != self.dim:
+            raise EncoderError(f"the encoder gives {self._encoder.dim} dims, the index holds {self.dim}")
+        return self._encoder
+
+
+def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
+    """The encoder to build with: the user's, or the default one where the corpus has no vectors."""
+    if encoder is None and corpus.has_vectors:
+        return None
+    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
+
+
+def _budget(recall: float | None, latency_ms: float | None, budget: Budget | None) -> Budget:
+    if budget is None:
+        return Budget(recall, latency_ms)
+    if recall is not None or latency_ms is not None:
+        raise InputError("give either budget, or recall and latency_ms, not both")
+    return budget
+
+
+def _explicit(plan: Plan | Explanation, recall: float | None, latency_ms: float | None, budget: Budget | None) -> Plan:
+    if recall is not None or latency_ms is not None or budget is not None:
+        raise InputError("give either a plan or a budget, not both")
+    chosen = plan.plan if isinstance(plan, Explanation) else plan
+    if not isinstance(chosen, Plan):
+        raise InputError(f"plan is a {type(plan).__name__}; expected a Plan, such as FLAT, or what explain gave")
+    return chosen
+
+
+def _numbers(items: Any) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(items, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError("queries must be texts only, or numbers in rows of one length") from error
+    return array
+
+
+def _plain(value: Any) -> str | int:
+    return value if isinstance(value, str) else int(value)

@@ -1,0 +1,88 @@
+"""A plan: the settings of the coarse search and the stages that follow it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from funnel.errors import InputError
+
+__all__ = ["FLAT", "Plan", "Stage"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stage:
+    """Rerank at the first `width` dims and keep the best `keep` candidates."""
+
+    width: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one search is run.
+
+    effort: the coarse index's own setting (ef_search of a graph, nprobe of lists, 0 where it has none).
+    shortlist: how many candidates the coarse search hands on; 0 means flat search over every row.
+    stages: intermediate reranks at rising widths, below full width. The last stage, exact scores at full
+    width of whatever is left, is part of every plan and not listed.
+    """
+
+    effort: int
+    shortlist: int
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether this is flat search at full width."""
+        return self.shortlist == 0
+
+    @property
+    def survivors(self) -> int:
+        """How many candidates reach full width."""
+        return self.stages[-1].keep if self.stages else self.shortlist
+
+    def check(self, widths: tuple[int, ...]) -> None:
+        """InputError unless the stages rise in width, fall in number and use the given widths."""
+        if self.is_flat:
+            if self.stages:
+                raise InputError(f"plan {self}: flat search (shortlist 0) takes no stages")
+            return
+        if self.shortlist < 0 or self.effort < 0:
+            raise InputError(f"plan {self}: effort and shortlist must not be negative")
+        keep, width = self.shortlist, 0
+        for stage in self.stages:
+            if stage.width not in widths[:-1]:
+                raise InputError(
+                    f"plan {self}: no stage can be run at {stage.width} dims; "
+                    f"this index keeps norms for {', '.join(map(str, widths[:-1]))}"
+                )
+            if stage.width <= width or not 0 < stage.keep <= keep:
+                raise InputError(f"plan {self}: stages must rise in width and fall in candidates")
+            keep, width = stage.keep, stage.width
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "effort": self.effort,
+            "shortlist": self.shortlist,
+            "stages": [[stage.width, stage.keep] for stage in self.stages],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        stages = tuple(Stage(int(width), int(keep)) for width, keep in value["stages"])
+        return cls(int(value["effort"]), int(value["shortlist"]), stages)
+
+    def __str__(self) -> str:
+        if self.is_flat:
+            return "flat"
+        effort = f"effort {self.effort}, " if self.effort else ""
+        steps = [f"{effort}shortlist {self.shortlist}"]
+        steps += [f"{stage.keep} at {stage.width}" for stage in self.stages]
+        return " → ".join([*steps, "exact"])
+
+
+FLAT = Plan(effort=0, shortlist=0)
+"""Flat search at full width: exact, and the plan of last resort."""

@@ -1,0 +1,75 @@
+"""What the user asks for: recall, latency, or both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+from funnel.errors import InputError
+
+__all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "Budget", "check_k"]
+
+DEFAULT_RECALL = 0.95  # what a search without a budget promises
+DEFAULT_CONFIDENCE = 0.95  # 1 - delta of a certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a search must meet.
+
+    recall: mean recall@k against flat search over the distribution of queries, in (0, 1].
+    latency_ms: the 95th percentile of one search call, in milliseconds, at the batch size of the call.
+    confidence: the probability 1 - delta with which a certified recall holds, in (0, 1).
+
+    With neither, recall is 0.95. With only a latency, the plan of the highest recall within it is served.
+    Raises InputError when a value is outside its range.
+    """
+
+    recall: float | None = None
+    latency_ms: float | None = None
+    confidence: float = DEFAULT_CONFIDENCE
+
+    def __post_init__(self) -> None:
+        if self.recall is None and self.latency_ms is None:
+            object.__setattr__(self, "recall", DEFAULT_RECALL)
+        if self.recall is not None:
+            _number("recall", self.recall, "a share in (0, 1], such as 0.95")
+            if not 0.0 < self.recall <= 1.0:
+                raise InputError(f"recall is {self.recall!r}; expected a share in (0, 1], such as 0.95")
+        if self.latency_ms is not None:
+            _number("latency_ms", self.latency_ms, "milliseconds above 0, such as 5")
+            if not 0.0 < self.latency_ms < math.inf:
+                raise InputError(f"latency_ms is {self.latency_ms!r}; expected milliseconds above 0, such as 5")
+        _number("confidence", self.confidence, "a probability in (0, 1), such as 0.95")
+        if not 0.0 < self.confidence < 1.0:
+            raise InputError(f"confidence is {self.confidence!r}; expected a probability in (0, 1), such as 0.95")
+        for name in self.__slots__:  # numpy's numbers compare and hash alike, but are not written to JSON
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
+
+    @property
+    def delta(self) -> float:
+        """The probability of error that the certificate allows."""
+        return 1.0 - self.confidence
+
+    def __str__(self) -> str:
+        parts = [] if self.recall is None else [f"recall {self.recall:g}"]
+        if self.latency_ms is not None:
+            parts.append(f"latency {self.latency_ms:g} ms")
+        return " and ".join(parts)
+
+
+def _number(name: str, value: object, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+
+
+def check_k(k: object, rows: int) -> int:
+    """k as an int, when it is a whole number from 1 to `rows`; InputError otherwise."""
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise InputError(f"k is {k!r}; expected a whole number from 1 to {rows}, the rows of the index")
+    number = int(k.__index__())
+    if not 1 <= number <= rows:
+        raise InputError(f"k is {number}; expected a whole number from 1 to {rows}, the rows of the index")
+    return number

@@ -1,0 +1,69 @@
+"""Makes a calibration: runs the queries, times the stages, works out the plans worth testing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.cascade import Cascade, Float32
+from funnel.plan import Plan
+from funnel.planning.calibration import record
+from funnel.planning.costs import measure_costs
+from funnel.planning.records import CACHED_KS, Calibration, depth_of
+
+__all__ = ["CORPUS_ROWS", "SMALLEST_PLANNED", "calibrate", "held_out_rows"]
+
+CORPUS_ROWS = 1_000  # held-out rows that order the plans: they resolve recall to a standard error of .003
+# Below this many rows flat search takes microseconds and there is nothing to plan.
+SMALLEST_PLANNED = 256
+
+
+def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.int64]]:
+    """Rows drawn from the index to be used as queries: float32 [c, d] scaled to unit length, and their numbers."""
+    store = cascade.store
+    count = min(CORPUS_ROWS, store.n // 2)
+    own = np.sort(np.random.default_rng(seed).choice(store.n, count, replace=False)).astype(np.int64)
+    rows = store.gather(torch.from_numpy(own).to(store.device), 0, store.dim).float().cpu().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), own
+
+
+def calibrate(
+    cascade: Cascade,
+    widths: tuple[int, ...],
+    queries: Float32 | None,
+    search: Callable[[Float32, Plan, int], object],
+    encoder_ms: dict[int, float],
+    seed: int,
+    progress: bool,
+) -> Calibration:
+    """Everything that planning needs to know of this index, with or without real queries.
+
+    widths: rerank widths, the last is d. queries: float32 [q, d], adapted unit rows in random order, or None.
+    search: see measure_costs. encoder_ms: see Calibration.
+    """
+    rows, own = held_out_rows(cascade, seed)
+    corpus = record(cascade, rows, own, widths, progress=progress, label="calibrate on rows")
+    real = None
+    if queries is not None:
+        real = record(cascade, queries, None, widths, corpus.efforts, progress=progress, label="calibrate on queries")
+    timed = rows if queries is None else queries
+    costs = measure_costs(cascade, timed, corpus.efforts, widths, search, progress=progress)
+    calibration = Calibration(
+        costs=costs,
+        by_effort=cascade.coarse.largest_shortlist(corpus.efforts[0]) == corpus.efforts[0],
+        dim=cascade.store.dim,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        n_queries=0 if queries is None else len(queries),
+        n_corpus_rows=len(rows),
+        depth=depth_of(cascade.store.n),
+        encoder_ms=encoder_ms,
+        corpus=corpus,
+        queries=real,
+    )
+    for k in CACHED_KS:
+        calibration.frontier(k)
+    return calibration

@@ -1,0 +1,195 @@
+"""What each stage costs on this machine, measured at three batch sizes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from funnel.cascade import Cascade, Float32, Int64
+from funnel.plan import Plan
+
+__all__ = ["BATCH_SIZES", "Costs", "batch_class", "fingerprint", "measure_costs", "median_ms", "times_ms"]
+
+BATCH_SIZES = (1, 32, 256)
+RERANK_SIZES = (16, 64, 256, 1024)  # candidates at which a rerank is timed; between them, linear
+SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at least of three
+FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
+SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
+
+
+def batch_class(n_queries: int) -> int:
+    """The batch size that stands for a call of n_queries: the next larger measured one, then powers of two."""
+    return next((size for size in BATCH_SIZES if size >= n_queries), 1 << (n_queries - 1).bit_length())
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """What the costs depend on: processor, cores, threads, device and library versions."""
+    faiss_version = getattr(__import__("faiss"), "__version__", "none")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "processor": _processor(),
+        "cores": str(cores),
+        "threads": str(torch.get_num_threads()),
+        "device": name,
+        "torch": torch.__version__.split("+")[0],
+        "faiss": str(faiss_version),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def times_ms(call: Callable[[int], object], seconds: float = SECONDS_PER_TIMING) -> list[float]:
+    """Wall milliseconds of call(0), call(1), …: warmed once, then repeated for about `seconds`."""
+    call(0)
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < FEWEST_TIMINGS or (time.perf_counter() < until and len(times) < MOST_TIMINGS):
+        start = time.perf_counter()
+        call(len(times) + 1)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def median_ms(call: Callable[[int], object]) -> float:
+    """The median of `times_ms`."""
+    return float(np.median(times_ms(call)))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of one call, by batch size.
+
+    coarse: batch -> effort -> ms. rerank: batch -> columns gathered -> ms at each of `sizes` candidates.
+    flat: batch -> ms. base: batch -> ms that every call takes besides (checks, adaptor, ids).
+    """
+
+    machine: dict[str, str]
+    sizes: tuple[int, ...]
+    coarse: dict[int, dict[int, float]]
+    rerank: dict[int, dict[int, list[float]]]
+    flat: dict[int, float]
+    base: dict[int, float]
+
+    def predict(self, plan: Plan, batch: int, dim: int) -> float:
+        """Predicted milliseconds of one call of `batch` queries (a batch class) under the plan."""
+        return sum(self.stages(plan, batch, dim)) + self._scaled(self.base, batch)
+
+    def stages(self, plan: Plan, batch: int, dim: int) -> list[float]:
+        """Predicted milliseconds of the coarse search and of each rerank stage, the exact one last."""
+        if batch > BATCH_SIZES[-1]:  # above the largest measured one a batch costs in proportion
+            return [ms * batch / BATCH_SIZES[-1] for ms in self.stages(plan, BATCH_SIZES[-1], dim)]
+        if plan.is_flat:
+            return [self.flat[batch]]
+        result = [self.coarse[batch][plan.effort]]
+        candidates, start = plan.shortlist, 0
+        for width, keep in [*((stage.width, stage.keep) for stage in plan.stages), (dim, 0)]:
+            result.append(self._rerank(batch, candidates, width - start))
+            candidates, start = keep, width
+        return result
+
+    @staticmethod
+    def _scaled(table: dict[int, float], batch: int) -> float:
+        return table[batch] if batch in table else table[BATCH_SIZES[-1]] * batch / BATCH_SIZES[-1]
+
+    def _rerank(self, batch: int, candidates: int, columns: int) -> float:
+        table = self.rerank[batch]
+        widths = sorted(table)
+        at_width = [float(np.interp(candidates, self.sizes, table[width])) for width in widths]
+        if candidates > self.sizes[-1]:
+            at_width = [value * candidates / self.sizes[-1] for value in at_width]
+        return float(np.interp(columns, widths, at_width))
+
+    def to_json(self) -> dict[str, Any]:
+        """The costs as plain values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Costs:
+        """The costs that `to_json` wrote."""
+        return cls(
+            machine=dict(value["machine"]),
+            sizes=tuple(value["sizes"]),
+            coarse={int(b): {int(e): ms for e, ms in t.items()} for b, t in value["coarse"].items()},
+            rerank={int(b): {int(w): list(ms) for w, ms in t.items()} for b, t in value["rerank"].items()},
+            flat={int(b): ms for b, ms in value["flat"].items()},
+            base={int(b): ms for b, ms in value["base"].items()},
+        )
+
+
+def measure_costs(
+    cascade: Cascade,
+    queries: Float32,
+    efforts: Sequence[int],
+    widths: Sequence[int],
+    search: Callable[[Float32, Plan, int], object],
+    progress: bool = False,
+) -> Costs:
+    """Time the coarse search at every effort, reranks, flat search and a whole call, at every batch size.
+
+    queries: float32 [q, d] adapted unit rows, repeated where a batch needs more. widths: rerank widths.
+    search(queries, plan, k): one whole call as the user makes it, on vectors as the user gives them.
+    """
+    found = cascade.coarse.largest_shortlist(max(efforts))
+    sizes = (*tuple(size for size in RERANK_SIZES if size < found), found)
+    columns = sorted({*widths, *np.diff(sorted(widths)).tolist()})
+    costs = Costs(fingerprint(cascade.store.device), sizes, {}, {}, {}, {})
+    smallest = Plan(efforts[0], min(16, cascade.coarse.largest_shortlist(efforts[0])))
+    k = min(10, smallest.shortlist)
+    for batch in tqdm(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
+        batches = _batches(queries, batch)
+        costs.coarse[batch] = {effort: _coarse_ms(cascade, batches, effort) for effort in efforts}
+        shortlists = [_shortlist(cascade, rows, max(efforts)) for rows in batches[:SHORTLISTS_TIMED]]
+        costs.rerank[batch] = {
+            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in columns
+        }
+        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.exact(rows, min(10, cascade.store.n)))
+        costs.base[batch] = 0.0
+        whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
+        costs.base[batch] = max(0.0, whole - costs.predict(smallest, batch, cascade.store.dim))
+    return costs
+
+
+def _batches(queries: Float32, batch: int) -> list[Float32]:
+    repeated = np.resize(queries, (max(batch, len(queries)), queries.shape[1]))
+    count = min(MOST_TIMINGS, len(repeated) // batch)
+    return [np.ascontiguousarray(repeated[i * batch : (i + 1) * batch]) for i in range(count)]
+
+
+def _calls_ms(batches: list[Float32], call: Callable[[Float32], object]) -> float:
+    return median_ms(lambda i: call(batches[i % len(batches)]))
+
+
+def _shortlist(cascade: Cascade, queries: Float32, effort: int) -> Int64:
+    return cascade.shortlist(queries, cascade.coarse.largest_shortlist(effort), effort).clip(min=0)
+
+
+def _coarse_ms(cascade: Cascade, batches: list[Float32], effort: int) -> float:
+    size = cascade.coarse.largest_shortlist(effort)
+    return _calls_ms(batches, lambda rows: cascade.shortlist(rows, size, effort))
+
+
+def _rerank_ms(cascade: Cascade, batches: list[Float32], shortlists: list[Int64], size: int, columns: int) -> float:
+    """One stage over real shortlists (neighbours lie together in the matrix, random rows would not)."""
+
+    def stage(i: int) -> None:
+        number = i % len(shortlists)  # other rows each time: the same ones would lie in the cache
+        cascade.rerank(batches[number], shortlists[number][:, :size], 0, columns, max(1, size // 4))
+
+    return median_ms(stage)

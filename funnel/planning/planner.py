@@ -1,0 +1,247 @@
+"""From a budget to a plan, and what is promised of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from funnel.errors import BudgetError, InputError
+from funnel.plan import FLAT, Plan
+from funnel.planning.budget import Budget
+from funnel.planning.calibration import LARGEST_K
+from funnel.planning.certificate import Certificate, betting_lower_bound, fixed_sequence, queries_needed
+from funnel.planning.costs import Costs, batch_class
+from funnel.planning.frontier import Frontier
+from funnel.planning.records import UNCERTIFIED, Calibration
+
+__all__ = ["Choice", "Latency", "Planner"]
+
+# A plan whose predicted cost is beyond the latency by more than this is not tried: predictions are within 1.5x.
+PREDICTION_SLACK = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Measured milliseconds of one call, end to end: median and 95th percentile."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The plan that is served for a budget, and its certificate."""
+
+    plan: Plan
+    certificate: Certificate
+
+
+class Planner:
+    """Chooses the cheapest plan that meets a budget; remembers what it chose.
+
+    measure(plan, k, batch) runs whole calls and gives their Latency. costs are those of this machine.
+    """
+
+    def __init__(self, calibration: Calibration, costs: Costs, measure: Callable[[Plan, int, int], Latency]) -> None:
+        self.calibration = calibration
+        self.costs = costs
+        self._measure = measure
+        self._chosen: dict[tuple[Budget, int, int, bool], Choice] = {}
+        self._latencies: dict[tuple[Plan, int, int], Latency] = {}
+        if costs.machine == calibration.costs.machine:
+            for plan, k, batch, p50, p95 in calibration.latencies:
+                self._latencies[Plan.from_json(plan), int(k), int(batch)] = Latency(float(p50), float(p95))
+
+    def choose(self, budget: Budget, k: int, n_queries: int, from_text: bool = False) -> Choice:
+        """The plan for this budget, k and batch size; from_text counts the encoder in the latency.
+
+        Raises BudgetError, naming the nearest plans, when none meets the budget; InputError for a k that was not
+        calibrated.
+        """
+        key = (budget, k, batch_class(n_queries), from_text)
+        choice = self._chosen.get(key)
+        if choice is None:
+            choice = self._chosen[key] = self._choose(*key)
+        return choice
+
+    def latency(self, plan: Plan, k: int, batch: int) -> Latency:
+        """Measured latency of one call of a measured batch size, measured on first use."""
+        key = (plan, k, batch)
+        if key not in self._latencies:
+            self._latencies[key] = self._measure(plan, k, batch)
+        return self._latencies[key]
+
+    def latency_records(self) -> list[list[object]]:
+        """Every latency measured so far, as `Calibration.latencies` keeps them."""
+        return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in self._latencies.items()]
+
+    def certificate(self, plan: Plan, budget: Budget, k: int) -> Certificate:
+        """What can be said of this plan's recall@k; certified only where it passed the test for the budget."""
+        if plan.is_flat:
+            return self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width")
+        frontier = self.calibration.frontier(k)
+        if frontier is None or plan not in frontier.plans:
+            return self._record(budget, k, False, math.nan, 0.0, "uncertified: this plan was not calibrated")
+        position = frontier.plans.index(plan)
+        recalls = frontier.recalls(position)
+        bound = betting_lower_bound(recalls, budget.delta)
+        estimate = float(recalls.mean())
+        if not self.calibration.certifies:
+            return self._record(budget, k, False, estimate, bound, UNCERTIFIED)
+        if budget.recall is None:
+            return self._record(budget, k, False, estimate, bound, "no recall was asked for, so none is certified")
+        passed = position < self._passed(frontier, budget)
+        note = "" if passed else f"recall {budget.recall:g} is not certified for this plan"
+        return self._record(budget, k, passed, estimate, bound, note)
+
+    def _choose(self, budget: Budget, k: int, batch: int, from_text: bool) -> Choice:
+        frontier = self.calibration.frontier(k)
+        if frontier is None and self.calibration.depth < LARGEST_K:  # so few rows that flat search costs nothing
+            return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
+        if frontier is None and budget.recall == 1.0 and budget.latency_ms is None:
+            return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
+        if frontier is None:
+            raise InputError(
+                f"k is {k}; this index is calibrated for k up to {self.calibration.depth}. "
+                "Ask for fewer, or for recall=1.0, which is exact search"
+            )
+        allowed = math.inf if budget.latency_ms is None else budget.latency_ms
+        if from_text and budget.latency_ms is not None:
+            allowed -= self._encoder_ms(batch, budget)
+        if budget.recall is None:
+            return self._most_recall(frontier, budget, batch, allowed)
+        return self._cheapest(frontier, budget, batch, allowed)
+
+    def _passed(self, frontier: Frontier, budget: Budget) -> int:
+        recall = budget.recall or 1.0
+        recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
+        return fixed_sequence(recalls, recall, budget.delta)
+
+    def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
+        passed = 0 if budget.recall == 1.0 else self._passed(frontier, budget)
+        plans = sorted([FLAT, *frontier.plans[:passed]], key=lambda plan: self._cost(plan, batch))
+        for plan in plans:
+            if allowed == math.inf:
+                break
+            likely = self._cost(plan, batch) <= allowed * PREDICTION_SLACK
+            if likely and self.latency(plan, frontier.k, batch).p95 <= allowed:
+                break
+        else:
+            raise self._neither(frontier, budget, batch, allowed, plans[0])
+        return Choice(plan, self._explained(plan, frontier, budget))
+
+    def _most_recall(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
+        for plan in [FLAT, *self._by_recall(frontier)]:
+            if self._cost(plan, batch) > allowed * PREDICTION_SLACK:
+                continue
+            if self.latency(plan, frontier.k, batch).p95 <= allowed:
+                return Choice(plan, self.certificate(plan, budget, frontier.k))
+        fastest = min([FLAT, *frontier.plans], key=lambda plan: self._cost(plan, batch))
+        p95 = self.latency(fastest, frontier.k, batch).p95
+        raise BudgetError(
+            f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest ({fastest}) "
+            f"takes {p95:.3g} ms at the 95th percentile. Allow more time, or build with fewer dims"
+        )
+
+    def _by_recall(self, frontier: Frontier) -> list[Plan]:
+        mean = frontier.hits.mean(axis=1)
+        return [frontier.plans[i] for i in np.argsort(-mean, kind="stable")]
+
+    def _neither(self, frontier: Frontier, budget: Budget, batch: int, allowed: float, cheapest: Plan) -> BudgetError:
+        p95 = self.latency(cheapest, frontier.k, batch).p95
+        message = (
+            f"no plan meets {budget} for {_calls(batch)} at k={frontier.k}: the cheapest that holds the recall "
+            f"({cheapest}) takes {p95:.3g} ms at the 95th percentile"
+        )
+        try:
+            nearest = self._most_recall(frontier, Budget(latency_ms=max(allowed, 1e-6)), batch, allowed)
+        except BudgetError as error:
+            return BudgetError(f"{message}; {error}")
+        estimate = nearest.certificate.estimate
+        said = f"{message}; within {allowed:.3g} ms the best ({nearest.plan}) has recall {estimate:.4f}"
+        needed = self._needed(frontier, budget)
+        if needed is not None and estimate > (budget.recall or 1.0):
+            said += f", and about {needed:,} real queries would certify it"
+        return BudgetError(said)
+
+    def _explained(self, plan: Plan, frontier: Frontier, budget: Budget) -> Certificate:
+        certificate = self.certificate(plan, budget, frontier.k)
+        if not plan.is_flat or budget.recall == 1.0:
+            return certificate
+        count, needed = frontier.hits.shape[1], self._needed(frontier, budget)
+        if self._passed(frontier, budget):
+            why, needed = "flat search is served: it is the cheapest plan that holds the recall", None
+        elif not frontier.plans:
+            why = f"flat search is served: no plan that finds {frontier.k} candidates is cheaper"
+        elif needed is None:
+            why = (
+                f"flat search is served: the strongest calibrated plan ({frontier.plans[0]}) has no recall above "
+                f"{budget.recall:g} on these queries"
+            )
+        else:
+            needed = max(needed, count + 1)
+            why = (
+                f"flat search is served: {count:,} queries are too few to certify recall {budget.recall:g}; "
+                f"about {needed:,} would do"
+            )
+        kind = "" if self.calibration.certifies else f" ({UNCERTIFIED})"
+        return self._record(budget, frontier.k, True, 1.0, 1.0, f"exact: {why}{kind}", needed)
+
+    def _needed(self, frontier: Frontier, budget: Budget) -> int | None:
+        """About how many queries would certify the recall for some plan: testing may end with the first."""
+        if not frontier.plans:
+            return None
+        return queries_needed(frontier.recalls(0), budget.recall or 1.0, budget.delta)
+
+    def _cost(self, plan: Plan, batch: int) -> float:
+        return self.costs.predict(plan, batch, self.calibration.dim)
+
+    def _encoder_ms(self, batch: int, budget: Budget) -> float:
+        encoder_ms = self._encoder_p95(batch)
+        if budget.latency_ms is not None and encoder_ms >= budget.latency_ms:
+            raise BudgetError(
+                f"no plan meets {budget} from text: encoding {_calls(batch)} takes {encoder_ms:.3g} ms at the 95th "
+                "percentile by itself. Allow more time, or search with a vector"
+            )
+        return encoder_ms
+
+    def _encoder_p95(self, batch: int) -> float:
+        measured = self.calibration.encoder_ms
+        if not measured or batch in measured:
+            return measured.get(batch, 0.0)
+        largest = max(measured)
+        return measured[largest] * batch / largest
+
+    def _record(
+        self,
+        budget: Budget,
+        k: int,
+        certified: bool,
+        estimate: float,
+        bound: float,
+        note: str,
+        needed: int | None = None,
+    ) -> Certificate:
+        calibration = self.calibration
+        return Certificate(
+            recall=budget.recall,
+            k=k,
+            delta=budget.delta,
+            certified=certified,
+            estimate=estimate,
+            lower_bound=bound,
+            n_queries=calibration.n_queries or calibration.n_corpus_rows,
+            query_kind=calibration.kind,
+            date=calibration.date,
+            machine=json.dumps(calibration.costs.machine, sort_keys=True),
+            note=note,
+            queries_needed=needed,
+        )
+
+
+def _calls(batch: int) -> str:
+    return "one query" if batch == 1 else f"{batch} queries"

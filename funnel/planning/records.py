@@ -1,0 +1,191 @@
+"""A calibration as one thing: its runs, costs and frontiers, kept on disk as calibration.json and calibration.npz."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.errors import DamagedIndexError
+from funnel.plan import Plan
+from funnel.planning.calibration import LARGEST_K, Run
+from funnel.planning.costs import Costs
+from funnel.planning.frontier import Frontier, build_frontier, frontier_of
+
+__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration"]
+
+CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
+REAL = "real queries"
+UNCERTIFIED = "uncertified: calibrated on corpus rows"
+JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass
+class Calibration:
+    """What was measured on sample queries, for any k up to 100.
+
+    costs: as measured when the calibration was made; the frontiers rest on them. by_effort: see build_frontier.
+    encoder_ms: batch size -> 95th percentile of encoding so many query texts; empty without an encoder.
+    latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine.
+    """
+
+    costs: Costs
+    by_effort: bool
+    dim: int
+    date: str
+    n_queries: int
+    n_corpus_rows: int
+    depth: int
+    encoder_ms: dict[int, float] = field(default_factory=dict)
+    latencies: list[list[Any]] = field(default_factory=list)
+    frontiers: dict[int, Frontier] = field(default_factory=dict)
+    corpus: Run | None = None
+    queries: Run | None = None
+    folder: Path | None = None
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def certifies(self) -> bool:
+        """Whether real queries were run, so that recall can be certified."""
+        return self.n_queries > 0
+
+    @property
+    def kind(self) -> str:
+        """ "real queries", or that there were none."""
+        return REAL if self.certifies else UNCERTIFIED
+
+    def frontier(self, k: int) -> Frontier | None:
+        """The tested plans for this k, from the record on first use; None where the record is not deep enough."""
+        if k > self.depth:
+            return None
+        with self._lock:
+            if k not in self.frontiers:
+                corpus, queries = self.runs()
+                if k in CACHED_KS or not self.frontiers:
+                    made = build_frontier(k, corpus, queries, self.costs, self.by_effort, self.dim)
+                else:  # the plans that were worth testing for other k, on the record for this one
+                    plans = [plan for other in self.frontiers.values() for plan in other.plans]
+                    made = frontier_of(k, plans, corpus, queries)
+                self.frontiers[k] = made
+            return self.frontiers[k]
+
+    def runs(self) -> tuple[Run, Run | None]:
+        """The recorded runs, read from disk when they are not in memory."""
+        if self.corpus is None:
+            if self.folder is None:
+                raise DamagedIndexError("this calibration has no record of its runs; build the index again")
+            with _arrays(self.folder / ARRAYS_NAME) as arrays:
+                self.corpus = _run(arrays, "corpus", self.folder)
+                self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
+        return self.corpus, self.queries
+
+    def save(self, folder: Path) -> None:
+        """Write calibration.json and calibration.npz into the folder."""
+        corpus, queries = self.runs()
+        arrays = {**_run_arrays("corpus", corpus), **({} if queries is None else _run_arrays("queries", queries))}
+        for k, frontier in self.frontiers.items():
+            arrays[f"frontier/{k}/corpus"] = frontier.corpus_hits
+            if frontier.query_hits is not None:
+                arrays[f"frontier/{k}/queries"] = frontier.query_hits
+        with (folder / ARRAYS_NAME).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        plans = {str(k): [plan.to_json() for plan in frontier.plans] for k, frontier in self.frontiers.items()}
+        record = {
+            "by_effort": self.by_effort,
+            "dim": self.dim,
+            "date": self.date,
+            "n_queries": self.n_queries,
+            "n_corpus_rows": self.n_corpus_rows,
+            "depth": self.depth,
+            "kind": self.kind,
+            "encoder_ms": self.encoder_ms,
+            "latencies": self.latencies,
+            "plans": plans,
+            "costs": self.costs.to_json(),
+        }
+        (folder / JSON_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration:
+        """The calibration in the folder; its runs stay on disk until a k needs them.
+
+        Raises DamagedIndexError naming the file that cannot be understood.
+        """
+        try:
+            record = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+            certifies = record["n_queries"] > 0
+            with _arrays(folder / ARRAYS_NAME) as arrays:
+                frontiers = {
+                    int(k): Frontier(
+                        int(k),
+                        tuple(Plan.from_json(plan) for plan in plans),
+                        arrays[f"frontier/{k}/corpus"],
+                        arrays[f"frontier/{k}/queries"] if certifies else None,
+                    )
+                    for k, plans in record["plans"].items()
+                }
+            return cls(
+                costs=Costs.from_json(record["costs"]),
+                by_effort=bool(record["by_effort"]),
+                dim=int(record["dim"]),
+                date=str(record["date"]),
+                n_queries=int(record["n_queries"]),
+                n_corpus_rows=int(record["n_corpus_rows"]),
+                depth=int(record["depth"]),
+                encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
+                latencies=list(record["latencies"]),
+                frontiers=frontiers,
+                folder=folder,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error
+
+
+def _arrays(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
+
+
+def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{name}/queries": run.queries,
+        f"{name}/own_rows": run.own_rows,
+        f"{name}/truth": run.truth,
+        f"{name}/widths": np.array(run.widths),
+        f"{name}/efforts": np.array(run.efforts),
+    }
+    for effort in run.efforts:
+        arrays[f"{name}/shortlist/{effort}"] = run.shortlists[effort]
+        arrays[f"{name}/scores/{effort}"] = run.scores[effort]
+    return arrays
+
+
+def _run(arrays: Arrays, name: str, folder: Path) -> Run:
+    try:
+        efforts = [int(effort) for effort in arrays[f"{name}/efforts"]]
+        return Run(
+            queries=arrays[f"{name}/queries"],
+            own_rows=arrays[f"{name}/own_rows"],
+            truth=arrays[f"{name}/truth"],
+            widths=tuple(int(width) for width in arrays[f"{name}/widths"]),
+            shortlists={effort: arrays[f"{name}/shortlist/{effort}"] for effort in efforts},
+            scores={effort: arrays[f"{name}/scores/{effort}"] for effort in efforts},
+        )
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error
+
+
+def depth_of(rows: int) -> int:
+    """The largest k that a record over so many rows can answer for (a held-out row is not its own neighbour)."""
+    return max(1, min(LARGEST_K, rows - 1))

@@ -1,0 +1,1 @@
+"""Reports: what was measured, as numbers, tables, plots and pages."""

@@ -1,0 +1,273 @@
+"""Measures the funnel against flat search over the same vectors: recall, time, bytes, and ranking quality."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from funnel.errors import InputError
+from funnel.explanation import Explanation
+from funnel.index import FunnelIndex
+from funnel.plan import FLAT, Plan, Stage
+from funnel.planning.budget import check_k
+from funnel.planning.costs import BATCH_SIZES, fingerprint, times_ms
+from funnel.reports.metrics import ranking_metrics, recall_at_k
+from funnel.reports.results import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
+from indexes import FlatBaseline
+
+__all__ = ["TARGETS", "BenchQueries", "bench", "held_out_queries"]
+
+TARGETS = (0.80, 0.90, 0.95, 0.99)
+RANKED = 100  # documents a query that ranking measures look at
+SECONDS_PER_FIGURE = 1.0
+HELD_OUT = 500  # rows used as queries where the user has none
+# Flat search over float32 rows in memory is the fastest there is; above this share of the free memory the mapped
+# matrix is searched instead.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class BenchQueries:
+    """Queries to measure on.
+
+    vectors: [q, d] as the encoder gives them. ids: of each, where there are judgements. own_positions: int64 [q],
+    the input position of the row that each query is, to be left out of its results; None for real queries.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    ids: Sequence[str] | None = None
+    own_positions: npt.NDArray[np.int64] | None = None
+
+
+def held_out_queries(index: FunnelIndex, seed: int = 7) -> BenchQueries:
+    """Rows of the index to be used as queries, where there are no real ones. Easier than real queries.
+
+    Raises InputError where the adaptor cannot be inverted, so that the user's vectors are not known.
+    """
+    searcher = index.searcher
+    count = min(HELD_OUT, max(1, len(index) // 2))
+    rows = np.sort(np.random.default_rng(seed).choice(len(index), count, replace=False))
+    store = searcher.cascade.store
+    stored = store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
+    return BenchQueries(searcher.adaptor.inverse(stored), None, np.asarray(searcher.order[rows]))
+
+
+def bench(
+    index: FunnelIndex,
+    queries: BenchQueries,
+    title: str,
+    qrels: Mapping[str, Mapping[str, int]] | None = None,
+    k: int = 10,
+    targets: Sequence[float] = TARGETS,
+    batch: int = BATCH_SIZES[-1],
+    progress: bool = False,
+) -> Results:
+    """Every target's plan against flat search at full width over the same vectors, on the same queries.
+
+    batch: queries in a call for the figures in batch. Raises InputError for a k or queries that cannot be used.
+    """
+    k = check_k(k, len(index))
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected a whole number from 1")
+    prepared = index.searcher.prepare(queries.vectors)
+    truth = _Truth(index, prepared, queries.own_positions, k)
+    steps = tqdm(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
+    flat = _flat(index, prepared, queries, qrels, k, batch)
+    steps.update()
+    measured: list[FunnelResult] = []
+    for target in targets:
+        measured.append(_target(index, queries, truth, qrels, target, k, batch, flat))
+        steps.update()
+    steps.close()
+    return {
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "index": index_facts(index),
+        "machine": machine_facts(index),
+        "k": k,
+        "n_queries": len(prepared),
+        "flat": flat,
+        "funnel": measured,
+    }
+
+
+class _Truth:
+    """The true top k of every query, its own row left out."""
+
+    def __init__(
+        self, index: FunnelIndex, prepared: npt.NDArray[np.float32], own: npt.NDArray[np.int64] | None, k: int
+    ) -> None:
+        self._index, self._prepared, self._own, self._k = index, prepared, own, k
+        self._extra = 0 if own is None else 1
+        if k + self._extra > len(index):
+            raise InputError(f"k is {k}; an index of {len(index)} rows has no {k} neighbours of its own rows")
+        self._scores = self._run(FLAT)
+
+    def recall(self, plan: Plan) -> float:
+        """Mean recall@k of a plan."""
+        return float(recall_at_k(self._run(plan), self._scores, self._k).mean())
+
+    def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
+        widened = _widened(plan) if self._extra else plan
+        scores, positions = self._index.searcher.run(self._prepared, widened, self._k + self._extra)
+        if self._own is None:
+            return scores
+        own = positions == self._own[:, None]
+        kept = np.where(own, -np.inf, scores)
+        return -np.sort(-kept, axis=1)[:, : self._k]
+
+
+def _widened(plan: Plan) -> Plan:
+    """The plan with room for one candidate more at each step: the query's own row, which is then left out."""
+    if plan.is_flat:
+        return plan
+    stages = tuple(Stage(stage.width, stage.keep + 1) for stage in plan.stages)
+    effort = plan.effort + 1 if plan.effort == plan.shortlist else plan.effort  # a graph's shortlist is its effort
+    return Plan(effort, plan.shortlist + 1, stages)
+
+
+def _flat(
+    index: FunnelIndex,
+    prepared: npt.NDArray[np.float32],
+    queries: BenchQueries,
+    qrels: Mapping[str, Mapping[str, int]] | None,
+    k: int,
+    batch: int,
+) -> FlatResult:
+    store = index.searcher.cascade.store
+    search = _flat_search(index)
+    result: FlatResult = {
+        "us_single": _us(lambda rows: search(rows, k), prepared, 1),
+        "us_batch": _us(lambda rows: search(rows, k), prepared, batch),
+        "bytes": store.n * store.dim * 4,
+    }
+    if qrels is not None:
+        result.update(_ranking(index, queries, qrels, FLAT))  # type: ignore[typeddict-item]
+    return result
+
+
+def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int], object]:
+    """FAISS's flat index over the same vectors in memory, at its best setting; the mapped matrix if too large."""
+    store = index.searcher.cascade.store
+    if store.device.type != "cpu" or store.n * store.dim * 4 > MEMORY_SHARE * _free_bytes():
+        return index.searcher.cascade.exact
+    return FlatBaseline(store).search
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _target(
+    index: FunnelIndex,
+    queries: BenchQueries,
+    truth: _Truth,
+    qrels: Mapping[str, Mapping[str, int]] | None,
+    target: float,
+    k: int,
+    batch: int,
+    flat: FlatResult,
+) -> FunnelResult:
+    single = index.explain(k, recall=target, batch=1)
+    many = index.explain(k, recall=target, batch=batch)
+    us_single = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, 1)
+    us_batch = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, batch)
+    result: FunnelResult = {
+        "target": target,
+        "plan": str(many.plan) if many.plan == single.plan else f"{many.plan}; single: {single.plan}",
+        "recall": min(truth.recall(many.plan), truth.recall(single.plan)),
+        "recall_low": min(many.recall_lower_bound, single.recall_lower_bound),
+        "predicted_recall": min(many.recall, single.recall),
+        "certified": many.certificate.certified and single.certificate.certified,
+        "us_single": us_single,
+        "us_batch": us_batch,
+        "predicted_us_single": _predicted_us(index, single),
+        "predicted_us_batch": _predicted_us(index, many),
+        "speedup_single": flat["us_single"] / us_single,
+        "speedup_batch": flat["us_batch"] / us_batch,
+        "bytes": many.bytes_touched,
+    }
+    if qrels is not None:
+        plan = many.plan if k >= RANKED else index.explain(_ranked(index), recall=target, batch=batch).plan
+        result.update(_ranking(index, queries, qrels, plan))  # type: ignore[typeddict-item]
+    return result
+
+
+def _predicted_us(index: FunnelIndex, explained: Explanation) -> float:
+    calibration = index.searcher.calibration
+    if calibration is None:
+        return explained.p50_ms * 1e3 / explained.batch
+    cost = index.searcher.planner.costs.predict(explained.plan, explained.batch, index.dim)
+    return cost * 1e3 / explained.batch
+
+
+def _us(call: Callable[[npt.NDArray[np.float32]], object], queries: npt.NDArray[np.float32], batch: int) -> float:
+    """Median microseconds a query, in calls of `batch` queries."""
+    repeated = np.resize(queries, (max(batch, len(queries)), queries.shape[1]))
+    batches = [np.ascontiguousarray(repeated[i : i + batch]) for i in range(0, len(repeated) - batch + 1, batch)]
+    times = times_ms(lambda i: call(batches[i % len(batches)]), SECONDS_PER_FIGURE)
+    return float(np.median(times)) * 1e3 / batch
+
+
+def _ranked(index: FunnelIndex) -> int:
+    return min(RANKED, len(index))
+
+
+def _ranking(
+    index: FunnelIndex, queries: BenchQueries, qrels: Mapping[str, Mapping[str, int]], plan: Plan
+) -> dict[str, float]:
+    if queries.ids is None:
+        raise InputError("judgements need queries with ids; give a queries.jsonl")
+    judged = [i for i, id_ in enumerate(queries.ids) if id_ in qrels]
+    if not judged:
+        raise InputError("no query has a judgement; do the queries and qrels belong together?")
+    ids, scores = index.search_vectors(queries.vectors[judged], _ranked(index), plan=plan)
+    run = {
+        queries.ids[i]: {str(id_): float(score) for id_, score in zip(*found, strict=True) if id_ != queries.ids[i]}
+        for i, found in zip(judged, zip(ids, scores, strict=True), strict=True)
+    }
+    return ranking_metrics(run, {queries.ids[i]: qrels[queries.ids[i]] for i in judged})  # those asked, no others
+
+
+def index_facts(index: FunnelIndex) -> IndexFacts:
+    """What was searched."""
+    manifest = index.manifest
+    return {
+        "rows": len(index),
+        "dim": manifest.d,
+        "coarse": _coarse_name(manifest.settings),
+        "adaptor": index.searcher.adaptor.kind,
+        "ladder": list(manifest.ladder),
+        "resident_mb": index.resident_bytes / 1e6,
+        "encoder": str(manifest.settings["encoder"] or "none (vectors given)"),
+        "certificate": index.certification,
+    }
+
+
+def _coarse_name(settings: Mapping[str, Any]) -> str:
+    chosen = ", ".join(f"{name} {value}" for name, value in settings["coarse_settings"].items())
+    return f"{settings['coarse']} ({chosen})" if chosen else str(settings["coarse"])
+
+
+def machine_facts(index: FunnelIndex) -> MachineFacts:
+    """Where it was searched."""
+    machine = fingerprint(index.searcher.cascade.store.device)
+    return {
+        "processor": machine["processor"],
+        "cores": int(machine["cores"]),
+        "threads": int(machine["threads"]),
+        "device": machine["device"],
+        "torch": machine["torch"],
+        "faiss": machine["faiss"],
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,187 @@
+"""One self-contained HTML page of results: inline style, figures as data, no other address named."""
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from funnel.errors import InputError
+from funnel.reports.results import Results
+from funnel.reports.tables import (
+    COMPARISON_COLUMNS,
+    PREDICTION_COLUMNS,
+    Column,
+    budget_rows,
+    comparison_rows,
+    microseconds,
+    recall_text,
+    shown_columns,
+    times,
+)
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_STYLE = """
+:root { color: #222; background: #fff; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+body { max-width: 1040px; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
+p { margin: .4rem 0; }
+.faint { color: #555; }
+.note { border-left: 4px solid #d55e00; padding: .1rem 0 .1rem .8rem; }
+.note.certified { border-color: #0072b2; }
+figure { margin: 1.5rem 0; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption { color: #555; font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; white-space: nowrap; }
+tr { border-bottom: 1px solid #e3e3e3; }
+thead tr { border-bottom: 2px solid #444; }
+.left { text-align: left; }
+td.left:last-child { white-space: normal; min-width: 9rem; }
+tbody th { font-weight: 400; color: #555; }
+"""
+
+_CAPTIONS = {
+    "index": {
+        "rows": "rows",
+        "dim": "dimensions",
+        "coarse": "coarse index",
+        "adaptor": "adaptor",
+        "ladder": "dims ladder",
+        "resident_mb": "resident, MB",
+        "encoder": "encoder",
+        "certificate": "certificate",
+    },
+    "machine": {
+        "processor": "processor",
+        "cores": "cores",
+        "threads": "threads used",
+        "device": "device",
+        "torch": "torch",
+        "faiss": "faiss",
+        "numpy": "numpy",
+        "python": "Python",
+    },
+}
+
+
+def write_page(
+    results: Results, path: str | os.PathLike[str], figures: Sequence[tuple[str, str | os.PathLike[str]]] = ()
+) -> None:
+    """Write the page of `html_page` to a file, in UTF-8.
+
+    Args:
+        results: what was measured.
+        path: of the page.
+        figures: caption and path of each PNG to embed.
+
+    Raises:
+        InputError: a figure is not a PNG file.
+    """
+    embedded = [(caption, Path(figure).read_bytes()) for caption, figure in figures]
+    Path(path).write_text(html_page(results, embedded), encoding="utf-8")
+
+
+def html_page(results: Results, figures: Sequence[tuple[str, bytes]] = ()) -> str:
+    """The results as one HTML page that needs no other file; every text in it is escaped.
+
+    Args:
+        results: what was measured.
+        figures: caption and PNG bytes of each figure.
+
+    Raises:
+        InputError: a figure is not a PNG.
+    """
+    sections = [
+        _head(results),
+        *(_figure(caption, data) for caption, data in figures),
+        "<h2>Against flat search</h2>",
+        _table(comparison_rows(results), COMPARISON_COLUMNS),
+        "<h2>Predicted and measured</h2>",
+        _table(budget_rows(results), PREDICTION_COLUMNS),
+        "<h2>The index</h2>",
+        _facts(results["index"], _CAPTIONS["index"]),
+        "<h2>The machine</h2>",
+        _facts(results["machine"], _CAPTIONS["machine"]),
+    ]
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+            f"<title>{escape(results['title'])}</title>",
+            f"<style>{_STYLE}</style>",
+            "</head>",
+            "<body>",
+            *sections,
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def _head(results: Results) -> str:
+    flat, index = results["flat"], results["index"]
+    certified = bool(results["funnel"]) and all(point["certified"] for point in results["funnel"])
+    claims = "".join(
+        f"<li>asked for recall {recall_text(point['target'])}: measured {point['recall']:.4f}, "
+        f"{times(point['speedup_batch'])} flat's speed in batch, "
+        f"{times(point['speedup_single'])} one query a call</li>"
+        for point in results["funnel"]
+    )
+    return (
+        f"<h1>{escape(results['title'])}</h1>\n"
+        f'<p class="faint">{escape(results["created"])} · recall@{results["k"]} on '
+        f"{results['n_queries']:,} queries · flat search takes {microseconds(flat['us_batch'])} µs a query "
+        f"in batch, {microseconds(flat['us_single'])} µs one query a call</p>\n"
+        f"<ul>{claims}</ul>\n"
+        f'<p class="note{" certified" if certified else ""}">{escape(index["certificate"])}</p>'
+    )
+
+
+def _figure(caption: str, data: bytes) -> str:
+    if not data.startswith(PNG_SIGNATURE):
+        raise InputError(f"the figure {caption!r} is not a PNG; pass the bytes of a PNG file")
+    text = escape(caption)
+    source = base64.b64encode(data).decode("ascii")
+    image = f'<img alt="{text}" src="data:image/png;base64,{source}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    shown = shown_columns(rows, columns)
+    head = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in shown)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{_side(column)}>{escape(column.cell(row))}</td>" for column in shown) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _side(column: Column) -> str:
+    return ' class="left"' if column.left else ""
+
+
+def _facts(values: Mapping[str, Any], captions: Mapping[str, str]) -> str:
+    rows = "\n".join(
+        f'<tr><th class="left">{caption}</th><td class="left">{escape(_text(values[key]))}</td></tr>'
+        for key, caption in captions.items()
+    )
+    return f'<div class="wide"><table><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " → ".join(str(item) for item in value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)

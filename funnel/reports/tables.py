@@ -1,0 +1,158 @@
+"""Tables of results: aligned text for a terminal, Markdown for a README."""
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from funnel.reports.results import Results
+
+MISSING = "–"
+GAP = "  "
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one key of the rows is shown.
+
+    Attributes:
+        key: the key in a row; a row without it shows a dash.
+        title: the heading.
+        form: a format specification (".3f", ",d") or a function from value to text.
+        left: aligned to the left; numbers stay at the right.
+        optional: left out where no row has the key.
+    """
+
+    key: str
+    title: str
+    form: str | Callable[[Any], str] = ""
+    left: bool = False
+    optional: bool = False
+
+    def cell(self, row: Row) -> str:
+        """The text of this column in a row, on one line."""
+        value = row.get(self.key)
+        if value is None:
+            return MISSING
+        text = self.form(value) if callable(self.form) else format(value, self.form)
+        return " ".join(text.split())
+
+
+def microseconds(value: float) -> str:
+    """A time, without its unit: 5.4, 83, 1,637."""
+    return _figures(value)
+
+
+def times(value: float) -> str:
+    """A ratio: 0.8×, 9.4×, 21×."""
+    return f"{_figures(value)}×"
+
+
+def recall_text(recall: float) -> str:
+    """A recall asked for, with two figures unless it has more: 0.90, 0.995."""
+    return f"{recall:.2f}" if round(recall, 2) == round(recall, 6) else f"{recall:g}"
+
+
+def size(value: float) -> str:
+    """Bytes in the largest unit that leaves a figure before the point: 512 B, 38.4 kB, 307 MB."""
+    for unit in ("B", "kB", "MB"):
+        if round(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or round(value, 1) >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} GB"
+
+
+COMPARISON_COLUMNS = (
+    Column("search", "search", left=True),
+    Column("recall", "recall", ".4f"),
+    Column("recall_low", "low bound", ".4f"),
+    Column("certified", "certified", lambda certified: "yes" if certified else "no"),
+    Column("speedup_batch", "batch", times),
+    Column("speedup_single", "single", times),
+    Column("us_batch", "µs batch", microseconds),
+    Column("us_single", "µs single", microseconds),
+    Column("bytes", "touched", size),
+    Column("ndcg@10", "nDCG@10", ".4f", optional=True),
+    Column("recall@100", "recall@100", ".4f", optional=True),
+    Column("plan", "plan", left=True),
+)
+
+PREDICTION_COLUMNS = (
+    Column("search", "search", left=True),
+    Column("predicted_recall", "recall predicted", ".4f"),
+    Column("recall", "measured", ".4f"),
+    Column("predicted_us_batch", "µs batch predicted", microseconds),
+    Column("us_batch", "measured", microseconds),
+    Column("predicted_us_single", "µs single predicted", microseconds),
+    Column("us_single", "measured", microseconds),
+)
+
+
+def comparison_rows(results: Results) -> list[dict[str, Any]]:
+    """Flat search and then every budget, for COMPARISON_COLUMNS."""
+    flat: dict[str, Any] = {
+        "recall": 1.0,
+        "speedup_batch": 1.0,
+        "speedup_single": 1.0,
+        **results["flat"],
+        "search": "flat",
+        "plan": "exact, full width",
+    }
+    return [flat, *budget_rows(results)]
+
+
+def budget_rows(results: Results) -> list[dict[str, Any]]:
+    """Every budget, for PREDICTION_COLUMNS and COMPARISON_COLUMNS."""
+    return [{**point, "search": f"recall {recall_text(point['target'])}"} for point in results["funnel"]]
+
+
+def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """The columns without the optional ones that no row fills."""
+    return [column for column in columns if not column.optional or any(row.get(column.key) is not None for row in rows)]
+
+
+def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Columns aligned with spaces under a rule, for a fixed-width font; no newline at the end."""
+    shown = shown_columns(rows, columns)
+    lines = [[column.title for column in shown]] + [[column.cell(row) for column in shown] for row in rows]
+    widths = [max(_width(line[at]) for line in lines) for at in range(len(shown))]
+    lines.insert(1, ["─" * width for width in widths])
+    return "\n".join(
+        GAP.join(
+            _pad(text, width, column.left) for text, width, column in zip(line, widths, shown, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A GitHub table; bars in the cells are escaped; no newline at the end."""
+    shown = shown_columns(rows, columns)
+    lines = [
+        [_escape(column.title) for column in shown],
+        [":--" if column.left else "--:" for column in shown],
+        *([_escape(column.cell(row)) for column in shown] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _width(text: str) -> int:
+    # Combining marks take no cell in a terminal, East Asian wide letters two.
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    space = " " * (width - _width(text))
+    return text + space if left else space + text

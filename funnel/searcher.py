@@ -1,0 +1,196 @@
+"""From the user's vectors to ids: checks, adapts, plans, runs. What index, calibration and bench all call."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.adaptors import Adaptor
+from funnel.cascade import Cascade, Float32, Int64, some_missing
+from funnel.data.rows import unit_rows
+from funnel.errors import InputError
+from funnel.ids import Ids
+from funnel.plan import FLAT, Plan
+from funnel.planning.budget import Budget
+from funnel.planning.certificate import Certificate
+from funnel.planning.costs import MOST_TIMINGS, Costs, fingerprint, measure_costs, times_ms
+from funnel.planning.planner import Choice, Latency, Planner
+from funnel.planning.records import Calibration
+from funnel.workers import workers
+
+__all__ = ["Searcher"]
+
+SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
+ADAPTED_AT_A_TIME = 64  # queries adapted together on one worker
+SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up to 64
+
+
+class Searcher:
+    """One opened index, ready to answer vectors.
+
+    order: stored row -> input position. ladder: widths, the last is d. calibration: None while one is being made.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        adaptor: Adaptor,
+        ids: Ids,
+        order: npt.NDArray[np.int64],
+        widths: tuple[int, ...],
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.cascade = cascade
+        self.adaptor = adaptor
+        self.ids = ids
+        self.widths = widths
+        self.calibration = calibration
+        self.order = np.asarray(order)  # a view without the subclass of a map, whose indexing is slow
+        self._planner: Planner | None = None
+
+    @property
+    def dim(self) -> int:
+        """The full width d."""
+        return self.cascade.store.dim
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.cascade.store.n
+
+    def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
+        """Adapted unit rows of the user's vectors [n, d].
+
+        Raises InputError for another width, and for NaN, infinite or zero rows (named).
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(
+                f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
+                f"as the index holds vectors of {self.dim} dims"
+            )
+        if len(queries) < 2 * ADAPTED_AT_A_TIME:
+            return np.ascontiguousarray(self.adaptor.transform(unit_rows(queries, 0, "queries")))
+        adapted = np.empty(queries.shape, dtype=np.float32)
+
+        def piece(start: int) -> None:
+            part = slice(start, start + ADAPTED_AT_A_TIME)
+            adapted[part] = self.adaptor.transform(unit_rows(queries[part], start, "queries"))
+
+        workers().run(piece, range(0, len(queries), ADAPTED_AT_A_TIME))
+        return adapted
+
+    def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
+        scores, rows = self.cascade.run(prepared, plan, k)
+        positions = self.order[rows]
+        if some_missing(rows):
+            positions = np.where(rows < 0, -1, positions)
+        return scores, positions
+
+    def search(self, queries: npt.NDArray[np.generic], plan: Plan, k: int) -> tuple[npt.NDArray[np.object_], Float32]:
+        """ids [n, k] and scores float32 [n, k]: one whole call."""
+        scores, positions = self.run(self.prepare(queries), plan, k)
+        return self.ids.at(positions), scores
+
+    @property
+    def planner(self) -> Planner:
+        """The planner, with costs measured again where the machine is another one."""
+        if self._planner is None:
+            if self.calibration is None:
+                raise InputError("this index has no calibration")
+            self._planner = Planner(self.calibration, self._costs(self.calibration), self.latency)
+        return self._planner
+
+    def choose(self, budget: Budget, k: int, n_queries: int, from_text: bool = False) -> Choice:
+        """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
+        if self.calibration is None:
+            return Choice(FLAT, _exact_certificate(budget, k))
+        return self.planner.choose(budget, k, n_queries, from_text)
+
+    def check(self, plan: Plan, k: int) -> None:
+        """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
+        plan.check(self.widths)
+        if plan.is_flat:
+            return
+        largest = self.cascade.coarse.largest_shortlist(plan.effort)
+        if plan.shortlist > largest:
+            raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
+        if plan.survivors < k:
+            raise InputError(f"plan {plan} keeps {plan.survivors} candidates for full width, fewer than k={k}")
+
+    def latency(self, plan: Plan, k: int, batch: int) -> Latency:
+        """Run whole calls of `batch` queries and time them. Milliseconds."""
+        times = times_ms(_Timed(self, self._sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
+        return Latency(float(np.median(times)), float(np.percentile(times, 95)))
+
+    def _sample_queries(self) -> Float32:
+        if self.calibration is None:
+            return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
+        corpus, queries = self.calibration.runs()
+        return (queries or corpus).queries
+
+    def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
+        """Predicted milliseconds of each step of a plan; None without a calibration."""
+        return None if self.calibration is None else self.planner.costs.stages(plan, batch, self.dim)
+
+    def measured(self, plan: Plan, k: int, batch: int) -> Latency:
+        """As `latency`, remembered where there is a planner to remember it."""
+        return self.latency(plan, k, batch) if self.calibration is None else self.planner.latency(plan, k, batch)
+
+    def whole_call(self, adapted: Float32, plan: Plan, k: int) -> object:
+        """As `search`, on queries that are adapted already: they are adapted once more, for the time it takes."""
+        self.prepare(adapted)
+        scores, positions = self.run(adapted, plan, k)
+        return self.ids.at(positions), scores
+
+    def _costs(self, calibration: Calibration) -> Costs:
+        if calibration.costs.machine == fingerprint(self.cascade.store.device):
+            return calibration.costs
+        corpus, queries = calibration.runs()
+        timed = queries or corpus
+        return measure_costs(self.cascade, timed.queries, corpus.efforts, self.widths, self.whole_call)
+
+
+class _Timed:
+    """Calls number 0, 1, … of one plan, each on other queries."""
+
+    def __init__(self, searcher: Searcher, adapted: Float32, plan: Plan, k: int, batch: int) -> None:
+        repeated = np.resize(adapted, (max(batch, len(adapted)), adapted.shape[1]))
+        self._batches = [
+            np.ascontiguousarray(repeated[i * batch : (i + 1) * batch])
+            for i in range(min(MOST_TIMINGS, len(repeated) // batch))
+        ]
+        self._searcher, self._plan, self._k = searcher, plan, k
+
+    def __call__(self, number: int) -> object:
+        return self._searcher.whole_call(self._batches[number % len(self._batches)], self._plan, self._k)
+
+
+def _exact_certificate(budget: Budget, k: int) -> Certificate:
+    return Certificate(
+        recall=budget.recall,
+        k=k,
+        delta=budget.delta,
+        certified=True,
+        estimate=1.0,
+        lower_bound=1.0,
+        n_queries=0,
+        query_kind="none",
+        date="",
+        machine="",
+        note="exact: the index is small enough for flat search",
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device: "auto" is CUDA where there is any, else the CPU. InputError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; expected auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {name!r}, but torch finds no CUDA device here; use auto or cpu")
+    return device

@@ -1,0 +1,60 @@
+"""The index folder as its users see it: read the live generation, verify it, begin the next."""
+
+import os
+from pathlib import Path
+
+from funnel.errors import DamagedIndexError, StorageError
+from funnel.storage.checks import Verification, VerifyMode, verify
+from funnel.storage.files import FILES, Files
+from funnel.storage.generations import read_current, read_manifest
+from funnel.storage.layout import CURRENT
+from funnel.storage.manifest import Manifest
+from funnel.storage.transactions import Transaction
+
+
+class IndexFolder:
+    """A folder that holds an index, or is to hold one. Reading takes no lock; writers go one by one."""
+
+    def __init__(self, path: str | os.PathLike[str], files: Files = FILES) -> None:
+        """Nothing is read yet: the folder may be missing."""
+        self.path = Path(path)
+        self._files = files
+
+    def exists(self) -> bool:
+        """Whether an index was committed here."""
+        return os.path.lexists(self.path / CURRENT)
+
+    def manifest(self) -> Manifest:
+        """The live generation's manifest, its hash checked before it is parsed.
+
+        Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
+        """
+        return read_manifest(self.path, self._files)
+
+    def file(self, relative: str) -> Path:
+        """Where a file that the manifest names lies."""
+        return self.path / relative
+
+    def begin(self) -> Transaction:
+        """Begin the next generation: the only writer until the transaction is left.
+
+        Raises StorageError saying who writes where another process does, and what `Transaction` raises.
+        """
+        return Transaction(self.path, self._files)
+
+    def verify(self, manifest: Manifest, mode: VerifyMode = "full", progress: bool = False) -> Verification:
+        """Check the files that `manifest` names: all of them, or with "lazy" the big ones on first touch.
+
+        Raises DamagedIndexError naming the file (damage to a cache is reported instead), or StorageError
+        where a writer replaced this generation in the meantime.
+        """
+        try:
+            return verify(self.path, manifest, mode, progress, self._files)
+        except DamagedIndexError as error:
+            generation, _ = read_current(self.path, self._files)
+            if generation == manifest.generation:
+                raise
+            raise StorageError(
+                f"{self.path} was replaced by generation {generation} while generation {manifest.generation} "
+                "was being opened; open it again"
+            ) from error

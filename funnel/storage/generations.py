@@ -1,0 +1,125 @@
+"""CURRENT and the manifest it names: reading them with their hashes checked, and writing them atomically."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from funnel.errors import DamagedIndexError, InputError, NotAnIndexError
+from funnel.storage.files import REMEDY, Files, open_inside, read_chunks
+from funnel.storage.layout import (
+    BOUNDS,
+    CURRENT,
+    CURRENT_TEMPORARY,
+    GENERATIONS,
+    TEMPORARY_PREFIX,
+    generation_name,
+    is_generation_name,
+)
+from funnel.storage.manifest import Manifest, parse
+
+_LINE = re.compile(rb"([0-9]{6,12}) ([0-9a-f]{64})\n")
+
+# A writer may replace the generation between two reads; each retry needs one more commit in that instant.
+_READ_ATTEMPTS = 5
+
+
+def current_line(generation: int, manifest: bytes) -> bytes:
+    """The one line of CURRENT: the generation's number and the sha256 of its manifest's bytes."""
+    return f"{generation:06d} {hashlib.sha256(manifest).hexdigest()}\n".encode("ascii")
+
+
+def read_current(root: Path, files: Files) -> tuple[int, str]:
+    """The live generation's number and the sha256 of its manifest.
+
+    Raises NotAnIndexError where the folder holds no index, DamagedIndexError where CURRENT is damaged.
+    """
+    if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise NotAnIndexError(f"{root} {state}: build an index there first")
+    if not os.path.lexists(root / CURRENT):
+        if any(is_generation_name(name) for name in files.names(root / GENERATIONS)):
+            raise DamagedIndexError(
+                f"{CURRENT} in {root} is missing: it was removed, or a first build was stopped just "
+                "before its end; build the index again"
+            )
+        raise NotAnIndexError(f"{root} holds no index (it has no file {CURRENT}): build one there first")
+    line = _read_small(root, CURRENT, BOUNDS.current_bytes, files)
+    match = _LINE.fullmatch(line)
+    number = int(match[1]) if match else 0
+    if match is None or number == 0 or match[1] != f"{number:06d}".encode():
+        raise DamagedIndexError(
+            f"{CURRENT} in {root} is damaged: it holds {line[:80]!r}, expected a generation's number and a "
+            f"sha256; {REMEDY}"
+        )
+    return number, match[2].decode("ascii")
+
+
+def read_manifest(root: Path, files: Files) -> Manifest:
+    """The live generation's manifest: its hash checked before it is parsed, then every value.
+
+    Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
+    """
+    for _ in range(_READ_ATTEMPTS - 1):
+        before = read_current(root, files)
+        try:
+            return _read_generation(root, *before, files)
+        except DamagedIndexError:
+            if read_current(root, files) == before:
+                raise
+    return _read_generation(root, *read_current(root, files), files)
+
+
+def write_generation(root: Path, generation: int, manifest: bytes, files: Files) -> None:
+    """Write the manifest of a generation that CURRENT does not name yet."""
+    folder = root / GENERATIONS
+    name = generation_name(generation)
+    files.make_folder(folder)
+    temporary = folder / f"{TEMPORARY_PREFIX}{name}"
+    files.write(temporary, manifest)
+    files.sync(temporary)
+    files.replace(temporary, folder / name)
+    files.sync(folder)
+
+
+def write_current_temporary(root: Path, generation: int, manifest: bytes, files: Files) -> Path:
+    """Write and flush the line that becomes CURRENT once the path given back is renamed."""
+    temporary = root / CURRENT_TEMPORARY
+    files.write(temporary, current_line(generation, manifest))
+    files.sync(temporary)
+    # The names of folders made in this transaction must be on the disk before CURRENT speaks of them.
+    files.sync(root)
+    return temporary
+
+
+def _read_generation(root: Path, number: int, sha256: str, files: Files) -> Manifest:
+    name = f"{GENERATIONS}/{generation_name(number)}"
+    if not os.path.lexists(root / name):
+        raise DamagedIndexError(
+            f"{name} in {root} is missing, and {CURRENT} names it: one of the two is damaged; {REMEDY}"
+        )
+    data = _read_small(root, name, BOUNDS.manifest_bytes, files)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedIndexError(
+            f"{name} in {root} does not match the sha256 in {CURRENT}: one of the two is damaged; {REMEDY}"
+        )
+    try:
+        manifest = parse(data)
+    except InputError as error:
+        raise DamagedIndexError(f"{name} in {root} cannot be used: {error}") from error
+    if manifest.generation != number:
+        raise DamagedIndexError(
+            f"{name} in {root} says that it is generation {manifest.generation}, and {CURRENT} names {number}"
+        )
+    return manifest
+
+
+def _read_small(root: Path, relative: str, most: int, files: Files) -> bytes:
+    descriptor = open_inside(root, relative, files)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise DamagedIndexError(f"{relative} in {root} has {size:,} bytes, expected at most {most:,}")
+        return b"".join(read_chunks(descriptor, 0, size, f"{relative} in {root}"))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,298 @@
+"""Writing a generation: parts in temporary folders, then one commit that either happens or does not."""
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from funnel.errors import InputError, StorageError
+from funnel.storage.checks import hash_file
+from funnel.storage.files import FILES, Files, is_no_space, no_space_error, remove_tree, writing
+from funnel.storage.generations import read_manifest, write_current_temporary, write_generation
+from funnel.storage.layout import (
+    CURRENT,
+    CURRENT_TEMPORARY,
+    FORMAT_VERSION,
+    GENERATIONS,
+    KINDS,
+    LOCK,
+    TEMPORARY_PREFIX,
+    FolderFormat,
+    generation_name,
+    is_generation_name,
+    part_name,
+)
+from funnel.storage.locks import WriterLock
+from funnel.storage.manifest import FileEntry, Manifest, encode, parse
+
+# Each library under the names of the distributions that bring it.
+_LIBRARIES = {
+    "funnel": ("funnel-retrieval",),
+    "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+    "torch": ("torch",),
+    "numpy": ("numpy",),
+}
+
+
+@dataclass
+class _Staged:
+    folder: FolderFormat
+    identifier: str
+    temporary: Path
+    linked: dict[str, FileEntry] = field(default_factory=dict)
+
+
+class Transaction:
+    """One writer's way from the live generation to the next; use it in a `with` statement.
+
+    Write each part into `folder(kind)`, name with `reuse` what stays, then `commit`. Leaving without a
+    commit removes what was written, and the old generation stays. A full disk anywhere inside the `with`
+    raises NoSpaceError.
+    """
+
+    def __init__(self, root: Path, files: Files = FILES) -> None:
+        """Make the folder if needed and take the writer's lock.
+
+        Raises StorageError where another process writes, where `root` holds something other than an index,
+        or where it cannot be written; DamagedIndexError and FormatVersionError where the index that stands
+        there cannot be read.
+        """
+        self._root = root
+        self._files = files
+        self._staged: dict[Path, _Staged] = {}
+        self._reused: dict[str, FileEntry] = {}
+        self._state = "open"
+        with writing(root):
+            _claim(root, files)
+            self._lock = WriterLock(root)
+        try:
+            with writing(root):
+                self.previous = _live(root, files)
+                _sweep(root, self.previous, files)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def generation(self) -> int:
+        """The number that the generation being written will have."""
+        return 1 if self.previous is None else self.previous.generation + 1
+
+    def folder(self, kind: str) -> Path:
+        """A new empty folder to write the files of one part in: a key of `layout.KINDS`.
+
+        Raises InputError for an unknown kind, StorageError after the commit.
+        """
+        self._require_open()
+        if kind not in KINDS:
+            raise InputError(f"there is no part of kind {kind!r}, expected one of {', '.join(KINDS)}")
+        identifier = f"{self.generation:06d}-{secrets.token_hex(4)}"
+        parent = self._root / kind
+        temporary = parent / f"{TEMPORARY_PREFIX}{identifier}"
+        with writing(self._root):
+            if parent.is_symlink():
+                raise StorageError(f"{parent} is a link; put a folder in its place")
+            self._files.make_folder(parent)
+            self._files.make_folder(temporary)
+        self._staged[temporary] = _Staged(KINDS[kind], identifier, temporary)
+        return temporary
+
+    def identifier(self, folder: Path) -> str:
+        """The identifier that the part written in `folder` will have, for the body of the manifest."""
+        return self._part(folder).identifier
+
+    def reuse(self, prefix: str) -> None:
+        """Keep the files of the live generation under a path: "segments", "segments/<id>" or one file.
+
+        Raises InputError where the live generation has no such file.
+        """
+        self._require_open()
+        prefix = prefix.rstrip("/")
+        found = {
+            path: entry
+            for path, entry in self._previous_files().items()
+            if path == prefix or path.startswith(f"{prefix}/")
+        }
+        if not found:
+            raise InputError(f"the live generation of {self._root} has no files under {prefix!r}")
+        self._reused.update(found)
+
+    def link(self, path: str, folder: Path) -> None:
+        """Give a file of the live generation to the part written in `folder`, copying no bytes if possible.
+
+        For a part of which only some files change, such as a segment with a new coarse index. Raises
+        InputError where the live generation has no such file.
+        """
+        self._require_open()
+        part = self._part(folder)
+        entry = self._previous_files().get(path)
+        if entry is None:
+            raise InputError(f"the live generation of {self._root} has no file {path!r}")
+        source, target = self._root / path, folder / path.rsplit("/", 1)[-1]
+        with writing(self._root):
+            try:
+                self._files.link(source, target)
+            except OSError as error:
+                if is_no_space(error):
+                    raise
+                # Not every file system has hard links.
+                shutil.copyfile(source, target, follow_symlinks=False)
+        part.linked[target.name] = entry
+
+    def commit(self, body: Mapping[str, object], progress: bool = False) -> Manifest:
+        """Make what was written and reused the live generation; gives its manifest.
+
+        `body` holds `d` and `ladder`, and where they apply `counts`, `segments` and `tombstones` (lists of
+        `{"id", "rows", ...}`), `adaptor` and `calibration` (identifiers), `settings` (free) and `versions`.
+        Raises InputError for a body or files that do not fit the layout, StorageError or NoSpaceError where
+        the disk refuses; the old generation then stays.
+        """
+        self._require_open()
+        with writing(self._root):
+            files = self._hash_parts(progress) | self._reused
+            data = self._encode(body, files)
+            manifest = parse(data)
+            self._place_parts()
+            write_generation(self._root, self.generation, data, self._files)
+            current = write_current_temporary(self._root, self.generation, data, self._files)
+            self._files.replace(current, self._root / CURRENT)
+        self._state = "committed"
+        try:
+            self._files.sync(self._root)
+        except OSError as error:
+            raise StorageError(
+                f"generation {self.generation} of {self._root} is complete and live, but the disk did not "
+                f"confirm it ({error.strerror}): a power failure now could bring the one before back"
+            ) from error
+        return manifest
+
+    def __enter__(self) -> Self:
+        """The transaction itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove what the live generation does not name, and let the next writer in."""
+        if self._state == "closed":
+            return
+        committed, self._state = self._state == "committed", "closed"
+        try:
+            # What cannot be removed now is removed when the next transaction begins.
+            with suppress(OSError):
+                _sweep(self._root, _live(self._root, self._files), self._files)
+        finally:
+            self._lock.release()
+        if error is not None and not committed and not isinstance(error, StorageError) and is_no_space(error):
+            raise no_space_error(self._root) from error
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise StorageError(f"this transaction on {self._root} is {self._state}; begin another")
+
+    def _part(self, folder: Path) -> _Staged:
+        if folder not in self._staged:
+            raise InputError(f"{folder} is not a folder of this transaction; ask for one with folder(kind)")
+        return self._staged[folder]
+
+    def _previous_files(self) -> Mapping[str, FileEntry]:
+        return {} if self.previous is None else self.previous.files
+
+    def _hash_parts(self, progress: bool) -> dict[str, FileEntry]:
+        entries: dict[str, FileEntry] = {}
+        sizes = [(part, path, path.lstat()) for part in self._staged.values() for path in part.temporary.iterdir()]
+        total = sum(status.st_size for _, _, status in sizes)
+        with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress) as bar:
+            for part, path, status in sorted(sizes, key=lambda item: item[1]):
+                form = part.folder.file(path.name)
+                if form is None or not stat.S_ISREG(status.st_mode):
+                    raise InputError(
+                        f"{part.folder.kind} cannot hold {path.name!r}: expected plain files called "
+                        f"{', '.join(file.name for file in part.folder.files)}"
+                    )
+                entry = part.linked.get(path.name) or hash_file(path, form.blocks, self._files)
+                entries[part.folder.path(part.identifier, path.name)] = entry
+                self._files.sync(path)
+                bar.update(status.st_size)
+        return entries
+
+    def _encode(self, body: Mapping[str, object], files: Mapping[str, FileEntry]) -> bytes:
+        document: dict[str, object] = {
+            "counts": {},
+            "segments": [],
+            "tombstones": [],
+            "adaptor": None,
+            "calibration": None,
+            "settings": {},
+        }
+        document |= body
+        versions = document.get("versions", {})
+        document |= {
+            "format_version": FORMAT_VERSION,
+            "generation": self.generation,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _library_versions() | (versions if isinstance(versions, dict) else {}),
+            "files": {path: entry.document() for path, entry in files.items()},
+        }
+        return encode(document)
+
+    def _place_parts(self) -> None:
+        for part in self._staged.values():
+            self._files.sync(part.temporary)
+            source = part.temporary
+            target = self._root / part.folder.kind / part.identifier
+            if part.folder.flat:
+                name = part.folder.files[0].name
+                source, target = source / name, self._root / part.folder.path(part.identifier, name)
+            self._files.replace(source, target)
+        for kind in sorted({part.folder.kind for part in self._staged.values()}):
+            self._files.sync(self._root / kind)
+
+
+def _live(root: Path, files: Files) -> Manifest | None:
+    return read_manifest(root, files) if os.path.lexists(root / CURRENT) else None
+
+
+def _claim(root: Path, files: Files) -> None:
+    """Make the index folder, or see to it that the one there is an index or empty."""
+    if not root.is_dir():
+        if os.path.lexists(root):
+            raise StorageError(f"{root} is not a folder; choose another path for the index")
+        for folder in reversed([root, *(parent for parent in root.parents if not parent.exists())]):
+            files.make_folder(folder)
+            files.sync(folder.parent)
+    names = files.names(root.resolve())
+    if names and CURRENT not in names and LOCK not in names:
+        raise StorageError(f"{root} holds other files ({names[0]}, ...) and no index; choose an empty or new folder")
+
+
+def _sweep(root: Path, live: Manifest | None, files: Files) -> None:
+    """Remove unfinished writes and parts that the live generation does not name; others' files stay."""
+    keep = {GENERATIONS + "/" + generation_name(live.generation)} if live else set()
+    keep |= {"/".join(path.split("/")[:2]) for path in live.files} if live else set()
+    for kind in (GENERATIONS, *KINDS):
+        for name in files.names(root / kind):
+            own = is_generation_name(name) if kind == GENERATIONS else part_name(kind, name) is not None
+            if (own or name.startswith(TEMPORARY_PREFIX)) and f"{kind}/{name}" not in keep:
+                remove_tree(root / kind / name, files)
+    if os.path.lexists(root / CURRENT_TEMPORARY):
+        files.remove(root / CURRENT_TEMPORARY)
+
+
+def _library_versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for library, distributions in _LIBRARIES.items():
+        for name in distributions:
+            with suppress(metadata.PackageNotFoundError):
+                versions.setdefault(library, metadata.version(name))
+    return versions

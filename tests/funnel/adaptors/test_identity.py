@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+
+from funnel.adaptors import Identity
+from funnel.errors import InputError
+
+
+def test_nothing_changes():
+    vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(Identity(3).transform(vectors), vectors)
+
+
+def test_only_the_first_chunk_is_read():
+    def chunks():
+        yield np.zeros((2, 3), np.float32)
+        raise AssertionError("the second chunk was asked for")
+
+    assert Identity.fit(chunks()).dim == 3
+
+
+def test_tensors_are_refused():
+    with pytest.raises(InputError, match="holds no tensors"):
+        Identity.from_tensors(3, {"matrix": np.eye(3, dtype=np.float32)})

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from funnel.adaptors import PCA
+from funnel.errors import InputError
+
+
+def test_the_matrix_multiplies_from_the_right():
+    quarter_turn = np.array([[0, 1], [-1, 0]], np.float32)
+    np.testing.assert_array_equal(PCA(quarter_turn).transform(np.array([[2, 3]])), [[-3, 2]])
+
+
+def test_a_matrix_that_stretches_is_refused():
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[2, 2] = 1.0001
+    with pytest.raises(InputError, match=r"not orthogonal: .* = 0\.0002, at most 1e-05"):
+        PCA(matrix)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((2, 3), np.float32), r"shape \(2, 3\)"),
+        (np.full((2, 2), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_a_matrix_of_no_use_is_refused(matrix, message):
+    with pytest.raises(InputError, match=message):
+        PCA(matrix)
+
+
+def test_the_tensors_must_be_those_expected():
+    with pytest.raises(InputError, match=r"the tensors are \['other'\], expected \['matrix'\]"):
+        PCA.from_tensors(2, {"other": np.eye(2, dtype=np.float32)})
+    with pytest.raises(InputError, match=r"shape \(2, 2\), expected \(3, 3\)"):
+        PCA.from_tensors(3, {"matrix": np.eye(2, dtype=np.float32)})

@@ -1,0 +1,166 @@
+"""From a corpus to a committed generation, and what a failure on the way leaves behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from funnel import FunnelIndex
+from funnel.building import build as module
+from funnel.errors import EncoderError, InputError
+from funnel.storage import IndexFolder, check
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import documents, hashed_words
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_what_a_generation_holds(graph: FunnelIndex, graph_folder: Path) -> None:
+    manifest = graph.manifest
+    assert (manifest.d, manifest.counts["rows"], manifest.segments[0].rows) == (64, 3_000, 3_000)
+    assert manifest.settings["encoder"] is None
+    assert manifest.settings["dtype"] == "float32"
+    assert not manifest.settings["documents"]
+    assert manifest.calibration is not None
+    report = check(graph_folder)
+    assert report.ok
+    assert {line.status for line in report.lines} == {"ok"}  # no spool, no leftovers
+    names = {path.rsplit("/", 1)[-1] for path in manifest.files}
+    assert names == {
+        "vectors.npy", "norms.npy", "order.npy", "ids.npy", "id_offsets.npy", "coarse.faiss", "adaptor.json",
+        "adaptor.safetensors", "calibration.json", "calibration.npz",
+    }  # fmt: skip
+
+
+def test_documents_leave_no_spool(text_folder: Path) -> None:
+    assert {line.status for line in check(text_folder).lines} == {"ok"}
+    assert not list(text_folder.rglob("spool*"))
+
+
+def test_no_more_queries_are_used_than_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_QUERIES", 20)
+    index = FunnelIndex.build(
+        clustered_rows(300), tmp_path / "index", queries=clustered_rows(50, seed=2), progress=False
+    )
+    assert index.certification == "certified on 20 real queries"
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".funnel-lock"}
+
+
+def broken_midway(texts: list[str]) -> np.ndarray:
+    if any("part 70" in text for text in texts):
+        raise RuntimeError("the encoder has had enough")
+    return hashed_words(texts)
+
+
+def test_a_failed_build_keeps_the_generation_before(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    FunnelIndex.build(clustered_rows(50), path, progress=False)
+    before = contents(path)
+    with pytest.raises((EncoderError, RuntimeError), match="had enough"):
+        FunnelIndex.build(documents(100), path, encoder=broken_midway, progress=False)
+    for bad in ({"memory_mb": 1e-6}, {"dims": [65]}, {"coarse": "hnsw-sq8", "coarse_settings": {"degree": -1}}):
+        with pytest.raises(Exception):  # noqa: B017  what it is, test_bad_input says
+            FunnelIndex.build(clustered_rows(60), path, progress=False, **bad)  # type: ignore[arg-type]
+    assert contents(path) == before
+    assert len(FunnelIndex.open(path)) == 50
+
+
+def test_a_failed_first_build_leaves_no_index(tmp_path: Path) -> None:
+    with pytest.raises((EncoderError, RuntimeError)):
+        FunnelIndex.build(documents(100), tmp_path / "index", encoder=broken_midway, progress=False)
+    assert not IndexFolder(tmp_path / "index").exists()
+    assert not contents(tmp_path / "index")
+    assert len(FunnelIndex.build(clustered_rows(9), tmp_path / "index", progress=False)) == 9
+
+
+BUILD_WITH_LITTLE_SPACE = """
+import resource, signal, sys
+import numpy as np
+from funnel import FunnelIndex
+from funnel.errors import StorageError
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import documents, hashed_words
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for kind, most in (("vectors", 6_000), ("vectors", 25_000), ("documents", 20_000), ("documents", 60_000)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    corpus = clustered_rows(240) if kind == "vectors" else documents(240)
+    try:
+        FunnelIndex.build(corpus, sys.argv[1], encoder=hashed_words, progress=False)
+        print(kind, most, "built")
+    except Exception as error:
+        print(kind, most, isinstance(error, OSError), error)
+"""
+
+
+def test_no_room_for_a_file(tmp_path: Path) -> None:
+    """Files may grow to a few kilobytes only, and every write beyond fails: the old generation stays."""
+    path = tmp_path / "index"
+    FunnelIndex.build(clustered_rows(50), path, progress=False)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_WITH_LITTLE_SPACE, str(path)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    for line in lines:
+        assert line.split()[2] == "True", line
+    assert len(FunnelIndex.open(path)) == 50
+    assert {line.status for line in check(path).lines} == {"ok"}
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file system of 600 kilobytes, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    script = f"""mount -t tmpfs -o size=600k tmpfs {disk} && exec {sys.executable} - {disk}/index"""
+    done = subprocess.run(
+        [*mount, script], input=BUILD_ON_A_FULL_DISK, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    assert done.stdout.splitlines() == ["50", "NoSpaceError", "NoSpaceError", "50"], done.stderr
+
+
+BUILD_ON_A_FULL_DISK = """
+import sys
+from funnel import FunnelIndex
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import documents, hashed_words
+path = sys.argv[1]
+print(len(FunnelIndex.build(clustered_rows(50), path, progress=False)))
+for corpus in (clustered_rows(9_000), documents(4_000)):
+    try:
+        print(len(FunnelIndex.build(corpus, path, encoder=hashed_words, progress=False)))
+    except Exception as error:
+        print(type(error).__name__)
+print(len(FunnelIndex.open(path)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"memory_mb": 0}, "memory_mb is 0"),
+        ({"memory_mb": float("nan")}, "memory_mb is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.5}, r"seed is 1\.5"),
+        ({"adaptor": "magic"}, "adaptor is 'magic'; expected one of"),
+        ({"dims": [32, 16]}, "dims is"),
+        ({"device": "abacus"}, "device is 'abacus'"),
+    ],
+)
+def test_options_that_cannot_be_used(options: dict[str, object], said: str, tmp_path: Path) -> None:
+    def never(texts: list[str]) -> np.ndarray:
+        assert len(texts) == 1, "the corpus was encoded before the options were looked at"
+        return hashed_words(texts)
+
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(documents(50), tmp_path / "index", encoder=never, progress=False, **options)  # type: ignore[arg-type]

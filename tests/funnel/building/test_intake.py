@@ -1,0 +1,91 @@
+"""The first pass over a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from funnel.building import intake as module
+from funnel.building.intake import take_in
+from funnel.data.corpus import open_corpus
+from funnel.data.encoding import load_encoder
+from funnel.errors import EncoderError, InputError
+from funnel.ids import Ids
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import documents, hashed_words
+
+
+def read_all(taken: module.Intake) -> np.ndarray:
+    return np.concatenate(list(taken.rows()))
+
+
+def test_vectors_come_again_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 7)  # seven rows at a time
+    rows = clustered_rows(50) * 4
+    taken = take_in(open_corpus(rows), None, tmp_path, 0, False)
+    assert (taken.count, taken.dim, taken.has_documents, taken.spool) == (50, 64, False, None)
+    assert_allclose(read_all(taken), rows / 4, atol=1e-6)
+    assert_array_equal(np.load(tmp_path / "ids.npy"), np.arange(50))
+
+
+@pytest.mark.parametrize("as_generator", [False, True])
+def test_documents_are_encoded_once_and_spooled(
+    as_generator: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DOCUMENTS_AT_A_TIME", 9)
+    calls: list[int] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        calls.append(len(texts))
+        return hashed_words(texts)
+
+    corpus = documents(40)
+    source = (document for document in corpus) if as_generator else corpus
+    taken = take_in(open_corpus(source), load_encoder(encode), tmp_path, 0, False)
+    expected = hashed_words([f"{document['title']} {document['text']}" for document in corpus])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for _ in range(2):
+        assert_allclose(read_all(taken), expected, atol=1e-6)
+    assert sum(calls) in (40, 41)  # one word more may be encoded, to learn the width
+    assert Ids.open(tmp_path).all() == [document["_id"] for document in corpus]
+    assert taken.spool is not None and taken.spool.exists()
+    taken.finish()
+    assert not taken.spool.exists()
+
+
+def test_the_sample_is_drawn_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row with the same chance, wherever it stands: 200 draws of 20 out of 100."""
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 4 * 2 * 20)
+    monkeypatch.setattr(module, "CELLS_AT_A_TIME", 2 * 10)
+    angles = np.linspace(0.1, 1.4, 100)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    counts = np.zeros(100)
+    for seed in range(200):
+        sample = take_in(open_corpus(rows), None, tmp_path, seed, False).sample
+        assert sample.shape == (20, 2)
+        drawn = np.abs(np.arctan2(sample[:, 1], sample[:, 0])[:, None] - angles).argmin(axis=1)
+        assert len(set(drawn)) == 20
+        counts[drawn] += 1
+    tenths = counts.reshape(10, 10).sum(axis=1)
+    assert np.abs(tenths - 400).max() < 5 * np.sqrt(400)
+
+
+def test_a_small_corpus_is_its_own_sample(tmp_path: Path) -> None:
+    rows = clustered_rows(30)
+    assert_allclose(take_in(open_corpus(rows), None, tmp_path, 0, False).sample, rows, atol=1e-6)
+
+
+def test_texts_without_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="holds texts without vectors"):
+        take_in(open_corpus(documents(3)), None, tmp_path, 0, False)
+
+
+def test_an_encoder_that_changes_its_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DOCUMENTS_AT_A_TIME", 5)
+    widths = iter([64, 64, 32, 32])
+    encoder = load_encoder(lambda texts: hashed_words(texts)[:, : next(widths)])
+    with pytest.raises((InputError, EncoderError), match="32"):
+        take_in(open_corpus(documents(12)), encoder, tmp_path, 0, False)

@@ -1,0 +1,72 @@
+"""One segment: rows in cluster order, norms of prefixes, the coarse index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from funnel.adaptors import make_adaptor
+from funnel.building import segment as module
+from funnel.building.intake import take_in
+from funnel.building.segment import build_coarse, unit_prefixes, write_norms, write_rows
+from funnel.data.corpus import open_corpus
+from indexes import VectorStore
+from tests.funnel.clustered import clustered_rows
+
+LADDER = (16, 40, 64)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VectorStore:
+    rows = clustered_rows(700)
+    taken = take_in(open_corpus(rows), None, tmp_path, 0, False)
+    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
+    return VectorStore.open(tmp_path / "vectors.npy")
+
+
+def test_rows_are_adapted_and_put_in_order(store: VectorStore, tmp_path: Path) -> None:
+    rows = clustered_rows(700)
+    order = np.load(tmp_path / "order.npy")
+    assert_array_equal(np.sort(order), np.arange(700))
+    kept = store.matrix.numpy()
+    assert_allclose(kept @ kept.T, rows[order] @ rows[order].T, atol=1e-5)  # a rotation keeps every cosine
+    energy = (kept**2).mean(axis=0)
+    assert (np.diff(energy) <= 1e-6).all()
+    near = np.einsum("nd,nd->n", kept[1:], kept[:-1]).mean()
+    shuffled = np.random.default_rng(0).permutation(kept)
+    assert near > np.einsum("nd,nd->n", shuffled[1:], shuffled[:-1]).mean() + 0.2  # neighbours lie together
+
+
+def test_norms(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 33)
+    write_norms(store, LADDER, tmp_path / "norms.npy", False)
+    norms = np.load(tmp_path / "norms.npy")
+    assert norms.dtype == np.float32
+    for column, width in enumerate(LADDER):
+        assert_allclose(norms[:, column], np.linalg.norm(store.matrix.numpy()[:, :width], axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flat", "hnsw-sq8", "ivf-sq8"])
+def test_a_coarse_index_holds_every_row_in_order(
+    name: str, store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 50)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 16 * 100)  # a hundred rows at a time
+    monkeypatch.setattr(module, "TRAINING_ROWS", 300)
+    settings = {"nlist": 8} if name == "ivf-sq8" else {}
+    index = build_coarse(store, 16, name, settings, 0, False)
+    assert index.ntotal == 700
+    prefixes = unit_prefixes(store.matrix.numpy(), 16)
+    _, found = index.search(prefixes, 5, index.efforts()[-1])
+    assert (found == np.arange(700)[:, None]).any(axis=1).mean() > 0.98
+
+
+def test_unit_prefixes() -> None:
+    rows = np.array([[3, 4, 9], [0, 0, 1]], dtype=np.float32)
+    prefixes = unit_prefixes(rows, 2)
+    assert_allclose(prefixes, [[0.6, 0.8], [0, 0]])
+    assert prefixes.flags.c_contiguous and prefixes.dtype == np.float32
+    assert rows[0, 0] == 3

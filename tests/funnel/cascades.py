@@ -1,0 +1,41 @@
+"""Cascades over a few rows on disk, made of the same parts as an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.building.segment import build_coarse, write_norms
+from funnel.cascade import Cascade
+from funnel.opening import inverse_norms, make_cascade, rerank_widths
+from indexes import VectorStore
+
+__all__ = ["cascade_over", "stored_rows"]
+
+
+def cascade_over(
+    rows: npt.NDArray[np.float32],
+    folder: Path,
+    ladder: tuple[int, ...],
+    coarse: str = "flat",
+    dtype: str = "float32",
+    **settings: int,
+) -> tuple[Cascade, tuple[int, ...]]:
+    """A cascade over the rows in the order given, and its rerank widths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with VectorStore.create(folder / "vectors.npy", *rows.shape, dtype) as writer:
+        writer.write(np.arange(len(rows)), rows)
+    store = VectorStore.open(folder / "vectors.npy")
+    write_norms(store, ladder, folder / "norms.npy", progress=False)
+    index = build_coarse(store, ladder[0], coarse, settings, 0, progress=False)
+    widths = rerank_widths(ladder, coarse)
+    return make_cascade(index, store, inverse_norms(folder, ladder, widths), release=False), widths
+
+
+def stored_rows(cascade: Cascade) -> npt.NDArray[np.float32]:
+    """What the store holds, as float32."""
+    rows: npt.NDArray[Any] = cascade.store.matrix.float().numpy()
+    return rows

@@ -1,0 +1,73 @@
+"""A few indexes, built once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from funnel import FunnelIndex
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import DIM, ROWS, documents, hashed_words
+
+Float32 = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def rows() -> Float32:
+    return clustered_rows(ROWS, DIM, seed=1)
+
+
+@pytest.fixture(scope="session")
+def queries() -> Float32:
+    """Real queries to build with."""
+    return clustered_rows(600, DIM, seed=2)
+
+
+@pytest.fixture(scope="session")
+def unseen() -> Float32:
+    """Queries that no index was built with."""
+    return clustered_rows(300, DIM, seed=3)
+
+
+@pytest.fixture(scope="session")
+def graph_folder(rows: Float32, queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph over 32 of 64 dims with text ids, certified on real queries. Not to be written to."""
+    path = tmp_path_factory.mktemp("graph") / "index"
+    ids = [f"row {number}" for number in range(len(rows))]
+    FunnelIndex.build(
+        rows, path, ids=ids, queries=queries, dims=[32, 48], coarse="hnsw-sq8", dtype="float32", progress=False
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def graph(graph_folder: Path) -> FunnelIndex:
+    return FunnelIndex.open(graph_folder)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 documents with texts, encoded by a callable; uncertified. Not to be written to."""
+    path = tmp_path_factory.mktemp("texts") / "index"
+    FunnelIndex.build(documents(300), path, encoder=hashed_words, progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def texts(text_folder: Path) -> FunnelIndex:
+    return FunnelIndex.open(text_folder, encoder=hashed_words)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of an index folder, to be damaged."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+    return copy

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from funnel.errors import InputError
+from funnel.planning.budget import DEFAULT_RECALL, Budget, check_k
+
+
+def test_without_a_budget_recall_is_the_default() -> None:
+    assert Budget() == Budget(recall=DEFAULT_RECALL)
+    assert Budget().latency_ms is None
+
+
+def test_with_a_latency_alone_no_recall_is_asked_for() -> None:
+    assert Budget(latency_ms=5).recall is None
+
+
+@given(st.floats(0, 1, exclude_min=True), st.floats(1e-9, 1e9))
+def test_every_value_in_range_is_kept(recall: float, latency: float) -> None:
+    budget = Budget(recall, latency)
+    assert (budget.recall, budget.latency_ms) == (recall, latency)
+
+
+@pytest.mark.parametrize("recall", [0, -0.1, 1.0000001, 95, math.nan, math.inf, -math.inf, "0.9", True, [0.9]])
+def test_recall_outside_its_range(recall: Any) -> None:
+    with pytest.raises(InputError, match=rf"^recall is {re.escape(repr(recall))}; expected a share in \(0, 1\]"):
+        Budget(recall=recall)
+
+
+@pytest.mark.parametrize("latency", [0, -5, math.nan, math.inf, "5", False])
+def test_latency_outside_its_range(latency: Any) -> None:
+    with pytest.raises(InputError, match=rf"^latency_ms is {latency!r}; expected milliseconds above 0"):
+        Budget(latency_ms=latency)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -1, 1.5, math.nan, "0.95", True, None])
+def test_confidence_outside_its_range(confidence: Any) -> None:
+    with pytest.raises(InputError, match=rf"^confidence is {confidence!r}; expected a probability"):
+        Budget(confidence=confidence)
+
+
+def test_delta_is_what_confidence_leaves() -> None:
+    assert Budget(confidence=0.9).delta == pytest.approx(0.1)
+
+
+def test_text_names_what_was_asked() -> None:
+    assert str(Budget()) == "recall 0.95"
+    assert str(Budget(latency_ms=5)) == "latency 5 ms"
+    assert str(Budget(0.9, 2.5)) == "recall 0.9 and latency 2.5 ms"
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5)])
+def test_numpy_numbers_are_numbers_and_come_back_plain(number: Any) -> None:
+    budget = Budget(number, number, number)
+    assert budget == Budget(0.5, 0.5, 0.5)
+    assert {type(budget.recall), type(budget.latency_ms), type(budget.confidence)} == {float}
+    assert type(Budget(latency_ms=np.int64(5)).latency_ms) is float
+
+
+@given(st.integers(1, 1000), st.integers(-10, 1100))
+def test_k_from_one_to_the_rows(rows: int, k: int) -> None:
+    if 1 <= k <= rows:
+        assert check_k(k, rows) == k
+    else:
+        with pytest.raises(InputError, match=rf"^k is {k}; expected a whole number from 1 to {rows}, "):
+            check_k(k, rows)
+
+
+def test_k_may_be_a_numpy_integer_and_comes_back_plain() -> None:
+    assert type(check_k(np.int64(3), 10)) is int
+
+
+@pytest.mark.parametrize("k", [True, 1.0, "3", None, math.nan, [1]])
+def test_k_that_is_no_whole_number(k: Any) -> None:
+    with pytest.raises(InputError, match="expected a whole number from 1 to 10, the rows of the index"):
+        check_k(k, 10)

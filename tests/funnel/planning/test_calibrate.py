@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from funnel.cascade import Cascade, Float32
+from funnel.errors import DamagedIndexError
+from funnel.planning.calibrate import CORPUS_ROWS, calibrate, held_out_rows
+from funnel.planning.records import CACHED_KS, REAL, UNCERTIFIED, Calibration, depth_of
+from tests.funnel.cascades import cascade_over, stored_rows
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.planning.conftest import DIM, QUERIES, Recorded
+
+ROWS = 400  # fewer than elsewhere: every plan for three k is evaluated
+
+
+def small(name: str, folder: Path, **settings: int) -> tuple[Cascade, tuple[int, ...]]:
+    return cascade_over(clustered_rows(ROWS, DIM), folder, (16, 32, DIM), name, **settings)
+
+
+@pytest.fixture(scope="module")
+def calibration(queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    cascade, widths = small("ivf-sq8", tmp_path_factory.mktemp("small"), nlist=4)
+    return calibrate(cascade, widths, queries, cascade.run, {1: 2.5}, seed=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def saved(calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    calibration.save(folder)
+    return folder
+
+
+def test_held_out_rows_are_rows_of_the_index(recorded: Callable[[str], Recorded]) -> None:
+    cascade, _, _ = recorded("flat")
+    rows, own = held_out_rows(cascade, 0)
+    assert len(set(own.tolist())) == len(own) == min(CORPUS_ROWS, cascade.store.n // 2)
+    np.testing.assert_allclose(rows, stored_rows(cascade)[own], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-6)
+    np.testing.assert_array_equal(held_out_rows(cascade, 0)[1], own)
+    assert (held_out_rows(cascade, 1)[1] != own).any()
+
+
+def test_a_calibration_holds_what_was_run(calibration: Calibration) -> None:
+    corpus, queries = calibration.runs()
+    assert queries is not None
+    assert calibration.certifies
+    assert calibration.kind == REAL
+    assert (calibration.n_queries, calibration.n_corpus_rows) == (QUERIES, ROWS // 2)
+    assert (corpus.own_rows >= 0).all()
+    assert (queries.own_rows == -1).all()
+    assert corpus.efforts == queries.efforts
+    assert not calibration.by_effort  # lists: the shortlist is free
+    assert set(calibration.frontiers) >= set(CACHED_KS)
+    assert calibration.frontier(101) is None
+
+
+def test_saved_and_loaded_it_is_the_same(calibration: Calibration, saved: Path) -> None:
+    loaded = Calibration.load(saved)
+    for name in ("costs", "by_effort", "dim", "date", "n_queries", "n_corpus_rows", "depth", "encoder_ms", "latencies"):
+        assert getattr(loaded, name) == getattr(calibration, name), name
+    assert set(loaded.frontiers) == set(calibration.frontiers)
+    for k, frontier in calibration.frontiers.items():
+        assert loaded.frontiers[k].plans == frontier.plans
+        np.testing.assert_array_equal(loaded.frontiers[k].corpus_hits, frontier.corpus_hits)
+        np.testing.assert_array_equal(loaded.frontiers[k].hits, frontier.hits)
+
+
+def test_a_k_that_was_not_cached_follows_from_the_record_on_disk(calibration: Calibration, saved: Path) -> None:
+    loaded = Calibration.load(saved)
+    assert loaded.corpus is None  # nothing read yet
+    fresh, known = loaded.frontier(7), calibration.frontier(7)
+    assert fresh is not None
+    assert known is not None
+    assert fresh.plans == known.plans
+    np.testing.assert_array_equal(fresh.hits, known.hits)
+    assert loaded.frontier(7) is fresh
+
+
+def test_without_queries_it_does_not_certify(tmp_path: Path) -> None:
+    cascade, widths = small("flat", tmp_path)
+    calibration = calibrate(cascade, widths, None, cascade.run, {}, seed=0, progress=False)
+    assert not calibration.certifies
+    assert calibration.kind == UNCERTIFIED
+    calibration.save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    assert not loaded.certifies
+    assert loaded.runs()[1] is None
+    frontier = loaded.frontier(10)
+    assert frontier is not None
+    assert frontier.query_hits is None
+    assert frontier.hits.shape[1] == ROWS // 2
+    assert loaded.dim == DIM
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("calibration.json", b"{"),
+        ("calibration.json", b"[]"),
+        ("calibration.json", b"{}"),
+        ("calibration.npz", b""),
+        ("calibration.npz", b"no archive"),
+    ],
+)
+def test_a_damaged_file_is_named(saved: Path, tmp_path: Path, file: str, content: bytes) -> None:
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DamagedIndexError, match=file.replace(".", r"\.")):
+        Calibration.load(tmp_path)
+
+
+def test_the_depth_of_few_rows() -> None:
+    assert [depth_of(rows) for rows in (1, 2, 51, 101, 10_000)] == [1, 1, 50, 100, 100]

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from funnel.cascade import Cascade, Float32
+from funnel.plan import Plan, Stage
+from funnel.planning import calibration
+from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, hits, record
+from funnel.planning.grid import plans_of_effort, shortlists
+from tests.funnel.cascades import cascade_over, stored_rows
+from tests.funnel.planning.conftest import FAMILIES, Recorded
+
+ROUNDING = 2e-6  # sums of the same products in another order
+# Share of queries whose hits may differ, because two candidates tie at the edge of a stage and either may
+# go. 8-bit codes seldom tie, 4-bit codes often; neither way is favoured, so the mean must agree all the same.
+TIED = {"ivf-pq": 0.25}
+MEAN_TOLERANCE = 3e-3
+
+Recording = Callable[[str], Recorded]
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def true_scores(cascade: Cascade, queries: Float32) -> npt.NDArray[np.float64]:
+    return queries.astype(np.float64) @ stored_rows(cascade).astype(np.float64).T
+
+
+def run_and_count(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> npt.NDArray[np.int64]:
+    """Hits of a plan that is really run: returned rows at or above the k-th true score, ties included."""
+    scores, rows = cascade.run(queries, plan, k)
+    true = true_scores(cascade, queries)
+    kth = np.sort(true, axis=1)[:, -k]
+    found = np.take_along_axis(true, rows.clip(min=0), axis=1)
+    assert np.abs(found - scores)[rows >= 0].max() < 1e-5
+    counts: npt.NDArray[np.int64] = ((found >= kth[:, None] - TIE_TOLERANCE) & (rows >= 0)).sum(axis=1)
+    return counts
+
+
+def random_plans(run: Run, count: int, seed: int, k: int, by_effort: bool) -> list[Plan]:
+    """Plans of the grid, and others of any sizes."""
+    generator = np.random.default_rng(seed)
+    plans: list[Plan] = []
+    while len(plans) < count:
+        effort = int(generator.choice(run.efforts))
+        largest = run.shortlists[effort].shape[1]
+        if largest < k:
+            continue
+        if len(plans) % 2:
+            grid = list(plans_of_effort(effort, shortlists(largest, 8 if by_effort else None), run.widths[:-1]))
+            plan = grid[generator.integers(len(grid))]
+        else:
+            inner = run.widths[:-1]
+            used = sorted(generator.choice(inner, generator.integers(0, len(inner) + 1), replace=False).tolist())
+            sizes = sorted(generator.integers(k, largest + 1, len(used) + 1).tolist(), reverse=True)
+            plan = Plan(effort, sizes[0], tuple(map(Stage, used, sizes[1:])))
+        plan.check(run.widths)
+        if plan.survivors >= k:
+            plans.append(plan)
+    return plans
+
+
+@pytest.mark.parametrize("k", [1, 10, 37])
+def test_recall_from_the_record_is_recall_of_running(recorded: Recording, name: str, k: int) -> None:
+    cascade, _, run = recorded(name)
+    plans = random_plans(run, 40, k, k, name.startswith("hnsw"))
+    assert {len(plan.stages) for plan in plans} >= {0, 1, 2}
+    counted = hits(run, plans, k)
+    assert counted.dtype == np.uint8
+    everything_ran = []
+    for plan, recorded_hits in zip(plans, counted, strict=True):
+        ran = run_and_count(cascade, run.queries, plan, k)
+        everything_ran.append(ran.mean())
+        apart = ran != recorded_hits
+        assert apart.mean() <= TIED.get(name, 0.01), f"{plan}: {np.abs(ran - recorded_hits.astype(int))}"
+    assert abs(np.mean(everything_ran) - counted.mean()) / k < MEAN_TOLERANCE
+
+
+def test_the_record_tells_plans_apart(recorded: Recording, name: str) -> None:
+    _, _, run = recorded(name)
+    weakest = Plan(run.efforts[0], 10, (Stage(run.widths[0], 10),))
+    largest = run.shortlists[run.efforts[-1]].shape[1]
+    few, many = hits(run, [weakest, Plan(run.efforts[-1], largest)], 10).mean(axis=1) / 10
+    assert few < many - 0.05
+    assert many > 0.98
+
+
+def test_truth_is_the_largest_true_scores(recorded: Recording, name: str) -> None:
+    cascade, corpus, queries = recorded(name)
+    true = true_scores(cascade, queries.queries)
+    assert queries.truth.shape == (len(true), LARGEST_K)
+    np.testing.assert_allclose(queries.truth, -np.sort(-true, axis=1)[:, :LARGEST_K], atol=1e-5)
+    # Of held-out rows: the row itself is left out, its duplicate is not.
+    true = true_scores(cascade, corpus.queries)
+    true[np.arange(len(true)), corpus.own_rows] = -np.inf
+    np.testing.assert_allclose(corpus.truth, -np.sort(-true, axis=1)[:, :LARGEST_K], atol=1e-5)
+
+
+def test_a_held_out_row_is_in_none_of_its_shortlists(recorded: Recording, name: str) -> None:
+    cascade, corpus, _ = recorded(name)
+    for effort in corpus.efforts:
+        rows = corpus.shortlists[effort]
+        assert rows.dtype == np.int32
+        assert not (rows == corpus.own_rows[:, None]).any()
+        raw = cascade.shortlist(corpus.queries, rows.shape[1], effort)
+        for without, whole, own in zip(rows, raw, corpus.own_rows, strict=True):
+            left = whole[whole != own]
+            np.testing.assert_array_equal(without[: len(left)], left)
+            assert (without[len(left) :] == -1).all()
+
+
+def test_recall_of_held_out_rows_is_that_of_an_index_without_them(recorded: Recording) -> None:
+    """Counted by hand: coarse order without the row itself, stage by stage, against truth without the row itself."""
+    cascade, run, _ = recorded("flat")
+    stored, widths = stored_rows(cascade).astype(np.float64), run.widths
+    plan, k = Plan(0, 96, (Stage(widths[0], 40), Stage(widths[1], 16))), 10
+    expected = []
+    for query, own in zip(run.queries.astype(np.float64), run.own_rows, strict=True):
+        others = np.delete(np.arange(len(stored)), own)
+        prefix = stored[others][:, : cascade.width]
+        coarse = prefix @ query[: cascade.width] / np.linalg.norm(prefix, axis=1)
+        left = others[np.argsort(-coarse, kind="stable")[: plan.shortlist]]
+        for stage in plan.stages:
+            prefix = stored[left][:, : stage.width]
+            scores = prefix @ query[: stage.width] / np.linalg.norm(prefix, axis=1)
+            left = left[np.argsort(-scores, kind="stable")[: stage.keep]]
+        kth = np.sort(stored[others] @ query)[-k]
+        expected.append(min(k, int((stored[left] @ query >= kth - TIE_TOLERANCE).sum())))
+    counted = hits(run, [plan], k)[0]
+    assert np.mean(counted != expected) <= 0.02
+    assert 5 < np.mean(expected) < 10
+
+
+def test_a_row_that_ties_with_the_last_counts_whichever_is_returned(tmp_path: Path) -> None:
+    """Twenty copies of one row: any ten of them are a perfect answer."""
+    base = np.eye(8, dtype=np.float32)[0]
+    others = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    others[:, 0] = -np.abs(others[:, 0])
+    rows = np.concatenate([np.tile(base, (20, 1)), others / np.linalg.norm(others, axis=1, keepdims=True)])
+    cascade, widths = cascade_over(rows.astype(np.float32), tmp_path, (4, 8))
+    run = record(cascade, base[None, :].copy(), None, widths)
+    assert hits(run, [Plan(0, 10)], 10)[0, 0] == 10
+    assert hits(run, [Plan(0, 5)], 10)[0, 0] == 5
+    assert hits(run, [Plan(0, 50)], 10)[0, 0] == 10  # never more than k
+
+
+def test_rows_that_only_nearly_tie_do_not_count(tmp_path: Path) -> None:
+    angles = np.array([0.0, 0.01, 0.02, 0.5])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    cascade, widths = cascade_over(rows, tmp_path, (2,))
+    run = record(cascade, rows[:1].copy(), None, widths)
+    run.scores[0][0, :2] = run.scores[0][0, 2:4]  # the best two were not found
+    assert hits(run, [Plan(0, 2)], 2)[0, 0] == 0
+
+
+def test_missing_candidates_never_count(recorded: Recording) -> None:
+    cascade, _, run = recorded("ivf-sq8")
+    first = run.efforts[0]
+    missing = run.shortlists[first] < 0
+    assert missing.any(), "one cell holds fewer rows than the largest shortlist"
+    assert np.isneginf(run.scores[first][missing]).all()
+    assert np.isfinite(run.scores[first][~missing]).all()
+    plan = Plan(first, run.shortlists[first].shape[1])
+    np.testing.assert_array_equal(hits(run, [plan], 37)[0], run_and_count(cascade, run.queries, plan, 37))
+
+
+def test_scores_on_record_are_prefix_cosines(recorded: Recording, name: str) -> None:
+    cascade, _, run = recorded(name)
+    effort = run.efforts[0]
+    found = run.shortlists[effort][:, :20]
+    rows = stored_rows(cascade)[found.clip(min=0)]
+    for column, width in enumerate(run.widths):
+        dots = np.einsum("qd,qsd->qs", run.queries[:, :width], rows[:, :, :width])
+        if width < cascade.store.dim:
+            dots = dots / np.linalg.norm(rows[:, :, :width], axis=2)
+        recorded_scores = run.scores[effort][:, :20, column]
+        np.testing.assert_allclose(recorded_scores[found >= 0], dots[found >= 0], atol=ROUNDING)
+
+
+def test_order_of_the_plans_asked_for_does_not_matter(recorded: Recording, name: str) -> None:
+    _, _, run = recorded(name)
+    plans = random_plans(run, 30, 9, 10, name.startswith("hnsw"))
+    order = np.random.default_rng(1).permutation(len(plans))
+    np.testing.assert_array_equal(hits(run, [plans[i] for i in order], 10), hits(run, plans, 10)[order])
+
+
+def test_a_plan_asked_for_twice_is_counted_twice(recorded: Recording) -> None:
+    _, _, run = recorded("flat")
+    plan = Plan(0, 64, (Stage(run.widths[0], 16),))
+    first, second = hits(run, [plan, plan], 10)
+    np.testing.assert_array_equal(first, second)
+    assert first.any()
+
+
+@pytest.mark.parametrize("name", ["hnsw-sq8", "ivf-sq8"])
+def test_efforts_rise_until_all_is_found(recorded: Recording, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade, corpus, _ = recorded(name)
+    monkeypatch.setattr(calibration, "DEAREST", np.inf)
+    monkeypatch.setattr(calibration, "ENOUGH_RECALL", 0.9)
+    run = record(cascade, corpus.queries, corpus.own_rows, corpus.widths)
+    offered = cascade.coarse.efforts()
+    assert run.efforts == offered[: len(run.efforts)]
+    recalls = [run.recall(effort, LARGEST_K) for effort in run.efforts if effort >= LARGEST_K or name != "hnsw-sq8"]
+    assert all(recall < 0.9 for recall in recalls[:-1])
+    assert recalls[-1] >= 0.9
+    assert len(run.efforts) < len(offered)
+
+
+def test_efforts_end_where_the_coarse_search_is_as_dear_as_flat_search(
+    recorded: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade, corpus, _ = recorded("hnsw-sq8")
+    monkeypatch.setattr(calibration, "DEAREST", 0.0)
+    run = record(cascade, corpus.queries, corpus.own_rows, corpus.widths)
+    # whatever the clock says, the last effort has room for every k: twice the depth of the truth
+    deep = [effort for effort in cascade.coarse.efforts() if cascade.coarse.largest_shortlist(effort) >= 2 * LARGEST_K]
+    assert run.efforts == tuple(effort for effort in cascade.coarse.efforts() if effort <= deep[0])
+    assert run.efforts != cascade.coarse.efforts()

@@ -1,0 +1,259 @@
+"""Every kind of bad input: its error in Python, and one line with exit code 2 on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from funnel import Budget, FunnelIndex
+from funnel.errors import DamagedIndexError, FormatVersionError, InputError, NotAnIndexError
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.corpora import flip_byte, hashed_words, segment_file
+from tests.funnel.test_cli import refused
+from tests.funnel.test_opening import rewrite_manifest
+
+
+def with_value(value: float, *numbers: int) -> np.ndarray:
+    rows = clustered_rows(30)
+    rows[list(numbers), -1] = value
+    return rows
+
+
+def with_zero(number: int) -> np.ndarray:
+    rows = clustered_rows(30)
+    rows[number] = 0
+    return rows
+
+
+BAD_ROWS = [
+    (with_value(np.nan, 4, 17), r"2 rows .*row 4 \(NaN\), 17 \(NaN\)"),
+    (with_value(np.inf, 5), r"row 5 \(infinite\)"),
+    (with_value(-np.inf, 29), r"row 29 \(infinite\)"),
+    (with_zero(11), r"row 11 \(all zero\)"),
+    (np.empty((0, 64), np.float32), "empty"),
+]
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_ROWS)
+def test_rows_that_cannot_be_indexed(bad: np.ndarray, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(bad, tmp_path / "index", progress=False)
+    np.save(tmp_path / "rows.npy", bad)
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(tmp_path / "rows.npy", tmp_path / "index", progress=False)
+    assert re.search(said, refused(["build", tmp_path / "rows.npy", tmp_path / "index", "--quiet"]))
+    with pytest.raises(NotAnIndexError):
+        FunnelIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_ROWS[:4])
+def test_queries_that_cannot_be_used(bad: np.ndarray, said: str, graph_folder: Path, tmp_path: Path) -> None:
+    index = FunnelIndex.open(graph_folder)
+    for ask in (index.search_vectors, index.search):
+        with pytest.raises(InputError, match=said):
+            ask(bad, 5)
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(clustered_rows(30), tmp_path / "index", queries=bad, progress=False)
+    np.save(tmp_path / "queries.npy", bad)
+    assert re.search(said, refused(["search", graph_folder, "--vector", tmp_path / "queries.npy", "--json"]))
+
+
+def test_wrong_dimensions(graph: FunnelIndex, graph_folder: Path, tmp_path: Path) -> None:
+    narrow = clustered_rows(3, 32)
+    for ask in (graph.search_vectors, graph.search):
+        with pytest.raises(InputError, match=r"\[3, 32\]; expected \[n_queries, 64\]"):
+            ask(narrow, 5)
+    for odd in (narrow[0], narrow[:, :, None]):
+        with pytest.raises(InputError, match="64"):
+            graph.search_vectors(odd, 5)
+    with pytest.raises(InputError, match="the queries have 32 dims, the corpus 64"):
+        FunnelIndex.build(clustered_rows(30), tmp_path / "index", queries=narrow, progress=False)
+    np.save(tmp_path / "queries.npy", narrow)
+    assert "64" in refused(["search", graph_folder, "--vector", tmp_path / "queries.npy", "--json"])
+    for shape in ((4,), (2, 3, 4), (3, 0)):
+        with pytest.raises(InputError, match="rows"):
+            FunnelIndex.build(np.ones(shape, np.float32), tmp_path / "index", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["a", "b", "a", "c", "b"], r"2 duplicate ids: 'a', 'b'"),
+        ([1, 2, 3, 2, 5], "1 duplicate ids: 2"),
+        (["a", "b", "", None, "e"], "2 ids are missing or empty: rows 2, 3"),
+        (["a", "b"], "2 ids for 5 vectors"),
+        (["a", 1, "b", "c", "d"], "all text or all whole numbers: row 1"),
+    ],
+)
+def test_ids_of_vectors(ids: list[Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(clustered_rows(5), tmp_path / "index", ids=ids, progress=False)
+
+
+def lines(*records: object) -> str:
+    return "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
+
+
+GOOD = {"_id": "a", "vector": [1.0, 2.0]}
+BAD_LINES = [
+    (lines(GOOD, {"_id": "b", "vector": [1, 2]}, GOOD), r"\ba\b"),
+    (lines(GOOD, {"vector": [1.0, 2.0]}), r"docs\.jsonl:2: _?id is missing"),
+    (lines(GOOD, {"_id": "", "vector": [1.0, 2.0]}), r"docs\.jsonl:2: _id is missing or empty"),
+    (lines(GOOD, "{not json"), r"docs\.jsonl:2: not JSON"),
+    (lines(GOOD, "", "[1, 2]"), r"docs\.jsonl:3: expected a JSON object"),
+    (lines(GOOD, {"_id": "b", "vector": [1.0, 2.0, 3.0]}), r"docs\.jsonl:2: vector of dimension 3, the first has 2"),
+    (lines(GOOD, {"_id": "b", "text": "no vector"}), r"docs\.jsonl:2: has no vector"),
+    (lines(GOOD, '{"_id": "b", "vector": [NaN, 1.0]}'), r"docs\.jsonl:2: vector has NaN"),
+    (lines(GOOD, {"_id": "b", "vector": [0.0, 0.0]}), r"docs\.jsonl:2: vector has .*zero"),
+    (lines(GOOD, {"_id": "b", "vector": "far"}), r"docs\.jsonl:2: vector is not a list of numbers"),
+    ("", "empty"),
+    ("\n\n", "empty"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_LINES)
+def test_lines_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        FunnelIndex.build(path, tmp_path / "index", progress=False)
+    assert re.search(said, refused(["build", path, tmp_path / "index", "--quiet"]))
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(lines(GOOD).encode() + b'{"_id": "\xff"}\n')
+    with pytest.raises(InputError, match=r"docs\.jsonl:2: byte 9 of the line is not UTF-8"):
+        FunnelIndex.build(path, tmp_path / "index", progress=False)
+
+
+def test_csv_lines(tmp_path: Path) -> None:
+    path = tmp_path / "docs.csv"
+    path.write_text("_id,text\na,one\nb,two,three\n")
+    with pytest.raises(InputError, match=r"docs\.csv:3: 3 columns, the header has 2"):
+        FunnelIndex.build(path, tmp_path / "index", encoder=hashed_words, progress=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.npy", "docs.parquet", "docs.xml", "nothing.jsonl", "folder"]
+)  # what is written there is no such file
+def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif "nothing" not in name:
+        path.write_bytes(b"neither of these formats")
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        FunnelIndex.build(path, tmp_path / "index", progress=False)
+    assert name in refused(["build", path, tmp_path / "index", "--quiet"])
+
+
+@pytest.mark.parametrize("k", [0, -1, 3_001, 2.5, "ten", True, None])
+def test_k(k: object, graph: FunnelIndex, graph_folder: Path, unseen: np.ndarray, tmp_path: Path) -> None:
+    for ask in (graph.search_vectors, graph.search):
+        with pytest.raises(InputError, match=r"k is .*expected a whole number from 1 to 3000"):
+            ask(unseen[:2], k)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="k is"):
+        graph.explain(k)  # type: ignore[arg-type]
+    if isinstance(k, int) and not isinstance(k, bool):
+        np.save(tmp_path / "queries.npy", unseen[:2])
+        for rest in (["search", graph_folder, "--vector", tmp_path / "queries.npy"], ["explain", graph_folder]):
+            assert f"k is {k}; expected" in refused([*rest, "-k", k])
+        assert f"k is {k}; expected" in refused(["bench", graph_folder, "-k", k, "--out", tmp_path / "out"])
+
+
+def test_k_beyond_the_calibration(graph: FunnelIndex, unseen: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"calibrated for k up to 100.*recall=1\.0"):
+        graph.search_vectors(unseen[:2], 101)
+    assert graph.search_vectors(unseen[:2], 101, recall=1.0)[0].shape == (2, 101)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"recall": 0}, {"recall": 1.01}, {"recall": -0.5}, {"recall": float("nan")}, {"recall": "high"},
+     {"latency_ms": 0}, {"latency_ms": -5}, {"latency_ms": float("nan")}, {"latency_ms": float("inf")}],
+)  # fmt: skip
+def test_budgets(
+    budget: dict[str, Any], graph: FunnelIndex, graph_folder: Path, unseen: np.ndarray, tmp_path: Path
+) -> None:
+    (name, value), *_ = budget.items()
+    for ask in (graph.search_vectors, graph.search):
+        with pytest.raises(InputError, match=f"{name} is"):
+            ask(unseen[:2], 5, **budget)
+    with pytest.raises(InputError, match=f"{name} is"):
+        graph.explain(5, **budget)
+    with pytest.raises(InputError, match=f"{name} is"):
+        Budget(**budget)
+    if not isinstance(value, str):
+        np.save(tmp_path / "queries.npy", unseen[:2])
+        option = ["--" + name.replace("_", "-"), value]
+        for command in (["search", graph_folder, "--vector", tmp_path / "queries.npy"], ["explain", graph_folder]):
+            assert f"{name} is" in refused([*command, *option])
+
+
+@pytest.mark.parametrize("query", [None, 5, {"text": "x"}, [None], ["a", 5], [[1.0], [1.0, 2.0]], object()])
+def test_queries_of_other_kinds(query: object, graph: FunnelIndex) -> None:
+    with pytest.raises(InputError, match="quer"):
+        graph.search(query, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("query", ["a text", ["a", "b"], None, [[1.0], [1.0, 2.0]]])
+def test_vectors_of_other_kinds(query: object, graph: FunnelIndex) -> None:
+    with pytest.raises(InputError, match="queries"):
+        graph.search_vectors(query, 5)  # type: ignore[arg-type]
+
+
+# The index on disk.
+
+
+def test_no_index_on_the_command_line(tmp_path: Path) -> None:
+    for command in (["search", tmp_path, "x"], ["explain", tmp_path], ["bench", tmp_path], ["check", tmp_path]):
+        assert "holds no index" in refused(command)
+    assert "does not exist" in refused(["explain", tmp_path / "nowhere"])
+
+
+def test_a_folder_with_other_files_is_not_built_into(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OSError, match="holds other files"):
+        FunnelIndex.build(clustered_rows(5), tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def newer(folder: Path) -> str:
+    rewrite_manifest(folder, lambda document: document.update(format_version=99))
+    return "99"
+
+
+def damaged(folder: Path) -> str:
+    flip_byte(segment_file(folder, "vectors.npy"))
+    return "vectors.npy"
+
+
+@pytest.mark.parametrize(("change", "kind"), [(newer, FormatVersionError), (damaged, DamagedIndexError)])
+def test_an_index_that_cannot_be_opened(
+    change: Callable[[Path], str], kind: type[Exception], graph_folder: Path, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(graph_folder)
+    named = change(folder)
+    with pytest.raises(kind, match=named):
+        FunnelIndex.open(folder)
+    for command in (["search", folder, "x"], ["explain", folder], ["bench", folder], ["check", folder]):
+        assert named in refused(command)
+
+
+def test_texts_without_an_encoder_on_the_command_line(graph_folder: Path, text_folder: Path) -> None:
+    assert "built from vectors" in refused(["search", graph_folder, "a text", "--json"])
+    assert "cannot be loaded by name" in refused(["search", text_folder, "a text", "--json"])
+
+
+def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(lines({"_id": "a", "text": "one"}))
+    (tmp_path / "model").mkdir()
+    said = refused(["build", tmp_path / "docs.jsonl", tmp_path / "index", "--encoder", tmp_path / "model", "--quiet"])
+    assert "cannot load the encoder" in said

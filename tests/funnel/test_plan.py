@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from funnel.errors import InputError
+from funnel.plan import FLAT, Plan, Stage
+
+WIDTHS = (32, 48, 64)
+
+stages = st.builds(Stage, st.integers(1, 1024), st.integers(1, 4096))
+plans = st.builds(Plan, st.integers(0, 2048), st.integers(1, 4096), st.lists(stages, max_size=4).map(tuple))
+
+
+@given(plans)
+def test_json_round_trip(plan: Plan) -> None:
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_flat_is_flat_and_survives_json() -> None:
+    assert FLAT.is_flat
+    assert Plan.from_json(FLAT.to_json()) == FLAT
+    assert not Plan(0, 10).is_flat
+    assert str(FLAT) == "flat"
+
+
+def test_survivors_are_what_the_last_stage_keeps() -> None:
+    assert Plan(16, 100).survivors == 100
+    assert Plan(16, 100, (Stage(32, 50), Stage(48, 20))).survivors == 20
+
+
+def test_text_names_every_step() -> None:
+    text = str(Plan(64, 100, (Stage(32, 50),)))
+    assert text == "effort 64, shortlist 100 → 50 at 32 → exact"
+    assert "effort" not in str(Plan(0, 100))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FLAT,
+        Plan(0, 10),
+        Plan(16, 100, (Stage(32, 100),)),
+        Plan(16, 100, (Stage(48, 40),)),
+        Plan(16, 100, (Stage(32, 50), Stage(48, 50))),
+    ],
+)
+def test_plans_that_can_be_run(plan: Plan) -> None:
+    plan.check(WIDTHS)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (Plan(0, 0, (Stage(32, 10),)), "takes no stages"),
+        (Plan(-1, 10), "must not be negative"),
+        (Plan(0, -10), "must not be negative"),
+        (Plan(16, 100, (Stage(40, 50),)), "no stage can be run at 40 dims"),
+        (Plan(16, 100, (Stage(64, 50),)), "no stage can be run at 64 dims"),
+        (Plan(16, 100, (Stage(32, 0),)), "fall in candidates"),
+        (Plan(16, 100, (Stage(32, 101),)), "fall in candidates"),
+        (Plan(16, 100, (Stage(32, 50), Stage(48, 51))), "fall in candidates"),
+        (Plan(16, 100, (Stage(48, 50), Stage(32, 20))), "rise in width"),
+        (Plan(16, 100, (Stage(32, 50), Stage(32, 20))), "rise in width"),
+    ],
+)
+def test_plans_that_cannot_be_run(plan: Plan, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        plan.check(WIDTHS)
+
+
+@given(plans)
+def test_check_accepts_exactly_what_rises_and_falls(plan: Plan) -> None:
+    widths = [stage.width for stage in plan.stages]
+    keeps = [plan.shortlist, *(stage.keep for stage in plan.stages)]
+    valid = widths == sorted(set(widths)) and keeps == sorted(keeps, reverse=True)
+    known = (*sorted(set(widths)), 5000)  # every width of the plan is one of the index
+    if valid:
+        plan.check(known)
+    else:
+        with pytest.raises(InputError):
+            plan.check(known)

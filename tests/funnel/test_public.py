@@ -1,0 +1,116 @@
+"""What the package shows, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import funnel
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted([*(ROOT / "funnel").rglob("*.py"), *(ROOT / "indexes").rglob("*.py")])
+
+# From the top down: each may import what stands under it (design, section 4).
+LAYERS = (
+    ("funnel.cli", "funnel.demo", "funnel.__main__"),
+    ("funnel.reports", "funnel.deepcheck"),
+    ("funnel.index",),
+    ("funnel.building.build",),
+    ("funnel.opening",),
+    ("funnel.searcher",),
+    ("funnel.planning",),
+    ("funnel.cascade",),
+    ("funnel.rerank", "funnel.workers"),
+    ("indexes",),
+)
+GROUND = ("funnel.data", "funnel.storage", "funnel.adaptors", "indexes")
+# The plots' and tables' own modules hold no engine.
+ENGINE = ("funnel.index", "funnel.planning", "funnel.cascade", "funnel.building", "funnel.searcher", "funnel.opening")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, those inside functions and type checks among them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def layer(module: str) -> int | None:
+    return next((i for i, names in enumerate(LAYERS) if any(inside(module, name) for name in names)), None)
+
+
+def test_the_public_names() -> None:
+    assert funnel.__all__ == [
+        "FLAT", "Budget", "BudgetError", "FunnelError", "FunnelIndex", "Hit", "Plan", "Stage", "__version__",
+    ]  # fmt: skip
+    for name in funnel.__all__:
+        assert getattr(funnel, name) is not None
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_exported_names_exist(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    exported = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+    ]
+    if exported:
+        module = __import__(module_name(path), fromlist=["__all__"])
+        missing = [name for name in exported[0] if not hasattr(module, name)]
+        assert not missing
+        assert len(set(exported[0])) == len(exported[0])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_only(path: Path) -> None:
+    own = module_name(path)
+    mine = layer(own)
+    if mine is None:
+        return
+    upward = [name for name in imports(path) if (other := layer(name)) is not None and other < mine]
+    assert not upward
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_ground_floor_is_flat(path: Path) -> None:
+    """`data`, `storage`, `adaptors` and `indexes` know neither each other nor the engine."""
+    own = module_name(path)
+    home = next((name for name in GROUND if inside(own, name)), None)
+    if home is None:
+        return
+    strangers = [name for name in (*GROUND, *ENGINE) if name != home]
+    assert not [name for name in imports(path) if any(inside(name, stranger) for stranger in strangers)]
+    if home == "indexes":
+        assert not [name for name in imports(path) if inside(name, "funnel")]
+
+
+def test_files_are_short() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := path.read_text().count("\n")) >= 400}
+    assert not long
+
+
+def test_nothing_heavy_is_imported_for_the_command_line() -> None:
+    """`funnel --help` must not wait seconds for torch's models."""
+    code = "import sys, funnel.cli; print(*[m for m in ('sentence_transformers', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
