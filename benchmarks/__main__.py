@@ -1,0 +1,21 @@
+"""`python -m benchmarks NAME`: every claim of the project with the command that makes it."""
+
+from __future__ import annotations
+
+import click
+
+from benchmarks.budget import budget
+from benchmarks.memory import memory
+from benchmarks.scifact import scifact
+from benchmarks.texts import texts
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def benchmarks() -> None:
+    """Measure what the project claims. Results go to benchmarks/results/."""
+
+
+for command in (budget, scifact, texts, memory):
+    benchmarks.add_command(command)
+
+benchmarks()

@@ -1,0 +1,110 @@
+"""Budgets on 200,000 x 384 real embeddings: build time, speed over flat search, recall on unseen queries."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.common import Target, data_folder, load_rows, report
+from funnel import FunnelIndex
+from funnel.adaptors import OrthogonalAdaptor
+from funnel.reports.bench import BenchQueries, bench
+from funnel.reports.write import write_results
+from funnel.rerank import best, carry_on
+
+__all__ = ["budget"]
+
+PASSES = 7
+UNSEEN = 2_000  # queries that calibration never sees
+
+
+@click.command()
+@click.option("--vectors", type=click.Path(path_type=Path), help="Folder with corpus.*.npy and queries.*.npy.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
+@click.option("--index", type=click.Path(path_type=Path), help="Keep the index here.")
+@click.option("--batch", default=UNSEEN, show_default=True, help="Queries in a call for the figures in batch.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
+def budget(vectors: Path | None, data: Path | None, index: Path | None, batch: int, out: Path | None) -> None:
+    """Build, calibrate and measure on 200,000 x 384 real embeddings.
+
+    Example: python -m benchmarks budget --vectors ../shared/data/vectors-384
+    """
+    folder = vectors or data_folder(data) / "vectors-384"
+    corpus, queries = next(folder.glob("corpus.*npy")), load_rows(next(folder.glob("queries.*npy")))
+    unseen, known = queries[:UNSEEN], queries[UNSEEN:]
+    with tempfile.TemporaryDirectory() as temporary:
+        path = index or Path(temporary) / "index"
+        started = time.perf_counter()
+        built = FunnelIndex.build(str(corpus), path, queries=known)
+        build_seconds = time.perf_counter() - started
+        results = bench(built, BenchQueries(unseen), f"{folder.name}, unseen queries", batch=batch, progress=True)
+        click.echo(write_results(results, (out or Path(__file__).parent / "results") / "budget"))
+        overhead = {str(recall): own_python_us(built, unseen, recall) for recall in (0.90, 0.95, 0.99)}
+    by_target = {row["target"]: row for row in results["funnel"]}
+    targets = [
+        Target.at_most("build, seconds", build_seconds, 180),
+        Target.at_least("0.95: times flat in batch", by_target[0.95]["speedup_batch"], 14),
+        Target.at_least("0.95: recall on unseen queries", by_target[0.95]["recall"], 0.945),
+        Target.at_least("0.99: times flat in batch", by_target[0.99]["speedup_batch"], 4),
+        Target.at_least("0.99: recall on unseen queries", by_target[0.99]["recall"], 0.985),
+        Target.at_most("the engine's own Python in a single query, us", max(overhead.values()), 60),
+    ]
+    facts = {"own_python_us": overhead, "build_seconds": build_seconds, "results": results}
+    report("budget", targets, facts, out)
+
+
+def own_python_us(index: FunnelIndex, queries: npt.NDArray[np.float32], recall: float) -> float:
+    """Microseconds that a single query takes beyond the bare library calls: FAISS, gather, multiply, top-k, rotation.
+
+    The bare calls are made here one after the other with everything prepared. Whole passes over all queries are
+    timed in turn, so that both ways find the cache as a new query finds it; the median of the differences counts.
+    """
+    plan = index.explain(recall=recall).plan
+    if plan.is_flat:
+        return 0.0
+    bare = _bare_calls(index, queries, plan)
+    differences = []
+    for _ in range(PASSES):
+        whole = _seconds(lambda i: index.search_vectors(queries[i : i + 1], 10, recall=recall), len(queries))
+        alone = _seconds(bare, len(queries))
+        differences.append((whole - alone) / len(queries))
+    return float(np.median(differences)) * 1e6
+
+
+def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any) -> Callable[[int], object]:
+    searcher = index.searcher
+    cascade, dim, width = searcher.cascade, searcher.dim, searcher.cascade.width
+    prepared = searcher.prepare(queries)
+    prefixes = np.ascontiguousarray(prepared[:, :width])
+    rotation = torch.from_numpy(searcher.adaptor.matrix) if isinstance(searcher.adaptor, OrthogonalAdaptor) else None
+
+    def bare(i: int) -> None:
+        query = torch.from_numpy(prepared[i : i + 1])
+        with torch.inference_mode():
+            if rotation is not None:
+                torch.mm(query, rotation)
+            rows = torch.from_numpy(cascade.coarse.search(prefixes[i : i + 1], plan.shortlist, plan.effort)[1])
+            partial, start = None, 0
+            for stage in plan.stages:
+                partial = carry_on(cascade.store, query, rows, partial, start, stage.width)
+                _, places = best(partial * cascade.inverse_norms[stage.width][rows], stage.keep)
+                rows, partial, start = rows.gather(1, places), partial.gather(1, places), stage.width
+            _, places = best(carry_on(cascade.store, query, rows, partial, start, dim), 10)
+            rows.gather(1, places)
+
+    return bare
+
+
+def _seconds(call: Callable[[int], object], count: int) -> float:
+    start = time.perf_counter()
+    for i in range(count):
+        call(i)
+    return time.perf_counter() - start
