@@ -84,7 +84,7 @@ def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any)
     cascade, dim, width = searcher.cascade, searcher.dim, searcher.cascade.width
     prepared = searcher.prepare(queries)
     prefixes = np.ascontiguousarray(prepared[:, :width])
-    rotation = torch.from_numpy(searcher.adaptor.matrix) if isinstance(searcher.adaptor, OrthogonalAdaptor) else None
+    rotation = searcher.adaptor.matrix if isinstance(searcher.adaptor, OrthogonalAdaptor) else None
 
     def bare(i: int) -> None:
         query = torch.from_numpy(prepared[i : i + 1])

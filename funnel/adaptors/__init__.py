@@ -4,6 +4,7 @@ from funnel.adaptors.base import Adaptor, FloatArray, adaptor_class, adaptor_kin
 from funnel.adaptors.identity import Identity
 from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.adaptors.pca import PCA, SecondMoment
+from funnel.adaptors.widths import checked_widths, default_widths
 
 __all__ = [
     "PCA",
@@ -14,6 +15,8 @@ __all__ = [
     "SecondMoment",
     "adaptor_class",
     "adaptor_kinds",
+    "checked_widths",
+    "default_widths",
     "make_adaptor",
     "register",
 ]

@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.files import REMEDY, AdaptorHeader, read_header, read_tensors, write_adaptor
+from funnel.adaptors.widths import checked_widths
 from funnel.errors import DamagedIndexError, InputError
 
 FloatArray = NDArray[np.float32]
@@ -24,57 +26,74 @@ AdaptorType = TypeVar("AdaptorType", bound="type[Adaptor]")
 _CLASSES: dict[str, "type[Adaptor]"] = {}
 
 
-class Adaptor(ABC):
+class Adaptor(torch.nn.Module, ABC):
     """A map R^dim → R^dim whose output is meant to be read by prefixes.
+
+    It is a torch module, and one of sentence-transformers as well: put behind the modules of a model it adapts
+    `sentence_embedding`, and is saved and loaded with the model.
 
     Attributes:
         kind: the name under which the class is registered and written to disk.
         isometric: True where the map keeps every inner product at full width, so that exact search
             over adapted vectors ranks as exact search over the user's own.
         dim: the width of what goes in and of what comes out.
+        dims: the widths it was trained for, rising; empty where every prefix is as good as it gets.
     """
 
     kind: ClassVar[str]
     isometric: ClassVar[bool]
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, dims: Sequence[int] = ()) -> None:
+        super().__init__()
         if dim < 1:
             raise InputError(f"an adaptor of dimension {dim} was asked for; the dimension must be at least 1")
         self.dim = dim
+        self.dims = checked_widths(dims, dim) if len(dims) else ()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(dim={self.dim})"
+    def extra_repr(self) -> str:
+        """What torch shows between the brackets."""
+        return f"dim={self.dim}" + (f", dims={list(self.dims)}" if self.dims else "")
 
     @classmethod
     @abstractmethod
-    def fit(cls, sample: Sample, *, seed: int = 0, progress: bool = False) -> Self:
+    def fit(
+        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
+    ) -> "Adaptor":
         """Make an adaptor from data.
 
         Args:
             sample: float [n, dim], or an iterable of such chunks, read once.
+            dims: the prefix widths that matter; kinds that are not trained for widths check it and look no further.
             seed: of whatever is random in the fitting.
             progress: show a bar with the rate on stderr.
 
         Raises:
-            InputError: no rows, rows of differing widths, or values that are not finite.
+            InputError: no rows, rows of differing widths, values that are not finite, or widths that do not rise
+                from 1 to dim.
         """
 
     @abstractmethod
-    def _apply(self, vectors: FloatArray) -> FloatArray:
-        """Map float32 [n, dim], already checked."""
+    def map(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Map float [..., dim] of this module's own type and device; differentiable."""
 
-    @abstractmethod
-    def tensors(self) -> dict[str, FloatArray]:
-        """What the adaptor has learnt, by name, as it is written to disk."""
+    def settings(self) -> dict[str, int]:
+        """Whole numbers that `build` needs beside the tensors, such as hidden widths."""
+        return {}
 
     @classmethod
     @abstractmethod
-    def from_tensors(cls, dim: int, tensors: Mapping[str, FloatArray]) -> Self:
-        """The adaptor again, from what `tensors` gave.
+    def build(
+        cls, dim: int, dims: Sequence[int], settings: Mapping[str, int], tensors: Mapping[str, FloatArray]
+    ) -> Self:
+        """The adaptor again, from what `settings` and `tensors` gave.
 
         Raises:
-            InputError: a tensor is missing, of the wrong shape, or breaks what the kind promises.
+            InputError: a tensor or setting is missing, of the wrong shape, or breaks what the kind promises.
         """
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """What the adaptor has learnt, by name, as it is written to disk."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
 
     def transform(self, vectors: NDArray[Any]) -> FloatArray:
         """Map vectors; the full width is kept.
@@ -93,7 +112,28 @@ class Adaptor(ABC):
                 f"vectors of shape {vectors.shape} were given to an adaptor of dimension {self.dim}; "
                 f"give an array of shape (n, {self.dim})"
             )
-        return self._apply(np.asarray(vectors, dtype=np.float32))
+        given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+        with torch.inference_mode():
+            adapted: FloatArray = self.map(given.to(self.device)).cpu().numpy()
+        return adapted
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are; the CPU where there are none."""
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Adapt `sentence_embedding`, as a module of sentence-transformers does.
+
+        Args:
+            features: holds `sentence_embedding`, [n, dim] of any float type.
+
+        Returns:
+            The same dict, that entry replaced by the adapted embedding of the same type.
+        """
+        embedding = features["sentence_embedding"]
+        features["sentence_embedding"] = self.map(embedding.float()).to(embedding.dtype)
+        return features
 
     def inverse(self, adapted: FloatArray) -> FloatArray:
         """The vectors again, from what `transform` made of them: float32 [n, dim].
@@ -105,7 +145,8 @@ class Adaptor(ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `adaptor.safetensors` and `adaptor.json` into the folder, which is made if need be."""
-        write_adaptor(Path(folder), self.kind, self.dim, self.isometric, self.tensors())
+        header = AdaptorHeader(self.kind, self.dim, self.dims, self.isometric, self.settings())
+        write_adaptor(Path(folder), header, self.tensors())
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> "Adaptor":
@@ -128,12 +169,12 @@ class Adaptor(ABC):
     def _restore(cls, header: AdaptorHeader, tensors: Mapping[str, FloatArray]) -> Self:
         if header.isometric != cls.isometric:
             raise InputError(f"isometric is {header.isometric}, expected {cls.isometric} for kind {cls.kind!r}")
-        return cls.from_tensors(header.dim, tensors)
+        return cls.build(header.dim, header.dims, header.settings, tensors)
 
     @property
     def checksum(self) -> str:
-        """The sha256 of kind, dimension and tensors: equal adaptors have equal checksums."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.dim]).encode())
+        """The sha256 of kind, widths, settings and tensors: equal adaptors have equal checksums."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.dim, self.dims, self.settings()]).encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(name.encode() + b"\0")
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
@@ -164,9 +205,11 @@ def adaptor_class(kind: str) -> type[Adaptor]:
     return _CLASSES[kind]
 
 
-def make_adaptor(kind: str, sample: Sample, *, seed: int = 0, progress: bool = False) -> Adaptor:
+def make_adaptor(
+    kind: str, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
+) -> Adaptor:
     """Fit an adaptor of the kind named; the arguments and errors are those of `Adaptor.fit`."""
-    return adaptor_class(kind).fit(sample, seed=seed, progress=progress)
+    return adaptor_class(kind).fit(sample, dims=dims, seed=seed, progress=progress)
 
 
 def chunks_of(sample: Sample) -> Iterator[NDArray[Any]]:

@@ -25,30 +25,32 @@ HEADER_FILE = "adaptor.json"
 
 REMEDY = "restore the file or fit the adaptor again"
 
-Field = TypeVar("Field", str, int, bool)
+Field = TypeVar("Field", str, int, bool, list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True)
 class AdaptorHeader:
-    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file."""
+    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file, once there is one."""
 
     kind: str
     dim: int
+    dims: tuple[int, ...]
     isometric: bool
-    sha256: str
+    settings: Mapping[str, int]
+    sha256: str = ""
 
 
-def write_adaptor(
-    folder: Path, kind: str, dim: int, isometric: bool, tensors: Mapping[str, NDArray[np.float32]]
-) -> None:
+def write_adaptor(folder: Path, header: AdaptorHeader, tensors: Mapping[str, NDArray[np.float32]]) -> None:
     """Write both files; the description comes last, so that an interrupted write is found on reading."""
     folder.mkdir(parents=True, exist_ok=True)
     payload = save_tensors({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()})
     fields = {
         "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "dim": dim,
-        "isometric": isometric,
+        "kind": header.kind,
+        "dim": header.dim,
+        "dims": list(header.dims),
+        "isometric": header.isometric,
+        "settings": dict(header.settings),
         "sha256": hashlib.sha256(payload).hexdigest(),
     }
     (folder / TENSOR_FILE).write_bytes(payload)
@@ -75,7 +77,9 @@ def read_header(folder: Path) -> AdaptorHeader:
     header = AdaptorHeader(
         kind=_field(path, fields, "kind", str),
         dim=_field(path, fields, "dim", int),
+        dims=tuple(_numbers(path, "dims", _field(path, fields, "dims", list))),
         isometric=_field(path, fields, "isometric", bool),
+        settings=_settings(path, _field(path, fields, "settings", dict)),
         sha256=_field(path, fields, "sha256", str),
     )
     if header.dim < 1:
@@ -124,6 +128,17 @@ def _field(path: Path, fields: dict[str, Any], name: str, expected: type[Field])
     if type(value) is not expected:
         raise DamagedIndexError(f"{path}: {name} is {value!r}, expected {expected.__name__}; {REMEDY}")
     return value
+
+
+def _numbers(path: Path, name: str, values: list[Any]) -> list[int]:
+    if any(type(value) is not int for value in values):
+        raise DamagedIndexError(f"{path}: {name} is {values!r}, expected whole numbers; {REMEDY}")
+    return values
+
+
+def _settings(path: Path, values: dict[str, Any]) -> dict[str, int]:
+    _numbers(path, "settings", list(values.values()))
+    return values
 
 
 def _read_bytes(path: Path) -> bytes:

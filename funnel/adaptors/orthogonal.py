@@ -1,6 +1,6 @@
 """Adaptors that are one orthogonal matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -22,44 +22,47 @@ class OrthogonalAdaptor(Adaptor):
 
     isometric: ClassVar[bool] = True
 
-    def __init__(self, matrix: FloatArray) -> None:
+    matrix: torch.Tensor
+
+    def __init__(self, matrix: FloatArray, dims: Sequence[int] = ()) -> None:
         """Take the matrix.
 
         Args:
             matrix: float32 [dim, dim]; a vector x becomes x @ matrix.
+            dims: the widths it was trained for, if any.
 
         Raises:
             InputError: it is not square, not finite, or not orthogonal.
         """
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InputError(f"a rotation of shape {matrix.shape} was given; it must be square")
-        super().__init__(len(matrix))
-        self.matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-        _check_orthogonal(self.matrix)
-        self._map = torch.from_numpy(self.matrix)
+        super().__init__(len(matrix), dims)
+        _check_orthogonal(matrix)
+        self.register_buffer("matrix", torch.from_numpy(np.array(matrix, dtype=np.float32, order="C")))
 
-    def _apply(self, vectors: FloatArray) -> FloatArray:
+    def map(self, vectors: torch.Tensor) -> torch.Tensor:
+        """vectors @ matrix."""
         # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
-        adapted: FloatArray = torch.mm(torch.from_numpy(np.ascontiguousarray(vectors)), self._map).numpy()
-        return adapted
+        return vectors @ self.matrix
 
     def inverse(self, adapted: FloatArray) -> FloatArray:
         """The vectors again, from what `transform` made of them: float32 [n, dim]."""
-        return adapted @ self.matrix.T
-
-    def tensors(self) -> dict[str, FloatArray]:
-        """The matrix, under the name `matrix`."""
-        return {"matrix": self.matrix}
+        original: FloatArray = adapted @ self.matrix.cpu().numpy().T
+        return original
 
     @classmethod
-    def from_tensors(cls, dim: int, tensors: Mapping[str, FloatArray]) -> Self:
+    def build(
+        cls, dim: int, dims: Sequence[int], settings: Mapping[str, int], tensors: Mapping[str, FloatArray]
+    ) -> Self:
         """The adaptor of the tensor `matrix`, float32 [dim, dim]."""
-        if sorted(tensors) != ["matrix"]:
-            raise InputError(f"the tensors are {sorted(tensors)}, expected ['matrix']")
+        if sorted(tensors) != ["matrix"] or settings:
+            raise InputError(
+                f"the tensors are {sorted(tensors)} and the settings {dict(settings)}, expected ['matrix']"
+            )
         matrix = tensors["matrix"]
         if matrix.shape != (dim, dim):
             raise InputError(f"the tensor matrix has shape {matrix.shape}, expected {(dim, dim)}")
-        return cls(matrix)
+        return cls(matrix, dims)
 
 
 def _check_orthogonal(matrix: FloatArray) -> None:

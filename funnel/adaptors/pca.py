@@ -3,7 +3,8 @@
 Uncentred, because cosine is measured from the origin: a shift would change the neighbours.
 """
 
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class PCA(OrthogonalAdaptor):
     kind: ClassVar[str] = "pca"
 
     @classmethod
-    def fit(cls, sample: Sample, *, seed: int = 0, progress: bool = False) -> Self:
+    def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> "PCA":
         """Fit on a sample, chunk by chunk; nothing is random, so the seed is not used."""
         moment: SecondMoment | None = None
         with tqdm(disable=not progress, unit="rows", unit_scale=True, desc="fitting pca") as bar:
@@ -39,7 +40,7 @@ class PCA(OrthogonalAdaptor):
                 moment.update(chunk)
                 bar.update(len(chunk))
         assert moment is not None, "chunks_of yields a chunk or raises"
-        return cls(moment.rotation())
+        return cls(moment.rotation(), dims or ())
 
 
 class SecondMoment:

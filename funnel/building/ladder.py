@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from funnel.adaptors import checked_widths
 from funnel.building.segment import unit_prefixes
-from funnel.errors import InputError
 from indexes import RunningTop, VectorStore
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -46,12 +45,7 @@ def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:
 
     Raises InputError unless they are whole numbers from 1 to d that rise.
     """
-    ladder = tuple(dims) if isinstance(dims, Iterable) else ()
-    if not ladder or not all(isinstance(width, int | np.integer) and not isinstance(width, bool) for width in ladder):
-        raise InputError(f"dims is {dims!r}; expected rising whole numbers such as 64,128,256")
-    if any(a >= b for a, b in itertools.pairwise(ladder)) or not 1 <= ladder[0] <= ladder[-1] <= dim:
-        raise InputError(f"dims is {list(ladder)}; expected rising widths from 1 to {dim}, the width of the vectors")
-    ladder = tuple(int(width) for width in ladder)
+    ladder = checked_widths(dims, dim)
     return ladder if ladder[-1] == dim else (*ladder, dim)
 
 

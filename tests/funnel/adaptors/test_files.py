@@ -28,13 +28,15 @@ def replace_tensors(folder, payload):
 
 
 def test_the_bytes_on_disk_are_those_of_format_1(tmp_path):
-    Identity(4).save(tmp_path)
+    Identity(4, (2, 4)).save(tmp_path)
     assert (tmp_path / "adaptor.safetensors").read_bytes() == b"\x08\0\0\0\0\0\0\0{}      "
     assert json.loads((tmp_path / "adaptor.json").read_text()) == {
         "format_version": 1,
         "kind": "identity",
         "dim": 4,
+        "dims": [2, 4],
         "isometric": True,
+        "settings": {},
         "sha256": "9bbcbf73561f6bc5d0a17ea6a2081feed2d1304e87602d8c502d9a5c4bd85576",
     }
 
@@ -70,8 +72,13 @@ def test_an_unknown_kind_is_an_input_error(folder):
         ({"dim": 0}, "dim is 0"),
         ({"dim": True}, "dim is True, expected int"),
         ({"dim": "4"}, "dim is '4', expected int"),
+        ({"dims": 4}, "dims is 4, expected list"),
+        ({"dims": [1.5]}, r"dims is \[1.5\], expected whole numbers"),
+        ({"dims": [3, 2]}, "expected rising widths from 1 to 4"),
+        ({"settings": {"hidden": "9"}}, "expected whole numbers"),
+        ({"settings": {"hidden": 9}}, "the settings"),
         ({"isometric": False}, "isometric is False, expected True"),
-        ({"kind": "identity"}, r"holds no tensors, and \['matrix'\]"),
+        ({"kind": "identity"}, r"holds neither tensors nor settings, and \['matrix'\]"),
         ({"sha256": "0" * 64}, "sha256 .* says 000000000000…"),
     ],
 )

@@ -19,5 +19,5 @@ def test_only_the_first_chunk_is_read():
 
 
 def test_tensors_are_refused():
-    with pytest.raises(InputError, match="holds no tensors"):
-        Identity.from_tensors(3, {"matrix": np.eye(3, dtype=np.float32)})
+    with pytest.raises(InputError, match="holds neither tensors nor settings"):
+        Identity.build(3, (), {}, {"matrix": np.eye(3, dtype=np.float32)})

@@ -30,7 +30,7 @@ def test_a_matrix_of_no_use_is_refused(matrix, message):
 
 
 def test_the_tensors_must_be_those_expected():
-    with pytest.raises(InputError, match=r"the tensors are \['other'\], expected \['matrix'\]"):
-        PCA.from_tensors(2, {"other": np.eye(2, dtype=np.float32)})
+    with pytest.raises(InputError, match=r"the tensors are \['other'\] and the settings \{\}, expected \['matrix'\]"):
+        PCA.build(2, (), {}, {"other": np.eye(2, dtype=np.float32)})
     with pytest.raises(InputError, match=r"shape \(2, 2\), expected \(3, 3\)"):
-        PCA.from_tensors(3, {"matrix": np.eye(2, dtype=np.float32)})
+        PCA.build(3, (), {}, {"matrix": np.eye(2, dtype=np.float32)})

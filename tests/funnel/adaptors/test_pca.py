@@ -32,7 +32,7 @@ def test_chunks_sum_to_the_whole(seed, cuts):
     for chunk in np.split(rows, sorted(cuts)):
         moment.update(chunk)
     assert moment.rows == 50
-    np.testing.assert_allclose(moment.finish().matrix, PCA.fit(rows).matrix, atol=1e-4)
+    np.testing.assert_allclose(moment.finish().matrix.numpy(), PCA.fit(rows).matrix.numpy(), atol=1e-4)
 
 
 def test_prefixes_hold_the_energy_of_the_largest_eigenvalues():
@@ -50,8 +50,8 @@ def test_the_moment_is_not_centred():
 
 def test_signs_are_fixed():
     rows = unit_rows(100, 8, seed=1)
-    matrix = PCA.fit(rows).matrix
-    np.testing.assert_array_equal(matrix, PCA.fit(-rows).matrix)
+    matrix = PCA.fit(rows).matrix.numpy()
+    np.testing.assert_array_equal(matrix, PCA.fit(-rows).matrix.numpy())
     assert (matrix[np.abs(matrix).argmax(axis=0), np.arange(8)] > 0).all()
 
 
@@ -65,9 +65,9 @@ def test_sums_are_kept_in_float64():
 
 def test_blocks_do_not_change_the_sum(monkeypatch):
     rows = unit_rows(50, 6, seed=2)
-    whole = PCA.fit(rows).matrix
+    whole = PCA.fit(rows).matrix.numpy()
     monkeypatch.setattr(pca_module, "BLOCK_ROWS", 7)
-    np.testing.assert_allclose(PCA.fit(rows).matrix, whole, atol=1e-6)
+    np.testing.assert_allclose(PCA.fit(rows).matrix.numpy(), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
