@@ -1,22 +1,55 @@
 """Adaptors: maps R^d → R^d after which short prefixes keep the neighbours of the whole vector."""
 
-from funnel.adaptors.base import Adaptor, FloatArray, adaptor_class, adaptor_kinds, make_adaptor, register
+from funnel.adaptors.attention import Attention
+from funnel.adaptors.base import (
+    Adaptor,
+    FloatArray,
+    adaptor_class,
+    adaptor_kinds,
+    chunks_of,
+    make_adaptor,
+    register,
+)
+from funnel.adaptors.fitting import RECIPES, TRAINED_KINDS, fit_adaptor
 from funnel.adaptors.identity import Identity
+from funnel.adaptors.judgements import Judged, Qrels, rows_to_train_on
+from funnel.adaptors.mlp import MLP, DeepMLP
 from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.adaptors.pca import PCA, SecondMoment
+from funnel.adaptors.recipes import Phase, Recipe
+from funnel.adaptors.rotation import Rotation
+from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
+from funnel.adaptors.training import Trained, TrainingLog
 from funnel.adaptors.widths import checked_widths, default_widths
 
 __all__ = [
+    "MLP",
     "PCA",
+    "RECIPES",
+    "TRAINED_KINDS",
     "Adaptor",
+    "AdaptorChoice",
+    "Attention",
+    "DeepMLP",
     "FloatArray",
     "Identity",
+    "Judged",
     "OrthogonalAdaptor",
+    "Phase",
+    "Qrels",
+    "Recipe",
+    "Rotation",
     "SecondMoment",
+    "Trained",
+    "TrainingLog",
     "adaptor_class",
     "adaptor_kinds",
     "checked_widths",
+    "choose_adaptor",
+    "chunks_of",
     "default_widths",
+    "fit_adaptor",
     "make_adaptor",
     "register",
+    "rows_to_train_on",
 ]

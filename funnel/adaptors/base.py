@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -30,7 +30,7 @@ class Adaptor(torch.nn.Module, ABC):
     """A map R^dim → R^dim whose output is meant to be read by prefixes.
 
     It is a torch module, and one of sentence-transformers as well: put behind the modules of a model it adapts
-    `sentence_embedding`, and is saved and loaded with the model.
+    `sentence_embedding`, and is saved and loaded with the model. It computes in float32 whatever the model does.
 
     Attributes:
         kind: the name under which the class is registered and written to disk.
@@ -117,6 +117,15 @@ class Adaptor(torch.nn.Module, ABC):
             adapted: FloatArray = self.map(given.to(self.device)).cpu().numpy()
         return adapted
 
+    def unit_transform(self, vectors: NDArray[Any]) -> FloatArray:
+        """As `transform` of unit rows, of unit length again where the map does not keep it."""
+        adapted = self.transform(vectors)
+        if self.isometric:
+            return adapted
+        norms = np.linalg.norm(adapted, axis=1, keepdims=True)
+        scaled: FloatArray = adapted / np.maximum(norms, np.finfo(np.float32).tiny)
+        return scaled
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are; the CPU where there are none."""
@@ -134,6 +143,16 @@ class Adaptor(torch.nn.Module, ABC):
         embedding = features["sentence_embedding"]
         features["sentence_embedding"] = self.map(embedding.float()).to(embedding.dtype)
         return features
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move to a device, but stay float32: what torch calls for `to`, `half`, `cuda` and the like."""
+
+        # A model in half precision would round a rotation away from orthogonal, which its file must not be.
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(moved, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def inverse(self, adapted: FloatArray) -> FloatArray:
         """The vectors again, from what `transform` made of them: float32 [n, dim].

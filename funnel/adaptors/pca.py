@@ -73,15 +73,23 @@ class SecondMoment:
         for start in range(0, len(chunk), BLOCK_ROWS):
             self._add(chunk[start : start + BLOCK_ROWS].astype(np.float64))
 
-    def rotation(self) -> NDArray[np.float32]:
-        """The eigenvectors as columns, in order of falling eigenvalue: float32 [dim, dim].
+    def matrix(self) -> NDArray[np.float64]:
+        """XᵀX / n, float64 [dim, dim].
 
         Raises:
             InputError: no rows were given.
         """
         if self.rows == 0:
             raise InputError("a second moment of 0 rows has no eigenvectors; give at least one vector")
-        _, vectors = np.linalg.eigh(self._sum / self.rows)
+        return self._sum / self.rows
+
+    def rotation(self) -> NDArray[np.float32]:
+        """The eigenvectors as columns, in order of falling eigenvalue: float32 [dim, dim].
+
+        Raises:
+            InputError: no rows were given.
+        """
+        _, vectors = np.linalg.eigh(self.matrix())
         falling = vectors[:, ::-1]
         largest = np.abs(falling).argmax(axis=0)
         signs = np.sign(falling[largest, np.arange(self.dim)])

@@ -1,0 +1,319 @@
+"""What an adaptor is trained to lower: losses over a ladder of prefix widths.
+
+Every cosine is taken between *renormalised* prefixes, since that is how prefixes are searched. Each loss is a weighted
+sum over the widths of a mean over pairs or rows, so that its size depends neither on the batch nor on the number of
+neighbours. `dims` are rising widths; `weights` is one number per width, 1 where it is not given.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from funnel.adaptors.widths import checked_widths
+from funnel.errors import InputError
+
+__all__ = [
+    "distillation_loss",
+    "pairwise_similarity_loss",
+    "prefix_cosines",
+    "ranking_loss",
+    "reconstruction_loss",
+    "topk_similarity_loss",
+]
+
+# Temperature of neighbour distillation: the one the published figures of this library were measured with.
+DISTILLATION_TEMPERATURE = 0.05
+# A prefix shorter than 1e-12 has no direction: its cosines are 0 and give no gradient, where 1/norm would explode.
+SHORTEST_SQUARED = 1e-24
+
+
+def pairwise_similarity_loss(
+    original: Tensor, adapted: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
+) -> Tensor:
+    """How far cosines between adapted prefixes are from those between the original vectors.
+
+    Σ over m of the mean over ordered pairs i ≠ j of |cos(cᵢ, cⱼ) − cos(ĉᵢ[:m], ĉⱼ[:m])|
+    (Matryoshka-Adaptor, Yoon et al. 2024, the pairwise similarity loss of the unsupervised setting).
+
+    Args:
+        original: float [b, d], the vectors c.
+        adapted: float [b, w], the same rows adapted; w may be less than d.
+        dims: widths m, rising, up to w.
+        weights: one per width.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: fewer than two rows, or shapes, widths or weights that do not fit.
+    """
+    _check_same_rows("original", original, "adapted", adapted)
+    if len(original) < 2:
+        raise InputError(f"{len(original)} rows were given; pairs need at least 2 rows")
+    others = ~torch.eye(len(original), dtype=torch.bool, device=original.device)
+    (target,) = prefix_cosines(original, original, (original.shape[1],))
+    errors = ((target - found).abs()[others].mean() for found in prefix_cosines(adapted, adapted, dims))
+    return _summed(errors, dims, weights)
+
+
+def topk_similarity_loss(
+    original: Tensor,
+    original_neighbours: Tensor,
+    adapted: Tensor,
+    adapted_neighbours: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """How far cosines between an adapted prefix and its neighbours' are from the original ones.
+
+    Σ over m of the mean over rows i and neighbours n of |cos(cᵢ, cₙ) − cos(ĉᵢ[:m], ĉₙ[:m])|
+    (Matryoshka-Adaptor, Yoon et al. 2024, the top-k similarity loss of the unsupervised setting). The neighbours are
+    the caller's: the k nearest rows of the corpus, not of the batch.
+
+    Args:
+        original: float [b, d], the vectors c.
+        original_neighbours: float [b, k, d], the neighbours of each.
+        adapted: float [b, w], the same rows adapted; w may be less than d.
+        adapted_neighbours: float [b, k, w], the same neighbours adapted.
+        dims: widths m, rising, up to w.
+        weights: one per width.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: no neighbours, or shapes, widths or weights that do not fit.
+    """
+    _check_same_rows("original", original, "adapted", adapted)
+    _check_same_rows("original_neighbours", original_neighbours, "adapted_neighbours", adapted_neighbours)
+    if original_neighbours.ndim != 3:
+        raise InputError(f"the neighbours have shape {tuple(original_neighbours.shape)}; expected (rows, k, width)")
+    (target,) = prefix_cosines(original, original_neighbours, (original.shape[1],))
+    errors = ((target - found).abs().mean() for found in prefix_cosines(adapted, adapted_neighbours, dims))
+    return _summed(errors, dims, weights)
+
+
+def reconstruction_loss(original: Tensor, adapted: Tensor) -> Tensor:
+    """How far the adapted vectors are from the original ones: the mean of |c − ĉ| over all entries.
+
+    The regulariser of Matryoshka-Adaptor (Yoon et al. 2024), there a sum of |c − ĉ|. For ĉ = c + f(c) it is the mean
+    of |f(c)|, so that it keeps the change small.
+
+    Args:
+        original: float [b, d].
+        adapted: float [b, d].
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: the shapes differ, or there are no rows.
+    """
+    _check_equal_shapes("original", original, "adapted", adapted)
+    return (original - adapted).abs().mean()
+
+
+def ranking_loss(
+    query: Tensor,
+    documents: Tensor,
+    relevance: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """How badly prefixes put relevant documents above less relevant ones.
+
+    Σ over m of the mean over active pairs of (yᵢⱼ − yᵢₖ)·log(1 + exp((sᵢₖ[:m] − sᵢⱼ[:m]) / T)), where s is the cosine
+    of the prefixes and a pair (j, k) of row i is active when yᵢⱼ > yᵢₖ (Matryoshka-Adaptor, Yoon et al. 2024, the
+    ranking loss of the supervised setting, where T = 1).
+
+    Args:
+        query: float [b, w], adapted.
+        documents: float [b, n, w], each query's own, or [n, w], shared by all; adapted.
+        relevance: number [b, n], graded: the higher, the more relevant.
+        dims: widths m, rising, up to w.
+        weights: one per width.
+        mask: bool [b, n]; True leaves a document out (padding, or not judged).
+        temperature: T, above 0.
+
+    Returns:
+        A scalar; 0 where no pair is active.
+
+    Raises:
+        InputError: shapes, widths, weights or the temperature do not fit.
+    """
+    _check_temperature(temperature)
+    _check_candidates("documents", documents, query)
+    _check_shape("relevance", relevance, (len(query), documents.shape[-2]))
+    rows, above, below = _active_pairs(relevance, mask)
+    grades = relevance.to(query.dtype)
+    gaps = grades[rows, above] - grades[rows, below]
+
+    def pair_mean(cosines: Tensor) -> Tensor:
+        margins = (cosines[rows, below] - cosines[rows, above]) / temperature
+        return (gaps * torch.nn.functional.softplus(margins)).sum() / max(1, len(rows))
+
+    return _summed(map(pair_mean, prefix_cosines(query, documents, dims)), dims, weights)
+
+
+def distillation_loss(
+    teacher: Tensor,
+    query: Tensor,
+    candidates: Sequence[Tensor],
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    *,
+    temperature: float = DISTILLATION_TEMPERATURE,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """How far the ranking by prefixes is from the ranking by full vectors (neighbour distillation).
+
+    Σ over m of the mean over rows of −Σⱼ pⱼ·log qⱼ, where p = softmax(teacher / T) and q is the softmax of the prefix
+    cosines / T, both over the candidates: the listwise cross-entropy of Cao et al. 2007 (Learning to Rank: From
+    Pairwise Approach to Listwise Approach, section 4), with the full-width cosines as judge. The least it can be is
+    the entropy of p, at every width.
+
+    Args:
+        teacher: float [b, n], full-width cosines of each query with its n candidates; gets no gradient.
+        query: float [b, w], adapted.
+        candidates: blocks that make up the n candidates in order: [b, k, w], each row's own, or [r, w], shared by all
+            rows; adapted. Shared blocks are not copied per row.
+        dims: widths m, rising, up to w.
+        weights: one per width.
+        temperature: T, above 0.
+        mask: bool [b, n]; True leaves a candidate out of both softmaxes (the query itself, a duplicate).
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: a row has all its candidates left out, or shapes, widths, weights or the temperature do not fit.
+    """
+    _check_temperature(temperature)
+    if not candidates:
+        raise InputError("no candidates were given; give at least one block")
+    for number, block in enumerate(candidates):
+        _check_candidates(f"block {number} of the candidates", block, query)
+    _check_shape("teacher", teacher, (len(query), sum(block.shape[-2] for block in candidates)))
+    left_out = _checked_mask(mask, teacher)
+    if left_out.all(dim=1).any():
+        raise InputError("a row of the mask leaves out all its candidates; drop the row or keep a candidate")
+    target = (teacher.detach() / temperature).masked_fill(left_out, -math.inf).softmax(dim=1)
+    by_block = (prefix_cosines(query, block, dims) for block in candidates)
+    logits = (torch.cat(blocks, dim=1) / temperature for blocks in zip(*by_block, strict=True))
+    return _summed((_cross_entropy(target, student, left_out) for student in logits), dims, weights)
+
+
+def prefix_cosines(queries: Tensor, candidates: Tensor, dims: Sequence[int]) -> Iterator[Tensor]:
+    """Cosines of renormalised prefixes, width by width; each column is multiplied once for all widths.
+
+    Args:
+        queries: float [b, w].
+        candidates: float [b, n, w], each query's own, or [n, w], shared by all.
+        dims: rising widths, up to w.
+
+    Yields:
+        float [b, n] for each width; 0 where a prefix is all zeros.
+
+    Raises:
+        InputError: the shapes or widths do not fit.
+    """
+    _check_candidates("candidates", candidates, queries)
+    widths = checked_widths(dims, queries.shape[1])
+    query_parts, candidate_parts = _segments(queries, widths), _segments(candidates, widths)
+    dots = accumulate(map(_dots, query_parts, candidate_parts))
+    scales = zip(_scales(query_parts), _scales(candidate_parts), strict=True)
+    for dot, (query_scale, candidate_scale) in zip(dots, scales, strict=True):
+        yield dot * query_scale[:, None] * candidate_scale
+
+
+def _segments(vectors: Tensor, widths: Sequence[int]) -> Sequence[Tensor]:
+    """The columns that each width adds to the one before, as views."""
+    bounds = (0, *widths, vectors.shape[-1])
+    # One split instead of slices: its gradient is put together once, not summed over full-size buffers.
+    return torch.split(vectors, [end - start for start, end in pairwise(bounds)], dim=-1)[: len(widths)]
+
+
+def _dots(queries: Tensor, candidates: Tensor) -> Tensor:
+    if candidates.ndim == 2:
+        return queries @ candidates.T
+    return torch.bmm(candidates, queries[:, :, None])[:, :, 0]
+
+
+def _scales(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """1/norm of each prefix."""
+    for squared in accumulate(torch.linalg.vector_norm(part, dim=-1).square() for part in parts):
+        yield squared.clamp_min(SHORTEST_SQUARED).rsqrt().masked_fill(squared < SHORTEST_SQUARED, 0.0)
+
+
+def _cross_entropy(target: Tensor, logits: Tensor, left_out: Tensor) -> Tensor:
+    # Not target · log_softmax: what is left out would give 0 · −∞.
+    normaliser = logits.masked_fill(left_out, -math.inf).logsumexp(dim=1)
+    return (normaliser - (target * logits).sum(dim=1)).mean()
+
+
+def _active_pairs(relevance: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, the more relevant document and the less relevant one, of every pair that counts: int64 [pairs] each."""
+    kept = ~_checked_mask(mask, relevance)
+    active = (relevance[:, :, None] > relevance[:, None, :]) & kept[:, :, None] & kept[:, None, :]
+    rows, above, below = active.nonzero(as_tuple=True)
+    return rows, above, below
+
+
+def _summed(losses: Iterable[Tensor], dims: Sequence[int], weights: Sequence[float] | None) -> Tensor:
+    factors = [1.0] * len(dims) if weights is None else list(weights)
+    if len(factors) != len(dims) or not all(math.isfinite(factor) and factor >= 0 for factor in factors):
+        raise InputError(f"weights is {factors}; expected {len(dims)} finite numbers, none below 0, one per width")
+    return torch.stack([factor * loss for factor, loss in zip(factors, losses, strict=True)]).sum()
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise InputError(f"the temperature is {temperature}; expected a finite number above 0")
+
+
+def _check_equal_shapes(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape or tensor.numel() == 0:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; "
+            "expected equal shapes with at least one row"
+        )
+
+
+def _check_same_rows(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape[:-1] != other.shape[:-1] or tensor.numel() == 0:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; "
+            "expected equal shapes but for the width, with at least one row"
+        )
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tensor.shape != expected:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}")
+
+
+def _check_candidates(name: str, candidates: Tensor, queries: Tensor) -> None:
+    if queries.ndim != 2 or len(queries) == 0:
+        raise InputError(f"the queries have shape {tuple(queries.shape)}; expected (rows, width), at least one row")
+    rows, width = queries.shape
+    if candidates.shape[-1:] != (width,) or candidates.ndim not in (2, 3) or candidates.shape[:-2] not in ((), (rows,)):
+        raise InputError(
+            f"{name} has shape {tuple(candidates.shape)}; expected ({rows}, n, {width}), each row's own, "
+            f"or (n, {width}), shared"
+        )
+
+
+def _checked_mask(mask: Tensor | None, like: Tensor) -> Tensor:
+    if mask is None:
+        return torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    if mask.dtype != torch.bool or mask.shape != like.shape:
+        raise InputError(
+            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape {tuple(like.shape)}"
+        )
+    return mask

@@ -1,0 +1,78 @@
+"""The trained rotation: orthonormal at full width, its first columns trained to keep neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
+from funnel.adaptors.orthogonal import OrthogonalAdaptor
+from funnel.adaptors.pca import SecondMoment
+
+__all__ = ["Rotation", "RotationStudent"]
+
+
+@register
+class Rotation(OrthogonalAdaptor):
+    """An orthogonal matrix whose prefixes rank as the full width does; inner products at full width are unchanged.
+
+    The first columns are the orthonormal factor (QR) of a free matrix, started at the uncentred PCA and trained by
+    distilling each row's softmax over its neighbours at full width into every prefix; the remaining ones are the
+    principal directions of what those leave.
+    """
+
+    kind: ClassVar[str] = "rotation"
+
+    @classmethod
+    def fit(
+        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
+    ) -> Adaptor:
+        """Train on a sample, which is held in memory; dims default to half octaves up to half the width."""
+        from funnel.adaptors.fitting import fit_adaptor
+
+        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
+
+
+class RotationStudent(torch.nn.Module):
+    """A rotation in training: a free matrix [d, w] whose QR factor are the trained columns."""
+
+    def __init__(self, rows: torch.Tensor, dims: Sequence[int]) -> None:
+        """rows: float32 [n, d]. dims: rising widths; the widest decides how many columns are trained."""
+        super().__init__()
+        self._dims = tuple(dims)
+        moment = SecondMoment(rows.shape[1])
+        moment.update(rows.numpy())
+        self._second = moment.matrix()
+        start = torch.from_numpy(moment.rotation()[:, : self._dims[-1]])
+        self.free = torch.nn.Parameter(start.clone().contiguous())
+
+    def project(self, *blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Blocks [..., d] times the trained columns: [..., w]."""
+        columns = _orthonormal(self.free)
+        return tuple(block @ columns for block in blocks)
+
+    def snapshot(self) -> Rotation:
+        """The whole rotation, completed by the principal directions of the remainder."""
+        columns = _orthonormal(self.free.detach().double()).numpy()
+        return Rotation(_completed(columns, self._second), self._dims)
+
+
+def _orthonormal(free: torch.Tensor) -> torch.Tensor:
+    """The QR factor with a positive diagonal of R, so that it moves smoothly with the matrix."""
+    factor, triangle = torch.linalg.qr(free)
+    columns: torch.Tensor = factor * torch.sign(torch.diagonal(triangle))
+    return columns
+
+
+def _completed(columns: np.ndarray, second: np.ndarray) -> FloatArray:
+    """All d columns: those given, then an orthonormal basis of the rest in order of falling energy."""
+    dim, width = columns.shape
+    if width == dim:
+        return np.ascontiguousarray(columns, dtype=np.float32)
+    rest = np.linalg.qr(np.concatenate([columns, np.eye(dim)], axis=1))[0][:, width:dim]
+    _, directions = np.linalg.eigh(rest.T @ second @ rest)
+    whole = np.concatenate([columns, rest @ directions[:, ::-1]], axis=1)
+    return np.ascontiguousarray(whole, dtype=np.float32)

@@ -1,0 +1,203 @@
+"""What training draws from: distinct unit rows, anchors with their true neighbours, held-out rows, judged queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows, own_rows
+from funnel.adaptors.judgements import Judged
+from funnel.adaptors.neighbours import nearest, scaled
+from funnel.adaptors.recipes import Recipe
+from funnel.errors import InputError
+
+__all__ = ["Batch", "JudgedBatch", "TrainingSet", "checked_rows", "distinct_numbers"]
+
+HELD_OUT = 500  # rows held out, twice: the standard error of a share of .95 is about .004
+HELD_OUT_SHARE = 0.05  # of a small corpus
+LEAST_ROWS = 40  # so that two of them are held out, twice
+COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
+HELD_OUT_JUDGED = 500  # judged queries held out, at most
+HELD_OUT_JUDGED_SHARE = 0.15
+HARD_NEGATIVES = 32  # at the top of each query's ranking at full width
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """queries [b, d]; documents [n, d], shared; grades [b, n], 0 where unjudged; left_out [b, n]: equals the query."""
+
+    queries: torch.Tensor
+    documents: torch.Tensor
+    grades: torch.Tensor
+    left_out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Anchors, and candidates that all of them share: the true neighbours of each, and random rows.
+
+    anchors: [b, d]. candidates: [c, d], each row once. near: int64 [b, k], where among the candidates an anchor's own
+    neighbours are. own: bool [b, c], that candidate is the anchor.
+    """
+
+    anchors: torch.Tensor
+    candidates: torch.Tensor
+    near: torch.Tensor
+    own: torch.Tensor
+
+
+def checked_rows(sample: NDArray[Any]) -> torch.Tensor:
+    """A sample as float32 [n, d], not copied where it is float32 already.
+
+    Raises InputError for another shape, zero rows, and values that are not finite (row numbers named).
+    """
+    if sample.ndim != 2:
+        raise InputError(f"the training vectors have shape {sample.shape}; expected (n, d)")
+    rows = torch.from_numpy(np.ascontiguousarray(sample, dtype=np.float32))
+    norms = rows.norm(dim=1)
+    faulty = torch.nonzero(~(torch.isfinite(norms) & (norms > 0))).flatten().tolist()
+    if faulty:
+        named = ", ".join(str(row) for row in faulty[:NAMED])
+        raise InputError(f"{len(faulty):,} training vectors are zero or not finite (row {named}); repair or drop them")
+    return rows
+
+
+def distinct_numbers(rows: torch.Tensor) -> torch.Tensor:
+    """The number of the first of each set of equal rows, int64, rising."""
+    first = {hash(row.tobytes()): number for number, row in reversed(list(enumerate(rows.numpy())))}
+    return torch.tensor(sorted(first.values()), dtype=torch.int64)
+
+
+class TrainingSet:
+    """Rows, anchors and held-out queries of one training.
+
+    Attributes:
+        rows: float32 [n, d], unit rows: those trained on, or, with judgements, all documents.
+        held_out: rows kept from training, to stop by. compared: others, to choose among adaptors by.
+        judged: judged queries to train on, or None. held_out_judged, compared_judged: those kept from training.
+    """
+
+    def __init__(
+        self,
+        sample: NDArray[Any],
+        recipe: Recipe,
+        least: int,
+        judged: Judged | None = None,
+        seed: int = 0,
+        queries: NDArray[Any] | None = None,
+    ) -> None:
+        """Draw everything that is drawn once.
+
+        sample: float [n, d]; with judgements, all documents, in the order their numbers mean. least: the narrowest
+        width. queries: float [q, d], to be held out in place of rows; fewer than 40 are not used.
+
+        Raises InputError for rows that cannot be used, and where fewer than `least` of them differ.
+        """
+        self._generator = torch.Generator().manual_seed(seed)
+        self._recipe = recipe
+        rows = checked_rows(sample)
+        distinct = distinct_numbers(rows)
+        if len(distinct) < max(least, LEAST_ROWS):
+            raise InputError(
+                f"{len(distinct):,} different vectors among {len(rows):,} to train on; expected at least "
+                f"{max(least, LEAST_ROWS):,} (the narrowest width is {least}): give more, or narrower dims"
+            )
+        shuffled = distinct[torch.randperm(len(distinct), generator=self._generator)]
+        asked = None if queries is None or len(queries) < LEAST_ROWS else scaled(checked_rows(queries))
+        count = min(HELD_OUT, round(HELD_OUT_SHARE * len(shuffled))) if asked is None else 0
+        self._trained = shuffled[2 * count :]
+        against = scaled(rows[self._trained[:COMPARED_ROWS]])
+        held = scaled(rows[shuffled[: 2 * count]]) if asked is None else self._drawn(asked)
+        self.held_out = HeldOutRows.of(held[::2], against)
+        self.compared = HeldOutRows.of(held[1::2], against)
+        self.judged: Judged | None = None
+        self.held_out_judged: HeldOutJudged | None = None
+        self.compared_judged: HeldOutJudged | None = None
+        if judged is None:
+            self.rows = scaled(rows[self._trained])
+            self._trained = torch.arange(len(self.rows))
+        else:
+            self.rows = scaled(rows)
+            self._split(judged)
+        self._anchors, self._near = self._neighbours()
+        self._order, self._next = torch.empty(0, dtype=torch.int64), 0
+        self._judged_order, self._judged_next = self._order, 0
+
+    def _drawn(self, queries: torch.Tensor) -> torch.Tensor:
+        return queries[torch.randperm(len(queries), generator=self._generator)[: 2 * HELD_OUT]]
+
+    def _split(self, judged: Judged) -> None:
+        share = min(HELD_OUT_JUDGED_SHARE, HELD_OUT_JUDGED / len(judged))
+        self.judged, first = judged.split(share, self._generator)
+        self.judged, second = self.judged.split(share, self._generator)
+        found = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
+        self._hard = found
+        self._own = own_rows(self.judged.queries, self.rows)
+        self.held_out_judged = HeldOutJudged(first, self.rows)
+        self.compared_judged = HeldOutJudged(second, self.rows)
+
+    @property
+    def batch(self) -> int:
+        """Anchors in a step."""
+        return min(len(self._anchors), self._recipe.batch)
+
+    @property
+    def steps_in_an_epoch(self) -> int:
+        """Steps in which every anchor comes once."""
+        return -(-len(self._anchors) // self.batch)
+
+    def draw(self) -> Batch:
+        """The next anchors, each once before any comes again, and random rows."""
+        size = self.batch
+        if self._next + size > len(self._order):
+            self._order, self._next = torch.randperm(len(self._anchors), generator=self._generator), 0
+        chosen = self._order[self._next : self._next + size]
+        self._next += size
+        anchors, near = self._anchors[chosen], self._near[chosen]
+        drawn = torch.randint(len(self._trained), (self._recipe.random,), generator=self._generator)
+        numbers = torch.from_numpy(np.union1d(near.numpy(), self._trained[drawn].numpy()))
+        own = anchors[:, None] == numbers[None, :]
+        return Batch(self.rows[anchors], self.rows[numbers], torch.searchsorted(numbers, near), own)
+
+    def draw_judged(self) -> JudgedBatch:
+        """The next judged queries, each once before any comes again.
+
+        Their documents are shared by all of the batch: for each query one judged above 0, hard negatives from the top
+        of its ranking at full width, and random rows.
+        """
+        judged = self.judged
+        assert judged is not None, "drawn in a phase that needs judgements"
+        size = min(len(judged), self._recipe.judged_batch)
+        if self._judged_next + size > len(self._judged_order):
+            self._judged_order = torch.randperm(len(judged), generator=self._generator)
+            self._judged_next = 0
+        chosen = self._judged_order[self._judged_next : self._judged_next + size]
+        self._judged_next += size
+        answers = torch.stack([self._one_of(judged.documents[i]) for i in chosen.tolist()])
+        places = torch.randint(self._hard.shape[1], (size, self._recipe.hard), generator=self._generator)
+        random = torch.randint(len(self.rows), (self._recipe.judged_random,), generator=self._generator)
+        drawn = torch.cat([answers, self._hard[chosen].gather(1, places).flatten(), random])
+        documents = torch.from_numpy(np.unique(drawn.numpy()))
+        grades = torch.zeros((size, len(documents)))
+        for row, query in enumerate(chosen.tolist()):
+            places = torch.searchsorted(documents, judged.documents[query]).clamp(max=len(documents) - 1)
+            there = documents[places] == judged.documents[query]
+            grades[row, places[there]] = judged.grades[query][there]
+        own = documents[None, :] == self._own[chosen][:, None]
+        return JudgedBatch(judged.queries[chosen], self.rows[documents], grades, own & (grades == 0))
+
+    def _one_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers[torch.randint(len(numbers), (), generator=self._generator)]
+
+    def _neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = torch.randperm(len(self._trained), generator=self._generator)[: self._recipe.anchors]
+        anchors = self._trained[drawn]
+        searched = self.rows if len(self._trained) == len(self.rows) else self.rows[self._trained]
+        near = min(self._recipe.near, len(searched) - 1)
+        found = nearest(self.rows[anchors], searched, near, own=drawn)[1]
+        return anchors, self._trained[found]

@@ -1,0 +1,152 @@
+"""Choosing an adaptor: train the candidates, compare all on held-out queries width by width, keep the best."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from funnel.adaptors.base import Adaptor, Sample
+from funnel.adaptors.fitting import RECIPES, fit_adaptor, training_widths, whole
+from funnel.adaptors.identity import Identity
+from funnel.adaptors.judgements import Judged
+from funnel.adaptors.pca import PCA
+from funnel.adaptors.recipes import Recipe
+from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
+from funnel.adaptors.training import TrainingLog
+
+__all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
+
+TRAINING_FILE = "training.json"
+# Below so many different rows a twentieth of them, held out, tells no two adaptors apart.
+LEAST_TO_TRAIN = 1_000
+# A candidate may be this many standard errors (of the paired differences) below PCA or identity at one width, where
+# its mean over the widths is above theirs: less is not told apart from being equal.
+STANDARD_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class AdaptorChoice:
+    """The adaptor kept, and why.
+
+    Attributes:
+        adaptor: the one kept.
+        why: one sentence.
+        figure: what the figures are: "shortlist recall" or "nDCG@10".
+        figures: by kind, by width, the mean over the held-out queries.
+        logs: the logs of those trained, by kind.
+    """
+
+    adaptor: Adaptor
+    why: str
+    figure: str = ""
+    figures: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    logs: Mapping[str, TrainingLog] = field(default_factory=dict)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adaptor into the folder, and beside it training.json: why it was kept, and every log."""
+        self.adaptor.save(folder)
+        said = {
+            "why": self.why,
+            "figure": self.figure,
+            "figures": self.figures,
+            "logs": {kind: asdict(log) for kind, log in self.logs.items()},
+        }
+        (Path(folder) / TRAINING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def choose_adaptor(
+    sample: Sample,
+    *,
+    dims: Sequence[int] | None = None,
+    judged: Judged | None = None,
+    queries: NDArray[Any] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    keep_on_interrupt: bool = False,
+) -> AdaptorChoice:
+    """Train `rotation` (and `mlp` where there are judgements), compare with identity and PCA, keep the best.
+
+    The figure is that of `train`, over held-out queries that neither trained nor stopped a candidate. A trained
+    adaptor is kept only where its mean over the widths is above those of PCA and identity, and at no width below
+    either by more than two standard errors.
+
+    Args:
+        sample: float [n, d], or chunks of such rows; with judgements, all documents.
+        dims: widths compared; default: half octaves up to half of d.
+        judged: queries with relevant documents.
+        queries: float [q, d], real queries to be held out in place of rows.
+        recipes: by kind, in place of the default ones.
+        seed: of everything random.
+        progress: show bars on stderr.
+        keep_on_interrupt: on Ctrl-C go on with the best state so far.
+
+    Raises:
+        InputError: rows or dims that cannot be used. Fewer than 1,000 different rows are no error: PCA is kept.
+    """
+    vectors = whole(sample)
+    widths = training_widths(dims, vectors.shape[1])
+    different = len(distinct_numbers(checked_rows(vectors)))
+    if different < max(LEAST_TO_TRAIN, widths[0]):
+        why = f"pca: {different:,} different vectors are too few to train and compare on"
+        return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
+    recipes = {**RECIPES, **(recipes or {})}
+    kinds = ("rotation",) if judged is None else ("rotation", "mlp")
+    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, queries)
+    trained = {
+        kind: fit_adaptor(
+            kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,
+            keep_on_interrupt=keep_on_interrupt,
+        )
+        for kind in kinds
+    }  # fmt: skip
+    candidates: dict[str, Adaptor] = {
+        "identity": Identity(vectors.shape[1], widths),
+        "pca": PCA.fit(data.rows.numpy(), dims=widths),
+        **{kind: result.adaptor for kind, result in trained.items()},
+    }
+    held_out = data.compared_judged or data.compared
+    compared = {kind: held_out.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
+    kept, why = _best(compared)
+    figure = "shortlist recall" if data.compared_judged is None else "nDCG@10"
+    return AdaptorChoice(
+        candidates[kept],
+        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}",
+        figure,
+        {kind: {width: float(v.mean()) for width, v in found.items()} for kind, found in compared.items()},
+        {kind: result.log for kind, result in trained.items()},
+    )
+
+
+def _best(compared: Mapping[str, Mapping[int, torch.Tensor]]) -> tuple[str, str]:
+    """The kind to keep, and its figures in words."""
+    means = {kind: sum(float(v.mean()) for v in found.values()) / len(found) for kind, found in compared.items()}
+    falling = sorted(means, key=lambda kind: means[kind], reverse=True)
+    words = ", ".join(f"{kind} {means[kind]:.4f}" for kind in falling)
+    notes = ""
+    for kind in falling:
+        worse = _worse_at(kind, compared)
+        if worse is None:
+            return kind, f"mean over {len(compared[kind])} widths: {words}{notes}"
+        notes += f"; {kind} left out: worse than {worse[0]} at {worse[1]} dims"
+    raise AssertionError("the better of PCA and identity is never left out")
+
+
+def _worse_at(kind: str, compared: Mapping[str, Mapping[int, torch.Tensor]]) -> tuple[str, int] | None:
+    """A simpler kind, and a width where this one is clearly below it."""
+    if kind in ("identity", "pca"):
+        return None
+    for simple in ("identity", "pca"):
+        for width, values in compared[kind].items():
+            difference = values - compared[simple][width]
+            error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+            if float(difference.mean()) < -STANDARD_ERRORS * error - 1e-9:
+                return simple, width
+    return None

@@ -1,0 +1,332 @@
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from funnel.adaptors.losses import (
+    distillation_loss,
+    pairwise_similarity_loss,
+    prefix_cosines,
+    ranking_loss,
+    reconstruction_loss,
+    topk_similarity_loss,
+)
+from funnel.errors import InputError
+
+WIDTH = 7
+DIMS = (1, 3, 6)
+WEIGHTS = (0.5, 2.0, 0.0)
+
+seeds = st.integers(0, 2**32 - 1)
+ladders = st.sets(st.integers(1, WIDTH), min_size=1).map(lambda widths: tuple(sorted(widths)))
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, *shape]).normal(size=shape))
+
+
+def cosine(a: Tensor, b: Tensor, width: int) -> float:
+    left, right = a[:width].tolist(), b[:width].tolist()
+    dot = sum(x * y for x, y in zip(left, right, strict=True))
+    return dot / math.sqrt(sum(x * x for x in left) * sum(y * y for y in right))
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def summed(loss: Callable[[int], float], dims: Sequence[int], weights: Sequence[float] | None) -> float:
+    return sum(weight * loss(m) for m, weight in zip(dims, weights or [1.0] * len(dims), strict=True))
+
+
+def slow_pairwise(original, adapted, m):
+    pairs = [(i, j) for i in range(len(original)) for j in range(len(original)) if i != j]
+    whole = original.shape[1]
+    return mean(
+        [abs(cosine(original[i], original[j], whole) - cosine(adapted[i], adapted[j], m)) for i, j in pairs],
+    )
+
+
+def slow_topk(original, neighbours, adapted, adapted_neighbours, m):
+    pairs = itertools.product(range(len(original)), range(neighbours.shape[1]))
+    return mean(
+        [
+            abs(cosine(original[i], neighbours[i, j], WIDTH) - cosine(adapted[i], adapted_neighbours[i, j], m))
+            for i, j in pairs
+        ],
+    )
+
+
+def slow_ranking(query, documents, relevance, m, temperature, mask):
+    terms = []
+    for i in range(len(query)):
+        for j, k in itertools.product(range(relevance.shape[1]), repeat=2):
+            gap = float(relevance[i, j] - relevance[i, k])
+            if gap > 0 and not mask[i, j] and not mask[i, k]:
+                lower, upper = cosine(query[i], documents[i, k], m), cosine(query[i], documents[i, j], m)
+                terms.append(gap * math.log(1 + math.exp((lower - upper) / temperature)))
+    return mean(terms)
+
+
+def slow_softmax(scores: Sequence[float], temperature: float) -> list[float]:
+    powers = [math.exp(score / temperature) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_distillation(teacher, query, candidates, m, temperature, mask):
+    rows = []
+    for i in range(len(query)):
+        kept = [j for j in range(candidates.shape[1]) if not mask[i, j]]
+        target = slow_softmax([float(teacher[i, j]) for j in kept], temperature)
+        student = slow_softmax([cosine(query[i], candidates[i, j], m) for j in kept], temperature)
+        rows.append(-sum(p * math.log(q) for p, q in zip(target, student, strict=True)))
+    return mean(rows)
+
+
+def a_mask(rows: int, columns: int, seed: int) -> Tensor:
+    """About a third is left out; the first column is kept."""
+    mask = torch.from_numpy(np.random.default_rng(seed).random((rows, columns)) < 0.3)
+    mask[:, 0] = False
+    return mask
+
+
+@given(seed=seeds, dims=ladders, rows=st.integers(2, 5))
+def test_pairwise_similarity_is_the_mean_over_all_ordered_pairs(seed, dims, rows):
+    original, adapted = drawn(rows, WIDTH, seed=seed), drawn(rows, WIDTH, seed=seed + 1)
+    weights = [0.5 + number for number in range(len(dims))]
+    for given_weights in (None, weights):
+        found = pairwise_similarity_loss(original, adapted, dims, given_weights)
+        expected = summed(lambda m: slow_pairwise(original, adapted, m), dims, given_weights)
+        assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(seed=seeds, dims=ladders, rows=st.integers(1, 4), k=st.integers(1, 4))
+def test_topk_similarity_is_the_mean_over_every_neighbour_of_every_row(seed, dims, rows, k):
+    tensors = (
+        drawn(rows, WIDTH, seed=seed),
+        drawn(rows, k, WIDTH, seed=seed),
+        drawn(rows, WIDTH, seed=seed + 1),
+        drawn(rows, k, WIDTH, seed=seed + 1),
+    )
+    weights = [0.5 + number for number in range(len(dims))]
+    for given_weights in (None, weights):
+        found = topk_similarity_loss(*tensors, dims, given_weights)
+        expected = summed(lambda m: slow_topk(*tensors, m), dims, given_weights)
+        assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(seed=seeds, dims=ladders, temperature=st.floats(0.05, 3), grades=st.integers(1, 3), masked=st.booleans())
+def test_ranking_is_the_mean_over_active_pairs(seed, dims, temperature, grades, masked):
+    query, documents = drawn(3, WIDTH, seed=seed), drawn(3, 4, WIDTH, seed=seed)
+    relevance = torch.from_numpy(np.random.default_rng(seed).integers(0, grades + 1, size=(3, 4)))
+    mask = a_mask(3, 4, seed) if masked else None
+    shown = torch.zeros(3, 4, dtype=torch.bool) if mask is None else mask
+    found = ranking_loss(query, documents, relevance, dims, mask=mask, temperature=temperature)
+    expected = summed(lambda m: slow_ranking(query, documents, relevance, m, temperature, shown), dims, None)
+    # torch takes log(1 + exp(x)) to be x above 20, which is 2e-9 off.
+    assert found.item() == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+@given(seed=seeds, dims=ladders, temperature=st.floats(0.05, 2), masked=st.booleans())
+def test_distillation_is_the_cross_entropy_over_the_blocks_in_order(seed, dims, temperature, masked):
+    query, own, shared = drawn(3, WIDTH, seed=seed), drawn(3, 2, WIDTH, seed=seed), drawn(4, WIDTH, seed=seed + 1)
+    more = drawn(3, 1, WIDTH, seed=seed)
+    teacher = torch.tanh(drawn(3, 7, seed=seed))
+    mask = a_mask(3, 7, seed) if masked else None
+    shown = torch.zeros(3, 7, dtype=torch.bool) if mask is None else mask
+    whole = torch.cat([own, shared.expand(3, -1, -1), more], dim=1)
+    found = distillation_loss(teacher, query, [own, shared, more], dims, temperature=temperature, mask=mask)
+    expected = summed(lambda m: slow_distillation(teacher, query, whole, m, temperature, shown), dims, None)
+    assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(seed=seeds, dims=ladders, shared=st.booleans())
+def test_prefix_cosines_are_those_of_each_prefix(seed, dims, shared):
+    queries, own = drawn(3, WIDTH, seed=seed), drawn(3, 5, WIDTH, seed=seed)
+    candidates = own[0] if shared else own
+    for width, found in zip(dims, prefix_cosines(queries, candidates, dims), strict=True):
+        each = own[:1].expand(3, -1, -1) if shared else own
+        expected = torch.nn.functional.cosine_similarity(queries[:, None, :width], each[..., :width], dim=-1)
+        torch.testing.assert_close(found, expected)
+
+
+LOSSES = {
+    "pairwise": lambda a, b, dims, weights: pairwise_similarity_loss(
+        drawn(8, WIDTH), torch.cat([a, b[:, 1]]), dims, weights
+    ),
+    "topk": lambda a, b, dims, weights: topk_similarity_loss(drawn(4, WIDTH), drawn(4, 3, WIDTH), a, b, dims, weights),
+    "ranking": lambda a, b, dims, weights: ranking_loss(
+        a, b, torch.tensor([[0, 1, 2], [1, 0, 0], [2, 2, 0], [0, 1, 0]]), dims, weights, temperature=0.3
+    ),
+    "distillation": lambda a, b, dims, weights: distillation_loss(
+        torch.tanh(drawn(4, 6)), a, [b, b[0]], dims, weights, temperature=0.3
+    ),
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def gradients(loss, dims, weights=None) -> tuple[Tensor, Tensor]:
+    rows = drawn(4, WIDTH, seed=5).requires_grad_()
+    others = drawn(4, 3, WIDTH, seed=6).requires_grad_()
+    loss(rows, others, dims, weights).backward()
+    return rows.grad, others.grad
+
+
+@every_loss
+def test_gradients_are_those_of_finite_differences(loss):
+    rows, others = drawn(4, WIDTH, seed=5).requires_grad_(), drawn(4, 3, WIDTH, seed=6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: loss(a, b, DIMS, WEIGHTS), (rows, others))
+
+
+def test_the_gradient_of_reconstruction_is_that_of_finite_differences():
+    rows = drawn(4, WIDTH, seed=5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: reconstruction_loss(drawn(4, WIDTH), a), (rows,))
+
+
+@every_loss
+def test_every_width_trains_and_not_only_the_last(loss):
+    both, first, last = (gradients(loss, dims)[0] for dims in ((2, 5), (2,), (5,)))
+    assert first.norm() > 1e-3
+    torch.testing.assert_close(both, first + last)
+    torch.testing.assert_close(gradients(loss, (2, 5), [3.0, 0.0])[0], 3 * first)
+
+
+@every_loss
+def test_columns_beyond_the_widest_width_get_no_gradient(loss):
+    rows, _ = gradients(loss, (2, 5))
+    assert (rows[:, :5].abs().sum(dim=0) > 0).all()
+    assert (rows[:, 5:] == 0).all()
+
+
+@every_loss
+def test_lengths_do_not_matter(loss):
+    rows, others = drawn(4, WIDTH, seed=5), drawn(4, 3, WIDTH, seed=6)
+    # b[0] is shared by all rows in the distillation: scaling a candidate as a whole changes no cosine.
+    stretched = loss(rows * torch.tensor([[1.0], [2.0], [0.1], [9.0]]), others * 7.0, DIMS, None)
+    torch.testing.assert_close(stretched, loss(rows, others, DIMS, None))
+
+
+def test_every_neighbour_of_every_row_gets_a_gradient():
+    _, neighbours = gradients(LOSSES["topk"], (3,))
+    assert (neighbours.abs().sum(dim=2) > 0).all()
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_pairwise_similarity_counts_each_row_alike_and_in_its_own_place(moved):
+    # Orthogonal rows of which one is moved onto the next: two of the twelve ordered pairs are wrong, by 1.
+    original = torch.eye(4, dtype=torch.float64)
+    adapted = original.clone()
+    adapted[moved] = original[(moved + 1) % 4]
+    assert pairwise_similarity_loss(original, adapted, (4,)).item() == pytest.approx(2 / 12)
+
+
+@pytest.mark.parametrize("row", range(2))
+@pytest.mark.parametrize("place", range(3))
+def test_topk_similarity_compares_each_row_with_its_own_neighbours(row, place):
+    original, neighbours = drawn(2, WIDTH), drawn(2, 3, WIDTH)
+    adapted = neighbours.clone()
+    adapted[row, place] *= -1
+    expected = 2 * abs(cosine(original[row], neighbours[row, place], WIDTH)) / 6
+    assert topk_similarity_loss(original, neighbours, original, adapted, (WIDTH,)).item() == pytest.approx(expected)
+
+
+def test_what_is_unchanged_costs_nothing_at_full_width():
+    rows, neighbours = drawn(4, WIDTH), drawn(4, 3, WIDTH)
+    assert pairwise_similarity_loss(rows, rows, (WIDTH,)).item() == 0
+    assert topk_similarity_loss(rows, neighbours, rows, neighbours, (WIDTH,)).item() == 0
+    assert reconstruction_loss(rows, rows).item() == 0
+
+
+def test_reconstruction_is_the_mean_absolute_difference():
+    assert reconstruction_loss(torch.zeros(2, 2), torch.tensor([[1.0, -2.0], [0.0, 3.0]])).item() == 1.5
+
+
+def test_distillation_is_least_where_the_student_is_the_teacher():
+    query, documents = drawn(3, WIDTH), drawn(3, 5, WIDTH)
+    teacher = next(prefix_cosines(query, documents, (WIDTH,)))
+    pupil = query.clone().requires_grad_()
+    loss = distillation_loss(teacher, pupil, [documents], (WIDTH,))
+    loss.backward()
+    assert loss.item() == pytest.approx(torch.distributions.Categorical(logits=teacher / 0.05).entropy().mean().item())
+    assert pupil.grad.abs().max() < 1e-12
+
+
+@every_loss
+def test_a_prefix_of_zeros_gives_no_gradient_and_nothing_that_is_not_finite(loss):
+    rows, others = drawn(4, WIDTH, seed=5), drawn(4, 3, WIDTH, seed=6)
+    rows[1, :2] = 0
+    others[2, 1] = 0
+    rows.requires_grad_(), others.requires_grad_()
+    value = loss(rows, others, (2, 5), None)
+    value.backward()
+    assert math.isfinite(value.item())
+    assert torch.isfinite(rows.grad).all() and torch.isfinite(others.grad).all()
+    assert (others.grad[2, 1] == 0).all()
+
+
+def test_no_active_pair_costs_nothing_and_still_has_a_gradient():
+    query = drawn(2, WIDTH).requires_grad_()
+    loss = ranking_loss(query, drawn(2, 3, WIDTH), torch.ones(2, 3), DIMS)
+    loss.backward()
+    assert loss.item() == 0
+    assert (query.grad == 0).all()
+
+
+def test_ranking_takes_shared_documents_and_judgements_that_are_true_or_false():
+    query, documents = drawn(3, WIDTH), drawn(4, WIDTH)
+    relevant = torch.eye(3, 4, dtype=torch.bool)
+    shared = ranking_loss(query, documents, relevant, DIMS)
+    torch.testing.assert_close(shared, ranking_loss(query, documents.expand(3, -1, -1), relevant.int(), DIMS))
+
+
+def test_the_teacher_is_not_trained():
+    teacher = torch.tanh(drawn(3, 4)).requires_grad_()
+    query = drawn(3, WIDTH).requires_grad_()
+    distillation_loss(teacher, query, [drawn(4, WIDTH)], DIMS).backward()
+    assert teacher.grad is None
+    assert query.grad is not None
+
+
+ROWS, OTHERS, JUDGED = drawn(4, WIDTH), drawn(4, 3, WIDTH), torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pairwise_similarity_loss(ROWS[:1], ROWS[:1], DIMS), "1 rows were given; pairs need at least 2"),
+        (
+            lambda: pairwise_similarity_loss(ROWS, ROWS[:, :5], DIMS),
+            r"expected rising widths from 1 to 5",
+        ),
+        (lambda: pairwise_similarity_loss(OTHERS, OTHERS, DIMS), r"queries have shape \(4, 3, 7\)"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, (2, 8)), "rising widths from 1 to 7"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, (3, 2)), "rising widths"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, ()), "expected rising whole numbers"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, (2, 3), [1.0]), r"weights is \[1.0\]; expected 2 finite"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, (2,), [-1.0]), "none below 0"),
+        (lambda: pairwise_similarity_loss(ROWS, ROWS, (2,), [math.nan]), "finite numbers"),
+        (lambda: topk_similarity_loss(ROWS, ROWS, ROWS, ROWS, DIMS), r"neighbours have shape \(4, 7\)"),
+        (lambda: topk_similarity_loss(ROWS, OTHERS[:3], ROWS, OTHERS[:3], DIMS), r"\(3, 3, 7\); expected \(4, n, 7\)"),
+        (lambda: topk_similarity_loss(ROWS, OTHERS[:, :0], ROWS, OTHERS[:, :0], DIMS), "with at least one row"),
+        (lambda: reconstruction_loss(ROWS, ROWS[:2]), "expected equal shapes"),
+        (lambda: ranking_loss(ROWS, OTHERS, JUDGED[:, :2], DIMS), r"relevance has shape \(4, 2\); expected \(4, 3\)"),
+        (lambda: ranking_loss(ROWS, OTHERS, JUDGED, DIMS, temperature=0), "temperature is 0; expected a finite number"),
+        (lambda: ranking_loss(ROWS, OTHERS, JUDGED, DIMS, mask=JUDGED), r"mask is torch.float32 of shape \(4, 3\)"),
+        (lambda: ranking_loss(ROWS, OTHERS, JUDGED, DIMS, mask=JUDGED[0] > 2), r"mask is torch.bool of shape \(3,\)"),
+        (lambda: distillation_loss(JUDGED, ROWS, [OTHERS, OTHERS], DIMS), r"teacher has shape .*; expected \(4, 6\)"),
+        (lambda: distillation_loss(JUDGED, ROWS, [], DIMS), "no candidates were given"),
+        (lambda: distillation_loss(JUDGED, ROWS, [OTHERS[..., :5]], DIMS), "block 0 of the candidates has shape"),
+        (lambda: distillation_loss(JUDGED, ROWS[:0], [OTHERS], DIMS), "at least one row"),
+        (lambda: distillation_loss(JUDGED, ROWS, [OTHERS], DIMS, temperature=math.inf), "temperature is inf"),
+        (lambda: distillation_loss(JUDGED, ROWS, [OTHERS], DIMS, mask=JUDGED > 0), "leaves out all its candidates"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

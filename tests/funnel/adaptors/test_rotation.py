@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from funnel.adaptors import PCA, Adaptor, Phase, Recipe, Rotation, fit_adaptor
+from funnel.adaptors.rotation import RotationStudent
+from tests.funnel.adaptors.clusters import clustered
+
+SHORT = Recipe(
+    phases=(Phase("unsupervised", {"distillation": 1.0}, steps=60, learning_rate=3e-3),),
+    batch=64, near=16, random=64, anchors=1_024, evaluate_every=20,
+)  # fmt: skip
+
+
+def test_it_starts_as_pca():
+    rows = clustered(500)
+    start = RotationStudent(torch.from_numpy(rows), (4, 8)).snapshot()
+    np.testing.assert_allclose(start.transform(rows)[:, :8], PCA.fit(rows).transform(rows)[:, :8], atol=1e-5)
+    beyond = np.abs(start.transform(rows)[:, 8:].T @ PCA.fit(rows).transform(rows)[:, 8:])
+    assert (np.linalg.norm(beyond, axis=1) > 0).all()
+
+
+def test_training_raises_the_held_out_figure_and_keeps_every_cosine():
+    rows = clustered(3_000)
+    trained = fit_adaptor("rotation", rows, dims=(4, 8, 16), recipe=SHORT)
+    figures = [evaluation["mean"] for evaluation in trained.log.evaluations]
+    assert max(figures) > figures[0] + 0.005
+    adaptor = trained.adaptor
+    assert isinstance(adaptor, Rotation) and adaptor.isometric and adaptor.dims == (4, 8, 16)
+    adapted = adaptor.transform(rows)
+    assert np.abs(adapted @ adapted[:100].T - rows @ rows[:100].T).max() < 1e-5
+    np.testing.assert_allclose(adaptor.inverse(adapted), rows, atol=1e-5)
+
+
+def test_columns_beyond_the_widest_width_hold_the_rest_in_order_of_energy():
+    rows = clustered(2_000)
+    adapted = fit_adaptor("rotation", rows, dims=(4, 8), recipe=SHORT).adaptor.transform(rows)
+    energies = (adapted[:, 8:] ** 2).sum(0)
+    assert (np.diff(energies) <= 1e-3 * energies[:-1]).all()
+
+
+def test_the_same_seed_trains_the_same_and_another_does_not():
+    rows = clustered(800, 16)
+    first, again, other = (fit_adaptor("rotation", rows, dims=(4,), recipe=SHORT, seed=s).adaptor for s in (1, 1, 2))
+    assert first.checksum == again.checksum != other.checksum
+
+
+def test_it_comes_back_from_disk(tmp_path):
+    rows = clustered(800, 16)
+    adaptor = Rotation.fit(iter([rows[:300], rows[300:]]), dims=(4, 8), seed=3)
+    adaptor.save(tmp_path)
+    again = Adaptor.load(tmp_path)
+    assert isinstance(again, Rotation) and again.dims == (4, 8)
+    np.testing.assert_array_equal(again.transform(rows), adaptor.transform(rows))
+
+
+@pytest.mark.parametrize("dims", [(32,), (8, 32)])
+def test_the_full_width_needs_no_training(dims):
+    assert fit_adaptor("rotation", clustered(500), dims=dims, recipe=SHORT).adaptor.dims in ((16,), (8,))

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from funnel.adaptors import Judged, Recipe
+from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
+from funnel.errors import InputError
+from tests.funnel.adaptors.clusters import clustered
+
+RECIPE = Recipe(phases=(), batch=16, near=5, random=20, anchors=64, judged_batch=6, hard=2, judged_random=10)
+
+
+def among(vectors, rows):
+    """The number of the row that each vector is."""
+    scores = vectors @ rows.T
+    assert (scores.max(dim=1).values > 1 - 1e-6).all()
+    return scores.argmax(dim=1)
+
+
+def test_held_out_rows_are_never_trained_on():
+    rows = clustered(400, 12)
+    data = TrainingSet(rows, RECIPE, 4)
+    whole = torch.from_numpy(rows)
+    parts = [set(among(part, whole).tolist()) for part in (data.rows, data.held_out.queries, data.compared.queries)]
+    assert [len(part) for part in parts] == [360, 20, 20]
+    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+
+
+def test_real_queries_are_held_out_in_place_of_rows():
+    rows, queries = clustered(400, 12), clustered(50, 12, seed=1)
+    data = TrainingSet(rows, RECIPE, 4, queries=queries)
+    assert len(data.rows) == 400
+    found = torch.cat([data.held_out.queries, data.compared.queries])
+    assert sorted(among(found, torch.from_numpy(queries)).tolist()) == list(range(50))
+
+
+def test_a_batch_holds_anchors_and_their_true_neighbours():
+    data = TrainingSet(clustered(300, 12), RECIPE, 4)
+    seen = []
+    for _ in range(data.steps_in_an_epoch):
+        batch = data.draw()
+        numbers = among(batch.anchors, data.rows)
+        seen += numbers.tolist()
+        products = batch.anchors @ data.rows.T
+        products[torch.arange(len(numbers)), numbers] = -1
+        candidates = among(batch.candidates, data.rows)
+        assert len(set(candidates.tolist())) == len(candidates) > 5
+        assert torch.equal(candidates[batch.near], products.topk(5).indices)
+        assert torch.equal(batch.own, numbers[:, None] == candidates[None, :])
+    assert len(set(seen)) == len(seen) == 64
+
+
+def test_duplicates_are_drawn_once():
+    rows = np.concatenate([clustered(100, 8)] * 3)
+    assert distinct_numbers(checked_rows(rows)).tolist() == list(range(100))
+    assert len(TrainingSet(rows, RECIPE, 4).rows) == 90
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.ones((500, 8)), "1 different vectors among 500 to train on; expected at least 40"),
+        (clustered(30, 8), "30 different vectors among 30"),
+        (clustered(60, 8)[:, None], r"shape \(60, 1, 8\); expected \(n, d\)"),
+        (np.where(np.arange(60)[:, None] == 7, np.nan, clustered(60, 8)), r"not finite \(row 7\)"),
+        (np.where(np.arange(60)[:, None] == 3, 0, clustered(60, 8)), r"zero or not finite \(row 3\)"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(rows, message):
+    with pytest.raises(InputError, match=message):
+        TrainingSet(rows, RECIPE, 4)
+
+
+def test_fewer_rows_than_the_narrowest_width_are_refused():
+    with pytest.raises(InputError, match=r"expected at least 90 \(the narrowest width is 90\)"):
+        TrainingSet(clustered(80, 128), RECIPE, 90)
+
+
+def test_a_judged_batch_holds_answers_grades_and_negatives():
+    rows = clustered(200, 12)
+    rng = np.random.default_rng(0)
+    documents = [torch.from_numpy(rng.choice(200, 3, replace=False)) for _ in range(30)]
+    queries = torch.from_numpy(np.concatenate([rows[:1], clustered(29, 12, seed=1)]))
+    judged = Judged(queries, documents, [torch.tensor([1.0, 2.0, 3.0])] * 30)
+    data = TrainingSet(rows, RECIPE, 4, judged)
+    assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
+    assert len(data.judged) + len(data.held_out_judged.judged) + len(data.compared_judged.judged) == 30
+    assert len(data.rows) == 200
+    graded = dict(zip(map(tuple, judged.queries.numpy()), judged.documents, strict=True))
+    for _ in range(10):
+        batch = data.draw_judged()
+        numbers = among(batch.documents, data.rows)
+        assert ((batch.grades > 0).sum(1) >= 1).all()
+        for query, grades, left_out in zip(batch.queries, batch.grades, batch.left_out, strict=True):
+            answers = graded[tuple(query.numpy())]
+            assert torch.equal(numbers[grades > 0].sort().values, answers[torch.isin(answers, numbers)].sort().values)
+            assert torch.equal(left_out, ((batch.documents @ query) > 1 - 1e-6) & (grades == 0))

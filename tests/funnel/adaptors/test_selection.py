@@ -1,0 +1,87 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from funnel.adaptors import Adaptor, choose_adaptor
+from funnel.adaptors import selection as module
+from tests.funnel.adaptors.clusters import clustered
+from tests.funnel.adaptors.test_rotation import SHORT
+from tests.funnel.adaptors.test_training import judged_rows
+
+RECIPES = {"rotation": SHORT}
+
+
+def test_a_rotation_that_is_better_is_kept_and_said_why(tmp_path):
+    choice = choose_adaptor(clustered(4_000), dims=(4, 8, 16), recipes=RECIPES)
+    assert choice.adaptor.kind == "rotation"
+    means = {kind: np.mean(list(found.values())) for kind, found in choice.figures.items()}
+    assert means["rotation"] > means["pca"] > means["identity"]
+    assert choice.why.startswith("rotation: shortlist recall on 200 held-out queries, mean over 3 widths: rotation 0.")
+    choice.save(tmp_path)
+    assert Adaptor.load(tmp_path).checksum == choice.adaptor.checksum
+    said = json.loads((tmp_path / "training.json").read_text())
+    assert said["why"] == choice.why
+    assert list(said["logs"]) == ["rotation"]
+    assert said["figures"]["pca"]["8"] == choice.figures["pca"][8]
+
+
+def test_a_training_that_harms_is_not_kept():
+    harmful = replace(SHORT, patience=100, phases=(replace(SHORT.phases[0], steps=20, learning_rate=3.0),))
+    choice = choose_adaptor(clustered(4_000), dims=(4, 8, 16), recipes={"rotation": harmful})
+    start, kept = choice.figures["pca"], choice.figures[choice.adaptor.kind]
+    assert all(abs(kept[width] - start[width]) < 0.002 for width in start)
+
+
+def compared(**figures):
+    return {kind: {w: torch.tensor(v) for w, v in by_width.items()} for kind, by_width in figures.items()}
+
+
+def test_a_candidate_clearly_worse_at_one_width_is_left_out():
+    even = [0.5] * 50
+    kind, words = module._best(
+        compared(
+            identity={4: even, 8: even},
+            pca={4: even, 8: [0.6] * 50},
+            rotation={4: [0.9] * 50, 8: [0.55] * 50},
+        )
+    )
+    assert kind == "pca"
+    assert "rotation left out: worse than pca at 8 dims" in words
+
+
+def test_a_difference_within_its_noise_is_no_reason():
+    rng = np.random.default_rng(0)
+    noise = (0.6 + 0.2 * rng.standard_normal(50)).tolist()
+    lower = (np.array(noise) + 0.1 * rng.standard_normal(50) - 0.01).tolist()
+    kind, _ = module._best(
+        compared(
+            identity={4: [0.1] * 50, 8: [0.1] * 50},
+            pca={4: [0.5] * 50, 8: noise},
+            rotation={4: [0.9] * 50, 8: lower},
+        )
+    )
+    assert kind == "rotation"
+
+
+def test_identity_is_kept_where_prefixes_are_nested_already():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((4_000, 16)) * np.linspace(1, 0.02, 16) ** 2
+    still = replace(SHORT, phases=(replace(SHORT.phases[0], steps=1, learning_rate=1e-12),))
+    choice = choose_adaptor(rows.astype(np.float32), dims=(4, 8), recipes={"rotation": still})
+    assert abs(choice.figures["identity"][8] - choice.figures["pca"][8]) < 0.01
+
+
+def test_too_few_rows_are_no_error():
+    choice = choose_adaptor(clustered(900))
+    assert choice.adaptor.kind == "pca"
+    assert choice.why == "pca: 900 different vectors are too few to train and compare on"
+
+
+def test_with_judgements_an_mlp_takes_part():
+    rows, judged = judged_rows(1_200)
+    quick = replace(SHORT, phases=(replace(SHORT.phases[0], steps=2),))
+    choice = choose_adaptor(rows, dims=(4, 8), judged=judged, recipes={"rotation": quick, "mlp": quick})
+    assert set(choice.figures) == {"identity", "pca", "rotation", "mlp"}
+    assert choice.figure == "nDCG@10"
