@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
+from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
@@ -55,8 +56,9 @@ class FunnelIndex:
         path: str | os.PathLike[str],
         *,
         encoder: EncoderSource | None = None,
-        adaptor: str | Path | Adaptor = "pca",
+        adaptor: str | Path | Adaptor = "auto",
         queries: QueriesSource | None = None,
+        qrels: QrelsSource | None = None,
         dims: Sequence[int] | None = None,
         memory_mb: float | None = None,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
@@ -73,8 +75,10 @@ class FunnelIndex:
         corpus: a BEIR folder; .jsonl, .csv, .parquet or .npy; an iterable of dicts; or an array [n, d].
         encoder: a sentence-transformers name or folder, or any callable from a list of texts to [n, d]; default
         all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
-        texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified.
-        adaptor: "pca", "identity", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
+        texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified. qrels: judgements (BEIR
+        .tsv, or query id -> document id -> grade): the queries they name train the adaptor, and the others certify.
+        adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best; or a kind such
+        as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
         the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
         apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
         name and settings of a coarse family. dtype: "float16" or "float32" as stored. exact_encoding: encode in
@@ -88,7 +92,7 @@ class FunnelIndex:
         opened = open_corpus(corpus, ids)
         chosen = _build_encoder(opened, encoder, exact_encoding, device)
         options = BuildOptions(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress)
-        build_index(opened, folder, chosen, queries, options)
+        build_index(opened, folder, chosen, queries, qrels, options)
         return cls.open(folder, encoder=chosen, device=device)
 
     @classmethod
@@ -232,7 +236,9 @@ class FunnelIndex:
         calibration = self._searcher.calibration
         if calibration is None:
             return "exact: small enough for flat search"
-        return f"certified on {calibration.n_queries:,} real queries" if calibration.certifies else calibration.kind
+        said = f"certified on {calibration.n_queries:,} real queries" if calibration.certifies else calibration.kind
+        adaptor = self._searcher.adaptor
+        return said if adaptor.isometric else f"{said}; truth is exact search in the space adapted by {adaptor.kind}"
 
     @property
     def resident_bytes(self) -> int:

@@ -70,12 +70,12 @@ class Searcher:
                 f"as the index holds vectors of {self.dim} dims"
             )
         if len(queries) < 2 * ADAPTED_AT_A_TIME:
-            return np.ascontiguousarray(self.adaptor.transform(unit_rows(queries, 0, "queries")))
+            return np.ascontiguousarray(self.adaptor.unit_transform(unit_rows(queries, 0, "queries")))
         adapted = np.empty(queries.shape, dtype=np.float32)
 
         def piece(start: int) -> None:
             part = slice(start, start + ADAPTED_AT_A_TIME)
-            adapted[part] = self.adaptor.transform(unit_rows(queries[part], start, "queries"))
+            adapted[part] = self.adaptor.unit_transform(unit_rows(queries[part], start, "queries"))
 
         workers().run(piece, range(0, len(queries), ADAPTED_AT_A_TIME))
         return adapted

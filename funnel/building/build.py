@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
-from funnel.adaptors import Adaptor, adaptor_kinds, make_adaptor
+from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
+from funnel.building.asked import Asked, QrelsSource, encode_asked, judged_rows, open_asked
 from funnel.building.intake import Intake, take_in
 from funnel.building.ladder import checked_ladder, choose_ladder
 from funnel.building.segment import build_coarse, write_norms, write_rows
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import Encoder
-from funnel.data.queries import QueriesSource, open_queries
-from funnel.data.rows import unit_rows
+from funnel.data.queries import QueriesSource
 from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
 from funnel.opening import inverse_norms, make_cascade, rerank_widths
@@ -32,14 +34,13 @@ from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from indexes import Choice, CoarseIndexError, VectorStore, choose, family
 
-__all__ = ["MOST_QUERIES", "BuildOptions", "build_index"]
+__all__ = ["BuildOptions", "build_index"]
 
-# Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
-MOST_QUERIES = 5_000
 # The budgets whose latency is measured at build, so that the first explain need not.
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
 MEASURED_K = 10
 MEGABYTE = 1_000_000
+AUTO = "auto"  # train, compare and choose the adaptor
 ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
 
 
@@ -63,29 +64,31 @@ def build_index(
     path: str | os.PathLike[str],
     encoder: Encoder | None,
     queries: QueriesSource | None,
+    qrels: QrelsSource | None,
     options: BuildOptions,
 ) -> Manifest:
     """Build an index and commit it as the next generation of the folder.
 
     Raises what `FunnelIndex.build` says. Until the commit, whatever the folder held before stays as it was.
     """
-    _check(options)
+    _check(options, qrels is not None)
     dim = _width(corpus, encoder)
     if options.dims is not None:  # before hours of encoding rather than after
         checked_ladder(options.dims, dim)
-    asked = None if queries is None else open_queries(queries)
+    opened, judgements = open_asked(queries, qrels)
     folder = IndexFolder(path)
     with folder.begin() as transaction:
         segment = transaction.folder("segments")
-        real = None if asked is None else _query_vectors(asked, encoder, dim, options.seed)
+        asked = encode_asked(opened, judgements, encoder, dim, options.seed)
         intake = take_in(corpus, encoder, segment, options.seed, options.progress)
-        adaptor = _adaptor(options, intake)
+        chosen = _adaptor(options, intake, segment, asked)
+        adaptor = chosen.adaptor
         write_rows(intake, adaptor, segment, options.dtype, options.seed + TREE_SEED, options.progress)
         intake.finish()
         built = _index_rows(segment, intake, options)
         searcher = _searcher(segment, adaptor, built, options)
-        calibration = _calibrate(searcher, real, encoder, options)
-        return _commit(transaction, segment, intake, encoder, built, searcher, calibration, options)
+        calibration = _calibrate(searcher, asked.certifying, encoder, options)
+        return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class _Built:
     coarse: Any
 
 
-def _check(options: BuildOptions) -> None:
+def _check(options: BuildOptions, judged: bool) -> None:
     if options.dtype not in ("float16", "float32"):
         raise InputError(f"dtype is {options.dtype!r}; expected 'float16' or 'float32'")
     if options.memory_mb is not None and not options.memory_mb > 0:
@@ -106,10 +109,11 @@ def _check(options: BuildOptions) -> None:
     if options.coarse is not None:
         family(options.coarse)
     adaptor = options.adaptor
-    if not isinstance(adaptor, Adaptor) and adaptor not in adaptor_kinds() and not Path(adaptor).is_dir():
-        raise InputError(
-            f"adaptor is {str(adaptor)!r}; expected one of {', '.join(adaptor_kinds())}, or a saved folder"
-        )
+    if judged and adaptor != AUTO:
+        raise InputError(f"qrels train adaptor='auto', and adaptor is {str(adaptor)!r}; give one or the other")
+    known = (AUTO, *adaptor_kinds())
+    if not isinstance(adaptor, Adaptor) and adaptor not in known and not Path(adaptor).is_dir():
+        raise InputError(f"adaptor is {str(adaptor)!r}; expected one of {', '.join(known)}, or a saved folder")
 
 
 def _width(corpus: Corpus, encoder: Encoder | None) -> int:
@@ -126,31 +130,26 @@ def _width(corpus: Corpus, encoder: Encoder | None) -> int:
     return corpus.dim
 
 
-def _query_vectors(asked: Any, encoder: Encoder | None, dim: int, seed: int) -> npt.NDArray[np.float32]:
-    """Unit rows of the real queries in random order, at most as many as calibration uses."""
-    vectors = asked.vectors
-    if vectors is None:
-        if encoder is None:
-            raise EncoderError("the queries are texts; give an encoder, or query vectors")
-        vectors = encoder.encode_query(asked.texts)
-    if vectors.shape[1] != dim:
-        raise InputError(f"the queries have {vectors.shape[1]} dims, the corpus {dim}; both need the same encoder")
-    order = np.random.default_rng(seed).permutation(len(vectors))[:MOST_QUERIES]
-    rows: npt.NDArray[np.float32] = unit_rows(vectors[order], 0, "queries")
-    return rows
-
-
-def _adaptor(options: BuildOptions, intake: Intake) -> Adaptor:
-    chosen = options.adaptor
-    if isinstance(chosen, Adaptor):
-        adaptor = chosen
-    elif isinstance(chosen, str) and chosen in adaptor_kinds():
-        adaptor = make_adaptor(chosen, intake.sample, seed=options.seed + ADAPTOR_SEED, progress=options.progress)
+def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked) -> AdaptorChoice:
+    """The adaptor that was asked for, or the best of those that were trained and compared."""
+    asked, seed = options.adaptor, options.seed + ADAPTOR_SEED
+    dims = None if options.dims is None else checked_ladder(options.dims, intake.dim)
+    if asked == AUTO:
+        sample, judged = judged_rows(intake, segment, given, seed)
+        choice = choose_adaptor(sample, dims=dims, judged=judged, seed=seed, progress=options.progress)
+        if options.progress:
+            tqdm.write(f"adaptor: {choice.why}", file=sys.stderr)
+        return choice
+    if isinstance(asked, Adaptor):
+        choice = AdaptorChoice(asked, f"{asked.kind}: given")
+    elif isinstance(asked, str) and asked in adaptor_kinds():
+        made = make_adaptor(asked, intake.sample, dims=dims, seed=seed, progress=options.progress)
+        choice = AdaptorChoice(made, f"{asked}: asked for")
     else:
-        adaptor = Adaptor.load(chosen)
-    if adaptor.dim != intake.dim:
-        raise InputError(f"the adaptor is for {adaptor.dim} dims, the corpus has {intake.dim}")
-    return adaptor
+        choice = AdaptorChoice(Adaptor.load(asked), f"loaded from {asked}")
+    if choice.adaptor.dim != intake.dim:
+        raise InputError(f"the adaptor is for {choice.adaptor.dim} dims, the corpus has {intake.dim}")
+    return choice
 
 
 def _index_rows(segment: Path, intake: Intake, options: BuildOptions) -> _Built:
@@ -245,12 +244,12 @@ def _commit(
     intake: Intake,
     encoder: Encoder | None,
     built: _Built,
-    searcher: Searcher,
+    chosen: AdaptorChoice,
     calibration: Calibration | None,
     options: BuildOptions,
 ) -> Manifest:
     adaptor_folder = transaction.folder("adaptor")
-    searcher.adaptor.save(adaptor_folder)
+    chosen.save(adaptor_folder)
     body: dict[str, object] = {
         "d": intake.dim,
         "ladder": list(built.ladder),
@@ -258,6 +257,7 @@ def _commit(
         "segments": [{"id": transaction.identifier(segment), "rows": intake.count}],
         "adaptor": transaction.identifier(adaptor_folder),
         "settings": {
+            "adaptor": {"kind": chosen.adaptor.kind, "isometric": chosen.adaptor.isometric, "why": chosen.why},
             "coarse": built.choice.name,
             "coarse_settings": dict(built.choice.settings),
             "documents": intake.has_documents,

@@ -72,6 +72,7 @@ LAYOUT: tuple[FolderFormat, ...] = (
         (
             FileFormat("adaptor.safetensors", "the adaptor's tensors", required=False),
             FileFormat("adaptor.json", "the adaptor's kind and settings"),
+            FileFormat("training.json", "how it was trained and why it was chosen", required=False),
         ),
     ),
     FolderFormat(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.building import build as module
+from funnel.building import asked as module
 from funnel.errors import EncoderError, InputError
 from funnel.storage import IndexFolder, check
 from tests.funnel.clustered import clustered_rows
@@ -32,7 +32,7 @@ def test_what_a_generation_holds(graph: FunnelIndex, graph_folder: Path) -> None
     names = {path.rsplit("/", 1)[-1] for path in manifest.files}
     assert names == {
         "vectors.npy", "norms.npy", "order.npy", "ids.npy", "id_offsets.npy", "coarse.faiss", "adaptor.json",
-        "adaptor.safetensors", "calibration.json", "calibration.npz",
+        "adaptor.safetensors", "training.json", "calibration.json", "calibration.npz",
     }  # fmt: skip
 
 

@@ -1,0 +1,207 @@
+"""Training an adaptor from a corpus: embeddings computed once, judgements joined, the best adaptor saved."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from funnel.adaptors import AdaptorChoice, Judged, Qrels, Recipe, choose_adaptor, fit_adaptor, rows_to_train_on
+from funnel.data.corpus import CorpusSource, open_corpus
+from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.queries import Queries, QueriesSource, open_queries, read_qrels
+from funnel.errors import EncoderError, InputError
+
+__all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_queries", "train_adaptor"]
+
+AUTO = "auto"
+CACHE_VARIABLE = "FUNNEL_CACHE"
+ROWS_AT_A_TIME = 8_192
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Ids and float32 unit vectors [n, d] of a collection."""
+
+    name: str
+    ids: Sequence[str]
+    vectors: npt.NDArray[np.float32]
+
+
+class EmbeddingCache:
+    """Embeddings of texts kept on disk, under the hash of the encoder's name and of the texts themselves.
+
+    folder: default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        given = folder or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "funnel-retrieval"
+        self.folder = Path(given) / "embeddings"
+
+    def encode(self, texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:
+        """The embeddings of the texts, float32 [n, d]: read where they were computed before, else computed and kept.
+
+        An encoder without a name of its own (a callable) is run each time.
+        """
+        if not encoder.reopenable:
+            return _encode(texts, encoder, query, progress)
+        path = self.folder / f"{_key(texts, encoder, query)}.npy"
+        if path.is_file():
+            try:
+                found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+            except (ValueError, OSError):
+                path.unlink()
+            else:
+                if found.shape == (len(texts), encoder.dim):
+                    return found
+        vectors = _encode(texts, encoder, query, progress)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, vectors)
+        os.replace(temporary, path)
+        return vectors
+
+
+def embed_corpus(
+    corpus: CorpusSource, encoder: EncoderSource | None, cache: EmbeddingCache, progress: bool = True
+) -> Embedded:
+    """All vectors of a corpus in memory: its own, or those of its texts.
+
+    Raises InputError for a corpus that cannot be read, EncoderError where the encoder cannot be loaded.
+    """
+    opened = open_corpus(corpus)
+    if opened.kind == "vectors":
+        rows = np.concatenate(list(opened.vectors(ROWS_AT_A_TIME)))
+        ids = range(len(rows)) if opened.ids is None else opened.ids
+        return Embedded(opened.name, [str(id_) for id_ in ids], rows)
+    documents = [document for batch in opened.documents(ROWS_AT_A_TIME) for document in batch]
+    ids = [str(document.id) for document in documents]
+    if opened.has_vectors:
+        return Embedded(opened.name, ids, np.stack([_vector(document) for document in documents]))
+    used = load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
+    texts = [document.content for document in documents]
+    return Embedded(opened.name, ids, cache.encode(texts, used, False, progress))
+
+
+def embed_queries(
+    source: QueriesSource | Queries, encoder: EncoderSource | None, cache: EmbeddingCache, progress: bool = True
+) -> Embedded:
+    """All query vectors in memory. Raises as `embed_corpus` does."""
+    opened = open_queries(source)
+    ids = [str(i) for i in range(len(opened))] if opened.ids is None else [str(id_) for id_ in opened.ids]
+    vectors = opened.vectors
+    if vectors is None:
+        used = load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
+        vectors = cache.encode(opened.texts or [], used, True, progress)
+    return Embedded(opened.name, ids, vectors)
+
+
+def train_adaptor(
+    corpus: CorpusSource,
+    out: str | os.PathLike[str],
+    *,
+    kind: str = AUTO,
+    dims: Sequence[int] | None = None,
+    queries: QueriesSource | Queries | None = None,
+    qrels: str | Path | Qrels | None = None,
+    encoder: EncoderSource | None = None,
+    recipe: Recipe | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AdaptorChoice:
+    """Train an adaptor and save it, with training.json, into the folder `out`.
+
+    Args:
+        corpus: as of `FunnelIndex.build`: texts, which are encoded once and kept in the cache, or vectors.
+        out: the folder to write.
+        kind: "auto", "rotation", "mlp", "deep-mlp" or "attention".
+        dims: widths to train for; default: half octaves up to half of d.
+        queries: real queries; without judgements they are only held out, to stop and to choose by.
+        qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
+            phase.
+        encoder: of the texts; default all-MiniLM-L6-v2.
+        recipe: in place of the kind's own; not with "auto".
+        cache: folder for embeddings; default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
+        seed: of everything random.
+        progress: show bars on stderr.
+
+    Ctrl-C ends the training, and the best state so far is saved.
+
+    Raises:
+        InputError: a corpus, queries, judgements, kind or dims that cannot be used.
+        EncoderError: the encoder cannot be loaded, or gives another width.
+    """
+    store = EmbeddingCache(cache)
+    documents = embed_corpus(corpus, encoder, store, progress)
+    asked = None if queries is None else embed_queries(queries, encoder, store, progress)
+    if asked is not None and asked.vectors.shape[1] != documents.vectors.shape[1]:
+        raise EncoderError(
+            f"the queries have {asked.vectors.shape[1]} dims, the corpus {documents.vectors.shape[1]}; "
+            "both need the same encoder"
+        )
+    judgements = _judgements(qrels)
+    if judgements is not None and asked is None:
+        raise InputError("qrels were given without queries; give the queries that they judge")
+    numbers = rows_to_train_on(documents.ids, judgements or {}, seed)
+    documents = Embedded(documents.name, [documents.ids[i] for i in numbers], documents.vectors[numbers])
+    judged = None
+    if judgements is not None and asked is not None:
+        judged = Judged.read(judgements, asked.ids, asked.vectors, documents.ids)
+    held_out = None if asked is None else asked.vectors
+    if kind == AUTO:
+        choice = choose_adaptor(
+            documents.vectors, dims=dims, judged=judged, queries=held_out, seed=seed, progress=progress,
+            keep_on_interrupt=True,
+        )  # fmt: skip
+    else:
+        trained = fit_adaptor(
+            kind, documents.vectors, dims=dims, judged=judged, queries=held_out, recipe=recipe, seed=seed,
+            progress=progress, keep_on_interrupt=True,
+        )  # fmt: skip
+        choice = AdaptorChoice(trained.adaptor, f"{kind}: asked for", trained.log.figure, {}, {kind: trained.log})
+    choice.save(out)
+    return choice
+
+
+def _judgements(qrels: str | Path | Qrels | None) -> Qrels | None:
+    if qrels is None or isinstance(qrels, Mapping):
+        return qrels
+    return read_qrels(qrels, "train")
+
+
+def _encode(texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:
+    if query:
+        return encoder.encode_query(texts)
+    parts = [np.empty((0, encoder.dim), dtype=np.float32)]
+    with tqdm(total=len(texts), desc="encode", unit="docs", disable=not progress) as bar:
+        for part in _slices(texts):
+            parts.append(encoder.encode(part))
+            bar.update(len(part))
+    return np.concatenate(parts)
+
+
+def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), ROWS_AT_A_TIME):
+        yield texts[start : start + ROWS_AT_A_TIME]
+
+
+def _key(texts: Sequence[str], encoder: Encoder, query: bool) -> str:
+    digest = hashlib.sha256(repr((encoder.name, encoder.dim, getattr(encoder, "exact", False), query)).encode())
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _vector(document: Any) -> npt.NDArray[np.float32]:
+    vector: npt.NDArray[np.float32] = document.vector
+    return vector

@@ -1,0 +1,125 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from funnel import FunnelIndex
+from funnel.adaptors import Adaptor, Rotation
+from funnel.errors import EncoderError, InputError
+from funnel.training import EmbeddingCache, embed_corpus, embed_queries, train_adaptor
+from tests.funnel.adaptors.clusters import clustered
+from tests.funnel.adaptors.test_rotation import SHORT
+
+TEXTS = [f"the {adjective} {noun}" for adjective in ("red", "old", "wet") for noun in ("cat", "boat", "tree", "sky")]
+
+
+class Counting:
+    """An encoder that can be loaded by name, and counts what it is asked for."""
+
+    name, dim, reopenable = "counting", 4, True
+
+    def __init__(self):
+        self.asked = 0
+
+    def encode(self, texts):
+        self.asked += len(texts)
+        rows = np.array([[len(text), text.count("e"), text.count("t"), 1] for text in texts], dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    encode_query = encode
+
+
+def test_texts_are_encoded_once(tmp_path):
+    encoder, cache = Counting(), EmbeddingCache(tmp_path)
+    first = cache.encode(TEXTS, encoder, False, False)
+    np.testing.assert_array_equal(EmbeddingCache(tmp_path).encode(TEXTS, encoder, False, False), first)
+    assert encoder.asked == len(TEXTS)
+    cache.encode(TEXTS, encoder, True, False)  # as queries: an encoder may treat them otherwise
+    cache.encode(TEXTS[:-1], encoder, False, False)
+    cache.encode([*TEXTS[:-2], TEXTS[-2] + TEXTS[-1]], encoder, False, False)
+    assert encoder.asked == 4 * len(TEXTS) - 2
+
+
+def test_a_damaged_cache_is_computed_again(tmp_path):
+    encoder, cache = Counting(), EmbeddingCache(tmp_path)
+    first = cache.encode(TEXTS, encoder, False, False)
+    (path,) = (tmp_path / "embeddings").iterdir()
+    path.write_bytes(path.read_bytes()[:50])
+    np.testing.assert_array_equal(cache.encode(TEXTS, encoder, False, False), first)
+    assert encoder.asked == 2 * len(TEXTS)
+
+
+def test_a_corpus_of_vectors_keeps_its_own(tmp_path):
+    rows = clustered(60, 8)
+    np.save(tmp_path / "rows.npy", rows)
+    found = embed_corpus(str(tmp_path / "rows.npy"), None, EmbeddingCache(tmp_path))
+    np.testing.assert_allclose(found.vectors, rows, atol=1e-6)
+    assert list(found.ids) == [str(i) for i in range(60)]
+    lines = [{"_id": f"d{i}", "text": "", "vector": row.tolist()} for i, row in enumerate(rows)]
+    found = embed_corpus(lines, None, EmbeddingCache(tmp_path))
+    np.testing.assert_allclose(found.vectors, rows, atol=1e-6)
+    assert found.ids[59] == "d59"
+    asked = embed_queries(rows[:5], None, EmbeddingCache(tmp_path))
+    np.testing.assert_allclose(asked.vectors, rows[:5], atol=1e-6)
+
+
+def test_a_trained_adaptor_is_saved_and_an_index_built_with_it(tmp_path):
+    rows = clustered(1_500)
+    choice = train_adaptor(
+        rows, tmp_path / "adaptor", kind="rotation", dims=[4, 8], recipe=SHORT, queries=clustered(60, seed=1),
+        progress=False,
+    )  # fmt: skip
+    assert isinstance(choice.adaptor, Rotation)
+    assert json.loads((tmp_path / "adaptor" / "training.json").read_text())["logs"]["rotation"]["rows"] == 1_500
+    index = FunnelIndex.build(rows, tmp_path / "index", adaptor=tmp_path / "adaptor", progress=False)
+    assert index.searcher.adaptor.checksum == Adaptor.load(tmp_path / "adaptor").checksum
+    assert index.manifest.settings["adaptor"]["why"] == f"loaded from {tmp_path / 'adaptor'}"
+    ids, scores = index.search_vectors(rows[:20], 5, recall=1.0)
+    np.testing.assert_allclose(scores, -np.sort(-(rows[:20] @ rows.T), axis=1)[:, :5], atol=5e-4)
+    assert (ids[:, 0] == np.arange(20)).all()
+
+
+def judged_corpus(folder: Path, missing: int = 0) -> tuple[list[dict], Path, Path]:
+    rows = clustered(300, 16)
+    corpus = [{"_id": f"d{i}", "text": "", "vector": row.tolist()} for i, row in enumerate(rows)]
+    asked = clustered(60, 16, seed=1)
+    queries = folder / "queries.jsonl"
+    queries.write_text(
+        "".join(json.dumps({"_id": f"q{i}", "vector": row.tolist()}) + "\n" for i, row in enumerate(asked))
+    )
+    best = (asked @ rows.T).argmax(1)
+    qrels = folder / "train.tsv"
+    lines = [f"q{i}\t{'x' if i < missing else ''}d{document}\t1\n" for i, document in enumerate(best)]
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return corpus, queries, qrels
+
+
+def test_judgements_are_read_and_trained_on(tmp_path):
+    corpus, queries, qrels = judged_corpus(tmp_path, missing=2)
+    recipe = replace(SHORT, phases=(replace(SHORT.phases[0], steps=5),))
+    choice = train_adaptor(
+        corpus, tmp_path / "out", kind="rotation", dims=[4], queries=str(queries), qrels=qrels, recipe=recipe,
+        progress=False,
+    )  # fmt: skip
+    assert choice.logs["rotation"].figure == "nDCG@10"
+    assert choice.logs["rotation"].judged > 30
+
+
+def test_judgements_that_name_another_corpus_are_refused(tmp_path):
+    corpus, queries, qrels = judged_corpus(tmp_path, missing=10)
+    with pytest.raises(InputError, match=r"10 of 60 judgements name ids .*\(xd\d+, .*at most 5%"):
+        train_adaptor(corpus, tmp_path / "out", queries=str(queries), qrels=qrels, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_judgements_need_their_queries(tmp_path):
+    corpus, _, qrels = judged_corpus(tmp_path)
+    with pytest.raises(InputError, match="qrels were given without queries"):
+        train_adaptor(corpus, tmp_path / "out", qrels=qrels, progress=False)
+
+
+def test_queries_of_another_width_are_refused(tmp_path):
+    with pytest.raises(EncoderError, match="the queries have 8 dims, the corpus 16"):
+        train_adaptor(clustered(100, 16), tmp_path / "out", queries=clustered(10, 8), progress=False)
