@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,22 @@ from funnel.errors import InputError
 
 __all__ = ["RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
 
-# Neighbour distillation, weight 1 for every width: the held-out figure is level after about 200 steps.
-ROTATION = Recipe(phases=(Phase("unsupervised", {"distillation": 1.0}, steps=300, learning_rate=1e-3),))
+# Neighbour distillation, weight 1 for every width: the held-out figure is level after about 200 steps. With
+# judgements their softmax is added; what it is on its own forgets what the documents taught.
+ROTATION = Recipe(
+    phases=(
+        Phase("unsupervised", {"distillation": 1.0}, steps=300, learning_rate=1e-3),
+        Phase("supervised", {"listwise": 1.0, "distillation": 0.3}, steps=400, learning_rate=1e-3, judged=True),
+    )
+)
+# The published losses. The learning rate is three times that of the rotation, as it starts at no change at all, and
+# the reconstruction, a mean over entries, has to be light for anything to be learnt.
 PUBLISHED = Recipe(
     phases=(
-        Phase("unsupervised", {"pairwise": 1.0, "topk": 1.0, "reconstruction": 1.0}, steps=1_000, learning_rate=1e-3),
+        Phase("unsupervised", {"pairwise": 1.0, "topk": 1.0, "reconstruction": 0.1}, steps=600, learning_rate=3e-3),
+        Phase(
+            "supervised", {"listwise": 1.0, "pairwise": 0.3, "topk": 0.3}, steps=400, learning_rate=1e-3, judged=True
+        ),
     )
 )
 RECIPES = {"rotation": ROTATION, "mlp": PUBLISHED, "deep-mlp": PUBLISHED, "attention": PUBLISHED}
@@ -77,7 +88,7 @@ def fit_adaptor(
     vectors = whole(sample)
     widths = training_widths(dims, vectors.shape[1])
     data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, queries)
-    student = _student(kind, data.rows, widths, seed)
+    student = _student(kind, data.rows, widths, seed, recipe.settings)
     return train(student, kind, data, recipe, widths, seed=seed, progress=progress, keep_on_interrupt=keep_on_interrupt)
 
 
@@ -88,8 +99,8 @@ def whole(sample: Sample) -> NDArray[Any]:
     return np.concatenate(list(chunks_of(sample)))
 
 
-def _student(kind: str, rows: torch.Tensor, widths: tuple[int, ...], seed: int) -> Student:
+def _student(kind: str, rows: torch.Tensor, widths: tuple[int, ...], seed: int, settings: Mapping[str, int]) -> Student:
     if kind == "rotation":
         return RotationStudent(rows, widths)
-    started: Student = adaptor_class(kind).start(rows, widths, seed)  # type: ignore[attr-defined]
+    started: Student = adaptor_class(kind).start(rows, widths, seed, **settings)  # type: ignore[attr-defined]
     return started

@@ -17,6 +17,7 @@ from funnel.errors import InputError
 
 __all__ = [
     "distillation_loss",
+    "listwise_loss",
     "pairwise_similarity_loss",
     "prefix_cosines",
     "ranking_loss",
@@ -207,6 +208,50 @@ def distillation_loss(
     by_block = (prefix_cosines(query, block, dims) for block in candidates)
     logits = (torch.cat(blocks, dim=1) / temperature for blocks in zip(*by_block, strict=True))
     return _summed((_cross_entropy(target, student, left_out) for student in logits), dims, weights)
+
+
+def listwise_loss(
+    grades: Tensor,
+    query: Tensor,
+    documents: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    *,
+    temperature: float = DISTILLATION_TEMPERATURE,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """How little of the softmax over documents falls on those judged relevant.
+
+    Σ over m of the mean over queries of −Σⱼ pⱼ·log qⱼ, where p are the grades scaled to sum to 1 and q is the softmax
+    of the prefix cosines / T (ListNet's top-one cross-entropy, Cao et al. 2007, section 4, with p in proportion to the
+    grades; for one relevant document it is the usual contrastive loss).
+
+    Args:
+        grades: float [b, n], 0 and above; above 0 for relevant documents.
+        query: float [b, w], adapted.
+        documents: float [b, n, w], each query's own, or [n, w], shared by all; adapted.
+        dims: widths m, rising, up to w.
+        weights: one per width.
+        temperature: T, above 0.
+        mask: bool [b, n]; True leaves a document out.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InputError: a query without a relevant document, a grade below 0, or shapes, widths, weights or the temperature
+            do not fit.
+    """
+    _check_temperature(temperature)
+    _check_candidates("documents", documents, query)
+    _check_shape("grades", grades, (len(query), documents.shape[-2]))
+    left_out = _checked_mask(mask, grades)
+    kept = grades.to(query.dtype).masked_fill(left_out, 0.0)
+    totals = kept.sum(dim=1, keepdim=True)
+    if bool((kept < 0).any()) or not bool((totals > 0).all()):
+        raise InputError("every query needs a document graded above 0, and no grade may be below 0")
+    logits = (cosines / temperature for cosines in prefix_cosines(query, documents, dims))
+    return _summed((_cross_entropy(kept / totals, student, left_out) for student in logits), dims, weights)
 
 
 def prefix_cosines(queries: Tensor, candidates: Tensor, dims: Sequence[int]) -> Iterator[Tensor]:

@@ -19,6 +19,9 @@ from funnel.errors import InputError
 
 __all__ = ["MLP", "DeepMLP", "ResidualAdaptor", "ZeroLinear"]
 
+# The hidden layer's width is dim // 2: of 25,000 short texts, started at PCA and distilled, 50 candidates held .883,
+# .886 and .889 of the true 10 with a quarter, half and the whole of dim (mean over 32 to 128 dimensions).
+HIDDEN_DIVISOR = 2
 # Rows mapped at a time by `transform`: the layers within take some tens of MB, however many rows come.
 BLOCK_ROWS = 8192
 
@@ -189,7 +192,7 @@ class MLP(ResidualAdaptor):
     @classmethod
     def defaults(cls, dim: int) -> dict[str, int]:
         """A hidden layer of half the width."""
-        return {"hidden": max(1, dim // 2), "blocks": cls.usual_blocks}
+        return {"hidden": max(1, dim // HIDDEN_DIVISOR), "blocks": cls.usual_blocks}
 
     def change(self, scaled: torch.Tensor) -> torch.Tensor:
         """What the blocks add up to."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from funnel.errors import InputError
 
-__all__ = ["LOSSES", "Phase", "Recipe", "Schedule", "weight_at"]
+__all__ = ["JUDGED_LOSSES", "LOSSES", "Phase", "Recipe", "Schedule", "weight_at"]
 
 Schedule: TypeAlias = float | Mapping[int, float]
 """A weight: one number, or the number to change to from an epoch on, such as {0: 1.0, 5: 0.1}."""
 
-LOSSES = ("pairwise", "topk", "reconstruction", "ranking", "distillation")
+LOSSES = ("pairwise", "topk", "reconstruction", "distillation", "ranking", "listwise")
+JUDGED_LOSSES = ("ranking", "listwise")  # they need relevance judgements
 
 
 def weight_at(schedule: Schedule, epoch: int) -> float:
@@ -65,7 +66,8 @@ class Recipe:
         hard: documents from the top of its ranking that each judged query adds to a step.
         judged_random: random documents added to them.
         temperature: of the distillation's softmax.
-        ranking_temperature: scores are divided by it in the ranking loss.
+        judged_temperature: scores are divided by it in the ranking and listwise losses.
+        settings: of the adaptor's kind, in place of its defaults.
         evaluate_every: steps from one held-out figure to the next.
         patience: figures without a rise after which a phase ends.
     """
@@ -80,6 +82,7 @@ class Recipe:
     hard: int = 4
     judged_random: int = 64
     temperature: float = 0.05
-    ranking_temperature: float = 0.05
+    judged_temperature: float = 0.05
     evaluate_every: int = 50
     patience: int = 2
+    settings: Mapping[str, int] = field(default_factory=dict)

@@ -14,12 +14,13 @@ from tqdm import tqdm
 from funnel.adaptors.base import Adaptor
 from funnel.adaptors.losses import (
     distillation_loss,
+    listwise_loss,
     pairwise_similarity_loss,
     ranking_loss,
     reconstruction_loss,
     topk_similarity_loss,
 )
-from funnel.adaptors.recipes import Phase, Recipe, weight_at
+from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, weight_at
 from funnel.adaptors.sampling import Batch, JudgedBatch, TrainingSet
 
 __all__ = ["Student", "Trained", "TrainingLog", "train"]
@@ -194,7 +195,7 @@ class _Run:
         weights = {name: weight_at(schedule, epoch) for name, schedule in phase.weights.items()}
         weights = {name: weight for name, weight in weights.items() if weight}
         batch = self.data.draw()
-        judged = self.data.draw_judged() if "ranking" in weights else None
+        judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(weights) else None
         found = losses_of(self.student, batch, judged, weights, self.dims, self.recipe)
         return {name: weights[name] * loss for name, loss in found.items()}
 
@@ -256,9 +257,15 @@ def losses_of(
         elif name == "reconstruction":
             found[name] = reconstruction_loss(batch.anchors, anchors)
         else:
-            assert judged is not None, "ranking is drawn for"
-            found[name] = ranking_loss(
-                answered[0], answered[1], judged.grades, dims, weights,
-                mask=judged.left_out, temperature=recipe.ranking_temperature,
-            )  # fmt: skip
+            assert judged is not None, "drawn where a loss needs it"
+            query, documents = answered
+            temperature, mask = recipe.judged_temperature, judged.left_out
+            if name == "ranking":
+                found[name] = ranking_loss(
+                    query, documents, judged.grades, dims, weights, mask=mask, temperature=temperature
+                )
+            else:
+                found[name] = listwise_loss(
+                    judged.grades, query, documents, dims, weights, mask=mask, temperature=temperature
+                )
     return found

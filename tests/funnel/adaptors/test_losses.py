@@ -11,6 +11,7 @@ from torch import Tensor
 
 from funnel.adaptors.losses import (
     distillation_loss,
+    listwise_loss,
     pairwise_similarity_loss,
     prefix_cosines,
     ranking_loss,
@@ -330,3 +331,31 @@ ROWS, OTHERS, JUDGED = drawn(4, WIDTH), drawn(4, 3, WIDTH), torch.ones(4, 3)
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_listwise_is_the_cross_entropy_of_grades(shared):
+    rng = np.random.default_rng(3)
+    query = torch.from_numpy(rng.standard_normal((4, 6)))
+    documents = torch.from_numpy(rng.standard_normal((5, 6) if shared else (4, 5, 6)))
+    grades = torch.tensor([[1.0, 0, 0, 2, 0], [0, 0, 3, 0, 0], [1, 1, 1, 1, 1], [0, 5, 0, 0, 1]])
+    mask = torch.tensor([[False] * 5, [True, False, False, False, False], [False] * 5, [False] * 5])
+    expected = 0.0
+    for m, weight in ((2, 1.0), (6, 0.5)):
+        for i in range(4):
+            own = documents if shared else documents[i]
+            kept = [j for j in range(5) if not mask[i, j]]
+            scores = [float(torch.nn.functional.cosine_similarity(query[i, :m], own[j, :m], dim=0)) / 0.1 for j in kept]
+            total = sum(float(grades[i, j]) for j in kept)
+            normaliser = math.log(sum(math.exp(score) for score in scores))
+            for j, score in zip(kept, scores, strict=True):
+                expected -= weight / 4 * float(grades[i, j]) / total * (score - normaliser)
+    found = listwise_loss(grades, query, documents, (2, 6), (1.0, 0.5), temperature=0.1, mask=mask)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_listwise_needs_a_relevant_document():
+    query, documents = torch.randn(2, 4), torch.randn(3, 4)
+    for grades in ([[0.0, 0, 0], [1, 0, 0]], [[-1.0, 2, 0], [1, 0, 0]]):
+        with pytest.raises(InputError, match="needs a document graded above 0"):
+            listwise_loss(torch.tensor(grades), query, documents, (2,))
