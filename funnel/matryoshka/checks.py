@@ -1,0 +1,79 @@
+"""What the parts of this package ask of widths, weights, embeddings and labels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from funnel.errors import InputError
+
+__all__ = ["check_embeddings", "check_labels", "checked_dims", "checked_weights"]
+
+
+def checked_dims(dims: Sequence[int], dim: int | None = None) -> tuple[int, ...]:
+    """The nested widths.
+
+    Raises InputError unless they are whole numbers from 1 that rise, and end at or below dim where that is given.
+    """
+    given = tuple(dims) if isinstance(dims, Iterable) else ()
+    if not given or not all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in given):
+        raise InputError(f"dims is {dims!r}; expected rising whole numbers such as (8, 16, 32)")
+    if given[0] < 1 or any(a >= b for a, b in itertools.pairwise(given)):
+        raise InputError(f"dims is {list(given)}; expected whole numbers from 1 that rise")
+    if dim is not None and given[-1] > dim:
+        raise InputError(f"dims ends at {given[-1]}, but the embeddings have {dim} dimensions; give widths up to {dim}")
+    return tuple(int(m) for m in given)
+
+
+def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tuple[float, ...]:
+    """One weight for each width; all 1 where none are given.
+
+    Raises InputError for another number of weights, and for weights that are negative, not finite or all 0.
+    """
+    if weights is None:
+        return (1.0,) * len(dims)
+    given = tuple(float(weight) for weight in weights)
+    if len(given) != len(dims):
+        raise InputError(f"{len(given)} weights were given for {len(dims)} widths {list(dims)}; give one for each")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
+        raise InputError(f"weights is {list(given)}; expected finite numbers from 0, at least one above it")
+    return given
+
+
+def check_embeddings(embeddings: torch.Tensor, least: int) -> None:
+    """Raise InputError unless this is a finite floating-point tensor [..., d] with d at least `least`."""
+    if embeddings.ndim < 2 or not embeddings.is_floating_point():
+        raise InputError(
+            f"embeddings of shape {tuple(embeddings.shape)} of {embeddings.dtype}; expected (n, d) and a float type"
+        )
+    if embeddings.shape[-1] < least:
+        raise InputError(
+            f"the embeddings have {embeddings.shape[-1]} dimensions, but dims ends at {least}; "
+            "give wider embeddings or narrower dims"
+        )
+    if not torch.isfinite(embeddings).all():
+        rows = ~torch.isfinite(embeddings).flatten(0, -2).all(dim=1)
+        first = int(torch.nonzero(rows)[0])
+        raise InputError(
+            f"{int(rows.sum()):,} of {len(rows):,} embeddings hold values that are not finite (first: row {first}); "
+            "lower the learning rate, or repair or drop these rows"
+        )
+
+
+def check_labels(labels: torch.Tensor, rows: int, classes: int) -> None:
+    """Raise InputError unless these are whole numbers [rows] from 0 to classes - 1."""
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected whole numbers of shape ({rows},)"
+        )
+    if len(labels) != rows:
+        raise InputError(f"{len(labels):,} labels were given for {rows:,} rows; give one for each")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected whole numbers from 0 to "
+            f"{classes - 1}, as there are {classes} classes"
+        )
