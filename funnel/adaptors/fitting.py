@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from funnel.adaptors.training import Student, Trained, train
 from funnel.adaptors.widths import checked_widths, default_widths
 from funnel.errors import InputError
 
-__all__ = ["RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
+__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
 
 # Neighbour distillation, weight 1 for every width: the held-out figure is level after about 200 steps. With
 # judgements their softmax is added; what it is on its own forgets what the documents taught.
@@ -34,10 +35,16 @@ PUBLISHED = Recipe(
     phases=(
         Phase("unsupervised", {"pairwise": 1.0, "topk": 1.0, "reconstruction": 0.1}, steps=600, learning_rate=3e-3),
         Phase(
-            "supervised", {"listwise": 1.0, "pairwise": 0.3, "topk": 0.3}, steps=400, learning_rate=1e-3, judged=True
+            "supervised",
+            {"ranking": 1.0, "pairwise": 1.0, "topk": 1.0, "reconstruction": 0.1},
+            steps=400,
+            learning_rate=1e-3,
+            judged=True,
         ),
     )
 )
+# What "auto" trains with judgements: the losses of the rotation, started at PCA, which ranks better than the published.
+JUDGED_MLP = replace(ROTATION, settings={"rotated": 1})
 RECIPES = {"rotation": ROTATION, "mlp": PUBLISHED, "deep-mlp": PUBLISHED, "attention": PUBLISHED}
 TRAINED_KINDS = tuple(RECIPES)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, Sample
-from funnel.adaptors.fitting import RECIPES, fit_adaptor, training_widths, whole
+from funnel.adaptors.fitting import JUDGED_MLP, RECIPES, fit_adaptor, training_widths, whole
 from funnel.adaptors.identity import Identity
 from funnel.adaptors.judgements import Judged
 from funnel.adaptors.pca import PCA
@@ -97,7 +97,7 @@ def choose_adaptor(
     if different < max(LEAST_TO_TRAIN, widths[0]):
         why = f"pca: {different:,} different vectors are too few to train and compare on"
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
-    recipes = {**RECIPES, **(recipes or {})}
+    recipes = {"rotation": RECIPES["rotation"], "mlp": JUDGED_MLP, **(recipes or {})}
     kinds = ("rotation",) if judged is None else ("rotation", "mlp")
     data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, queries)
     trained = {
