@@ -58,7 +58,7 @@ class Recipe:
     Attributes:
         phases: run one after the other, each from the best state of the one before.
         width_weights: of each width; None: all 1.
-        batch: anchors in a step. Candidates are shared by all of them: one product serves 2,500 candidates each.
+        batch: anchors in a step. Candidates are shared by all of them: one product serves 2,000 candidates each.
         near: true nearest neighbours of each anchor, precomputed, among the candidates.
         random: rows drawn anew in each step, the other candidates.
         anchors: rows that are anchors at all, drawn once: their neighbours are searched for exactly.
@@ -74,15 +74,15 @@ class Recipe:
 
     phases: Sequence[Phase]
     width_weights: Sequence[float] | None = None
-    batch: int = 256
+    batch: int = 128
     near: int = 8
-    random: int = 512
-    anchors: int = 16_384
-    judged_batch: int = 64
-    hard: int = 4
-    judged_random: int = 64
+    random: int = 1_024
+    anchors: int = 8_192
+    judged_batch: int = 96
+    hard: int = 8
+    judged_random: int = 512
     temperature: float = 0.05
     judged_temperature: float = 0.05
     evaluate_every: int = 50
-    patience: int = 2
+    patience: int = 4
     settings: Mapping[str, int] = field(default_factory=dict)

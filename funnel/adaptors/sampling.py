@@ -23,6 +23,7 @@ LEAST_ROWS = 40  # so that two of them are held out, twice
 COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
 HELD_OUT_JUDGED = 500  # judged queries held out, at most
 HELD_OUT_JUDGED_SHARE = 0.15
+ANSWERS = 4  # of each judged query in a step: some have dozens
 HARD_NEGATIVES = 32  # at the top of each query's ranking at full width
 NAMED = 5
 
@@ -167,8 +168,8 @@ class TrainingSet:
     def draw_judged(self) -> JudgedBatch:
         """The next judged queries, each once before any comes again.
 
-        Their documents are shared by all of the batch: for each query one judged above 0, hard negatives from the top
-        of its ranking at full width, and random rows.
+        Their documents are shared by all of the batch: for each query up to 4 of those judged above 0, hard negatives
+        from the top of its ranking at full width, and random rows.
         """
         judged = self.judged
         assert judged is not None, "drawn in a phase that needs judgements"
@@ -178,7 +179,7 @@ class TrainingSet:
             self._judged_next = 0
         chosen = self._judged_order[self._judged_next : self._judged_next + size]
         self._judged_next += size
-        answers = torch.stack([self._one_of(judged.documents[i]) for i in chosen.tolist()])
+        answers = torch.cat([self._some_of(judged.documents[i]) for i in chosen.tolist()])
         places = torch.randint(self._hard.shape[1], (size, self._recipe.hard), generator=self._generator)
         random = torch.randint(len(self.rows), (self._recipe.judged_random,), generator=self._generator)
         drawn = torch.cat([answers, self._hard[chosen].gather(1, places).flatten(), random])
@@ -191,8 +192,8 @@ class TrainingSet:
         own = documents[None, :] == self._own[chosen][:, None]
         return JudgedBatch(judged.queries[chosen], self.rows[documents], grades, own & (grades == 0))
 
-    def _one_of(self, numbers: torch.Tensor) -> torch.Tensor:
-        return numbers[torch.randint(len(numbers), (), generator=self._generator)]
+    def _some_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers[torch.randperm(len(numbers), generator=self._generator)[:ANSWERS]]
 
     def _neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = torch.randperm(len(self._trained), generator=self._generator)[: self._recipe.anchors]
