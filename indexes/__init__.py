@@ -11,6 +11,7 @@ from indexes.exact import RunningTop, exact_search
 from indexes.flat import FlatIndex
 from indexes.hnsw import HnswFloat16Index, HnswSq8Index
 from indexes.ivf import IvfPqIndex, IvfSq8Index
+from indexes.memory import release_freed
 from indexes.ordering import ClusterTree, stored_order
 from indexes.selection import Choice, choose, hnsw_settings
 from indexes.vectors import VectorStore, VectorWriter
@@ -35,6 +36,7 @@ __all__ = [
     "families",
     "family",
     "hnsw_settings",
+    "release_freed",
     "stored_order",
     "use_one_thread",
 ]

@@ -34,10 +34,10 @@ def exact_search(
         return top.scores, top.rows
     rows_at_a_time = max(1, CELLS_AT_A_TIME // store.dim)
     for start in range(0, store.n, rows_at_a_time):
-        block = store.block(start, start + rows_at_a_time).numpy()
+        # Not named: a name would keep the block before alive while the next one is read.
+        top.update(store.block(start, start + rows_at_a_time).numpy(), start)
         if release:
             store.release()
-        top.update(block, start)
     return top.scores, top.rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -62,8 +63,9 @@ class _IvfIndex(FaissIndex):
         index.cp.seed = CLUSTERING_SEED
         return index
 
+    @abstractmethod
     def _codes(self) -> str:
-        raise NotImplementedError
+        """How rows are coded, in the words of FAISS's index_factory."""
 
     def _rows_needed(self) -> int:
         return max(1, self._settings["nlist"])

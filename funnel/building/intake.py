@@ -21,8 +21,9 @@ __all__ = ["Intake", "take_in"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-# Elements of a batch read at a time: 25 MB as float32, of which a few copies are alive at once.
-CELLS_AT_A_TIME = 6_291_456
+# Elements of a batch read at a time: 8 MB as float32, of which a dozen copies are alive or not yet given back at once.
+# Batches of 25 MB take 100 MB more and the same time.
+CELLS_AT_A_TIME = 2_097_152
 # Documents encoded together: enough to sort by length into full batches of equal shape.
 DOCUMENTS_AT_A_TIME = 4_096
 # Bytes of the sample that adaptor and cluster tree are fitted on: 65,536 rows at 384 dims.
@@ -35,7 +36,8 @@ class Intake:
     """What the first pass leaves behind.
 
     rows: reads all unit rows again, in input order, in batches float32 [c, d]. sample: float32 [s, d], rows drawn
-    evenly without replacement. spool: a temporary file to delete once the rows are stored, if there is one.
+    evenly without replacement, for the adaptor and the cluster tree; empty once these are fitted. spool: a temporary
+    file to delete once the rows are stored, if there is one.
     """
 
     count: int
@@ -45,6 +47,10 @@ class Intake:
     has_documents: bool
     spool: Path | None = field(default=None)
 
+    def drop_sample(self) -> None:
+        """Let go of the sample: it is the largest array of a build."""
+        self.sample = np.empty((0, self.dim), dtype=np.float32)
+
     def finish(self) -> None:
         """Remove the temporary file."""
         if self.spool is not None:
@@ -52,37 +58,33 @@ class Intake:
 
 
 class _Sample:
-    """Rows drawn evenly from a stream of unknown length: those of the smallest random keys."""
+    """Rows drawn evenly from a stream of unknown length: those of the smallest random keys, replaced in place."""
 
     def __init__(self, dim: int, seed: int) -> None:
         self._size = max(1, SAMPLE_BYTES // (4 * dim))
         self._random = np.random.default_rng(seed)
-        self._keys: list[npt.NDArray[np.float64]] = []
-        self._rows: list[Float32] = []
+        self._keys = np.empty(self._size)
+        self._rows = np.empty((self._size, dim), dtype=np.float32)  # takes memory as it fills
         self._held = 0
-        self._bound = np.inf
 
     def update(self, rows: Float32) -> None:
         keys = self._random.random(len(rows))
-        chosen = keys < self._bound
-        self._keys.append(keys[chosen])
-        self._rows.append(rows[chosen])
-        self._held += int(chosen.sum())
-        if self._held > 1.25 * self._size:
-            self._prune()
+        start, taken = self._held, min(len(rows), self._size - self._held)
+        self._held += taken
+        self._keys[start : self._held], self._rows[start : self._held] = keys[:taken], rows[:taken]
+        if taken < len(rows):
+            self._replace(keys[taken:], rows[taken:])
 
     def finish(self) -> Float32:
-        self._prune()
-        return self._rows[0]
+        return self._rows[: self._held]
 
-    def _prune(self) -> None:
-        keys, rows = np.concatenate(self._keys), np.concatenate(self._rows)
-        if len(keys) > self._size:
-            kept = np.argpartition(keys, self._size - 1)[: self._size]
-            kept.sort()
-            self._bound = float(keys[kept].max())
-            keys, rows = keys[kept], rows[kept]
-        self._keys, self._rows, self._held = [keys], [rows], len(keys)
+    def _replace(self, keys: npt.NDArray[np.float64], rows: Float32) -> None:
+        """Put rows of smaller keys in the place of those of the largest."""
+        every = np.concatenate([self._keys, keys])
+        stays = np.zeros(len(every), dtype=np.bool_)
+        stays[np.argpartition(every, self._size - 1)[: self._size]] = True
+        free, new = np.flatnonzero(~stays[: self._size]), np.flatnonzero(stays[self._size :])
+        self._keys[free], self._rows[free] = keys[new], rows[new]
 
 
 def take_in(corpus: Corpus, encoder: Encoder | None, folder: Path, seed: int, progress: bool) -> Intake:

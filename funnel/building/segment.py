@@ -12,16 +12,15 @@ from tqdm import tqdm
 
 from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
-from indexes import ClusterTree, CoarseIndex, VectorStore, family, stored_order
+from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
 __all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
 
 # Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
 ORDERED_DIMS = 32
-# Bytes of prefixes handed to the coarse index at once. Together with the copies made on the way this keeps a
-# build within half a gigabyte of the index itself.
+# Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
 BLOCK_BYTES = 134_217_728
-CELLS_AT_A_TIME = 6_291_456  # as read from disk: 25 MB as float32
+CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
 
 
@@ -36,12 +35,14 @@ def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.f
 def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed: int, progress: bool) -> None:
     """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
     width = min(ORDERED_DIMS, intake.dim)
-    tree = ClusterTree.fit(unit_prefixes(adaptor.transform(intake.sample), width), seed=seed)
+    tree = ClusterTree.fit(_adapted_prefixes(intake.sample, adaptor, width), seed=seed)
+    intake.drop_sample()
+    release_freed()
     leaves = np.empty(intake.count, dtype=np.int64)
     done = 0
     with tqdm(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in intake.rows():
-            leaves[done : done + len(rows)] = tree.assign(unit_prefixes(adaptor.transform(rows), width))
+            leaves[done : done + len(rows)] = tree.assign(_adapted_prefixes(rows, adaptor, width))
             done += len(rows)
             bar.update(len(rows))
     # A block's prefixes are at most as wide as the matrix; the coarse width is chosen after the rows are stored.
@@ -57,9 +58,19 @@ def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed:
         tqdm(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         for rows in intake.rows():
-            writer.write(positions[done : done + len(rows)], adaptor.transform(rows))
+            writer.write(positions[done : done + len(rows)], adaptor.unit_transform(rows))
             done += len(rows)
             bar.update(len(rows))
+    release_freed()
+
+
+def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: Adaptor, width: int) -> npt.NDArray[np.float32]:
+    """Unit prefixes of rows [n, d] as the adaptor maps them: float32 [n, width]."""
+    prefixes = np.empty((len(rows), width), dtype=np.float32)
+    size = max(1, CELLS_AT_A_TIME // adaptor.dim)
+    for start in range(0, len(rows), size):
+        prefixes[start : start + size] = unit_prefixes(adaptor.unit_transform(rows[start : start + size]), width)
+    return prefixes
 
 
 def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress: bool) -> None:
@@ -83,26 +94,27 @@ def build_coarse(
     """Train and fill a coarse index over the unit prefixes of the stored rows."""
     index = family(name)(width, **settings)
     index.train(_training_sample(store, width, seed))
-    block_rows = max(1, BLOCK_BYTES // (4 * width))
+    release_freed()
+    block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
     with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
-        for start in range(0, store.n, block_rows):
-            block = _prefix_block(store, width, start, min(store.n, start + block_rows))
-            index.add(block)
-            bar.update(len(block))
+        for start in range(0, store.n, len(block)):
+            prefixes = _fill(block[: store.n - start], store, start)
+            index.add(prefixes)
+            bar.update(len(prefixes))
     return index
 
 
-def _prefix_block(store: VectorStore, width: int, start: int, stop: int) -> npt.NDArray[np.float32]:
-    block = np.empty((stop - start, width), dtype=np.float32)
-    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, stop):
-        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width)
+def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int) -> npt.NDArray[np.float32]:
+    """The block [n, width], filled with the unit prefixes of n rows from `start` on."""
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows, block.shape[1])
     return block
 
 
 def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[np.float32]:
     """Unit prefixes of rows drawn evenly; read in runs, as rows that lie together come in one read."""
     if store.n <= TRAINING_ROWS:
-        return _prefix_block(store, width, 0, store.n)
+        return _fill(np.empty((store.n, width), dtype=np.float32), store, 0)
     chosen = np.sort(np.random.default_rng(seed).choice(store.n, TRAINING_ROWS, replace=False))
     sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
     for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):

@@ -14,6 +14,7 @@ from funnel.plan import Plan
 from funnel.planning.calibration import record
 from funnel.planning.costs import measure_costs
 from funnel.planning.records import CACHED_KS, Calibration, depth_of
+from indexes import release_freed
 
 __all__ = ["CORPUS_ROWS", "SMALLEST_PLANNED", "calibrate", "held_out_rows"]
 
@@ -46,12 +47,15 @@ def calibrate(
     search: see measure_costs. encoder_ms: see Calibration.
     """
     rows, own = held_out_rows(cascade, seed)
-    corpus = record(cascade, rows, own, widths, progress=progress, label="calibrate on rows")
+    folder = cascade.store.path.parent  # beside the vectors there is room for large files
+    corpus = record(cascade, rows, own, widths, None, progress, "calibrate on rows", folder)
     real = None
     if queries is not None:
-        real = record(cascade, queries, None, widths, corpus.efforts, progress=progress, label="calibrate on queries")
+        real = record(cascade, queries, None, widths, corpus.efforts, progress, "calibrate on queries", folder)
+    release_freed()
     timed = rows if queries is None else queries
     costs = measure_costs(cascade, timed, corpus.efforts, widths, search, progress=progress)
+    release_freed()
     calibration = Calibration(
         costs=costs,
         by_effort=cascade.coarse.largest_shortlist(corpus.efforts[0]) == corpus.efforts[0],

@@ -7,11 +7,15 @@ record without running them.
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +36,8 @@ ENOUGH_RECALL = 0.9995
 # They end as well where the coarse search alone takes this share of the time of flat search: with reranking and its
 # lower recall such a plan is never worth serving.
 DEAREST = 0.6
+# Queries that plans are followed for at once: the scores of 1,000 x 1,024 candidates at 8 widths are 33 MB.
+QUERIES_AT_A_TIME = 1_000
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -73,12 +79,15 @@ def record(
     efforts: Sequence[int] | None = None,
     progress: bool = False,
     label: str = "calibrate",
+    folder: Path | None = None,
 ) -> Run:
     """Truth, shortlists and scores of the queries at every effort.
 
     queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
     efforts: which to run; None: rising, until one finds all but a share of 5e-4 of the true neighbours, or takes
-    most of the time of flat search.
+    most of the time of flat search. folder: where shortlists and scores are kept, in files without a name that go with
+    the record; None, or one that cannot be written to: in memory. Each effort takes 4 bytes a candidate, and 4 more for
+    each width: 180 MB for 5,000 queries, 1,000 candidates and 8 widths.
     """
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
     depth = min(LARGEST_K, cascade.store.n - (1 if own_rows is not None else 0))
@@ -94,8 +103,10 @@ def record(
             found = cascade.shortlist(queries, cascade.coarse.largest_shortlist(effort), effort)
             dear = time.perf_counter() - started > DEAREST * flat_seconds
             rows = _drop_own(found, own)
-            run.shortlists[effort] = rows.astype(np.int32)
-            run.scores[effort] = _scores(cascade, queries, rows, run.widths)
+            run.shortlists[effort] = _kept(rows.shape, np.int32, folder)
+            run.shortlists[effort][:] = rows
+            run.scores[effort] = _kept((*rows.shape, len(widths)), np.float32, folder)
+            _score(cascade, queries, rows, run.widths, run.scores[effort])
             bar.update(len(queries))
             deep = found.shape[1] >= 2 * depth  # room for every k, whatever the clock says
             if efforts is None and ((dear and deep) or run.recall(effort, depth) >= ENOUGH_RECALL):
@@ -122,10 +133,22 @@ def _drop_own(rows: Int64, own: Int64) -> Int64:
     return moved
 
 
-def _scores(cascade: Cascade, queries: Float32, rows: Int64, widths: Sequence[int]) -> Float32:
-    """Scores of every candidate at every width: float32 [q, s, len(widths)]; -inf where the row is -1."""
+def _kept(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path | None) -> npt.NDArray[Any]:
+    """An array to fill; in a mapped file where there is a folder, as the system can then take its pages back."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if folder is None or not size:
+        return np.empty(shape, dtype=dtype)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk then shows here, and not as a signal on writing
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape))  # the map keeps the file
+    except OSError:  # no room, or no right to write: an index that is only opened needs neither
+        return np.empty(shape, dtype=dtype)
+
+
+def _score(cascade: Cascade, queries: Float32, rows: Int64, widths: Sequence[int], result: Float32) -> None:
+    """Fill result float32 [q, s, len(widths)]: each candidate's score at each width; -inf where the row is -1."""
     store = cascade.store
-    result = np.empty((*rows.shape, len(widths)), dtype=np.float32)
     at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
     with torch.inference_mode():
         for begin in range(0, len(rows), at_a_time):
@@ -138,7 +161,6 @@ def _scores(cascade: Cascade, queries: Float32, rows: Int64, widths: Sequence[in
                 scores = scores.masked_fill(block < 0, -torch.inf)
                 result[begin : begin + at_a_time, :, column] = scores.cpu().numpy()
                 start = width
-    return result
 
 
 def hits(run: Run, plans: Sequence[Plan], k: int) -> npt.NDArray[np.uint8]:
@@ -147,18 +169,24 @@ def hits(run: Run, plans: Sequence[Plan], k: int) -> npt.NDArray[np.uint8]:
     Tie-aware: a survivor whose exact score is within 1e-6 of the k-th true score, or above it, counts.
     """
     result = np.zeros((len(plans), len(run.queries)), dtype=np.uint8)
-    threshold = torch.from_numpy(run.truth[:, k - 1] - TIE_TOLERANCE)
+    for start in range(0, len(run.queries), QUERIES_AT_A_TIME):
+        _count(run, plans, k, slice(start, start + QUERIES_AT_A_TIME), result)
+    return result
+
+
+def _count(run: Run, plans: Sequence[Plan], k: int, queries: slice, result: npt.NDArray[np.uint8]) -> None:
+    """Fill the columns of some queries in what `hits` returns."""
+    threshold = torch.from_numpy(run.truth[queries, k - 1] - TIE_TOLERANCE)
     order = sorted(range(len(plans)), key=lambda i: (plans[i].effort, plans[i].shortlist, plans[i].stages))
     for effort, group in groupby(order, key=lambda i: plans[i].effort):
-        scores = torch.from_numpy(run.scores[effort])
+        scores = torch.from_numpy(run.scores[effort][queries])
         true = scores[:, :, -1] >= threshold[:, None]
         for size, members in groupby(group, key=lambda i: plans[i].shortlist):
             wanted: dict[tuple[Stage, ...], list[int]] = {}
             for i in members:
                 wanted.setdefault(plans[i].stages, []).append(i)
             for stages, counts in _survivors(scores[:, :size], true[:, :size], run.widths, tuple(wanted)):
-                result[wanted[stages]] = counts.clamp(max=k).to(torch.uint8).numpy()
-    return result
+                result[wanted[stages], queries] = counts.clamp(max=k).to(torch.uint8).numpy()
 
 
 def _survivors(

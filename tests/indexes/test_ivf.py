@@ -4,7 +4,7 @@ import pytest
 
 from indexes import CoarseIndexError, IvfPqIndex, IvfSq8Index
 from indexes.base import Float32Array
-from indexes.ivf import MIN_ROWS_PER_CELL, cells
+from indexes.ivf import MIN_ROWS_PER_CELL, _IvfIndex, cells
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, 1), (7, 1), (100, 12), (10_000, 400), (10**9, 16_384)])
@@ -37,6 +37,14 @@ def test_too_few_training_rows_are_refused(rows: Float32Array) -> None:
 def test_product_codes_need_an_even_width() -> None:
     with pytest.raises(CoarseIndexError, match="dim is 7; ivf-pq takes a multiple of 2"):
         IvfPqIndex(7)
+
+
+def test_a_family_must_say_how_rows_are_coded() -> None:
+    class Uncoded(IvfSq8Index):
+        _codes = _IvfIndex._codes
+
+    with pytest.raises(TypeError, match="_codes"):
+        Uncoded(8)
 
 
 def test_training_prints_nothing(rows: Float32Array, capfd: pytest.CaptureFixture[str]) -> None:

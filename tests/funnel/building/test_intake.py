@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,40 @@ def test_the_sample_is_drawn_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.abs(tenths - 400).max() < 5 * np.sqrt(400)
 
 
+def test_the_sample_is_the_same_in_any_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 4 * 64 * 50)
+    rows, samples = clustered_rows(400), []
+    for batch in (1, 7, 50, 64, 400):
+        monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * batch)
+        sample = take_in(open_corpus(rows), None, tmp_path, 5, False).sample
+        samples.append(sample[np.lexsort(sample.T)])
+    for sample in samples[1:]:
+        assert_allclose(sample, samples[0], atol=1e-6)
+    nearest = np.abs(samples[0][:, None] - rows).max(axis=2).min(axis=1)
+    assert nearest.max() < 1e-6  # they are rows, and whole ones
+
+
 def test_a_small_corpus_is_its_own_sample(tmp_path: Path) -> None:
     rows = clustered_rows(30)
     assert_allclose(take_in(open_corpus(rows), None, tmp_path, 0, False).sample, rows, atol=1e-6)
+
+
+def test_reading_takes_the_memory_of_the_sample_and_a_few_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_bytes, batch_bytes = 2_000_000, 64_000
+    monkeypatch.setattr(module, "SAMPLE_BYTES", sample_bytes)
+    monkeypatch.setattr(module, "CELLS_AT_A_TIME", batch_bytes // 4)
+    corpus = open_corpus(np.tile(clustered_rows(500), (80, 1)))  # five samples long
+    tracemalloc.start()
+    taken = take_in(corpus, None, tmp_path, 0, False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    ids = 8 * taken.count
+    assert peak < sample_bytes + 8 * batch_bytes + 2 * ids
+    assert taken.sample.nbytes > 0.99 * sample_bytes
+    taken.drop_sample()
+    assert taken.sample.shape == (0, 64)
 
 
 def test_texts_without_an_encoder(tmp_path: Path) -> None:

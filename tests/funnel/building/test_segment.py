@@ -40,6 +40,24 @@ def test_rows_are_adapted_and_put_in_order(store: VectorStore, tmp_path: Path) -
     assert near > np.einsum("nd,nd->n", shuffled[1:], shuffled[:-1]).mean() + 0.2  # neighbours lie together
 
 
+def test_the_sample_goes_once_the_order_is_known(tmp_path: Path) -> None:
+    taken = take_in(open_corpus(clustered_rows(300)), None, tmp_path, 0, False)
+    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
+    assert len(taken.sample) == 0
+
+
+def test_rows_are_stored_alike_in_any_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = []
+    for cells in (64 * 13, 64 * 1_000):
+        monkeypatch.setattr(module, "CELLS_AT_A_TIME", cells)
+        folder = tmp_path / str(cells)
+        folder.mkdir()
+        taken = take_in(open_corpus(clustered_rows(700)), None, folder, 0, False)
+        write_rows(taken, make_adaptor("identity", taken.sample), folder, "float32", 0, False)
+        stored.append(VectorStore.open(folder / "vectors.npy").matrix.numpy())
+    assert_array_equal(*stored)
+
+
 def test_norms(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 33)
     write_norms(store, LADDER, tmp_path / "norms.npy", False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from funnel.planning import calibration
 from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, hits, record
 from funnel.planning.grid import plans_of_effort, shortlists
 from tests.funnel.cascades import cascade_over, stored_rows
-from tests.funnel.planning.conftest import FAMILIES, Recorded
+from tests.funnel.planning.conftest import FAMILIES, QUERIES, Recorded
 
 ROUNDING = 2e-6  # sums of the same products in another order
 # Share of queries whose hits may differ, because two candidates tie at the edge of a stage and either may
@@ -182,6 +183,48 @@ def test_scores_on_record_are_prefix_cosines(recorded: Recording, name: str) -> 
             dots = dots / np.linalg.norm(rows[:, :, :width], axis=2)
         recorded_scores = run.scores[effort][:, :20, column]
         np.testing.assert_allclose(recorded_scores[found >= 0], dots[found >= 0], atol=ROUNDING)
+
+
+def test_a_record_on_disk_is_that_in_memory(recorded: Recording, name: str, tmp_path: Path) -> None:
+    cascade, corpus, _ = recorded(name)
+    queries = corpus.queries[:30]
+    efforts = corpus.efforts[:2]
+    mapped, held = (
+        record(cascade, queries, corpus.own_rows[:30], corpus.widths, efforts, folder=folder)
+        for folder in (tmp_path, None)
+    )
+    for effort in efforts:
+        assert on_disk(mapped.scores[effort]) and on_disk(mapped.shortlists[effort])
+        assert not on_disk(held.scores[effort]) and not on_disk(held.shortlists[effort])
+        np.testing.assert_array_equal(mapped.shortlists[effort], held.shortlists[effort])
+        np.testing.assert_array_equal(mapped.scores[effort], held.scores[effort])
+        assert mapped.scores[effort].dtype == np.float32
+    assert not list(tmp_path.iterdir())  # the files have no name, so that none is left behind
+
+
+def test_where_no_file_can_be_written_the_record_is_in_memory(recorded: Recording, tmp_path: Path) -> None:
+    cascade, corpus, _ = recorded("flat")
+    run = record(cascade, corpus.queries[:5], None, corpus.widths, folder=tmp_path / "missing")
+    assert not on_disk(run.scores[0])
+    np.testing.assert_array_equal(run.shortlists[0], record(cascade, run.queries, None, run.widths).shortlists[0])
+
+
+def on_disk(array: npt.NDArray[np.generic]) -> bool:
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, mmap.mmap)
+
+
+@pytest.mark.parametrize("queries_at_a_time", [1, 7, QUERIES])
+def test_however_many_queries_at_a_time_the_hits_are_the_same(
+    recorded: Recording, name: str, queries_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, run = recorded(name)
+    plans = random_plans(run, 12, 4, 10, name.startswith("hnsw"))
+    whole = hits(run, plans, 10)
+    monkeypatch.setattr(calibration, "QUERIES_AT_A_TIME", queries_at_a_time)
+    np.testing.assert_array_equal(hits(run, plans, 10), whole)
 
 
 def test_order_of_the_plans_asked_for_does_not_matter(recorded: Recording, name: str) -> None:
