@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.scifact import scifact
 from benchmarks.texts import texts
@@ -15,7 +17,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, scifact, texts, memory):
+for command in (budget, adaptors, scifact, texts, memory, matryoshka):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo."""
+"""The command line: funnel build, search, explain, bench, check, demo; train and adaptor are in cli_adaptors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from funnel.cli_adaptors import adaptor, train
+from funnel.cli_options import PATH, widths
 from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -20,7 +22,6 @@ __all__ = ["cli", "main"]
 
 EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
 TEXT_SHOWN = 160  # characters of a document's text in the list of hits
-PATH = click.Path(path_type=Path)
 
 
 class _Commands(click.Group):
@@ -47,22 +48,21 @@ def cli(debug: bool) -> None:
     """
 
 
-def _dims(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of widths such as 32,64,128") from None
+cli.add_command(train)
+cli.add_command(adaptor)
 
 
 @cli.command()
 @click.argument("corpus", type=PATH)
 @click.argument("index", type=PATH)
 @click.option("--queries", type=PATH, help="Real queries that certify recall: queries.jsonl, .txt or .npy.")
+@click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): the queries they name train, the others certify.")
 @click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
-@click.option("--adaptor", default="pca", show_default=True, help="A kind of adaptor, or the folder of a saved one.")
-@click.option("--dims", callback=_dims, help="Widths to use, such as 64,128,256; the first for the coarse index.")
+@click.option(
+    "--adaptor", default="auto", show_default=True,
+    help="auto: train and choose; or a kind such as pca, or the folder of a trained one.",
+)  # fmt: skip
+@click.option("--dims", callback=widths, help="Widths to use, such as 64,128,256; the first for the coarse index.")
 @click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
 @click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
@@ -72,6 +72,7 @@ def build(
     corpus: Path,
     index: Path,
     queries: Path | None,
+    qrels: Path | None,
     encoder: str | None,
     adaptor: str,
     dims: list[int] | None,
@@ -93,6 +94,7 @@ def build(
         encoder=encoder,
         adaptor=adaptor,
         queries=None if queries is None else str(queries),
+        qrels=qrels,
         dims=dims,
         memory_mb=memory_mb,
         coarse=coarse,
@@ -105,6 +107,7 @@ def build(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over {manifest.ladder[0]} "
         f"dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
     )
+    click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
 
 
 @cli.command()

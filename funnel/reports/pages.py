@@ -36,6 +36,7 @@ figure { margin: 1.5rem 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { color: #555; font-size: .9rem; }
 .wide { overflow-x: auto; }
+.wide + .wide { margin-top: 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; white-space: nowrap; }
 tr { border-bottom: 1px solid #e3e3e3; }
@@ -98,16 +99,21 @@ def html_page(results: Results, figures: Sequence[tuple[str, bytes]] = ()) -> st
     """
     sections = [
         _head(results),
-        *(_figure(caption, data) for caption, data in figures),
+        *(figure(caption, data) for caption, data in figures),
         "<h2>Against flat search</h2>",
-        _table(comparison_rows(results), COMPARISON_COLUMNS),
+        table(comparison_rows(results), COMPARISON_COLUMNS),
         "<h2>Predicted and measured</h2>",
-        _table(budget_rows(results), PREDICTION_COLUMNS),
+        table(budget_rows(results), PREDICTION_COLUMNS),
         "<h2>The index</h2>",
         _facts(results["index"], _CAPTIONS["index"]),
         "<h2>The machine</h2>",
         _facts(results["machine"], _CAPTIONS["machine"]),
     ]
+    return page(results["title"], sections)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole page: the title, which is escaped, and sections that are HTML already."""
     return "\n".join(
         [
             "<!doctype html>",
@@ -117,7 +123,7 @@ def html_page(results: Results, figures: Sequence[tuple[str, bytes]] = ()) -> st
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-            f"<title>{escape(results['title'])}</title>",
+            f"<title>{escape(title)}</title>",
             f"<style>{_STYLE}</style>",
             "</head>",
             "<body>",
@@ -148,7 +154,8 @@ def _head(results: Results) -> str:
     )
 
 
-def _figure(caption: str, data: bytes) -> str:
+def figure(caption: str, data: bytes) -> str:
+    """A PNG within the page, its caption escaped. Raises InputError where the data are no PNG."""
     if not data.startswith(PNG_SIGNATURE):
         raise InputError(f"the figure {caption!r} is not a PNG; pass the bytes of a PNG file")
     text = escape(caption)
@@ -157,7 +164,8 @@ def _figure(caption: str, data: bytes) -> str:
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    """A table as HTML, every cell escaped."""
     shown = shown_columns(rows, columns)
     head = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in shown)
     body = "\n".join(

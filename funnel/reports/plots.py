@@ -69,16 +69,18 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
     """
     if not results["funnel"]:
         raise InputError("the results hold no budgets; measure at least one recall target")
-    figure, axes = _new_figure()
+    figure = new_figure()
+    axes = figure.add_axes((0.08, 0.115, 0.895, 0.70))
     _frame(axes, results)
     for series in _SERIES:
         _curve(axes, results, series)
     _titles(figure, axes, results)
     place_labels(figure, axes, _labels(results), _curve_points(results))
-    figure.savefig(os.fspath(path), metadata={"Software": "funnel-retrieval"})
+    save_figure(figure, path)
 
 
-def _new_figure() -> tuple["Figure", "Axes"]:
+def new_figure(size: tuple[float, float] = FIGURE_SIZE) -> "Figure":
+    """An empty white figure of a size in inches. Raises MissingPackageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -86,9 +88,14 @@ def _new_figure() -> tuple["Figure", "Axes"]:
         raise MissingPackageError(
             "plots need matplotlib; install it with: pip install 'funnel-retrieval[demo]'"
         ) from error
-    figure = Figure(figsize=FIGURE_SIZE, dpi=DOTS_PER_INCH, facecolor="white")
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, figure.add_axes((0.08, 0.115, 0.895, 0.70))
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a PNG whose bytes depend on the figure alone."""
+    figure.savefig(os.fspath(path), metadata={"Software": "funnel-retrieval"})
 
 
 def _stretch(recall: float) -> float:
@@ -149,12 +156,12 @@ def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
         zorder=3,
         label="flat search",
     )
-    _heading(figure, 0.955, results["title"], 15, TEXT, "bold")
+    heading(figure, 0.955, results["title"], 15, TEXT, "bold")
     facts = (
         f"{index['rows']:,} × {index['dim']} · {index['coarse']} · {machine['threads']} threads, "
         f"{machine['device']} · {results['n_queries']:,} queries · {index['certificate']}"
     )
-    _heading(figure, 0.91, facts, 10.5, FLAT_COLOUR, "normal")
+    heading(figure, 0.91, facts, 10.5, FLAT_COLOUR, "normal")
     figure.legend(
         loc="upper right",
         bbox_to_anchor=(0.985, 0.9),
@@ -173,7 +180,7 @@ def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
     )
 
 
-def _heading(figure: "Figure", height: float, text: str, size: float, colour: str, weight: str) -> None:
+def heading(figure: "Figure", height: float, text: str, size: float, colour: str, weight: str) -> None:
     """A line at the left edge, made smaller where it would run over the right one."""
     line = figure.text(MARGIN, height, text, fontsize=size, color=colour, weight=weight, parse_math=False)
     room = (1 - 2 * MARGIN) * figure.bbox.width

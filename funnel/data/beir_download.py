@@ -1,0 +1,72 @@
+"""BEIR's public data sets, fetched by beir's own download."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from funnel.errors import InputError, MissingPackageError
+
+__all__ = ["BEIR_NAMES", "beir_folder"]
+
+# Where the README of beir 2.2 says its data sets lie, and those that its table offers for download as one folder.
+URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
+BEIR_NAMES = (
+    "arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "quora",
+    "scidocs", "scifact", "trec-covid", "webis-touche2020",
+)  # fmt: skip
+CORPUS_FILE = "corpus.jsonl"
+
+
+def beir_folder(name: str, folder: str | os.PathLike[str]) -> Path:
+    """The folder of a BEIR data set, downloaded where it is not there yet.
+
+    Args:
+        name: one of BEIR_NAMES.
+        folder: where data sets are kept; the set comes to lie in `folder/name`.
+
+    Raises:
+        InputError: the name is not known; or the set cannot be fetched, with what to do then.
+        MissingPackageError: beir is not installed.
+    """
+    if name not in BEIR_NAMES:
+        raise InputError(f"{name!r} is no BEIR set that can be downloaded; choose one of {', '.join(BEIR_NAMES)}")
+    there = Path(folder) / name
+    if (there / CORPUS_FILE).is_file():
+        return there
+    util = _beir_util()
+    url = URL.format(name=name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # beir takes any file that lies under the name for a whole one, so a failed download must leave none.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        try:
+            fetched = Path(util.download_and_unzip(url, temporary))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"the BEIR set {name!r} could not be downloaded from {url} ({_said(error)}); check the network, or "
+                f"fetch and unzip it elsewhere and give its folder with --data, or put it at {there}"
+            ) from error
+        if not (fetched / CORPUS_FILE).is_file():
+            raise InputError(f"what {url} gave for {name!r} holds no {CORPUS_FILE}; give the set's folder with --data")
+        os.replace(fetched, there)
+    return there
+
+
+def _beir_util() -> Any:
+    try:
+        from beir import util
+    except ImportError as error:
+        raise MissingPackageError(
+            "downloading BEIR sets needs beir; install it with: pip install 'funnel-retrieval[beir]'"
+        ) from error
+    return util
+
+
+def _said(error: BaseException) -> str:
+    """The first cause of an error, which says what happened in one line."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split()) or type(error).__name__
