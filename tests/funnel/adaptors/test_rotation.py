@@ -8,7 +8,7 @@ from tests.funnel.adaptors.clusters import clustered
 
 SHORT = Recipe(
     phases=(Phase("unsupervised", {"distillation": 1.0}, steps=60, learning_rate=3e-3),),
-    batch=64, near=16, random=64, anchors=1_024, evaluate_every=20,
+    batch=64, near=16, random=64, anchors=1_024, evaluate_every=20, patience=2,
 )  # fmt: skip
 
 
