@@ -16,6 +16,7 @@ def test_default_widths_rise_and_leave_room(dim):
 def test_default_widths_of_the_usual_models():
     assert default_widths(384) == (32, 48, 64, 96, 128, 192)
     assert default_widths(256) == (32, 48, 64, 96, 128)
+    assert default_widths(1536) == (32, 48, 64, 96, 128, 192, 256)
     assert default_widths(20) == (10,)
 
 
