@@ -124,7 +124,7 @@ def train_adaptor(
         corpus: as of `FunnelIndex.build`: texts, which are encoded once and kept in the cache, or vectors.
         out: the folder to write.
         kind: "auto", "rotation", "mlp", "deep-mlp" or "attention".
-        dims: widths to train for; default: half octaves up to half of d.
+        dims: widths to train for; default: half octaves up to half of d or 256.
         queries: real queries; without judgements they are only held out, to stop and to choose by.
         qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
             phase.

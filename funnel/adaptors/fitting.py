@@ -78,7 +78,7 @@ def fit_adaptor(
     Args:
         kind: "rotation", "mlp", "deep-mlp" or "attention".
         sample: float [n, d], or chunks of such rows; with judgements, all documents, in the order their numbers mean.
-        dims: widths to train for; default: half octaves up to half of d.
+        dims: widths to train for; default: half octaves up to half of d or 256.
         judged: queries with relevant documents, for the supervised phase.
         queries: float [q, d], real queries to be held out in place of rows.
         recipe: losses, weights and steps; default: the kind's own.

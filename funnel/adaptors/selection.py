@@ -80,7 +80,7 @@ def choose_adaptor(
 
     Args:
         sample: float [n, d], or chunks of such rows; with judgements, all documents.
-        dims: widths compared; default: half octaves up to half of d.
+        dims: widths compared; default: half octaves up to half of d or 256.
         judged: queries with relevant documents.
         queries: float [q, d], real queries to be held out in place of rows.
         recipes: by kind, in place of the default ones.

@@ -11,8 +11,8 @@ from funnel.errors import InputError
 
 __all__ = ["checked_widths", "default_widths"]
 
-# Steps of half an octave from the narrowest prefix worth a coarse index; wider than half of the full width, or than 256,
-# nothing is left to win by training (PCA holds .99 of the neighbours there), and a step costs by the widest.
+# Steps of half an octave from the narrowest prefix worth a coarse index; wider than half of the full width, or than
+# 256, nothing is left to win by training (PCA holds .99 of the neighbours there), and a step costs by the widest.
 NARROWEST, WIDEST = 32, 256
 STEPS = (1.0, 1.5)
 
@@ -31,6 +31,6 @@ def checked_widths(dims: Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def default_widths(dim: int) -> tuple[int, ...]:
-    """Widths to train for: half octaves from 32 up to half of dim or 256; at least one, below dim where there is room."""
+    """Widths to train for: half octaves from 32 up to half of dim or 256; at least one, below dim if there is room."""
     widths = [int(NARROWEST * 2**octave * step) for octave in range(32) for step in STEPS]
     return tuple(width for width in widths if width <= min(dim / 2, WIDEST)) or (max(1, dim // 2),)

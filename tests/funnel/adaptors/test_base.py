@@ -53,9 +53,7 @@ def test_checksums_tell_adaptors_apart():
 
 
 def test_an_unknown_kind_is_answered_with_those_known():
-    with pytest.raises(
-        InputError, match="'magic' is not known; choose one of attention, deep-mlp, identity"
-    ):
+    with pytest.raises(InputError, match="'magic' is not known; choose one of attention, deep-mlp, identity"):
         make_adaptor("magic", rows())
 
 
