@@ -1,7 +1,8 @@
 """Adaptive funnel retrieval: say what you need of a search, and the engine picks how."""
 
 from funnel.errors import BudgetError, FunnelError
-from funnel.index import FunnelIndex, Hit
+from funnel.hits import Hit
+from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.budget import Budget
 

@@ -16,7 +16,8 @@ from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
-    from funnel.index import FunnelIndex, Hit
+    from funnel.hits import Hit
+    from funnel.index import FunnelIndex
 
 __all__ = ["cli", "main"]
 

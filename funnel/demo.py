@@ -8,7 +8,8 @@ from pathlib import Path
 
 from funnel.data.encoding import DEFAULT_ENCODER
 from funnel.data.pydocs import python_documents
-from funnel.index import FunnelIndex, Hit
+from funnel.hits import Hit
+from funnel.index import FunnelIndex
 from funnel.reports.bench import bench, held_out_queries
 from funnel.reports.explained import budgets_table, explain_budgets
 from funnel.reports.write import write_results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
+from funnel.asking import explicit_plan, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
-from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
+from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.queries import QueriesSource
-from funnel.errors import EncoderError, InputError
+from funnel.errors import InputError
 from funnel.explanation import Explanation, stage_lines
+from funnel.hits import Answers, Hit, Hits, Served
 from funnel.opening import Opened, open_generation
-from funnel.plan import Plan
+from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
+from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher, device_of
 from funnel.storage import IndexFolder, Manifest
 
-__all__ = ["FunnelIndex", "Hit"]
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One result: the user's id, the cosine to the query, and the document where the index holds one."""
-
-    id: str | int
-    score: float
-    title: str = ""
-    text: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+__all__ = ["FunnelIndex"]
 
 
 class FunnelIndex:
@@ -46,8 +37,9 @@ class FunnelIndex:
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
         self.path = path
         self._opened = opened
-        self._encoder = encoder
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        device = str(opened.searcher.cascade.store.device)
+        self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
+        self._choices: dict[tuple[object, ...], Served] = {}
 
     @classmethod
     def build(
@@ -126,19 +118,19 @@ class FunnelIndex:
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
-    ) -> list[Hit] | list[list[Hit]]:
-        """The k nearest documents: list[Hit] for one query, a list of lists for several.
+    ) -> Hits | list[Hits]:
+        """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
         query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
-        or an explicit plan; none of them: recall 0.95.
+        or an explicit plan; none of them: recall 0.95. Each list says in `served` how it was found.
 
         Raises BudgetError when no plan meets the budget, InputError, EncoderError.
         """
-        texts, vectors, single = self._read_query(query)
+        texts, vectors, single = read_query(query, self.dim)
         if vectors is None:
             vectors = self.encode_queries(texts or [])
-        scores, positions = self._search(vectors, k, recall, latency_ms, budget, plan, texts is not None)
-        hits = self._hits(scores, positions)
+        scores, positions, served = self._search(vectors, k, recall, latency_ms, budget, plan, texts is not None)
+        hits = self._hits(scores, positions, served)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -150,16 +142,14 @@ class FunnelIndex:
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    ) -> Answers:
         """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
         queries: [n_queries, d]. ids are int64, or str in an object array. Raises as `search` does.
         """
-        rows = as_array(queries)
-        if rows is None:
-            rows = _numbers(queries)
-        scores, positions = self._search(rows, k, recall, latency_ms, budget, plan, False)
-        return self._searcher.ids.at(positions), scores
+        rows = read_vectors(queries)
+        scores, positions, served = self._search(rows, k, recall, latency_ms, budget, plan, False)
+        return Answers(self._searcher.ids.at(positions), scores, served)
 
     def explain(
         self,
@@ -177,7 +167,7 @@ class FunnelIndex:
         k = check_k(k, len(self))
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch is {batch!r}; expected a whole number from 1")
-        searcher, wanted = self._searcher, _budget(recall, latency_ms, budget)
+        searcher, wanted = self._searcher, wanted_budget(recall, latency_ms, budget)
         choice = searcher.choose(wanted, k, batch)
         size = batch_class(batch)
         latency = searcher.measured(choice.plan, k, size)
@@ -203,7 +193,7 @@ class FunnelIndex:
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
-        return self._load_encoder().encode_query(texts)
+        return self._encoder.encode(texts)
 
     def document_ids(self) -> Iterator[str | int]:
         """The ids in the document store, in input order; none where the index holds bare vectors."""
@@ -265,20 +255,20 @@ class FunnelIndex:
         budget: Budget | None,
         plan: Plan | Explanation | None,
         from_text: bool,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served]:
         searcher = self._searcher
         k = check_k(k, searcher.rows)
         if vectors.ndim == 2 and not len(vectors):
-            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
+            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0)
         prepared = searcher.prepare(vectors)
         if plan is None:
-            chosen = self._plan(k, len(prepared), recall, latency_ms, budget, from_text)
+            served = self._choice(k, len(prepared), recall, latency_ms, budget, from_text)
         else:
-            chosen = _explicit(plan, recall, latency_ms, budget)
-            searcher.check(chosen, k)
-        return searcher.run(prepared, chosen, k)
+            served = self._explicit(explicit_plan(plan, recall, latency_ms, budget), k)
+        scores, positions = searcher.run(prepared, served.plan, k)
+        return scores, positions, served
 
-    def _plan(
+    def _choice(
         self,
         k: int,
         n_queries: int,
@@ -286,71 +276,42 @@ class FunnelIndex:
         latency_ms: float | None,
         budget: Budget | None,
         from_text: bool,
-    ) -> Plan:
-        """The plan of a budget, remembered under what the user wrote: a budget is checked once, not every call."""
+    ) -> Served:
+        """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         key = (k, batch_class(n_queries), recall, latency_ms, budget, from_text)
-        plan = self._plans.get(key)
-        if plan is None:
-            chosen = self._searcher.choose(_budget(recall, latency_ms, budget), k, n_queries, from_text)
-            plan = self._plans[key] = chosen.plan
-        return plan
+        served = self._choices.get(key)
+        if served is None:
+            wanted = wanted_budget(recall, latency_ms, budget)
+            choice = self._searcher.choose(wanted, k, n_queries, from_text)
+            served = self._choices[key] = Served(choice.plan, choice.certificate.estimate)
+        return served
 
-    def _hits(self, scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int64]) -> list[list[Hit]]:
+    def _explicit(self, plan: Plan, k: int) -> Served:
+        """A plan of the user's own, checked."""
+        key = (plan, k)
+        served = self._choices.get(key)
+        if served is None:
+            self._searcher.check(plan, k)
+            served = self._choices[key] = Served(plan, self._searcher.estimate(plan, k))
+        return served
+
+    def _hits(self, scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], served: Served) -> list[Hits]:
         documents = self._opened.documents
         if documents is None:
             ids = self._searcher.ids.at(positions)
             return [
-                [Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0]
+                Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), served)
                 for row in zip(ids, scores, positions, strict=True)
             ]
         result = []
         for row_scores, row in zip(scores, positions, strict=True):
             found = row[row >= 0]
-            result.append(
-                [
-                    Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
-                    for document, score in zip(documents.get(found), row_scores, strict=False)
-                ]
+            hits = (
+                Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
+                for document, score in zip(documents.get(found), row_scores, strict=False)
             )
+            result.append(Hits(hits, served))
         return result
-
-    def _read_query(self, query: Any) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
-        """Texts or vectors, and whether it was a single query."""
-        if isinstance(query, str):
-            return [query], None, True
-        array = as_array(query)
-        if array is None:
-            items = list(query) if isinstance(query, Sequence) else None
-            if items is None:
-                raise InputError(f"query is a {type(query).__name__}; expected a text, a vector, or a list of either")
-            if items and all(isinstance(item, str) for item in items):
-                return items, None, False
-            if not items:
-                return None, np.empty((0, self.dim), dtype=np.float32), False
-            array = _numbers(items)
-        if array.ndim == 1:
-            return None, array[None, :], True
-        return None, array, False
-
-    def _load_encoder(self) -> Encoder:
-        if self._encoder is None:
-            settings = self.manifest.settings
-            name = settings["encoder"]
-            if name is None:
-                raise EncoderError(
-                    "this index was built from vectors, so it cannot read texts; search with a vector, or open it "
-                    "with encoder="
-                )
-            if not settings["encoder_reopenable"]:
-                raise EncoderError(
-                    f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
-                )
-            exact = bool(settings["exact_encoding"])
-            self._encoder = load_encoder(str(name), exact=exact, device=str(self._searcher.cascade.store.device))
-        self._encoder = load_encoder(self._encoder)
-        if self._encoder.dim != self.dim:
-            raise EncoderError(f"the encoder gives {self._encoder.dim} dims, the index holds {self.dim}")
-        return self._encoder
 
 
 def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
@@ -358,31 +319,6 @@ def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, d
     if encoder is None and corpus.has_vectors:
         return None
     return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
-
-
-def _budget(recall: float | None, latency_ms: float | None, budget: Budget | None) -> Budget:
-    if budget is None:
-        return Budget(recall, latency_ms)
-    if recall is not None or latency_ms is not None:
-        raise InputError("give either budget, or recall and latency_ms, not both")
-    return budget
-
-
-def _explicit(plan: Plan | Explanation, recall: float | None, latency_ms: float | None, budget: Budget | None) -> Plan:
-    if recall is not None or latency_ms is not None or budget is not None:
-        raise InputError("give either a plan or a budget, not both")
-    chosen = plan.plan if isinstance(plan, Explanation) else plan
-    if not isinstance(chosen, Plan):
-        raise InputError(f"plan is a {type(plan).__name__}; expected a Plan, such as FLAT, or what explain gave")
-    return chosen
-
-
-def _numbers(items: Any) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(items, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError("queries must be texts only, or numbers in rows of one length") from error
-    return array
 
 
 def _plain(value: Any) -> str | int:

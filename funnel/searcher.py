@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -118,6 +120,15 @@ class Searcher:
             raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
         if plan.survivors < k:
             raise InputError(f"plan {plan} keeps {plan.survivors} candidates for full width, fewer than k={k}")
+
+    def estimate(self, plan: Plan, k: int) -> float:
+        """Mean recall@k of a plan on the calibration queries; NaN where it is not among those on record for k."""
+        if plan.is_flat:
+            return 1.0
+        frontier = None if self.calibration is None else self.calibration.frontiers.get(k)
+        if frontier is None or plan not in frontier.plans:
+            return math.nan
+        return float(frontier.recalls(frontier.plans.index(plan)).mean())
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
         """Run whole calls of `batch` queries and time them. Milliseconds."""

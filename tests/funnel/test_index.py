@@ -251,6 +251,14 @@ def test_explain_is_what_search_runs(graph: FunnelIndex, unseen: np.ndarray) -> 
     assert str(explained.plan) in str(explained)
 
 
+def test_answers_say_how_they_were_found(graph: FunnelIndex, unseen: np.ndarray) -> None:
+    explained = graph.explain(recall=0.9, batch=256)
+    answers = graph.search_vectors(unseen[:200], recall=0.9)
+    assert answers.served.plan == explained.plan
+    assert answers.served.estimated_recall == pytest.approx(explained.recall)
+    assert graph.search(unseen[0], plan=FLAT).served.estimated_recall == 1.0  # type: ignore[union-attr]
+
+
 def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:
     truth, _ = brute_force(rows, unseen[:20], 10)
     flat, _ = graph.search_vectors(unseen[:20], 10, plan=FLAT)

@@ -1,0 +1,71 @@
+"""What a call of search asks for: queries as the user gives them, and a budget or a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.data.corpus import as_array
+from funnel.errors import InputError
+from funnel.explanation import Explanation
+from funnel.plan import Plan
+from funnel.planning.budget import Budget
+
+__all__ = ["explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+
+
+def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
+    """Texts or vectors [n, d], and whether it was a single query. InputError for what is neither."""
+    if isinstance(query, str):
+        return [query], None, True
+    array = as_array(query)
+    if array is None:
+        items = list(query) if isinstance(query, Sequence) else None
+        if items is None:
+            raise InputError(f"query is a {type(query).__name__}; expected a text, a vector, or a list of either")
+        if items and all(isinstance(item, str) for item in items):
+            return items, None, False
+        if not items:
+            return None, np.empty((0, dim), dtype=np.float32), False
+        array = _numbers(items)
+    if array.ndim == 1:
+        return None, array[None, :], True
+    return None, array, False
+
+
+def read_vectors(queries: Any) -> npt.NDArray[Any]:
+    """Vectors only: an array, a tensor, or rows of numbers."""
+    rows = as_array(queries)
+    return _numbers(queries) if rows is None else rows
+
+
+def wanted_budget(recall: float | None, latency_ms: float | None, budget: Budget | None) -> Budget:
+    """The budget that was asked for, in one way or the other. InputError for both."""
+    if budget is None:
+        return Budget(recall, latency_ms)
+    if recall is not None or latency_ms is not None:
+        raise InputError("give either budget, or recall and latency_ms, not both")
+    return budget
+
+
+def explicit_plan(
+    plan: Plan | Explanation, recall: float | None, latency_ms: float | None, budget: Budget | None
+) -> Plan:
+    """The plan that was asked for. InputError where a budget came with it, or it is none."""
+    if recall is not None or latency_ms is not None or budget is not None:
+        raise InputError("give either a plan or a budget, not both")
+    chosen = plan.plan if isinstance(plan, Explanation) else plan
+    if not isinstance(chosen, Plan):
+        raise InputError(f"plan is a {type(plan).__name__}; expected a Plan, such as FLAT, or what explain gave")
+    return chosen
+
+
+def _numbers(items: Any) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(items, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError("queries must be texts only, or numbers in rows of one length") from error
+    return array

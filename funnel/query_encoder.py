@@ -1,0 +1,52 @@
+"""The encoder of an opened index, loaded when the first text comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.data.encoding import Encoder, EncoderSource, load_encoder
+from funnel.errors import EncoderError
+
+__all__ = ["QueryEncoder"]
+
+
+class QueryEncoder:
+    """Encodes query texts for one index.
+
+    given: the encoder the user gave, or None. settings: of the manifest; they name the encoder of the build. dim: the
+    width of the index. device: where a model is loaded.
+    """
+
+    def __init__(self, given: EncoderSource | Encoder | None, settings: Mapping[str, object], dim: int, device: str):
+        self._encoder = given
+        self._settings = settings
+        self._dim = dim
+        self._device = device
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors [n, d]. Raises EncoderError."""
+        return self.load().encode_query(texts)
+
+    def load(self) -> Encoder:
+        """The encoder itself. Raises EncoderError where there is none, or it is of another width."""
+        loaded = load_encoder(self._by_name() if self._encoder is None else self._encoder)
+        if loaded.dim != self._dim:
+            raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
+        self._encoder = loaded
+        return loaded
+
+    def _by_name(self) -> Encoder:
+        name = self._settings["encoder"]
+        if name is None:
+            raise EncoderError(
+                "this index was built from vectors, so it cannot read texts; search with a vector, or open it "
+                "with encoder="
+            )
+        if not self._settings["encoder_reopenable"]:
+            raise EncoderError(
+                f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
+            )
+        return load_encoder(str(name), exact=bool(self._settings["exact_encoding"]), device=self._device)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from funnel import FLAT, Budget
+from funnel.asking import explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.errors import InputError
+
+
+def test_texts_and_vectors_one_or_several() -> None:
+    assert read_query("a", 2) == (["a"], None, True)
+    assert read_query(["a", "b"], 2) == (["a", "b"], None, False)
+    for query, single in (([1.0, 0.0], True), ([[1.0, 0.0]], False), (np.ones(2), True), (np.ones((1, 2)), False)):
+        texts, vectors, alone = read_query(query, 2)
+        assert texts is None
+        assert vectors is not None
+        assert vectors.shape == (1, 2)
+        assert alone is single
+
+
+def test_no_queries_are_no_rows() -> None:
+    texts, vectors, single = read_query([], 5)
+    assert (texts, single) == (None, False)
+    assert vectors is not None
+    assert vectors.shape == (0, 5)
+
+
+@pytest.mark.parametrize("query", [None, 3, ["a", 1.0], [[1.0], [1.0, 2.0]]])
+def test_what_is_neither_is_refused(query: object) -> None:
+    with pytest.raises(InputError, match=r"quer(y|ies)"):
+        read_query(query, 2)
+
+
+def test_vectors_as_lists() -> None:
+    assert read_vectors([[1.0, 2.0]]).shape == (1, 2)
+
+
+def test_a_budget_one_way_or_the_other() -> None:
+    assert wanted_budget(0.9, None, None) == Budget(0.9)
+    assert wanted_budget(None, None, Budget(latency_ms=2)) == Budget(latency_ms=2)
+    with pytest.raises(InputError, match="not both"):
+        wanted_budget(0.9, None, Budget(0.9))
+    with pytest.raises(InputError, match="not both"):
+        explicit_plan(FLAT, 0.9, None, None)
+    with pytest.raises(InputError, match="expected a Plan"):
+        explicit_plan("flat", None, None, None)  # type: ignore[arg-type]
