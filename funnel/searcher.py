@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +103,7 @@ class Searcher:
         if self._planner is None:
             if self.calibration is None:
                 raise InputError("this index has no calibration")
-            self._planner = Planner(self.calibration, self._costs(self.calibration), self.latency)
+            self._planner = Planner(self.calibration, self._costs(self.calibration), _without_cycle(self))
         return self._planner
 
     def choose(self, budget: Budget, k: int, n_queries: int, from_text: bool = False) -> Choice:
@@ -176,6 +178,18 @@ class _Timed:
 
     def __call__(self, number: int) -> object:
         return self._searcher.whole_call(self._batches[number % len(self._batches)], self._plan, self._k)
+
+
+def _without_cycle(searcher: Searcher) -> Callable[[Plan, int, int], Latency]:
+    """searcher.latency for its own planner: were they to hold each other, the coarse index would outlive its use."""
+    reference = weakref.ref(searcher)
+
+    def latency(plan: Plan, k: int, batch: int) -> Latency:
+        alive = reference()
+        assert alive is not None, "a planner is asked through its searcher"
+        return alive.latency(plan, k, batch)
+
+    return latency
 
 
 def _exact_certificate(budget: Budget, k: int) -> Certificate:

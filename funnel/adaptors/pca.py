@@ -14,8 +14,8 @@ from funnel.adaptors.base import Sample, chunks_of, register
 from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.errors import InputError
 
-# Rows converted to float64 at a time: 25 MB at 384 dimensions, enough for the product to run at full speed.
-BLOCK_ROWS = 8192
+# Cells converted to float64 at a time, 16 MB: with 1,365 rows at 1,536 dimensions the product still runs at full speed.
+BLOCK_CELLS = 2_097_152
 # So many offending rows are named in an error.
 ROWS_NAMED = 5
 
@@ -70,8 +70,9 @@ class SecondMoment:
         """
         if chunk.ndim != 2 or chunk.shape[1] != self.dim:
             raise InputError(f"a chunk of shape {chunk.shape} was given; expected (rows, {self.dim})")
-        for start in range(0, len(chunk), BLOCK_ROWS):
-            self._add(chunk[start : start + BLOCK_ROWS].astype(np.float64))
+        size = max(1, BLOCK_CELLS // self.dim)
+        for start in range(0, len(chunk), size):
+            self._add(chunk[start : start + size].astype(np.float64))
 
     def matrix(self) -> NDArray[np.float64]:
         """XᵀX / n, float64 [dim, dim].

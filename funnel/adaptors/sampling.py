@@ -74,6 +74,11 @@ def distinct_numbers(rows: torch.Tensor) -> torch.Tensor:
     return torch.tensor(sorted(first.values()), dtype=torch.int64)
 
 
+def _scaled_in_place(rows: torch.Tensor) -> torch.Tensor:
+    """As `scaled`, without a second copy of rows [n, d] that nobody else holds."""
+    return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(torch.finfo(rows.dtype).tiny))
+
+
 class TrainingSet:
     """Rows, anchors and held-out queries of one training.
 
@@ -112,18 +117,20 @@ class TrainingSet:
         asked = None if queries is None or len(queries) < LEAST_ROWS else scaled(checked_rows(queries))
         count = min(HELD_OUT, round(HELD_OUT_SHARE * len(shuffled))) if asked is None else 0
         self._trained = shuffled[2 * count :]
-        against = scaled(rows[self._trained[:COMPARED_ROWS]])
         held = scaled(rows[shuffled[: 2 * count]]) if asked is None else self._drawn(asked)
+        if judged is None:  # one copy of the rows, which all that follows looks into
+            self.rows = _scaled_in_place(rows[self._trained])
+            self._trained = torch.arange(len(self.rows))
+            against = self.rows[:COMPARED_ROWS]
+        else:
+            self.rows = scaled(rows)
+            against = self.rows[self._trained[:COMPARED_ROWS]]
         self.held_out = HeldOutRows.of(held[::2], against)
         self.compared = HeldOutRows.of(held[1::2], against)
         self.judged: Judged | None = None
         self.held_out_judged: HeldOutJudged | None = None
         self.compared_judged: HeldOutJudged | None = None
-        if judged is None:
-            self.rows = scaled(rows[self._trained])
-            self._trained = torch.arange(len(self.rows))
-        else:
-            self.rows = scaled(rows)
+        if judged is not None:
             self._split(judged)
         self._anchors, self._near = self._neighbours()
         self._order, self._next = torch.empty(0, dtype=torch.int64), 0

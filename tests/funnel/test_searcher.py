@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -44,6 +47,18 @@ def test_ids_are_of_the_input_order(searcher: Searcher) -> None:
 def test_costs_of_this_machine_are_kept(searcher: Searcher) -> None:
     assert searcher.calibration is not None
     assert again(searcher).planner.costs is searcher.calibration.costs
+
+
+def test_a_searcher_goes_without_the_garbage_collector(searcher: Searcher) -> None:
+    used = again(searcher)
+    used.choose(Budget(0.9), 10, 1)
+    gone = weakref.ref(used)
+    gc.disable()
+    try:
+        del used
+        assert gone() is None  # and the coarse index, the largest thing in memory, with it
+    finally:
+        gc.enable()
 
 
 def test_costs_of_another_machine_are_measured_again(searcher: Searcher) -> None:

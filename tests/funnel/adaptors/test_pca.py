@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,8 +68,19 @@ def test_sums_are_kept_in_float64():
 def test_blocks_do_not_change_the_sum(monkeypatch):
     rows = unit_rows(50, 6, seed=2)
     whole = PCA.fit(rows).matrix.numpy()
-    monkeypatch.setattr(pca_module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(pca_module, "BLOCK_CELLS", 7 * 6)
     np.testing.assert_allclose(PCA.fit(rows).matrix.numpy(), whole, atol=1e-6)
+
+
+def test_memory_of_a_sum_does_not_grow_with_the_rows(monkeypatch):
+    monkeypatch.setattr(pca_module, "BLOCK_CELLS", 131_072)  # 1 MB as float64
+    rows = np.tile(unit_rows(4_000, 64, seed=3), (1, 16))  # 33 MB as float64
+    moment = SecondMoment(rows.shape[1])
+    tracemalloc.start()
+    moment.update(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * rows.shape[1] ** 2 + 4_000_000  # the product that is added, and a few blocks
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -26,6 +26,15 @@ def test_held_out_rows_are_never_trained_on():
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
 
 
+def test_the_rows_are_copied_once():
+    rows = 3 * clustered(400, 12)
+    given = rows.copy()
+    data = TrainingSet(rows, RECIPE, 4)
+    assert data.compared.rows.data_ptr() == data.held_out.rows.data_ptr() == data.rows.data_ptr()
+    np.testing.assert_array_equal(rows, given)
+    np.testing.assert_allclose(data.rows.norm(dim=1), 1, atol=1e-6)
+
+
 def test_real_queries_are_held_out_in_place_of_rows():
     rows, queries = clustered(400, 12), clustered(50, 12, seed=1)
     data = TrainingSet(rows, RECIPE, 4, queries=queries)
