@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
 from funnel.plan import Plan
+from funnel.planning.arrays import map_arrays, write_arrays
 from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
@@ -79,13 +79,13 @@ class Calibration:
             return self.frontiers[k]
 
     def runs(self) -> tuple[Run, Run | None]:
-        """The recorded runs, read from disk when they are not in memory."""
+        """The recorded runs; where the calibration was loaded they stay in their file, mapped."""
         if self.corpus is None:
             if self.folder is None:
                 raise DamagedIndexError("this calibration has no record of its runs; build the index again")
-            with _arrays(self.folder / ARRAYS_NAME) as arrays:
-                self.corpus = _run(arrays, "corpus", self.folder)
-                self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
+            arrays = map_arrays(self.folder / ARRAYS_NAME)
+            self.corpus = _run(arrays, "corpus", self.folder)
+            self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
         return self.corpus, self.queries
 
     def save(self, folder: Path) -> None:
@@ -96,8 +96,7 @@ class Calibration:
             arrays[f"frontier/{k}/corpus"] = frontier.corpus_hits
             if frontier.query_hits is not None:
                 arrays[f"frontier/{k}/queries"] = frontier.query_hits
-        with (folder / ARRAYS_NAME).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_arrays(folder / ARRAYS_NAME, arrays)
         plans = {str(k): [plan.to_json() for plan in frontier.plans] for k, frontier in self.frontiers.items()}
         record = {
             "by_effort": self.by_effort,
@@ -123,16 +122,16 @@ class Calibration:
         try:
             record = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
             certifies = record["n_queries"] > 0
-            with _arrays(folder / ARRAYS_NAME) as arrays:
-                frontiers = {
-                    int(k): Frontier(
-                        int(k),
-                        tuple(Plan.from_json(plan) for plan in plans),
-                        arrays[f"frontier/{k}/corpus"],
-                        arrays[f"frontier/{k}/queries"] if certifies else None,
-                    )
-                    for k, plans in record["plans"].items()
-                }
+            arrays = map_arrays(folder / ARRAYS_NAME)
+            frontiers = {
+                int(k): Frontier(
+                    int(k),
+                    tuple(Plan.from_json(plan) for plan in plans),
+                    arrays[f"frontier/{k}/corpus"],
+                    arrays[f"frontier/{k}/queries"] if certifies else None,
+                )
+                for k, plans in record["plans"].items()
+            }
             return cls(
                 costs=Costs.from_json(record["costs"]),
                 by_effort=bool(record["by_effort"]),
@@ -148,13 +147,6 @@ class Calibration:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error
-
-
-def _arrays(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
 
 
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
@@ -182,7 +174,7 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             shortlists={effort: arrays[f"{name}/shortlist/{effort}"] for effort in efforts},
             scores={effort: arrays[f"{name}/scores/{effort}"] for effort in efforts},
         )
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError) as error:
         raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error
 
 
