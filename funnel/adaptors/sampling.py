@@ -25,6 +25,7 @@ HELD_OUT_JUDGED = 500  # judged queries held out, at most
 HELD_OUT_JUDGED_SHARE = 0.15
 ANSWERS = 4  # of each judged query in a step: some have dozens
 HARD_NEGATIVES = 32  # at the top of each query's ranking at full width
+ANCHORS_AT_A_TIME = 1_024  # copied to search for their neighbours
 NAMED = 5
 
 
@@ -207,5 +208,6 @@ class TrainingSet:
         anchors = self._trained[drawn]
         searched = self.rows if len(self._trained) == len(self.rows) else self.rows[self._trained]
         near = min(self._recipe.near, len(searched) - 1)
-        found = nearest(self.rows[anchors], searched, near, own=drawn)[1]
+        parts = zip(anchors.split(ANCHORS_AT_A_TIME), drawn.split(ANCHORS_AT_A_TIME), strict=True)
+        found = torch.cat([nearest(self.rows[part], searched, near, own=own)[1] for part, own in parts])
         return anchors, self._trained[found]
