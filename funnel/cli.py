@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,16 +139,24 @@ def search(
         raise InputError("give either a text or --vector, not both")
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
-    if not as_json:
-        click.echo(_promise(opened, k, recall, latency_ms, 1 if vectors is None else len(vectors)), err=True)
+    promise = None if as_json else _promise(opened, k, recall, latency_ms, 1 if vectors is None else len(vectors))
     if vectors is not None:
         found: Any = opened.search(vectors, k, recall=recall, latency_ms=latency_ms)
+        _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
         found = opened.search(line, k, recall=recall, latency_ms=latency_ms)
+        _say(promise)
+        promise = None
         _show(line, found, as_json)
+
+
+def _say(promise: str | None) -> None:
+    """Say it once there are hits it holds for, so that an error stays one line."""
+    if promise is not None:
+        click.echo(promise, err=True)
 
 
 def _promise(index: FunnelIndex, k: int, recall: float | None, latency_ms: float | None, batch: int) -> str:
@@ -274,4 +283,10 @@ def demo(index: Path, out: Path, documents: int | None) -> None:
 
 def main() -> None:
     """The console script."""
+    warnings.showwarning = _show_warning
     cli()
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """One line, as errors are, and not where in the source it was raised."""
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

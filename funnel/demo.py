@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from funnel.data.encoding import DEFAULT_ENCODER
 from funnel.data.pydocs import python_documents
 from funnel.hits import Hit
@@ -32,7 +34,8 @@ def run_demo(index_path: Path, report: Path, documents: int | None, say: Callabl
     """
     started = time.perf_counter()
     say("Reading the docstrings of the standard library and the installed packages (nothing is imported or run)")
-    corpus = list(python_documents(DOCUMENTS if documents is None else documents))
+    limit = DOCUMENTS if documents is None else documents
+    corpus = list(tqdm(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
     say(f"{len(corpus):,} documents; building {index_path}")
     index = FunnelIndex.build(corpus, index_path, encoder=DEFAULT_ENCODER)
     say(f"\n{index!r}")

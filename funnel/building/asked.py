@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from funnel.adaptors import Judged, Qrels, rows_to_train_on
 from funnel.building.intake import Intake
@@ -21,6 +22,7 @@ __all__ = ["MOST_QUERIES", "Asked", "QrelsSource", "encode_asked", "judged_rows"
 
 # Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
 MOST_QUERIES = 5_000
+ENCODED_AT_A_TIME = 1_024  # enough to sort by length into full batches
 
 QrelsSource = str | Path | Qrels
 
@@ -51,7 +53,9 @@ def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tupl
     return opened, qrels if isinstance(qrels, Mapping) else read_qrels(qrels, "train")
 
 
-def encode_asked(queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int) -> Asked:
+def encode_asked(
+    queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int, progress: bool = False
+) -> Asked:
     """Encode the queries and part them into those judged and those that certify.
 
     Raises EncoderError where texts have no encoder, InputError for another width or rows that cannot be used.
@@ -63,9 +67,9 @@ def encode_asked(queries: Queries | None, qrels: Qrels, encoder: Encoder | None,
     chosen = np.random.default_rng(seed).permutation(others)[:MOST_QUERIES]
     names = [queries.ids[i] for i in judged] if queries.ids is not None else []
     return Asked(
-        _encoded(queries, chosen, encoder, dim) if len(chosen) else None,
+        _encoded(queries, chosen, encoder, dim, progress) if len(chosen) else None,
         names,
-        _encoded(queries, np.array(judged), encoder, dim) if judged else None,
+        _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None,
         qrels,
     )
 
@@ -93,7 +97,7 @@ def judged_rows(
 
 
 def _encoded(
-    queries: Queries, numbers: npt.NDArray[np.int64], encoder: Encoder | None, dim: int
+    queries: Queries, numbers: npt.NDArray[np.int64], encoder: Encoder | None, dim: int, progress: bool
 ) -> npt.NDArray[np.float32]:
     if queries.vectors is not None:
         vectors = queries.vectors[numbers]
@@ -101,7 +105,13 @@ def _encoded(
         raise EncoderError("the queries are texts; give an encoder, or query vectors")
     else:
         texts = queries.texts or []
-        vectors = encoder.encode_query([texts[i] for i in numbers])
+        parts = []
+        with tqdm(total=len(numbers), desc="encode queries", unit="queries", disable=not progress) as bar:
+            for start in range(0, len(numbers), ENCODED_AT_A_TIME):
+                part = numbers[start : start + ENCODED_AT_A_TIME]
+                parts.append(encoder.encode_query([texts[i] for i in part]))
+                bar.update(len(part))
+        vectors = np.concatenate(parts)
     if vectors.shape[1] != dim:
         raise InputError(f"the queries have {vectors.shape[1]} dims, the corpus {dim}; both need the same encoder")
     rows: npt.NDArray[np.float32] = unit_rows(vectors, 0, "queries")

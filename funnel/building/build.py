@@ -32,7 +32,7 @@ from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
-from indexes import Choice, CoarseIndexError, VectorStore, choose, family
+from indexes import Choice, CoarseIndexError, VectorStore, choose, family, release_freed
 
 __all__ = ["BuildOptions", "build_index"]
 
@@ -79,10 +79,11 @@ def build_index(
     folder = IndexFolder(path)
     with folder.begin() as transaction:
         segment = transaction.folder("segments")
-        asked = encode_asked(opened, judgements, encoder, dim, options.seed)
+        asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
         intake = take_in(corpus, encoder, segment, options.seed, options.progress)
         chosen = _adaptor(options, intake, segment, asked)
         adaptor = chosen.adaptor
+        release_freed()
         write_rows(intake, adaptor, segment, options.dtype, options.seed + TREE_SEED, options.progress)
         intake.finish()
         built = _index_rows(segment, intake, options)
@@ -155,7 +156,7 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
 def _index_rows(segment: Path, intake: Intake, options: BuildOptions) -> _Built:
     store = VectorStore.open(segment / "vectors.npy", options.device)
     asked = None if options.dims is None else checked_ladder(options.dims, intake.dim)
-    ladder = asked or choose_ladder(store, options.seed)
+    ladder = asked or choose_ladder(store, options.seed, options.progress)
     choice, ladder = _coarse_choice(store.n, ladder, options)
     write_norms(store, ladder, segment / "norms.npy", options.progress)
     seed = options.seed + TREE_SEED

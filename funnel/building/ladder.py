@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from funnel.adaptors import checked_widths
 from funnel.building.segment import unit_prefixes
@@ -49,7 +50,7 @@ def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:
     return ladder if ladder[-1] == dim else (*ladder, dim)
 
 
-def choose_ladder(store: VectorStore, seed: int) -> tuple[int, ...]:
+def choose_ladder(store: VectorStore, seed: int, progress: bool = False) -> tuple[int, ...]:
     """The narrowest coarse width whose shortlist holds enough of the true neighbours, and the steps above it."""
     widths = [width for width in CANDIDATES if width < store.dim]
     ranges = _probed_ranges(store)
@@ -61,10 +62,12 @@ def choose_ladder(store: VectorStore, seed: int) -> tuple[int, ...]:
     queries = np.concatenate([rows[_inside(probes, first, len(rows))] for first, rows in _read(store, ranges)])
     truth = RunningTop(queries, depth + 1)
     found = {width: RunningTop(unit_prefixes(queries, width), SHORTLIST + 1) for width in widths}
-    for first, rows in _read(store, ranges):
-        truth.update(rows, first)
-        for width, top in found.items():
-            top.update(unit_prefixes(rows, width), first)
+    with tqdm(total=total, desc="compare widths", unit="rows", unit_scale=True, disable=not progress) as bar:
+        for first, rows in _read(store, ranges):
+            truth.update(rows, first)
+            for width, top in found.items():
+                top.update(unit_prefixes(rows, width), first)
+            bar.update(len(rows))
     enough = (width for width in widths if _held(truth.rows, found[width].rows, probes, depth) >= ENOUGH)
     return steps_above(next(enough, store.dim), store.dim)
 

@@ -35,7 +35,7 @@ def document_from_record(record: object, where: str) -> Document:
         return _checked_document(record, where)
     if not isinstance(record, Mapping):
         raise InputError(f"{where}: expected an object with _id, title and text, got {type(record).__name__}")
-    id_field = "_id" if "_id" in record else "id"
+    id_field = "id" if "id" in record and "_id" not in record else "_id"
     if not record.keys() & {"title", "text", "vector"}:
         fields = ", ".join(map(str, record)) or "none"
         raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}")

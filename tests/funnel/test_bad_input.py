@@ -61,7 +61,7 @@ def test_queries_that_cannot_be_used(bad: np.ndarray, said: str, graph_folder: P
     with pytest.raises(InputError, match=said):
         FunnelIndex.build(clustered_rows(30), tmp_path / "index", queries=bad, progress=False)
     np.save(tmp_path / "queries.npy", bad)
-    assert re.search(said, refused(["search", graph_folder, "--vector", tmp_path / "queries.npy", "--json"]))
+    assert re.search(said, refused(["search", graph_folder, "--vector", tmp_path / "queries.npy"]))
 
 
 def test_wrong_dimensions(graph: FunnelIndex, graph_folder: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_wrong_dimensions(graph: FunnelIndex, graph_folder: Path, tmp_path: Path
     with pytest.raises(InputError, match="the queries have 32 dims, the corpus 64"):
         FunnelIndex.build(clustered_rows(30), tmp_path / "index", queries=narrow, progress=False)
     np.save(tmp_path / "queries.npy", narrow)
-    assert "64" in refused(["search", graph_folder, "--vector", tmp_path / "queries.npy", "--json"])
+    assert "64" in refused(["search", graph_folder, "--vector", tmp_path / "queries.npy"])
     for shape in ((4,), (2, 3, 4), (3, 0)):
         with pytest.raises(InputError, match="rows"):
             FunnelIndex.build(np.ones(shape, np.float32), tmp_path / "index", progress=False)
@@ -103,7 +103,7 @@ def lines(*records: object) -> str:
 GOOD = {"_id": "a", "vector": [1.0, 2.0]}
 BAD_LINES = [
     (lines(GOOD, {"_id": "b", "vector": [1, 2]}, GOOD), r"\ba\b"),
-    (lines(GOOD, {"vector": [1.0, 2.0]}), r"docs\.jsonl:2: _?id is missing"),
+    (lines(GOOD, {"vector": [1.0, 2.0]}), r"docs\.jsonl:2: _id is missing or empty"),
     (lines(GOOD, {"_id": "", "vector": [1.0, 2.0]}), r"docs\.jsonl:2: _id is missing or empty"),
     (lines(GOOD, "{not json"), r"docs\.jsonl:2: not JSON"),
     (lines(GOOD, "", "[1, 2]"), r"docs\.jsonl:3: expected a JSON object"),
@@ -248,8 +248,8 @@ def test_an_index_that_cannot_be_opened(
 
 
 def test_texts_without_an_encoder_on_the_command_line(graph_folder: Path, text_folder: Path) -> None:
-    assert "built from vectors" in refused(["search", graph_folder, "a text", "--json"])
-    assert "cannot be loaded by name" in refused(["search", text_folder, "a text", "--json"])
+    assert "built from vectors" in refused(["search", graph_folder, "a text"])
+    assert "cannot be loaded by name" in refused(["search", text_folder, "a text"])
 
 
 def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:

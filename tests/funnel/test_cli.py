@@ -64,6 +64,17 @@ def test_as_a_module() -> None:
     assert done.stderr == "Error: nowhere does not exist: build an index there first\n"
 
 
+def test_a_warning_is_one_line(graph_folder: Path, copied: Callable[[Path], Path]) -> None:
+    folder = copied(graph_folder)
+    flip_byte(segment_file(folder, "coarse.faiss"))
+    command = [sys.executable, "-m", "funnel", "explain", str(folder), "--recall", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Warning: {folder}: making the coarse index again from the vectors:")
+    assert json.loads(done.stdout)[0]["recall_estimate"] == 1.0
+
+
 def test_build_and_search_by_vector(tmp_path: Path) -> None:
     rows, asked = clustered_rows(300), clustered_rows(40, seed=2)
     np.save(tmp_path / "rows.npy", rows)

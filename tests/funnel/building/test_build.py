@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_no_more_queries_are_used_than_help(tmp_path: Path, monkeypatch: pytest.
         clustered_rows(300), tmp_path / "index", queries=clustered_rows(50, seed=2), progress=False
     )
     assert index.certification == "certified on 20 real queries"
+
+
+def test_every_step_shows_a_bar_with_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"query {number}" for number in range(40)]
+    FunnelIndex.build(documents(300), tmp_path / "index", encoder=hashed_words, queries=texts, adaptor="pca")
+    said = capsys.readouterr().err
+    for step, unit in (
+        ("encode queries", "queries"), ("encode", "docs"), ("fitting pca", "rows"), ("order", "rows"),
+        ("store", "rows"), ("compare widths", "rows"), ("norms", "rows"), ("index flat", "rows"),
+        ("calibrate on rows", "queries"), ("calibrate on queries", "queries"), ("time the stages", "batch size"), ("hashing", "B"),
+    ):  # fmt: skip
+        assert re.search(rf"{step}: .*{unit}/s|{step}: .*s/{unit}", said), step
 
 
 def contents(path: Path) -> dict[Path, bytes]:
