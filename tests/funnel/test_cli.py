@@ -72,7 +72,7 @@ def test_a_warning_is_one_line(graph_folder: Path, copied: Callable[[Path], Path
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Warning: {folder}: making the coarse index again from the vectors:")
-    assert json.loads(done.stdout)[0]["recall_estimate"] == 1.0
+    assert json.loads(done.stdout)[0]["recall_lower_bound"] == 1.0
 
 
 def test_build_and_search_by_vector(tmp_path: Path) -> None:

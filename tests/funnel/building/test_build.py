@@ -57,7 +57,8 @@ def test_every_step_shows_a_bar_with_its_rate(tmp_path: Path, capsys: pytest.Cap
     for step, unit in (
         ("encode queries", "queries"), ("encode", "docs"), ("fitting pca", "rows"), ("order", "rows"),
         ("store", "rows"), ("compare widths", "rows"), ("norms", "rows"), ("index flat", "rows"),
-        ("calibrate on rows", "queries"), ("calibrate on queries", "queries"), ("time the stages", "batch size"), ("hashing", "B"),
+        ("calibrate on rows", "queries"), ("calibrate on queries", "queries"), ("time the stages", "batch size"),
+        ("hashing", "B"),
     ):  # fmt: skip
         assert re.search(rf"{step}: .*{unit}/s|{step}: .*s/{unit}", said), step
 
