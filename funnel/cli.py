@@ -283,10 +283,12 @@ def demo(index: Path, out: Path, documents: int | None) -> None:
 
 def main() -> None:
     """The console script."""
-    warnings.showwarning = _show_warning
+    warnings.formatwarning = _warning_line
     cli()
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """One line, as errors are, and not where in the source it was raised."""
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    return f"Warning: {' '.join(str(message).split())}\n"

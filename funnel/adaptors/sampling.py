@@ -208,6 +208,6 @@ class TrainingSet:
         anchors = self._trained[drawn]
         searched = self.rows if len(self._trained) == len(self.rows) else self.rows[self._trained]
         near = min(self._recipe.near, len(searched) - 1)
-        parts = zip(anchors.split(ANCHORS_AT_A_TIME), drawn.split(ANCHORS_AT_A_TIME), strict=True)
+        parts = zip(torch.split(anchors, ANCHORS_AT_A_TIME), torch.split(drawn, ANCHORS_AT_A_TIME), strict=True)
         found = torch.cat([nearest(self.rows[part], searched, near, own=own)[1] for part, own in parts])
         return anchors, self._trained[found]
