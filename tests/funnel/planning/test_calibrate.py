@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_a_k_that_was_not_cached_follows_from_the_record_on_disk(calibration: Ca
     assert fresh.plans == known.plans
     np.testing.assert_array_equal(fresh.hits, known.hits)
     assert loaded.frontier(7) is fresh
+
+
+def test_the_record_of_a_loaded_calibration_stays_in_its_file(saved: Path) -> None:
+    for run in Calibration.load(saved).runs():
+        assert run is not None
+        for array in (run.queries, run.truth, *run.shortlists.values(), *run.scores.values()):
+            bottom: object = array
+            while isinstance(bottom, np.ndarray) and bottom.base is not None:
+                bottom = bottom.base
+            assert isinstance(bottom, memoryview | mmap.mmap), "it was read into memory"
 
 
 def test_without_queries_it_does_not_certify(tmp_path: Path) -> None:
