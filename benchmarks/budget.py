@@ -64,19 +64,19 @@ def budget(vectors: Path | None, data: Path | None, index: Path | None, batch: i
 def own_python_us(index: FunnelIndex, queries: npt.NDArray[np.float32], recall: float) -> float:
     """Microseconds that a single query takes beyond the bare library calls: FAISS, gather, multiply, top-k, rotation.
 
-    The bare calls are made here one after the other with everything prepared. Whole passes over all queries are
-    timed in turn, so that both ways find the cache as a new query finds it; the median of the differences counts.
+    The bare calls are made here one after the other with everything prepared. Whole passes over all queries are made in
+    turn, so that both ways find the cache as a new query finds it; of each query the median pass counts, as another
+    process that takes the core for a while would else be counted in.
     """
     plan = index.explain(recall=recall).plan
     if plan.is_flat:
         return 0.0
     bare = _bare_calls(index, queries, plan)
-    differences = []
-    for _ in range(PASSES):
-        whole = _seconds(lambda i: index.search_vectors(queries[i : i + 1], 10, recall=recall), len(queries))
-        alone = _seconds(bare, len(queries))
-        differences.append((whole - alone) / len(queries))
-    return float(np.median(differences)) * 1e6
+    whole, alone = np.empty((2, PASSES, len(queries)))
+    for number in range(PASSES):
+        _seconds(lambda i: index.search_vectors(queries[i : i + 1], 10, recall=recall), whole[number])
+        _seconds(bare, alone[number])
+    return float((np.median(whole, axis=0) - np.median(alone, axis=0)).mean()) * 1e6
 
 
 def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any) -> Callable[[int], object]:
@@ -103,8 +103,9 @@ def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any)
     return bare
 
 
-def _seconds(call: Callable[[int], object], count: int) -> float:
-    start = time.perf_counter()
-    for i in range(count):
+def _seconds(call: Callable[[int], object], result: npt.NDArray[np.float64]) -> None:
+    """Fill the result with the seconds of the calls number 0, 1, ..."""
+    for i in range(len(result)):
+        start = time.perf_counter()
         call(i)
-    return time.perf_counter() - start
+        result[i] = time.perf_counter() - start

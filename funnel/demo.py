@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from funnel.data.encoding import DEFAULT_ENCODER
 from funnel.data.pydocs import python_documents
+from funnel.errors import InputError
 from funnel.hits import Hit
 from funnel.index import FunnelIndex
 from funnel.reports.bench import bench, held_out_queries
@@ -30,11 +31,13 @@ HITS = 4
 def run_demo(index_path: Path, report: Path, documents: int | None, say: Callable[[str], None]) -> FunnelIndex:
     """Read docstrings, build an index, search it, explain its budgets, and measure it against flat search.
 
-    documents: how many docstrings at most. say: called with each piece of text to show.
+    documents: how many docstrings at most. say: called with each piece of text to show. Raises InputError for none.
     """
     started = time.perf_counter()
     say("Reading the docstrings of the standard library and the installed packages (nothing is imported or run)")
     limit = DOCUMENTS if documents is None else documents
+    if limit < 1:
+        raise InputError(f"documents is {limit}; expected at least 1")
     corpus = list(tqdm(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
     say(f"{len(corpus):,} documents; building {index_path}")
     index = FunnelIndex.build(corpus, index_path, encoder=DEFAULT_ENCODER)

@@ -40,6 +40,11 @@ class OrthogonalAdaptor(Adaptor):
         _check_orthogonal(matrix)
         self.register_buffer("matrix", torch.from_numpy(np.array(matrix, dtype=np.float32, order="C")))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix is: asked for with every query, and the general way through `state_dict` takes 3 us."""
+        return self.matrix.device
+
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
         """vectors @ matrix."""
         # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
