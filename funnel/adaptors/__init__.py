@@ -20,7 +20,7 @@ from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import Rotation
 from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
 from funnel.adaptors.training import Trained, TrainingLog
-from funnel.adaptors.widths import checked_widths, default_widths
+from funnel.adaptors.widths import default_widths
 
 __all__ = [
     "MLP",
@@ -44,7 +44,6 @@ __all__ = [
     "TrainingLog",
     "adaptor_class",
     "adaptor_kinds",
-    "checked_widths",
     "choose_adaptor",
     "chunks_of",
     "default_widths",

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.files import REMEDY, AdaptorHeader, read_header, read_tensors, write_adaptor
-from funnel.adaptors.widths import checked_widths
 from funnel.errors import DamagedIndexError, InputError
+from funnel.widths import checked_widths
 
 FloatArray = NDArray[np.float32]
 Sample = NDArray[Any] | Iterable[NDArray[Any]]

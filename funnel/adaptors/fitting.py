@@ -16,8 +16,9 @@ from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import RotationStudent
 from funnel.adaptors.sampling import TrainingSet
 from funnel.adaptors.training import Student, Trained, train
-from funnel.adaptors.widths import checked_widths, default_widths
+from funnel.adaptors.widths import default_widths
 from funnel.errors import InputError
+from funnel.widths import checked_widths
 
 __all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
 

@@ -102,9 +102,13 @@ class ResidualAdaptor(Adaptor):
 
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
         """c + f(c), not normalised."""
-        start = vectors @ self.rotation if self._settings["rotated"] else vectors
+        start = self.unchanged(vectors)
         scale: torch.Tensor = torch.linalg.vector_norm(start, dim=-1, keepdim=True) / math.sqrt(self.dim)
         return start + scale * self.change(start / scale.clamp_min(torch.finfo(scale.dtype).tiny))
+
+    def unchanged(self, vectors: torch.Tensor) -> torch.Tensor:
+        """c, to which f(c) is added: the vectors [..., dim] as they are, or rotated."""
+        return vectors @ self.rotation if self._settings["rotated"] else vectors
 
     def project(self, *blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map several blocks [..., dim]; differentiable."""

@@ -11,6 +11,7 @@ import torch
 from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
 from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.adaptors.pca import SecondMoment
+from funnel.errors import InputError
 
 __all__ = ["Rotation", "RotationStudent"]
 
@@ -53,6 +54,10 @@ class RotationStudent(torch.nn.Module):
         """Blocks [..., d] times the trained columns: [..., w]."""
         columns = _orthonormal(self.free)
         return tuple(block @ columns for block in blocks)
+
+    def unchanged(self, rows: torch.Tensor) -> torch.Tensor:
+        """Nothing that a rotation could be kept near to. Raises InputError."""
+        raise InputError("a rotation loses nothing of a vector; leave the reconstruction loss out of its recipe")
 
     def snapshot(self) -> Rotation:
         """The whole rotation, completed by the principal directions of the remainder."""

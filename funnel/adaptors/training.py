@@ -39,6 +39,12 @@ class Student(Protocol):
     def project(self, *blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map blocks [..., d] -> [..., w], w at least the widest width trained for."""
 
+    def unchanged(self, rows: torch.Tensor) -> torch.Tensor:
+        """What rows [b, d] map to before anything is learnt: what `reconstruction` keeps them near to.
+
+        Raises InputError where the kind has no such thing.
+        """
+
     def snapshot(self) -> Adaptor:
         """The adaptor as it stands, apart from further training."""
 
@@ -255,7 +261,7 @@ def losses_of(
             near, adapted = batch.candidates[batch.near], candidates[batch.near]
             found[name] = topk_similarity_loss(batch.anchors, near, anchors, adapted, dims, weights)
         elif name == "reconstruction":
-            found[name] = reconstruction_loss(batch.anchors, anchors)
+            found[name] = reconstruction_loss(student.unchanged(batch.anchors), anchors)
         else:
             assert judged is not None, "drawn where a loss needs it"
             query, documents = answered

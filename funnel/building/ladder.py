@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from funnel.adaptors import checked_widths
 from funnel.building.segment import unit_prefixes
+from funnel.widths import checked_widths
 from indexes import RunningTop, VectorStore
 
 Float32: TypeAlias = npt.NDArray[np.float32]

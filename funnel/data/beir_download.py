@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from funnel.errors import InputError, MissingPackageError
@@ -19,6 +23,8 @@ BEIR_NAMES = (
     "scidocs", "scifact", "trec-covid", "webis-touche2020",
 )  # fmt: skip
 CORPUS_FILE = "corpus.jsonl"
+# Seconds to connect, and of silence in between: a server that says nothing for so long is not going to.
+TIMEOUT = (10.0, 30.0)
 
 
 def beir_folder(name: str, folder: str | os.PathLike[str]) -> Path:
@@ -43,7 +49,8 @@ def beir_folder(name: str, folder: str | os.PathLike[str]) -> Path:
     # beir takes any file that lies under the name for a whole one, so a failed download must leave none.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         try:
-            fetched = Path(util.download_and_unzip(url, temporary))
+            with _impatient(util):
+                fetched = Path(util.download_and_unzip(url, temporary))
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"the BEIR set {name!r} could not be downloaded from {url} ({_said(error)}); check the network, or "
@@ -63,6 +70,17 @@ def _beir_util() -> Any:
             "downloading BEIR sets needs beir; install it with: pip install 'funnel-retrieval[beir]'"
         ) from error
     return util
+
+
+@contextmanager
+def _impatient(util: Any) -> Iterator[None]:
+    """Have beir's download give up on a silent server: it asks without a timeout, and takes none."""
+    requests = util.requests
+    util.requests = SimpleNamespace(get=functools.partial(requests.get, timeout=TIMEOUT))
+    try:
+        yield
+    finally:
+        util.requests = requests
 
 
 def _said(error: BaseException) -> str:

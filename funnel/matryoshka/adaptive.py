@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_labels, checked_dims
+from funnel.matryoshka.checks import check_labels
 from funnel.matryoshka.classifier import MultiGranularityClassifier
 from funnel.matryoshka.selection import FOLDS, certified, cross_validated
 from funnel.matryoshka.thresholds import Integers, Scored, confidences, exits
+from funnel.widths import checked_widths
 
 __all__ = ["AdaptiveClassifier", "AdaptivePrediction", "AdaptiveReport"]
 
@@ -124,7 +125,7 @@ class AdaptiveClassifier:
                 confidence that is not between 0 and 1, comes without accuracy, or cannot be had.
         """
         _check_settings(accuracy, margin, confidence)
-        dims = checked_dims(sorted(logits))
+        dims = checked_widths(sorted(logits))
         if len(dims) < 2:
             raise InputError(f"logits of the widths {list(dims)}; early exit needs at least two")
         scored = _scored(logits, labels, dims)

@@ -1,32 +1,15 @@
-"""What the parts of this package ask of widths, weights, embeddings and labels."""
+"""What the parts of this package ask of weights, embeddings and labels."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from funnel.errors import InputError
 
-__all__ = ["check_embeddings", "check_labels", "checked_dims", "checked_weights"]
-
-
-def checked_dims(dims: Sequence[int], dim: int | None = None) -> tuple[int, ...]:
-    """The nested widths.
-
-    Raises InputError unless they are whole numbers from 1 that rise, and end at or below dim where that is given.
-    """
-    given = tuple(dims) if isinstance(dims, Iterable) else ()
-    if not given or not all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in given):
-        raise InputError(f"dims is {dims!r}; expected rising whole numbers such as (8, 16, 32)")
-    if given[0] < 1 or any(a >= b for a, b in itertools.pairwise(given)):
-        raise InputError(f"dims is {list(given)}; expected whole numbers from 1 that rise")
-    if dim is not None and given[-1] > dim:
-        raise InputError(f"dims ends at {given[-1]}, but the embeddings have {dim} dimensions; give widths up to {dim}")
-    return tuple(int(m) for m in given)
+__all__ = ["check_embeddings", "check_labels", "checked_weights"]
 
 
 def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_embeddings, checked_dims
+from funnel.matryoshka.checks import check_embeddings
+from funnel.widths import checked_widths
 
 __all__ = ["MultiGranularityClassifier"]
 
@@ -43,7 +44,7 @@ class MultiGranularityClassifier(torch.nn.Module):
         if classes < 2:
             raise InputError(f"classes is {classes}; expected at least 2")
         self.dim = dim
-        self.dims = checked_dims(dims, dim)
+        self.dims = checked_widths(dims, dim)
         self.classes = classes
         self.shared = shared
         inputs = self.dims[-1:] if shared else self.dims

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_embeddings, check_labels, checked_dims, checked_weights
+from funnel.matryoshka.checks import check_embeddings, check_labels, checked_weights
+from funnel.widths import checked_widths
 
 __all__ = ["MultiGranularityCrossEntropy", "MultiGranularityLoss", "prefix"]
 
@@ -66,7 +67,7 @@ class MultiGranularityLoss(torch.nn.Module):
         if not callable(base):
             raise InputError(f"base is {base!r}; expected a loss that can be called with embeddings and targets")
         self.base = base
-        self.dims = checked_dims(dims)
+        self.dims = checked_widths(dims)
         self.weights = checked_weights(weights, self.dims)
         self.renormalise = renormalise
 
@@ -126,7 +127,7 @@ class MultiGranularityCrossEntropy(torch.nn.Module):
         super().__init__()
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"label_smoothing is {label_smoothing}; expected a number from 0 to 1")
-        self.dims = checked_dims(dims)
+        self.dims = checked_widths(dims)
         self.weights = checked_weights(weights, self.dims)
         self.label_smoothing = label_smoothing
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from funnel.adaptors import TRAINED_KINDS, Adaptor, checked_widths, default_widths
+from funnel.adaptors import TRAINED_KINDS, Adaptor, default_widths
 from funnel.data.corpus import open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, EncoderSource, load_encoder
 from funnel.errors import InputError, MissingPackageError
@@ -23,6 +23,7 @@ from funnel.reports.pages import figure, page, table
 from funnel.reports.plots import FLAT_COLOUR, SINGLE_COLOUR, TEXT, heading, new_figure, save_figure
 from funnel.reports.tables import Column, text_table
 from funnel.training import AUTO, EmbeddingCache, train_adaptor
+from funnel.widths import checked_widths
 
 __all__ = ["AdaptorReport", "report_on_adaptor", "report_on_training", "shares_plot", "write_report"]
 

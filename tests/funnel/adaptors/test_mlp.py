@@ -10,6 +10,8 @@ from funnel.adaptors import PCA, RECIPES, Adaptor, Phase, Recipe, adaptor_class,
 from funnel.adaptors.attention import Attention
 from funnel.adaptors.losses import pairwise_similarity_loss
 from funnel.adaptors.mlp import BLOCK_ROWS, MLP, DeepMLP, ResidualAdaptor
+from funnel.adaptors.sampling import Batch
+from funnel.adaptors.training import losses_of
 from funnel.errors import DamagedIndexError, InputError
 
 KINDS = (MLP, DeepMLP, Attention)
@@ -69,6 +71,19 @@ def test_the_start_leaves_torchs_own_generator_alone(kind):
     before = torch.random.get_rng_state()
     started(kind, rotated=1)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@every_kind
+@either_start
+def test_the_reconstruction_is_the_size_of_the_change(kind, rotated):
+    """Also where the vectors are rotated first: turned axes are no change that it should undo."""
+    given = torch.from_numpy(rows())
+    batch = Batch(given[:8], given, torch.zeros((8, 1), dtype=torch.int64), torch.zeros((8, 30), dtype=torch.bool))
+    for adaptor in (started(kind, rotated=rotated), moved(kind, rotated=rotated)):
+        start = PCA.fit(rows()).transform(rows()) if rotated else rows()
+        found = losses_of(adaptor, batch, None, ["reconstruction"], DIMS, Recipe(phases=()))["reconstruction"]
+        expected = np.abs(adaptor.transform(rows()) - start)[:8].mean()
+        assert float(found.detach()) == pytest.approx(float(expected), abs=1e-6)
 
 
 @every_kind

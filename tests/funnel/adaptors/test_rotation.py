@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from funnel.adaptors import PCA, Adaptor, Phase, Recipe, Rotation, fit_adaptor
 from funnel.adaptors.rotation import RotationStudent
+from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered
 
 SHORT = Recipe(
@@ -57,3 +60,9 @@ def test_it_comes_back_from_disk(tmp_path):
 @pytest.mark.parametrize("dims", [(32,), (8, 32)])
 def test_the_full_width_needs_no_training(dims):
     assert fit_adaptor("rotation", clustered(500), dims=dims, recipe=SHORT).adaptor.dims in ((16,), (8,))
+
+
+def test_a_reconstruction_loss_is_refused():
+    phase = Phase("unsupervised", {"distillation": 1.0, "reconstruction": 0.1}, steps=2, learning_rate=1e-3)
+    with pytest.raises(InputError, match="a rotation loses nothing of a vector; leave the reconstruction loss out"):
+        fit_adaptor("rotation", clustered(300), dims=(4,), recipe=replace(SHORT, phases=(phase,)))

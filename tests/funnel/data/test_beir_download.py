@@ -1,4 +1,5 @@
 import io
+import socket
 import sys
 import threading
 import zipfile
@@ -6,7 +7,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import beir.util
 import pytest
+import requests
 
 from funnel.data import beir_download
 from funnel.data.beir_download import BEIR_NAMES, beir_folder
@@ -86,6 +89,17 @@ def test_a_closed_network_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(raised.value)
     assert "refused" in str(raised.value)
     assert str(tmp_path / "nfcorpus") in str(raised.value)
+
+
+def test_a_silent_server_is_given_up_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(beir_download, "TIMEOUT", (0.2, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
+        monkeypatch.setattr(beir_download, "URL", f"http://127.0.0.1:{server.getsockname()[1]}/{{name}}.zip")
+        with pytest.raises(InputError, match=r"'nfcorpus' could not be downloaded .*timed out"):
+            beir_folder("nfcorpus", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert beir.util.requests is requests  # and beir is as it was
 
 
 def test_a_set_that_lies_there_needs_no_network(tmp_path, site):

@@ -102,8 +102,8 @@ def test_a_zero_prefix_stays_zero_with_a_gradient_of_plain_size(dtype):
     [
         ((), "expected rising whole numbers"),
         (8, "expected rising whole numbers"),
-        ((4, 2), r"\[4, 2\]; expected whole numbers from 1 that rise"),
-        ((4, 4), "that rise"),
+        ((4, 2), r"\[4, 2\]; expected rising widths from 1$"),
+        ((4, 4), "expected rising widths"),
         ((0, 4), "from 1"),
         ((2.5, 4), "rising whole numbers"),
         ((True, 4), "rising whole numbers"),
