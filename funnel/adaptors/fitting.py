@@ -23,13 +23,16 @@ from funnel.widths import checked_widths
 __all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
 
 # Neighbour distillation, weight 1 for every width. On held-out rows the figure is level after 200 steps; rankings of
-# real queries, which lie further from the rows, gain another point or two up to 600. With judgements their softmax is
-# added; a little of the distillation keeps what the documents taught.
+# real queries, which lie further from the rows, gain another point or two up to 600, so that the last state within the
+# noise of the figure is kept. With judgements their softmax is added; a little of the distillation keeps what the
+# documents taught. At three times the rate 809 claims of scifact, not trained on, kept .3 to 1.4 points more, but
+# 100,000 rows lost half a point of their neighbours at 64 and 96 dims.
 ROTATION = Recipe(
     phases=(
         Phase("unsupervised", {"distillation": 1.0}, steps=600, learning_rate=1e-3),
         Phase("supervised", {"listwise": 1.0, "distillation": 0.1}, steps=600, learning_rate=2e-3, judged=True),
-    )
+    ),
+    tolerance=0.001,
 )
 # The published losses. The learning rate is three times that of the rotation, as it starts at no change at all, and
 # the reconstruction, a mean over entries, has to be light for anything to be learnt.

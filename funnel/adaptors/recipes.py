@@ -69,7 +69,9 @@ class Recipe:
         judged_temperature: scores are divided by it in the ranking and listwise losses.
         settings: of the adaptor's kind, in place of its defaults.
         evaluate_every: steps from one held-out figure to the next.
-        patience: figures without a rise after which a phase ends.
+        patience: figures that do not make their state the one kept, after which a phase ends.
+        tolerance: a later state is kept although its shortlist recall is so much below the best there was; an nDCG@10
+            has to rise.
     """
 
     phases: Sequence[Phase]
@@ -85,4 +87,5 @@ class Recipe:
     judged_temperature: float = 0.05
     evaluate_every: int = 50
     patience: int = 4
+    tolerance: float = 0.0
     settings: Mapping[str, int] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.adaptors.pca import SecondMoment
 from funnel.errors import InputError
 
-__all__ = ["Rotation", "RotationStudent"]
+__all__ = ["Rotation", "RotationStudent", "blended"]
 
 
 @register
@@ -63,6 +63,29 @@ class RotationStudent(torch.nn.Module):
         """The whole rotation, completed by the principal directions of the remainder."""
         columns = _orthonormal(self.free.detach().double()).numpy()
         return Rotation(_completed(columns, self._second), self._dims)
+
+
+def blended(first: OrthogonalAdaptor, second: OrthogonalAdaptor, share: float, moment: SecondMoment) -> Rotation:
+    """A rotation between two: at each width the subspace nearest to both, the second weighted by the share.
+
+    Width by width, the new columns are the leading eigenvectors of the weighted mean of both projectors within what
+    the narrower widths leave: the extrinsic mean of subspaces (Chordal distance; Conway, Hardin & Sloane 1996, Packing
+    Lines, Planes, etc., section 2), kept nested. Beyond the last width of the first, the directions of most energy.
+
+    Args:
+        first: with the widths it was trained for.
+        second: of the same dimension.
+        share: of the second, from 0 to 1.
+        moment: of the rows, for the columns beyond the widths.
+    """
+    one, other = (adaptor.matrix.cpu().double() for adaptor in (first, second))
+    columns = torch.zeros((first.dim, 0), dtype=torch.float64)
+    for width in first.dims:
+        mean = (1 - share) * one[:, :width] @ one[:, :width].T + share * other[:, :width] @ other[:, :width].T
+        free = torch.eye(first.dim, dtype=torch.float64) - columns @ columns.T
+        leading = torch.linalg.eigh(free @ mean @ free)[1].flip(1)[:, : width - columns.shape[1]]
+        columns = torch.linalg.qr(torch.cat([columns, leading], dim=1))[0]
+    return Rotation(_completed(columns.numpy(), moment.matrix()), first.dims)
 
 
 def _orthonormal(free: torch.Tensor) -> torch.Tensor:

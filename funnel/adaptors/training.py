@@ -101,7 +101,8 @@ def train(
     progress: bool = False,
     keep_on_interrupt: bool = False,
 ) -> Trained:
-    """Train until the held-out figure stops rising, and give back the best state there was.
+    """Train until the held-out figure stops rising, and give back the best state there was; the last of those that are
+    no worse by more than the recipe's tolerance.
 
     The figure is nDCG@10 of held-out judged queries where there are judgements, else the share of the true top 10 of
     held-out rows in a shortlist; averaged over the widths. The untrained state takes part. A loss that is not finite
@@ -216,7 +217,7 @@ class _Run:
         self.bar.set_postfix(shown, refresh=False)
 
     def _evaluate(self, phase: str) -> bool:
-        """Take the held-out figure; True where it is a new best, whose state is kept."""
+        """Take the held-out figure; True where its state is kept."""
         held_out = self.data.held_out_judged or self.data.held_out
         figures = held_out.figures(lambda rows: self.student.project(rows)[0], self.dims)
         mean = sum(figures.values()) / len(figures)
@@ -224,9 +225,15 @@ class _Run:
         self.log.evaluations.append(
             {"step": self.step, "phase": phase, "seconds": seconds, "figures": figures, "mean": mean}
         )
-        if not mean > self._best_mean + (RISE if self._best else 0.0):
+        if not self._best:
+            bound = -math.inf
+        elif self.data.held_out_judged is None and self.recipe.tolerance:
+            bound = self._best_mean - self.recipe.tolerance
+        else:
+            bound = self._best_mean + RISE
+        if not mean > bound:
             return False
-        self._best_mean, self.log.best_step = mean, self.step
+        self._best_mean, self.log.best_step = max(mean, self._best_mean), self.step
         self._best = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
         return True
 

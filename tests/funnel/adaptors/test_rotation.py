@@ -3,9 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from funnel.adaptors import PCA, Adaptor, Phase, Recipe, Rotation, fit_adaptor
-from funnel.adaptors.rotation import RotationStudent
+from funnel.adaptors.pca import SecondMoment
+from funnel.adaptors.rotation import RotationStudent, blended
 from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered
 
@@ -66,3 +69,33 @@ def test_a_reconstruction_loss_is_refused():
     phase = Phase("unsupervised", {"distillation": 1.0, "reconstruction": 0.1}, steps=2, learning_rate=1e-3)
     with pytest.raises(InputError, match="a rotation loses nothing of a vector; leave the reconstruction loss out"):
         fit_adaptor("rotation", clustered(300), dims=(4,), recipe=replace(SHORT, phases=(phase,)))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_a_blend_is_a_rotation_that_leads_from_one_to_the_other(seed, share):
+    rng = np.random.default_rng(seed)
+    first, second = (Rotation(random_rotation(rng), (2, 5)) for _ in range(2))
+    moment = SecondMoment(8)
+    moment.update(rng.standard_normal((50, 8)))
+    between = blended(first, second, share, moment)
+    assert between.dims == (2, 5)  # and it is orthogonal, or its class would have refused it
+
+    def apart(one, other, width):
+        return np.linalg.norm(projector(one, width) - projector(other, width))
+
+    for width in (2, 5):
+        assert apart(blended(first, second, 0.0, moment), first, width) < 1e-5
+        assert apart(blended(first, second, 1.0, moment), second, width) < 1e-5
+    # The narrowest is free of what lies below it: no subspace is nearer to both, the two themselves among them.
+    cost = {
+        x: (1 - share) * apart(x, first, 2) ** 2 + share * apart(x, second, 2) ** 2 for x in (between, first, second)
+    }
+    assert cost[between] <= min(cost.values()) + 1e-5
+
+
+def random_rotation(rng):
+    return np.linalg.qr(rng.standard_normal((8, 8)))[0].astype(np.float32)
+
+
+def projector(adaptor, width):
+    return (adaptor.matrix[:, :width] @ adaptor.matrix[:, :width].T).numpy()

@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from funnel.adaptors import Adaptor, choose_adaptor
+from funnel.adaptors import PCA, Adaptor, Identity, Rotation, choose_adaptor, fit_adaptor
 from funnel.adaptors import selection as module
+from funnel.adaptors.sampling import TrainingSet
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
 from tests.funnel.adaptors.test_training import judged_rows
@@ -32,6 +33,25 @@ def test_a_training_that_harms_is_not_kept():
     choice = choose_adaptor(clustered(4_000), dims=(4, 8, 16), recipes={"rotation": harmful})
     start, kept = choice.figures["pca"], choice.figures[choice.adaptor.kind]
     assert all(abs(kept[width] - start[width]) < 0.002 for width in start)
+
+
+def test_a_rotation_worse_than_pca_somewhere_goes_part_of_the_way():
+    """Narrow widths gain by what it learnt, and the widest loses."""
+    rows = clustered(4_000)
+    data = TrainingSet(rows, SHORT, 4, None, 0)
+    pca = PCA.fit(data.rows.numpy(), dims=(4, 8, 16))
+    trained = fit_adaptor("rotation", rows, dims=(4, 8, 16), recipe=SHORT, data=data).adaptor
+    spoilt = trained.matrix.clone()
+    spoilt[:, 8:16], spoilt[:, 24:32] = trained.matrix[:, 24:32], trained.matrix[:, 8:16]
+    candidates = {"identity": Identity(32), "pca": pca, "rotation": Rotation(spoilt.numpy(), (4, 8, 16))}
+    figures = {kind: data.compared.per_query(adaptor.map, (4, 8, 16)) for kind, adaptor in candidates.items()}
+    assert module._worse_at("rotation", figures) == ("pca", 16)
+    said = module._towards_pca(candidates, figures, data.compared, data.rows)
+    assert "of the way to pca: as trained, worse than it at 16 dims" in said
+    assert module._worse_at("rotation", figures) is None
+    assert module._best(figures)[0] == "rotation"
+    again = data.compared.per_query(candidates["rotation"].map, (4, 8, 16))
+    assert all(torch.equal(again[width], figures["rotation"][width]) for width in again)
 
 
 def compared(**figures):

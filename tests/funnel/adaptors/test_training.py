@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from funnel.adaptors import Judged, Phase, fit_adaptor
+from funnel.adaptors import heldout as module_of_figures
 from funnel.adaptors import training as module
 from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered
@@ -54,6 +55,17 @@ def test_it_stops_when_the_figure_stops_rising():
     log = fit_adaptor("rotation", clustered(1_500), dims=(4, 8), recipe=with_phase(steps=2_000, learning_rate=3.0)).log
     assert len(log.steps) == 40
     assert log.stopped == ["unsupervised: no rise in 2 figures, at step 40"]
+
+
+@pytest.mark.parametrize(("tolerance", "kept"), [(0.0, 20), (0.05, 60)])
+def test_a_later_state_within_the_tolerance_is_kept(monkeypatch, tolerance, kept):
+    """Shortlist recalls .5, .7, .68, .66 and then .6: measured from the best, not from the one before."""
+    figures = iter([0.5, 0.7, 0.68, 0.66, 0.6, 0.6])
+    monkeypatch.setattr(module_of_figures.HeldOutRows, "figures", lambda *_: dict.fromkeys((4, 8), next(figures)))
+    recipe = replace(with_phase(steps=200), tolerance=tolerance)
+    log = fit_adaptor("rotation", clustered(300), dims=(4, 8), recipe=recipe).log
+    assert log.best_step == kept
+    assert log.stopped == [f"unsupervised: no rise in 2 figures, at step {kept + 40}"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_best(monkeypatch):
