@@ -309,6 +309,6 @@ def _page(report: AdaptorReport, figures: Sequence[str]) -> str:
         sections += [table(_rows(found.figures[name], report), _columns(report, TITLES[name])) for name in MEASURES]
     sections.append(
         "<p class='faint'>All documents are ranked by the cosine of the prefix. Shortlist recall: the share of the "
-        "full embedding's top 10 among the best 50 by the prefix.</p>"
+        "full embedding's top 10 among the best 50 by the prefix. PCA: fitted on the documents of each set.</p>"
     )
     return page(report.title, sections)

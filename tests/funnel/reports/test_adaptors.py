@@ -73,6 +73,7 @@ def test_four_ways_to_show_it(measured, tmp_path):
     assert not re.search(r"https?:", text)
     assert "adaptor (pca)" in said and "16, full" in said and "mean of 2 sets" in said
     assert "left out" not in said + text
+    assert "PCA: fitted on the documents of each set" in text
     write_report(measured, folder)  # over the files that are there
 
 
