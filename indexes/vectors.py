@@ -188,6 +188,12 @@ class VectorStore:
             self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
         return self.matrix[start:stop].float()
 
+    def prefixes(self, start: int, stop: int, width: int) -> torch.Tensor:
+        """The first `width` dims of rows `start` to `stop`, as stored: a view of the map."""
+        if self._guard is not None:
+            self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
+        return self.matrix[start:stop, :width]
+
     def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path."""
         if self._guard is not None:

@@ -1,0 +1,223 @@
+"""Codes of prefixes whose products bound full-width inner products from above, rounding and quantisation included.
+
+For a row x and a query q, split at m dims, Cauchy-Schwarz gives
+
+    <q, x>  <=  <q[:m], x[:m]> + ||q[m:]|| ||x[m:]||                                                       (1)
+
+so that one product of width m over all rows tells which rows cannot reach a score tau. Tail norms are coded as further
+dims, so that the product is the whole right side and a row survives where it exceeds one number a query, the *limit*.
+
+Rounding. u = 2^-24 is the unit roundoff of float32, and a sum of n products in float32, in any order and with or without
+fused multiply-add, is off by at most gamma_n sum |a_i b_i| with gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability
+of Numerical Algorithms, 2nd ed., section 3.1), hence by gamma_n ||a|| ||b||. Limits are worked out in float64, whose own
+error is covered by the margin that each class states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from indexes.base import Float32Array
+
+__all__ = ["Float32Codes", "Int8Codes", "PrefixCodes", "QueryCodes", "gamma", "int8_products_are_exact", "tail_norms"]
+
+Float64Array = npt.NDArray[np.float64]
+
+UNIT_ROUNDOFF = 2.0**-24  # float32, round to nearest
+LARGEST_CODE = 127  # int8, symmetric
+# Dims that repeat the tail's code, so that a query can weigh it by up to 4 x 127.
+TAIL_DIMS = 4
+# Query scales leave room for rounding up a weight of at most TAIL_DIMS * LARGEST_CODE = 508.
+LARGEST_TAIL_WEIGHT = 500.0
+# Covers float64 rounding of limits (2e-16 relative) and float32 underflow (1e-38 a product) many times over.
+MARGIN = 1e-9
+
+
+def gamma(n: int) -> float:
+    """Higham's gamma_n for float32: the relative error of a sum of n products."""
+    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+
+def tail_norms(prefix: Float32Array, whole: Float32Array, dim: int) -> Float32Array:
+    """Upper bounds of ||x[m:]|| from stored norms of x[:m] and of x: float32 [n] each.
+
+    Stored norms are square roots of float32 sums over at most `dim` squares, so that each square of one is off by
+    at most gamma_(dim + 8) of itself. What that leaves open is added: a tail of zero comes out as up to .007.
+    """
+    whole2, prefix2 = np.square(whole, dtype=np.float64), np.square(prefix, dtype=np.float64)
+    open_ = gamma(dim + 8) * (whole2 + prefix2)
+    tails = np.sqrt(np.maximum(whole2 - prefix2, 0.0) + open_)
+    return np.asarray(tails * (1 + 4 * UNIT_ROUNDOFF), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class QueryCodes:
+    """Coded queries. codes: [q, columns]; scale: what one unit of the product is worth, [q]; error: what the code of the
+    query leaves open, [q]; length: norm of the coded prefix, by which an error of a row's code is multiplied, [q]."""
+
+    codes: torch.Tensor
+    scale: Float64Array
+    error: Float64Array
+    length: Float64Array
+
+
+class PrefixCodes(Protocol):
+    """A way to code prefixes of `width` dims with their tail norms.
+
+    columns: of a code. dtype, product: types of codes and of their products.
+    """
+
+    width: int
+    columns: int
+    dtype: torch.dtype
+    product: torch.dtype
+    residual: float
+
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
+        """Fill out [r, columns] with codes of rows and return what they leave open: the largest error of a row.
+
+        prefixes: float16 or float32 [r, width]; tails: float32 [r], upper bounds of tail norms.
+        """
+        ...
+
+    def queries(self, queries: Float32Array) -> QueryCodes:
+        """Codes of queries float32 [q, d]."""
+        ...
+
+    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Products of codes [q, columns] and [r, columns] into out [q, r]."""
+        ...
+
+    def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
+        """[q]: every row whose true score is at least tau has a product *above* the limit. residual: see `rows`."""
+        ...
+
+
+class Float32Codes:
+    """Prefix and tail norm as they are, in float32.
+
+    The product has width + 1 terms of two vectors of norms at most ||q|| and R, where R bounds the norms of rows
+    with their rounded-up tails: it is off by at most gamma_(width + 1) ||q|| R.
+    """
+
+    dtype = product = torch.float32
+    residual = 0.0
+
+    def __init__(self, width: int, largest_norm: float) -> None:
+        self.width, self.columns = width, width + 1
+        self._largest_norm = largest_norm
+
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
+        out[:, : self.width] = prefixes
+        out[:, self.width] = tails
+        return 0.0
+
+    def queries(self, queries: Float32Array) -> QueryCodes:
+        codes = np.empty((len(queries), self.columns), dtype=np.float32)
+        codes[:, : self.width] = queries[:, : self.width]
+        tails = np.linalg.norm(queries[:, self.width :].astype(np.float64), axis=1)
+        codes[:, self.width] = tails * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
+        length = np.linalg.norm(codes.astype(np.float64), axis=1)
+        error = gamma(self.columns) * length * self._largest_norm
+        return QueryCodes(torch.from_numpy(codes), np.ones(len(queries)), error, length)
+
+    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        if len(queries) == 1:
+            torch.mv(rows, queries[0], out=out[0])
+        else:
+            torch.mm(queries, rows.T, out=out)
+
+    def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
+        limit = (tau - queries.error - MARGIN).astype(np.float32)
+        return np.nextafter(limit, np.float32(-np.inf))
+
+
+class Int8Codes:
+    """Prefixes as int8 with one step for all rows and one for each query; products are exact in int32.
+
+    With x[:m] = s c + e and q[:m] = t k + f, where c and k are whole numbers in [-127, 127],
+
+        <q[:m], x[:m]> = s t <k, c> + <t k, e> + <f, x[:m]>  <=  s t <k, c> + t ||k|| ||e|| + ||f|| ||x[:m]||      (2)
+
+    ||e|| is measured for each block of rows (its largest), ||f|| for each query, and ||x[:m]|| <= `largest_norm`.
+    The tail of a row is coded as T = ceil(||x[m:]|| / sigma) and that of a query as whole numbers K_j with
+    s t sum K_j >= sigma ||q[m:]||, so that s t sum_j T K_j is not below the tail term of (1).
+
+    ||e|| in float32: y = fl(x / s) and z = fl(y - c) give ||x / s - c|| <= ||z|| (1 + 2u) + 2u ||y||, and the
+    computed norm of z is off by a factor of at most 1 + gamma_(m + 2).
+    """
+
+    dtype, product = torch.int8, torch.int32
+    residual = 0.0
+
+    def __init__(self, width: int, largest_norm: float, largest_value: float, largest_tail: float) -> None:
+        self.width, self.columns = width, width + TAIL_DIMS
+        self._largest_norm = largest_norm
+        # The inverses are float32, as rows are multiplied by them, and the steps are defined as what they invert.
+        tiny = float(np.finfo(np.float32).tiny)
+        self._per_step = float(np.float32(LARGEST_CODE / max(largest_value, 1e-6, tiny)))
+        self._step = 1.0 / self._per_step
+        self._per_tail = float(np.float32((LARGEST_CODE - 0.5) / max(largest_tail, 1e-6, tiny)))
+        self._tail_step = 1.0 / self._per_tail
+
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
+        scaled = prefixes.float().mul_(self._per_step)
+        codes = torch.round(scaled).clamp_(-LARGEST_CODE, LARGEST_CODE)
+        out[:, : self.width] = codes
+        left = torch.linalg.vector_norm(scaled.sub_(codes), dim=1).max().item()
+        # The factor covers the rounding of the product: 2^-20 is 16 times u.
+        out[:, self.width :] = torch.ceil(tails * (self._per_tail * (1 + 2.0**-20)))[:, None]
+        return self._step * left * (1 + gamma(self.width + 8)) + 4 * UNIT_ROUNDOFF * self._largest_norm
+
+    def queries(self, queries: Float32Array) -> QueryCodes:
+        head = queries[:, : self.width].astype(np.float64)
+        tails = np.linalg.norm(queries[:, self.width :].astype(np.float64), axis=1) * (1 + MARGIN)
+        weight = tails * self._tail_step / self._step
+        scale = np.maximum(np.abs(head).max(axis=1) / LARGEST_CODE, weight / LARGEST_TAIL_WEIGHT)
+        scale = np.maximum(scale, 1e-12)  # a query of zeros
+        codes = np.round(head / scale[:, None])
+        left = np.linalg.norm(head - scale[:, None] * codes, axis=1)
+        length = scale * np.linalg.norm(codes, axis=1)
+        coded = np.empty((len(queries), self.columns), dtype=np.int8)
+        coded[:, : self.width] = codes
+        weights = np.ceil(weight / scale * (1 + MARGIN)).astype(np.int64)
+        coded[:, self.width :] = (weights[:, None] + np.arange(TAIL_DIMS)) // TAIL_DIMS
+        return QueryCodes(torch.from_numpy(coded), scale * self._step, left * self._largest_norm, length)
+
+    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        torch._int_mm(queries, rows.T, out=out)
+
+    def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
+        open_ = queries.error + queries.length * residual + MARGIN
+        lowest, highest = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        return np.clip(np.floor((tau - open_) / queries.scale) - 1, lowest, highest).astype(np.int32)
+
+
+@lru_cache(maxsize=1)
+def int8_products_are_exact() -> bool:
+    """Whether this torch multiplies int8 matrices on this processor, with the same result as whole numbers.
+
+    Instructions before VNNI add pairs of products in 16 bits, which saturate: the largest codes of either sign would
+    show it.
+    """
+    multiply = getattr(torch, "_int_mm", None)
+    if multiply is None:
+        return False
+    generator = np.random.default_rng(0)
+    for queries, rows, columns in ((1, 64, 132), (7, 129, 68), (64, 256, 196)):
+        a = generator.choice(np.array([-127, 127, 126, -1], dtype=np.int8), (queries, columns))
+        b = generator.choice(np.array([-127, 127, 125, 3], dtype=np.int8), (rows, columns))
+        a[0], b[0], b[1] = 127, 127, -127
+        try:
+            found = multiply(torch.from_numpy(a), torch.from_numpy(b).T).numpy()
+        except RuntimeError:
+            return False
+        if not np.array_equal(found, a.astype(np.int64) @ b.astype(np.int64).T):
+            return False
+    return True
