@@ -15,9 +15,10 @@ error is covered by the margin that each class states.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ import torch
 
 from indexes.base import Float32Array
 
-__all__ = ["Float32Codes", "Int8Codes", "PrefixCodes", "QueryCodes", "gamma", "int8_products_are_exact", "tail_norms"]
+__all__ = ["Float32Codes", "Int8Codes", "PrefixCodes", "QueryCodes", "RowCodes", "gamma", "int8_products_are_exact", "tail_norms"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -37,6 +38,7 @@ TAIL_DIMS = 4
 LARGEST_TAIL_WEIGHT = 500.0
 # Covers float64 rounding of limits (2e-16 relative) and float32 underflow (1e-38 a product) many times over.
 MARGIN = 1e-9
+SMALLEST = 1e-9  # of a step: rows or queries of zeros
 
 
 def gamma(n: int) -> float:
@@ -58,31 +60,45 @@ def tail_norms(prefix: Float32Array, whole: Float32Array, dim: int) -> Float32Ar
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Coded queries. codes: [q, columns]; scale: what one unit of the product is worth, [q]; error: what the code of the
-    query leaves open, [q]; length: norm of the coded prefix, by which an error of a row's code is multiplied, [q]."""
+    """Coded queries.
+
+    codes: [q, columns]. tails: norms of what the prefix leaves out, float32 [q], rounded up. scale: what one unit of a
+    product is worth, [q]. error: what the codes of a query leave open, [q]. length: norm of a coded prefix, by which
+    the error of a row's code is multiplied, [q].
+    """
 
     codes: torch.Tensor
+    tails: torch.Tensor
     scale: Float64Array
     error: Float64Array
     length: Float64Array
 
 
+@dataclass(frozen=True)
+class RowCodes:
+    """Coded rows. codes: [r, columns]; tails: float32 [r], not below tail norms; residual: the largest error of a code."""
+
+    codes: torch.Tensor
+    tails: torch.Tensor
+    residual: float
+
+
 class PrefixCodes(Protocol):
     """A way to code prefixes of `width` dims with their tail norms.
 
-    columns: of a code. dtype, product: types of codes and of their products.
+    columns: of a code. dtype, product: types of codes and of their products. typical: the residual to expect.
     """
 
     width: int
     columns: int
     dtype: torch.dtype
     product: torch.dtype
-    residual: float
+    typical: float
 
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
-        """Fill out [r, columns] with codes of rows and return what they leave open: the largest error of a row.
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
+        """Codes of rows: float32 [r, width] and tails float32 [r], upper bounds of tail norms.
 
-        prefixes: float16 or float32 [r, width]; tails: float32 [r], upper bounds of tail norms.
+        block: number of these rows, -1 for rows that are not a block of the store. out: [r, columns], may be used.
         """
         ...
 
@@ -90,48 +106,47 @@ class PrefixCodes(Protocol):
         """Codes of queries float32 [q, d]."""
         ...
 
-    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """Products of codes [q, columns] and [r, columns] into out [q, r]."""
+    def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
+        """Products of some queries and all rows into out [q, r]."""
         ...
 
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
-        """[q]: every row whose true score is at least tau has a product *above* the limit. residual: see `rows`."""
+        """[q]: every row whose true score is at least tau has a product *above* the limit."""
         ...
 
 
 class Float32Codes:
     """Prefix and tail norm as they are, in float32.
 
-    The product has width + 1 terms of two vectors of norms at most ||q|| and R, where R bounds the norms of rows
-    with their rounded-up tails: it is off by at most gamma_(width + 1) ||q|| R.
+    The product is a sum of width + 1 products of two vectors of norms at most Q, that of the query with its tail, and
+    R, which bounds the norms of rows with theirs: it is off by at most gamma_(width + 2) Q R.
     """
 
     dtype = product = torch.float32
-    residual = 0.0
+    typical = 0.0
 
     def __init__(self, width: int, largest_norm: float) -> None:
-        self.width, self.columns = width, width + 1
+        self.width = self.columns = width
         self._largest_norm = largest_norm
 
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
-        out[:, : self.width] = prefixes
-        out[:, self.width] = tails
-        return 0.0
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
+        return RowCodes(prefixes, tails, 0.0)
 
     def queries(self, queries: Float32Array) -> QueryCodes:
-        codes = np.empty((len(queries), self.columns), dtype=np.float32)
-        codes[:, : self.width] = queries[:, : self.width]
-        tails = np.linalg.norm(queries[:, self.width :].astype(np.float64), axis=1)
-        codes[:, self.width] = tails * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
-        length = np.linalg.norm(codes.astype(np.float64), axis=1)
-        error = gamma(self.columns) * length * self._largest_norm
-        return QueryCodes(torch.from_numpy(codes), np.ones(len(queries)), error, length)
+        codes = np.ascontiguousarray(queries[:, : self.width])
+        tails = _norms(queries[:, self.width :]) * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
+        length = np.hypot(_norms(codes), tails)
+        error = gamma(self.width + 2) * length * self._largest_norm
+        coded = torch.from_numpy(codes)
+        return QueryCodes(coded, torch.from_numpy(tails.astype(np.float32)), np.ones(len(queries)), error, length)
 
-    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        if len(queries) == 1:
-            torch.mv(rows, queries[0], out=out[0])
+    def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
+        codes, tails = queries.codes[part], queries.tails[part]
+        if len(codes) == 1:
+            torch.addmv(rows.tails, rows.codes, codes[0], beta=float(tails[0]), out=out[0])
         else:
-            torch.mm(queries, rows.T, out=out)
+            torch.mm(codes, rows.codes.T, out=out)
+            out.addr_(tails, rows.tails)
 
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
         limit = (tau - queries.error - MARGIN).astype(np.float32)
@@ -145,7 +160,7 @@ class Int8Codes:
 
         <q[:m], x[:m]> = s t <k, c> + <t k, e> + <f, x[:m]>  <=  s t <k, c> + t ||k|| ||e|| + ||f|| ||x[:m]||      (2)
 
-    ||e|| is measured for each block of rows (its largest), ||f|| for each query, and ||x[:m]|| <= `largest_norm`.
+    ||e|| is measured once for each block of rows (its largest), ||f|| for each query, and ||x[:m]|| <= `largest_norm`.
     The tail of a row is coded as T = ceil(||x[m:]|| / sigma) and that of a query as whole numbers K_j with
     s t sum K_j >= sigma ||q[m:]||, so that s t sum_j T K_j is not below the tail term of (1).
 
@@ -154,49 +169,61 @@ class Int8Codes:
     """
 
     dtype, product = torch.int8, torch.int32
-    residual = 0.0
 
-    def __init__(self, width: int, largest_norm: float, largest_value: float, largest_tail: float) -> None:
+    def __init__(
+        self, width: int, largest_norm: float, largest_value: float, largest_tail: float, blocks: int = 0
+    ) -> None:
         self.width, self.columns = width, width + TAIL_DIMS
         self._largest_norm = largest_norm
         # The inverses are float32, as rows are multiplied by them, and the steps are defined as what they invert.
-        tiny = float(np.finfo(np.float32).tiny)
-        self._per_step = float(np.float32(LARGEST_CODE / max(largest_value, 1e-6, tiny)))
+        self._per_step = float(np.float32(LARGEST_CODE / max(largest_value, SMALLEST)))
         self._step = 1.0 / self._per_step
-        self._per_tail = float(np.float32((LARGEST_CODE - 0.5) / max(largest_tail, 1e-6, tiny)))
+        self._per_tail = float(np.float32((LARGEST_CODE - 0.5) / max(largest_tail, SMALLEST)))
         self._tail_step = 1.0 / self._per_tail
+        self._residuals = np.full(blocks, np.nan)  # by block, once measured
+        self.typical = 0.0
 
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, out: torch.Tensor) -> float:
-        scaled = prefixes.float().mul_(self._per_step)
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
+        scaled = prefixes * self._per_step
         codes = torch.round(scaled).clamp_(-LARGEST_CODE, LARGEST_CODE)
         out[:, : self.width] = codes
-        left = torch.linalg.vector_norm(scaled.sub_(codes), dim=1).max().item()
         # The factor covers the rounding of the product: 2^-20 is 16 times u.
         out[:, self.width :] = torch.ceil(tails * (self._per_tail * (1 + 2.0**-20)))[:, None]
-        return self._step * left * (1 + gamma(self.width + 8)) + 4 * UNIT_ROUNDOFF * self._largest_norm
+        residual = float(self._residuals[block]) if block >= 0 else math.nan
+        if math.isnan(residual):
+            left = torch.linalg.vector_norm(scaled.sub_(codes), dim=1).max().item()
+            residual = self._step * left * (1 + gamma(self.width + 8)) + 4 * UNIT_ROUNDOFF * self._largest_norm
+            if block >= 0:
+                self._residuals[block] = residual
+        return RowCodes(out, tails, residual)
 
     def queries(self, queries: Float32Array) -> QueryCodes:
         head = queries[:, : self.width].astype(np.float64)
-        tails = np.linalg.norm(queries[:, self.width :].astype(np.float64), axis=1) * (1 + MARGIN)
+        tails = _norms(queries[:, self.width :]) * (1 + MARGIN)
         weight = tails * self._tail_step / self._step
         scale = np.maximum(np.abs(head).max(axis=1) / LARGEST_CODE, weight / LARGEST_TAIL_WEIGHT)
-        scale = np.maximum(scale, 1e-12)  # a query of zeros
+        scale = np.maximum(scale, SMALLEST)  # a query of zeros
         codes = np.round(head / scale[:, None])
-        left = np.linalg.norm(head - scale[:, None] * codes, axis=1)
-        length = scale * np.linalg.norm(codes, axis=1)
+        error = _norms(head - scale[:, None] * codes) * self._largest_norm
         coded = np.empty((len(queries), self.columns), dtype=np.int8)
         coded[:, : self.width] = codes
         weights = np.ceil(weight / scale * (1 + MARGIN)).astype(np.int64)
         coded[:, self.width :] = (weights[:, None] + np.arange(TAIL_DIMS)) // TAIL_DIMS
-        return QueryCodes(torch.from_numpy(coded), scale * self._step, left * self._largest_norm, length)
+        length = scale * _norms(codes)
+        return QueryCodes(torch.from_numpy(coded), torch.from_numpy(tails), scale * self._step, error, length)
 
-    def multiply(self, queries: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        torch._int_mm(queries, rows.T, out=out)
+    def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
+        torch._int_mm(queries.codes[part], rows.codes.T, out=out)
 
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
         open_ = queries.error + queries.length * residual + MARGIN
         lowest, highest = np.iinfo(np.int32).min, np.iinfo(np.int32).max
         return np.clip(np.floor((tau - open_) / queries.scale) - 1, lowest, highest).astype(np.int32)
+
+
+def _norms(rows: npt.NDArray[Any]) -> Float64Array:
+    norms: Float64Array = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return norms
 
 
 @lru_cache(maxsize=1)
