@@ -35,7 +35,8 @@ class Cascade:
 
     coarse: over unit prefixes of `width` dims. store: the n x d matrix. inverse_norms: for every intermediate
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
-    changes no order). exact: flat search over the store.
+    changes no order). exact: what FLAT is served by. truth: flat search over every row at full width, whatever FLAT is
+    served by: what is measured is measured against it.
     """
 
     coarse: CoarseIndex
@@ -43,6 +44,7 @@ class Cascade:
     store: VectorStore
     inverse_norms: dict[int, torch.Tensor]
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
+    truth: Callable[[Float32, int], tuple[Float32, Int64]]
 
     def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """The best k of each query under the plan, by exact score, falling.

@@ -100,7 +100,7 @@ def _truth(searcher: Searcher) -> str:
     run = queries or corpus
     sample = np.ascontiguousarray(run.queries[:TRUTH_SAMPLED])
     depth = run.truth.shape[1]
-    scores, rows = searcher.cascade.exact(sample, min(depth + 1, searcher.rows))
+    scores, rows = searcher.cascade.truth(sample, min(depth + 1, searcher.rows))
     own = rows == run.own_rows[:TRUTH_SAMPLED, None]
     kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]
     if np.abs(kept - run.truth[:TRUTH_SAMPLED]).max() > TRUTH_TOLERANCE:

@@ -7,6 +7,7 @@ from typing import Any
 
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
+from indexes import Pruning
 
 __all__ = ["Explanation", "StageLine", "stage_lines"]
 
@@ -33,6 +34,7 @@ class Explanation:
 
     recall: mean recall@k on the calibration queries; recall_lower_bound at the certificate's confidence.
     p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors.
+    exact: where the plan is flat, how it is run: every row at full width, or pruned by a prefix.
     """
 
     budget: str
@@ -45,6 +47,7 @@ class Explanation:
     p50_ms: float
     p95_ms: float
     certificate: Certificate
+    exact: str = ""
 
     @property
     def bytes_touched(self) -> int:
@@ -61,7 +64,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.budget} at k={self.k}: {self.plan}",
+            f"{self.budget} at k={self.k}: {self.plan}" + (f": exact, {self.exact}" if self.exact else ""),
             f"  recall@{self.k} {self.recall:.4f} (lower bound {self.recall_lower_bound:.4f}); "
             f"p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
@@ -76,9 +79,19 @@ class Explanation:
 
 
 def stage_lines(
-    plan: Plan, k: int, rows: int, coarse_width: int, dim: int, bytes_per_value: int, predicted_ms: list[float]
+    plan: Plan,
+    k: int,
+    rows: int,
+    coarse_width: int,
+    dim: int,
+    bytes_per_value: int,
+    predicted_ms: list[float],
+    pruning: Pruning | None = None,
 ) -> tuple[StageLine, ...]:
-    """The steps of a plan, with the predicted milliseconds of each."""
+    """The steps of a plan, with the predicted milliseconds of each. pruning: how flat search is run."""
+    if plan.is_flat and pruning is not None:
+        looked_at = rows * pruning.width + round(rows * pruning.share) * dim
+        return (StageLine("pruned", pruning.width, rows, k, predicted_ms[0], looked_at * bytes_per_value),)
     if plan.is_flat:
         return (StageLine("flat", dim, rows, k, predicted_ms[0], rows * dim * bytes_per_value),)
     lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], None)]

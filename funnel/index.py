@@ -172,6 +172,7 @@ class FunnelIndex:
         size = batch_class(batch)
         latency = searcher.measured(choice.plan, k, size)
         cascade = searcher.cascade
+        pruning = searcher.pruning(k, size) if choice.plan.is_flat else None
         lines = stage_lines(
             choice.plan,
             k,
@@ -180,11 +181,12 @@ class FunnelIndex:
             searcher.dim,
             cascade.store.dtype.itemsize,
             searcher.stage_ms(choice.plan, size) or [latency.p50],
+            pruning,
         )
         certificate = choice.certificate
         return Explanation(
             str(wanted), k, size, choice.plan, lines, certificate.estimate, certificate.lower_bound,
-            latency.p50, latency.p95, certificate,
+            latency.p50, latency.p95, certificate, "" if not choice.plan.is_flat else str(pruning or "every row at full width"),
         )  # fmt: skip
 
     def ids(self) -> list[Any]:
@@ -232,10 +234,12 @@ class FunnelIndex:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held in memory while open, mapped files apart: coarse index, norms, vectors on a device."""
+        """Bytes held in memory while open, mapped files apart: coarse index, norms, vectors on a device, and the rows
+        on which exact search is judged."""
         cascade = self._searcher.cascade
         norms = sum(values.nbytes for values in cascade.inverse_norms.values())
-        return cascade.coarse.nbytes + norms + cascade.store.resident_bytes
+        sample = getattr(cascade.exact, "resident_bytes", 0)
+        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes
 
     @property
     def searcher(self) -> Searcher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 
 from funnel.adaptors import Adaptor
 from funnel.building.segment import build_coarse
-from funnel.cascade import Cascade
+from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError
+from funnel.exactness import pruned_exact
 from funnel.ids import Ids
 from funnel.planning.calibrate import calibrate
 from funnel.planning.records import Calibration
@@ -23,7 +24,7 @@ from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Verification
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, exact_search, family
 
-__all__ = ["Opened", "inverse_norms", "make_cascade", "open_generation", "rerank_widths"]
+__all__ = ["Opened", "make_cascade", "open_generation", "rerank_widths"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,33 @@ def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...
     return result
 
 
-def make_cascade(coarse: CoarseIndex, store: VectorStore, norms: dict[int, torch.Tensor], release: bool) -> Cascade:
-    """The parts put together. release: give mapped pages back after passes over the matrix (while building)."""
-    return Cascade(
+def make_cascade(
+    coarse: CoarseIndex,
+    store: VectorStore,
+    segment: Path,
+    ladder: tuple[int, ...],
+    widths: tuple[int, ...],
+    release: bool,
+) -> Cascade:
+    """The parts put together.
+
+    segment: the folder of norms.npy. widths: of reranks. release: give mapped pages back after passes over the matrix
+    (while building).
+    """
+
+    def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return exact_search(store, queries, k, release=release)
+
+    cascade = Cascade(
         coarse=coarse,
         width=coarse.dim,
         store=store,
-        inverse_norms={width: values.to(store.device) for width, values in norms.items()},
-        exact=lambda queries, k: exact_search(store, queries, k, release=release),
+        inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
+        exact=flat,
+        truth=flat,
     )
+    norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release))
 
 
 def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> Opened:
@@ -79,7 +98,7 @@ def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> O
     settings: dict[str, Any] = dict(manifest.settings)
     widths = rerank_widths(manifest.ladder, settings["coarse"])
     coarse, rebuilt = _coarse(folder, manifest, verification, store, segment)
-    cascade = make_cascade(coarse, store, inverse_norms(segment, manifest.ladder, widths), release=False)
+    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, release=False)
     searcher = Searcher(
         cascade=cascade,
         adaptor=Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)),

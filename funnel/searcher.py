@@ -14,6 +14,7 @@ from funnel.adaptors import Adaptor
 from funnel.cascade import Cascade, Float32, Int64, some_missing
 from funnel.data.rows import unit_rows
 from funnel.errors import InputError
+from funnel.exactness import pruning_of
 from funnel.ids import Ids
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
@@ -22,6 +23,7 @@ from funnel.planning.costs import MOST_TIMINGS, Costs, fingerprint, measure_cost
 from funnel.planning.planner import Choice, Latency, Planner
 from funnel.planning.records import Calibration
 from funnel.workers import workers
+from indexes import Pruning
 
 __all__ = ["Searcher"]
 
@@ -142,6 +144,10 @@ class Searcher:
             return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
         corpus, queries = self.calibration.runs()
         return (queries or corpus).queries
+
+    def pruning(self, k: int, batch: int) -> Pruning | None:
+        """How FLAT is run for calls of `batch` queries; None: every row at full width."""
+        return pruning_of(self.cascade, self._sample_queries(), k, batch)
 
     def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
         """Predicted milliseconds of each step of a plan; None without a calibration."""

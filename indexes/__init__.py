@@ -13,6 +13,7 @@ from indexes.hnsw import HnswFloat16Index, HnswSq8Index
 from indexes.ivf import IvfPqIndex, IvfSq8Index
 from indexes.memory import release_freed
 from indexes.ordering import ClusterTree, stored_order
+from indexes.pruned import PrunedSearch, Pruning
 from indexes.selection import Choice, choose, hnsw_settings
 from indexes.vectors import VectorStore, VectorWriter
 
@@ -28,6 +29,8 @@ __all__ = [
     "IvfPqIndex",
     "IvfSq8Index",
     "MissingBackendError",
+    "PrunedSearch",
+    "Pruning",
     "RunningTop",
     "VectorStore",
     "VectorWriter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -37,6 +38,10 @@ SAMPLED = 1_024
 BLOCK_ROWS, BLOCK_ROWS_FEW = 2_048, 8_192
 FEW_QUERIES = 4
 TILE_QUERIES = 128
+TAILS_AT_A_TIME = 65_536
+FEWEST_ROWS_A_RESULT = 64  # more results of so few rows: most rows would have to be scored
+# Found rows that are kept before they are cut to the best k of each query: 80 MB. Duplicates by the thousand reach it.
+MOST_FOUND = 4_000_000
 PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the last one to finish waits less
 # Below this many queries float32 is faster: coding rows as int8 costs more than it saves.
 FEWEST_INT8 = 16
@@ -109,7 +114,6 @@ class PrunedSearch:
         self._workers = workers
         self._release = release
         self._lock = Lock()
-        self._tails: dict[int, torch.Tensor] = {}
         self._codes: dict[tuple[int, torch.dtype], PrefixCodes] = {}
         self._sample: _Sample | None = None
         self._largest_norm = 0.0
@@ -117,9 +121,8 @@ class PrunedSearch:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held: the sample, and 4 a row for each width that was used."""
-        sample = 0 if self._sample is None else self._sample.prefixes.nbytes
-        return sample + sum(tails.nbytes for tails in self._tails.values())
+        """Bytes held: the sample of rows, from the first call on. Everything else is read from mapped files."""
+        return 0 if self._sample is None else self._sample.prefixes.nbytes
 
     def __call__(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Scores float32 [q, k], falling, and rows int64 [q, k]. queries: float32 [q, d], C-contiguous."""
@@ -144,7 +147,7 @@ class PrunedSearch:
     def _reached_by(self, queries: Float32Array, k: int) -> npt.NDArray[np.float64] | None:
         """A lower bound of the k-th true score of each query: what k rows reach, less the rounding of their scores."""
         store = self._store
-        if store.device.type != "cpu" or store.small or len(self._ladder) < 2 or k > store.n // SAMPLED:
+        if store.device.type != "cpu" or store.small or len(self._ladder) < 2 or k > store.n // FEWEST_ROWS_A_RESULT:
             return None
         found = self._reached(queries, k)
         if found is None:
@@ -178,15 +181,15 @@ class PrunedSearch:
         assert sample is not None
         dim = self._store.dim
         least = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS)
-        best, partial, start = None, np.float32(0), 0
+        best, dots, start = None, np.zeros((count, 1), dtype=np.float32), 0
         for width in self._ladder[:-1]:
-            partial = partial + queries[:, start:width] @ sample.prefixes[:, start:width].T
+            dots = dots + queries[:, start:width] @ sample.prefixes[:, start:width].T
             tail = np.linalg.norm(queries[:, width:], axis=1)[:, None] * sample.tails[width]
             start = width
             codes = self._coded(width, kind)
             coded = codes.queries(queries)
             slack = coded.error + coded.length * codes.typical
-            share = float((partial + tail + slack[:, None] >= tau[:, None]).mean())
+            share = float((dots + tail + slack[:, None] >= tau[:, None]).mean())
             cost = width * (READ_NS[kind] / count + MULTIPLY_NS[kind]) + share * SURVIVOR_NS
             if cost < least:
                 least, best = cost, (codes, Pruning(width, str(kind).removeprefix("torch."), share))
@@ -202,19 +205,22 @@ class PrunedSearch:
     def _make(self, width: int, kind: torch.dtype) -> PrefixCodes:
         store, sample = self._store, self._sample
         assert sample is not None
-        tails = self._tails.get(width)
-        if tails is None:
-            column = self._ladder.index(width)
-            tails = torch.from_numpy(tail_norms(self._norms[:, column], self._norms[:, -1], store.dim))
-            self._tails[width] = tails
         if kind == torch.float32:
             return Float32Codes(width, self._largest_norm)
         prefixes = sample.prefixes[:, :width]
-        codes = Int8Codes(width, self._largest_norm, float(np.abs(prefixes).max()), float(tails.max()), -(-store.n // BLOCK_ROWS))
+        tail = max(
+            float(self._tails_of(width, i, i + TAILS_AT_A_TIME).max()) for i in range(0, store.n, TAILS_AT_A_TIME)
+        )
+        codes = Int8Codes(width, self._largest_norm, float(np.abs(prefixes).max()), tail, -(-store.n // BLOCK_ROWS))
         coded = torch.empty((len(prefixes), codes.columns), dtype=codes.dtype)
         rows = codes.rows(torch.from_numpy(prefixes), torch.from_numpy(sample.tails[width]), -1, coded)
         codes.typical = rows.residual
         return codes
+
+    def _tails_of(self, width: int, start: int, stop: int) -> Float32Array:
+        """Upper bounds of the tail norms of rows `start` to `stop`."""
+        norms = self._norms[start:stop]
+        return tail_norms(norms[:, self._ladder.index(width)], norms[:, -1], self._store.dim)
 
     def _run(
         self, queries: Float32Array, k: int, tau: npt.NDArray[np.float64], codes: PrefixCodes
@@ -230,7 +236,9 @@ class PrunedSearch:
 
         def piece(starts: range) -> None:
             with torch.inference_mode():
-                _Pass(self._store, self._tails[codes.width], codes, queries, coded, tau, found).over(starts, size)
+                _Pass(self._store, partial(self._tails_of, codes.width), codes, queries, coded, tau, found).over(
+                    starts, size
+                )
 
         self._spread(piece, pieces)
         if self._release:
@@ -244,7 +252,7 @@ class _Pass:
     def __init__(
         self,
         store: VectorStore,
-        tails: torch.Tensor,
+        tails: Callable[[int, int], Float32Array],
         codes: PrefixCodes,
         queries: Float32Array,
         coded: QueryCodes,
@@ -270,7 +278,7 @@ class _Pass:
                 block = _float32(store.prefixes(start, start + count_rows, codes.width), narrow, values)
             else:
                 block = _float32(store.prefixes(start, start + count_rows, store.dim), None, values)
-            tails = self._tails[start : start + count_rows]
+            tails = torch.from_numpy(self._tails(start, start + count_rows))
             rows = codes.rows(block[:, : codes.width], tails, start // size, coded[:count_rows])
             limits = codes.limits(self._coded, self._tau, rows.residual)
             for first in range(0, count, tile):
@@ -326,19 +334,34 @@ class _Found:
         self._lowest = lowest
         self._lock = Lock()
         self._parts: list[tuple[Int64Array, Int64Array, Float32Array]] = []
+        self._held = 0
 
     def add(self, asked: Int64Array, rows: Int64Array, scores: Float32Array) -> None:
+        """Keep those pairs of query and row whose score may be among the best."""
         good = scores >= self._lowest[asked]
-        if good.any():
+        if not good.any():
+            return
+        with self._lock:
             self._parts.append((asked[good], rows[good], scores[good]))
+            self._held += len(self._parts[-1][0])
+            if self._held > MOST_FOUND:
+                self._parts = [self._cut()]
+                self._held = len(self._parts[0][0])
+
+    def _cut(self) -> tuple[Int64Array, Int64Array, Float32Array]:
+        """The best k found of each query: query by query, scores falling, then row numbers rising."""
+        asked, rows, scores = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+        order = np.lexsort((rows, -scores, asked))
+        asked = asked[order]
+        place = np.arange(len(order)) - np.searchsorted(asked, asked)
+        kept = place < self._k
+        return asked[kept], rows[order][kept], scores[order][kept]
 
     def best(self) -> tuple[Float32Array, Int64Array]:
         """Scores float32 [q, k], falling, and rows int64 [q, k]."""
-        asked, rows, scores = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
-        order = np.lexsort((rows, -scores, asked))
-        firsts = np.searchsorted(asked[order], np.arange(self._count))
-        chosen = order[firsts[:, None] + np.arange(self._k)]
-        return scores[chosen], rows[chosen]
+        _, rows, scores = self._cut()
+        shape = (self._count, self._k)  # at least k rows reach what k rows are known to reach
+        return scores.reshape(shape), rows.reshape(shape)
 
 
 def _one_by_one(function: Callable[[Any], None], pieces: Sequence[Any]) -> None:

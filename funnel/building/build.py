@@ -24,7 +24,7 @@ from funnel.data.encoding import Encoder
 from funnel.data.queries import QueriesSource
 from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
-from funnel.opening import inverse_norms, make_cascade, rerank_widths
+from funnel.opening import make_cascade, rerank_widths
 from funnel.planning.budget import Budget
 from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
 from funnel.planning.costs import BATCH_SIZES, times_ms
@@ -188,9 +188,8 @@ def _default_settings(n: int, width: int, name: str) -> dict[str, int]:
 
 def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOptions) -> Searcher:
     widths = rerank_widths(built.ladder, built.choice.name)
-    norms = inverse_norms(segment, built.ladder, widths)
     return Searcher(
-        cascade=make_cascade(built.coarse, built.store, norms, release=True),
+        cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, release=True),
         adaptor=adaptor,
         ids=Ids.open(segment),
         order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),

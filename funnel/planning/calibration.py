@@ -92,7 +92,7 @@ def record(
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
     depth = min(LARGEST_K, cascade.store.n - (1 if own_rows is not None else 0))
     started = time.perf_counter()
-    truth_scores, truth_rows = cascade.exact(queries, min(depth + 1, cascade.store.n))
+    truth_scores, truth_rows = cascade.truth(queries, min(depth + 1, cascade.store.n))
     flat_seconds = time.perf_counter() - started
     truth = _without_own(truth_scores, truth_rows, own, depth)
     run = Run(queries, own, truth, tuple(widths), {}, {})

@@ -159,7 +159,7 @@ def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int],
     """FAISS's flat index over the same vectors in memory, at its best setting; the mapped matrix if too large."""
     store = index.searcher.cascade.store
     if store.device.type != "cpu" or store.n * store.dim * 4 > MEMORY_SHARE * _free_bytes():
-        return index.searcher.cascade.exact
+        return index.searcher.cascade.truth
     return FlatBaseline(store).search
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from funnel.building.segment import build_coarse, write_norms
 from funnel.cascade import Cascade
-from funnel.opening import inverse_norms, make_cascade, rerank_widths
+from funnel.opening import make_cascade, rerank_widths
 from indexes import VectorStore
 
 __all__ = ["cascade_over", "stored_rows"]
@@ -32,7 +32,7 @@ def cascade_over(
     write_norms(store, ladder, folder / "norms.npy", progress=False)
     index = build_coarse(store, ladder[0], coarse, settings, 0, progress=False)
     widths = rerank_widths(ladder, coarse)
-    return make_cascade(index, store, inverse_norms(folder, ladder, widths), release=False), widths
+    return make_cascade(index, store, folder, ladder, widths, release=False), widths
 
 
 def stored_rows(cascade: Cascade) -> npt.NDArray[np.float32]:
