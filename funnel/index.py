@@ -173,6 +173,7 @@ class FunnelIndex:
         latency = searcher.measured(choice.plan, k, size)
         cascade = searcher.cascade
         pruning = searcher.pruning(k, size) if choice.plan.is_flat else None
+        exact = str(pruning or "every row at full width") if choice.plan.is_flat else ""
         lines = stage_lines(
             choice.plan,
             k,
@@ -186,7 +187,7 @@ class FunnelIndex:
         certificate = choice.certificate
         return Explanation(
             str(wanted), k, size, choice.plan, lines, certificate.estimate, certificate.lower_bound,
-            latency.p50, latency.p95, certificate, "" if not choice.plan.is_flat else str(pruning or "every row at full width"),
+            latency.p50, latency.p95, certificate, exact,
         )  # fmt: skip
 
     def ids(self) -> list[Any]:

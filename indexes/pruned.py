@@ -14,9 +14,7 @@ import numpy.typing as npt
 import torch
 
 from indexes._faiss import load_faiss
-from indexes.base import Float32Array, Int64Array
-from indexes.exact import exact_search
-from indexes.prefixcodes import (
+from indexes._prefixcodes import (
     Float32Codes,
     Int8Codes,
     PrefixCodes,
@@ -25,6 +23,8 @@ from indexes.prefixcodes import (
     int8_products_are_exact,
     tail_norms,
 )
+from indexes.base import Float32Array, Int64Array
+from indexes.exact import exact_search
 from indexes.vectors import VectorStore
 
 __all__ = ["PrunedSearch", "Pruning"]
@@ -45,21 +45,25 @@ MOST_FOUND = 4_000_000
 PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the last one to finish waits less
 # Below this many queries float32 is faster: coding rows as int8 costs more than it saves.
 FEWEST_INT8 = 16
-# Nanoseconds on one core, measured on 200,000 x 384 float16 rows (AMD EPYC, AVX-512 with VNNI): to read and code one
-# value, to multiply one, to score one surviving row at full width; and flat search, per value of a row.
-READ_NS = {torch.float32: 0.4, torch.int8: 0.6}
+# Nanoseconds on one core, measured on 200,000 x 384 float16 rows (AMD EPYC, AVX-512 with VNNI): to read one value of a
+# row, to code one, to multiply one, to score one surviving row at full width; and flat search, per value of a row.
+READ_NS = 0.15
+CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
 MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
 SURVIVOR_NS = 60.0
-FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.4, 0.022
+FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.3, 0.022
 # Pruning must promise to save a tenth, or flat search is run: the estimate is no better than that.
 WORTH = 0.9
+JUDGED_QUERIES = 256  # of a call: spread over it
 RESTED_CALLS = 16  # calls after one that was not worth it which are not judged: judging takes up to a tenth of flat
 
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """How a call is answered: by a pass over prefixes of `width` dims, coded as `codes`, after which about `share` of the
-    rows is left to be scored at full width."""
+    """How a call is answered: by a pass over prefixes of `width` dims, coded as `codes`.
+
+    share: of the rows, left to be scored at full width; estimated on a sample of rows.
+    """
 
     width: int
     codes: str
@@ -80,7 +84,7 @@ class _Sample:
 class PrunedSearch:
     """The k best rows of each query, as flat search finds them.
 
-    A score tau that k rows are known to reach rules out every row whose upper bound (`indexes.prefixcodes`) lies
+    A score tau that k rows are known to reach rules out every row whose upper bound (`indexes._prefixcodes`) lies
     below it. The others are scored in full in float32, and the best k of them are the best k of all: a row that is
     left out has, in exact arithmetic, a score below that of k rows that are not.
 
@@ -155,7 +159,8 @@ class PrunedSearch:
         if self._sample is None:
             self._prepare()
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-        return found.astype(np.float64) - 2 * gamma(store.dim) * norms * self._largest_norm
+        lower: npt.NDArray[np.float64] = found - 2 * gamma(store.dim) * norms * self._largest_norm
+        return lower
 
     def _prepare(self) -> None:
         with self._lock:
@@ -177,23 +182,34 @@ class PrunedSearch:
 
     def _choose(self, queries: Float32Array, tau: npt.NDArray[np.float64]) -> tuple[PrefixCodes, Pruning] | None:
         """The width at which the sample says that a call costs least, unless flat search costs about as much."""
-        sample, count, kind = self._sample, len(queries), self._kind(len(queries))
-        assert sample is not None
-        dim = self._store.dim
+        count, kind, dim = len(queries), self._kind(len(queries)), self._store.dim
+        some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
+        shares: dict[int, float] = {}
+        # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
+        self._spread(lambda _: shares.update(self._shares(queries[some], tau[some], kind)), [range(1)])
         least = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS)
-        best, dots, start = None, np.zeros((count, 1), dtype=np.float32), 0
-        for width in self._ladder[:-1]:
-            dots = dots + queries[:, start:width] @ sample.prefixes[:, start:width].T
-            tail = np.linalg.norm(queries[:, width:], axis=1)[:, None] * sample.tails[width]
-            start = width
-            codes = self._coded(width, kind)
-            coded = codes.queries(queries)
-            slack = coded.error + coded.length * codes.typical
-            share = float((dots + tail + slack[:, None] >= tau[:, None]).mean())
-            cost = width * (READ_NS[kind] / count + MULTIPLY_NS[kind]) + share * SURVIVOR_NS
+        best = None
+        for width, share in shares.items():
+            read = width if count <= FEW_QUERIES else dim
+            cost = (READ_NS * read + CODE_NS[kind] * width) / count + MULTIPLY_NS[kind] * width + share * SURVIVOR_NS
             if cost < least:
-                least, best = cost, (codes, Pruning(width, str(kind).removeprefix("torch."), share))
-        return best
+                least, best = cost, Pruning(width, str(kind).removeprefix("torch."), share)
+        return None if best is None else (self._coded(best.width, kind), best)
+
+    def _shares(self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype) -> dict[int, float]:
+        """The share of sampled rows that each width leaves, over all queries."""
+        sample = self._sample
+        assert sample is not None
+        asked, prefixes = torch.from_numpy(queries), torch.from_numpy(sample.prefixes)
+        dots, start, shares = torch.zeros((len(queries), len(prefixes))), 0, {}
+        for width in self._ladder[:-1]:
+            dots.addmm_(asked[:, start:width], prefixes[:, start:width].T)
+            start, codes = width, self._coded(width, kind)
+            coded = codes.queries(queries)
+            lowest = torch.from_numpy(tau - coded.error - coded.length * codes.typical).float()
+            tails = torch.outer(coded.tails.float(), torch.from_numpy(sample.tails[width]))
+            shares[width] = float((dots + tails >= lowest[:, None]).float().mean())
+        return shares
 
     def _coded(self, width: int, kind: torch.dtype) -> PrefixCodes:
         codes = self._codes.get((width, kind))

@@ -7,10 +7,10 @@ For a row x and a query q, split at m dims, Cauchy-Schwarz gives
 so that one product of width m over all rows tells which rows cannot reach a score tau. Tail norms are coded as further
 dims, so that the product is the whole right side and a row survives where it exceeds one number a query, the *limit*.
 
-Rounding. u = 2^-24 is the unit roundoff of float32, and a sum of n products in float32, in any order and with or without
-fused multiply-add, is off by at most gamma_n sum |a_i b_i| with gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability
-of Numerical Algorithms, 2nd ed., section 3.1), hence by gamma_n ||a|| ||b||. Limits are worked out in float64, whose own
-error is covered by the margin that each class states.
+Rounding. u = 2^-24 is the unit roundoff of float32, and a sum of n products in float32, in any order and with or
+without fused multiply-add, is off by at most gamma_n sum |a_i b_i| with gamma_n = n u / (1 - n u) (Higham, Accuracy
+and Stability of Numerical Algorithms, 2nd ed., section 3.1), hence by gamma_n ||a|| ||b||. Limits are worked out in
+float64, whose own error a margin covers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class QueryCodes:
 
 @dataclass(frozen=True)
 class RowCodes:
-    """Coded rows. codes: [r, columns]; tails: float32 [r], not below tail norms; residual: the largest error of a code."""
+    """Coded rows.
+
+    codes: [r, columns]. tails: float32 [r], not below tail norms. residual: the largest error of a row's code.
+    """
 
     codes: torch.Tensor
     tails: torch.Tensor
@@ -126,7 +129,7 @@ class PrefixCodes(Protocol):
         ...
 
 
-class Float32Codes:
+class Float32Codes(PrefixCodes):
     """Prefix and tail norm as they are, in float32.
 
     The product is a sum of width + 1 products of two vectors of norms at most Q, that of the query with its tail, and
@@ -164,7 +167,7 @@ class Float32Codes:
         return np.nextafter(limit, np.float32(-np.inf))
 
 
-class Int8Codes:
+class Int8Codes(PrefixCodes):
     """Prefixes as int8 with one step for all rows and one for each query; products are exact in int32.
 
     With x[:m] = s c + e and q[:m] = t k + f, where c and k are whole numbers in [-127, 127],
@@ -229,7 +232,8 @@ class Int8Codes:
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
         open_ = queries.error + queries.length * residual + MARGIN
         lowest, highest = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-        return np.clip(np.floor((tau - open_) / queries.scale) - 1, lowest, highest).astype(np.int32)
+        limit: npt.NDArray[np.generic] = np.clip(np.floor((tau - open_) / queries.scale) - 1, lowest, highest)
+        return limit.astype(np.int32)
 
 
 def _norms(rows: npt.NDArray[Any]) -> Float64Array:

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from indexes import PrunedSearch, VectorStore, exact_search, pruned
+from indexes.base import Float32Array, Int64Array
+
+DIM, LADDER = 64, (16, 32, 48, 64)
+ROWS = 12_000
+TIE = 1e-6
+
+
+def spectrum(count: int, seed: int, decay: float) -> Float32Array:
+    """Unit rows around 60 centres whose variance falls along the dims."""
+    scale = (1.0 + np.arange(DIM)) ** -decay
+    centres = np.random.default_rng(0).normal(size=(60, DIM)) * scale
+    generator = np.random.default_rng(seed)
+    rows = centres[generator.integers(60, size=count)] + 0.5 * generator.normal(size=(count, DIM)) * scale
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def store_of(rows: Float32Array, folder: Path, dtype: str = "float16") -> VectorStore:
+    path = folder / "vectors.npy"
+    with VectorStore.create(path, *rows.shape, dtype) as writer:
+        writer.write(np.arange(len(rows)), rows)
+    return VectorStore.open(path)
+
+
+def norms_of(store: VectorStore) -> Float32Array:
+    rows = store.matrix.float().numpy()
+    return np.stack([np.linalg.norm(rows[:, :width], axis=1) for width in LADDER], axis=1)
+
+
+def searcher(store: VectorStore, slack: float = 0.01) -> PrunedSearch:
+    """Over known scores that lie below the k-th true one by up to `slack`."""
+
+    def reached(queries: Float32Array, k: int) -> Float32Array | None:
+        true = np.sort(queries @ store.matrix.float().numpy().T, axis=1)
+        below = -np.searchsorted(-true[0, ::-1], -(true[0, -k] - slack))  # a score that some row has
+        return true[:, min(-k, below)] if slack else true[:, -k]
+
+    return PrunedSearch(store, norms_of(store), LADDER, reached)
+
+
+@pytest.fixture(autouse=True)
+def every_store_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VectorStore, "small", property(lambda _: False))
+    # Judged by what the arithmetic costs, not by what blocks of so few rows would.
+    monkeypatch.setattr(pruned, "WORTH", 1e9)
+
+
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VectorStore:
+    return store_of(spectrum(ROWS, 1, 1.0), tmp_path_factory.mktemp(request.param), request.param)
+
+
+def assert_exact(store: VectorStore, queries: Float32Array, scores: Float32Array, rows: Int64Array, k: int) -> None:
+    """Tie-aware recall of 1, true scores, falling, no row twice."""
+    true = queries.astype(np.float64) @ store.matrix.double().numpy().T
+    kth = -np.sort(-true, axis=1)[:, k - 1 : k]
+    assert (scores.dtype, rows.dtype, scores.shape, rows.shape) == (np.float32, np.int64, *[(len(queries), k)] * 2)
+    own = np.take_along_axis(true, rows, axis=1)
+    assert (own >= kth - TIE).all()
+    np.testing.assert_allclose(scores, own, atol=2e-6)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert all(len(set(row)) == k for row in rows.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("count", [1, 3, 20, 150])
+def test_it_finds_what_brute_force_finds(
+    store: VectorStore, count: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruned, "exact_search", pytest.fail)  # all of it must come from pruning
+    queries = spectrum(count, 2, 1.0)
+    search = searcher(store)
+    scores, rows = search(queries, k)
+    assert_exact(store, queries, scores, rows, k)
+    choice = search.choose(queries, k)
+    assert choice is not None and choice.share < 0.5
+    assert choice.codes == ("float32" if count < pruned.FEWEST_INT8 else search._kind(count).__str__()[6:])
+
+
+@pytest.mark.parametrize("block", [64, 1_000, ROWS])
+@pytest.mark.parametrize("few", [0, 200])
+def test_blocks_tiles_and_threads_do_not_matter(
+    store: VectorStore, block: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BLOCK_ROWS", "BLOCK_ROWS_FEW"):
+        monkeypatch.setattr(pruned, name, block)
+    monkeypatch.setattr(pruned, "TILE_QUERIES", 7)
+    monkeypatch.setattr(pruned, "FEW_QUERIES", few)
+    queries = spectrum(40, 3, 1.0)
+    assert_exact(store, queries, *searcher(store)(queries, 10), 10)
+
+
+def test_duplicates_and_near_ties(tmp_path: Path) -> None:
+    rows = spectrum(4_000, 4, 1.0)
+    rows[1_000:1_500] = rows[0]  # more duplicates than results
+    near = np.random.default_rng(5).normal(size=(500, DIM)) * 1e-7
+    rows[2_000:2_500] = rows[1] + near  # scores apart by less than float32 resolves
+    store = store_of(rows, tmp_path, "float32")
+    queries = np.concatenate([rows[:4], spectrum(20, 6, 1.0)])
+    for slack in (0.0, 0.01):
+        for count in (1, len(queries)):
+            assert_exact(store, queries[:count], *searcher(store, slack)(queries[:count], 10), 10)
+
+
+def test_what_is_found_beyond_memory_is_cut_to_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruned, "MOST_FOUND", 300)
+    rows = spectrum(4_000, 4, 1.0)
+    rows[500:3_500] = rows[0]
+    store = store_of(rows, tmp_path)
+    queries = np.concatenate([rows[:3], spectrum(20, 6, 1.0)])
+    assert_exact(store, queries, *searcher(store)(queries, 10), 10)
+
+
+def test_zero_tails_and_zero_rows(tmp_path: Path) -> None:
+    rows = spectrum(4_000, 7, 1.0)
+    rows[:2_000, 16:] = 0  # not unit any more: bounds rest on the norms there are
+    rows[100:200] = 0
+    store = store_of(rows, tmp_path)
+    queries = spectrum(30, 8, 1.0)
+    queries[:10, 16:] = 0
+    assert_exact(store, queries, *searcher(store)(queries, 10), 10)
+
+
+def test_a_query_for_which_nothing_is_known_is_still_exact(store: VectorStore) -> None:
+    def nothing(queries: Float32Array, k: int) -> Float32Array:
+        return np.where(np.arange(len(queries)) % 2, -np.inf, -1.0).astype(np.float32)
+
+    queries = spectrum(20, 9, 1.0)
+    assert_exact(store, queries, *PrunedSearch(store, norms_of(store), LADDER, nothing)(queries, 10), 10)
+
+
+def test_pages_are_guarded_and_given_back(tmp_path: Path) -> None:
+    store = store_of(spectrum(5_000, 1, 1.0), tmp_path)
+    touched: set[int] = set()
+    search = searcher(store)
+    store.guard(lambda rows: touched.update(rows.tolist()))
+    for count in (1, 20):
+        touched.clear()
+        search(spectrum(count, 2, 1.0), 10)
+        assert touched == set(range(store.n))
+
+
+@pytest.mark.parametrize("k", [10, 5_000, ROWS])
+def test_where_it_cannot_pay_flat_search_answers(store: VectorStore, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruned, "WORTH", 0.9)
+    flat = spectrum(ROWS, 1, 0.0)  # no spectrum: queries that look at every dim alike
+    queries = flat[:20]
+    asked: list[int] = []
+
+    def reached(queries: Float32Array, k: int) -> Float32Array:
+        asked.append(k)
+        return np.full(len(queries), -1.0, dtype=np.float32)
+
+    search = PrunedSearch(store, norms_of(store), LADDER, reached)
+    for _ in range(pruned.RESTED_CALLS + 1):
+        np.testing.assert_array_equal(search(queries, k)[1], exact_search(store, queries, k)[1])
+    assert search.choose(queries, k) is None
+    assert len(asked) == (2 if k == 10 else 0)  # after a call that was not worth it the next ones are not judged
+
+
+def test_it_uses_float32_where_int8_is_not_exact(store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruned, "int8_products_are_exact", lambda: False)
+    queries = spectrum(50, 2, 1.0)
+    search = searcher(store)
+    choice = search.choose(queries, 10)
+    assert choice is not None and choice.codes == "float32" and "pruned at" in str(choice)
+    assert_exact(store, queries, *search(queries, 10), 10)
+    assert search.resident_bytes == 4 * pruned.SAMPLED * LADDER[-2]
+
+
+def test_stored_rows_are_not_written_to(store: VectorStore) -> None:
+    before = store.matrix.clone()
+    for count in (1, 20):
+        searcher(store)(spectrum(count, 2, 1.0), 10)
+    assert torch.equal(before, store.matrix)
