@@ -6,6 +6,7 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.exact import exact
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.scifact import scifact
@@ -17,7 +18,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, adaptors, scifact, texts, memory, matryoshka):
+for command in (budget, exact, adaptors, scifact, texts, memory, matryoshka):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -47,7 +47,7 @@ PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the la
 FEWEST_INT8 = 16
 # Nanoseconds on one core, measured on 200,000 x 384 float16 rows (AMD EPYC, AVX-512 with VNNI): to read one value of a
 # row, to code one, to multiply one, to score one surviving row at full width; and flat search, per value of a row.
-READ_NS = 0.15
+READ_NS, READ_NARROW_NS = 0.15, 0.4  # whole rows; prefixes alone
 CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
 MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
 SURVIVOR_NS = 60.0
@@ -190,8 +190,8 @@ class PrunedSearch:
         least = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS)
         best = None
         for width, share in shares.items():
-            read = width if count <= FEW_QUERIES else dim
-            cost = (READ_NS * read + CODE_NS[kind] * width) / count + MULTIPLY_NS[kind] * width + share * SURVIVOR_NS
+            read = READ_NARROW_NS * width if count <= FEW_QUERIES else READ_NS * dim
+            cost = (read + CODE_NS[kind] * width) / count + MULTIPLY_NS[kind] * width + share * SURVIVOR_NS
             if cost < least:
                 least, best = cost, Pruning(width, str(kind).removeprefix("torch."), share)
         return None if best is None else (self._coded(best.width, kind), best)

@@ -39,7 +39,7 @@ def upper_tails(rows: Float32Array, width: int) -> Float32Array:
 
 @st.composite
 def matrices(draw: st.DrawFn) -> tuple[Float32Array, Float32Array, int]:
-    """Rows as stored, queries, and a width: decaying or flat spectra, zero tails or prefixes, duplicates, tiny values."""
+    """Rows as stored, queries, a width: decaying or flat spectra, zero tails or prefixes, duplicates, tiny values."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dim = draw(st.integers(2, 70))
     width = draw(st.integers(1, dim - 1))
