@@ -25,7 +25,7 @@ from indexes._prefixcodes import (
 )
 from indexes.base import Float32Array, Int64Array
 from indexes.exact import exact_search
-from indexes.vectors import VectorStore
+from indexes.vectors import SMALL_BYTES, VectorStore
 
 __all__ = ["PrunedSearch", "Pruning"]
 
@@ -127,6 +127,12 @@ class PrunedSearch:
     def resident_bytes(self) -> int:
         """Bytes held: the sample of rows, from the first call on. Everything else is read from mapped files."""
         return 0 if self._sample is None else self._sample.prefixes.nbytes
+
+    @staticmethod
+    def estimate_bytes(n: int, ladder: Sequence[int]) -> int:
+        """What `resident_bytes` will come to for n rows."""
+        small = n * ladder[-1] * 4 <= SMALL_BYTES
+        return 0 if small or len(ladder) < 2 else 4 * SAMPLED * ladder[-2]
 
     def __call__(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Scores float32 [q, k], falling, and rows int64 [q, k]. queries: float32 [q, d], C-contiguous."""

@@ -32,7 +32,7 @@ from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
-from indexes import Choice, CoarseIndexError, VectorStore, choose, family, release_freed
+from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
 __all__ = ["BuildOptions", "build_index"]
 
@@ -173,7 +173,7 @@ def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> tu
         return Choice(options.coarse, settings, family(options.coarse).estimate_nbytes(n, width, settings)), ladder
     if options.memory_mb is None:
         return choose(n, width)[0], ladder
-    norms = 4 * n * max(0, len(ladder) - 2)
+    norms = 4 * n * max(0, len(ladder) - 2) + PrunedSearch.estimate_bytes(n, ladder)
     allowed = int(options.memory_mb * MEGABYTE) - norms
     try:
         return choose(n, width, max(0, allowed))[0], ladder
