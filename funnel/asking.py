@@ -14,7 +14,7 @@ from funnel.explanation import Explanation
 from funnel.plan import Plan
 from funnel.planning.budget import Budget
 
-__all__ = ["explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = ["audited_name", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
 
 
 def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
@@ -49,6 +49,16 @@ def wanted_budget(recall: float | None, latency_ms: float | None, budget: Budget
     if recall is not None or latency_ms is not None:
         raise InputError("give either budget, or recall and latency_ms, not both")
     return budget
+
+
+def audited_name(
+    recall: float | None, latency_ms: float | None, budget: Budget | None, plan: Plan | Explanation | None
+) -> tuple[str, float | None]:
+    """What was asked, in words, and the recall that it promises; None where that is left open."""
+    if plan is not None:
+        return f"plan {explicit_plan(plan, None, None, None)}", None
+    wanted = wanted_budget(recall, latency_ms, budget)
+    return str(wanted), wanted.recall
 
 
 def explicit_plan(

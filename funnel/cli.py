@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train and adaptor are in cli_adaptors."""
+"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune in cli_*."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_options import PATH, widths
+from funnel.cli_tune import tune
 from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -52,6 +53,7 @@ def cli(debug: bool) -> None:
 
 cli.add_command(train)
 cli.add_command(adaptor)
+cli.add_command(tune)
 
 
 @cli.command()

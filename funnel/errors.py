@@ -11,6 +11,8 @@ FunnelError
     ├── DamagedIndexError   a file is missing, cut short or changed; names the file
     └── NoSpaceError        the disk is full; the generation before is untouched
 
+DriftWarning                a warning: live searches have voided the certificates (also a UserWarning)
+
 The coarse families raise `indexes.CoarseIndexError` and `indexes.MissingBackendError`, which stand
 beside this tree because `indexes` does not know `funnel`.
 """
@@ -18,6 +20,7 @@ beside this tree because `indexes` does not know `funnel`.
 __all__ = [
     "BudgetError",
     "DamagedIndexError",
+    "DriftWarning",
     "EncoderError",
     "FormatVersionError",
     "FunnelError",
@@ -31,6 +34,10 @@ __all__ = [
 
 class FunnelError(Exception):
     """The base of every error that funnel raises on purpose."""
+
+
+class DriftWarning(UserWarning):
+    """Live queries have changed, or an audit found less recall than promised: certificates are void until tuned."""
 
 
 class InputError(FunnelError, ValueError):

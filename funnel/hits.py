@@ -30,10 +30,12 @@ class Served:
     """How a call was answered.
 
     plan: what was run. estimated_recall: mean recall@k of it on the calibration queries; NaN where it was not measured.
+    void: whether live searches had shown by then that the estimate does not hold for them (see `FunnelIndex.health`).
     """
 
     plan: Plan
     estimated_recall: float
+    void: bool = False
 
 
 class Hits(list[Hit]):

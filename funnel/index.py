@@ -1,4 +1,4 @@
-"""FunnelIndex: build, open, search, explain."""
+"""FunnelIndex: build, open, search, explain, tune, health."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.asking import explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.asking import audited_name, explicit_plan, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
+from funnel.building.tune import tune_index
 from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.queries import QueriesSource
 from funnel.errors import InputError
 from funnel.explanation import Explanation, stage_lines
 from funnel.hits import Answers, Hit, Hits, Served
+from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
 from funnel.opening import Opened, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
@@ -40,6 +42,7 @@ class FunnelIndex:
         device = str(opened.searcher.cascade.store.device)
         self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
         self._choices: dict[tuple[object, ...], Served] = {}
+        self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.exact)
 
     @classmethod
     def build(
@@ -118,18 +121,21 @@ class FunnelIndex:
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
+        audit: float | bool | None = None,
     ) -> Hits | list[Hits]:
         """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
         query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
-        or an explicit plan; none of them: recall 0.95. Each list says in `served` how it was found.
+        or an explicit plan; none of them: recall 0.95. Each list says in `served` how it was found. audit: see `audit`,
+        for this call alone.
 
         Raises BudgetError when no plan meets the budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
         if vectors is None:
             vectors = self.encode_queries(texts or [])
-        scores, positions, served = self._search(vectors, k, recall, latency_ms, budget, plan, texts is not None)
+        from_text = texts is not None
+        scores, positions, served = self._search(vectors, k, recall, latency_ms, budget, plan, from_text, audit)
         hits = self._hits(scores, positions, served)
         return hits[0] if single else hits
 
@@ -142,13 +148,14 @@ class FunnelIndex:
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
+        audit: float | bool | None = None,
     ) -> Answers:
         """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
         queries: [n_queries, d]. ids are int64, or str in an object array. Raises as `search` does.
         """
         rows = read_vectors(queries)
-        scores, positions, served = self._search(rows, k, recall, latency_ms, budget, plan, False)
+        scores, positions, served = self._search(rows, k, recall, latency_ms, budget, plan, False, audit)
         return Answers(self._searcher.ids.at(positions), scores, served)
 
     def explain(
@@ -184,11 +191,36 @@ class FunnelIndex:
             searcher.stage_ms(choice.plan, size) or [latency.p50],
             pruning,
         )
-        certificate = choice.certificate
+        certificate = self._monitor.certificate(choice.certificate)
         return Explanation(
             str(wanted), k, size, choice.plan, lines, certificate.estimate, certificate.lower_bound,
             latency.p50, latency.p95, certificate, exact,
         )  # fmt: skip
+
+    def health(self) -> Health:
+        """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""
+        return self._monitor.health()
+
+    def audit(self, sample: float | bool = DEFAULT_AUDIT, *, seed: int = 0) -> None:
+        """Run flat search for this share of the queries to come, and keep their true recall in `health`.
+
+        sample: a share in [0, 1]; each audited query takes the time of a flat search more. What was found so far is
+        forgotten. Raises InputError for what is no share.
+        """
+        self._monitor.audit(sample, seed)
+
+    def tune(self, queries: QueriesSource | None = None, *, seed: int = 0, progress: bool = True) -> None:
+        """Calibrate again, in place: on these queries or, without any, on those on record; costs are measured anew.
+
+        queries: as for `build`. Committed as the next generation, which shares every other file; a crash leaves the
+        one before. Searches in other threads go on meanwhile. What `health` has noted begins anew.
+
+        Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
+        for texts without an encoder, StorageError where another process writes or has replaced this generation.
+        """
+        opened = tune_index(self.path, self._opened, self._encoder, queries, seed, progress)
+        self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.exact)
+        self._choices = {}  # last, so that no choice of the old calibration can enter it
 
     def ids(self) -> list[Any]:
         """Every id, in input order."""
@@ -260,8 +292,9 @@ class FunnelIndex:
         budget: Budget | None,
         plan: Plan | Explanation | None,
         from_text: bool,
+        audit: float | bool | None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served]:
-        searcher = self._searcher
+        searcher, monitor = self._searcher, self._monitor
         k = check_k(k, searcher.rows)
         if vectors.ndim == 2 and not len(vectors):
             return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0)
@@ -271,7 +304,10 @@ class FunnelIndex:
         else:
             served = self._explicit(explicit_plan(plan, recall, latency_ms, budget), k)
         scores, positions = searcher.run(prepared, served.plan, k)
-        return scores, positions, served
+        monitor.see(scores)
+        if audit is not None or monitor.audits:
+            monitor.check(prepared, scores, lambda: audited_name(recall, latency_ms, budget, plan), audit)
+        return scores, positions, monitor.served(served) if monitor.void else served
 
     def _choice(
         self,

@@ -34,7 +34,7 @@ from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index"]
+__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "encoder_ms"]
 
 # The budgets whose latency is measured at build, so that the first explain need not.
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
@@ -203,14 +203,24 @@ def _calibrate(
     if searcher.rows < SMALLEST_PLANNED:
         return None
     adapted = None if real is None else searcher.prepare(real)
+    return calibrate_searcher(searcher, adapted, encoder_ms(encoder), options.seed, options.progress)
+
+
+def calibrate_searcher(
+    searcher: Searcher, adapted: npt.NDArray[np.float32] | None, encoding: dict[int, float], seed: int, progress: bool
+) -> Calibration:
+    """Give a searcher its calibration, the latencies of the usual budgets among it.
+
+    adapted: real queries as `Searcher.prepare` gives them, in random order, or None. encoding: see `encoder_ms`.
+    """
     searcher.calibration = calibrate(
         searcher.cascade,
         searcher.widths,
         adapted,
         searcher.whole_call,
-        {} if encoder is None else _encoder_ms(encoder),
-        options.seed + CALIBRATION_SEED,
-        options.progress,
+        encoding,
+        seed + CALIBRATION_SEED,
+        progress,
     )
     _measure_latencies(searcher.planner)
     searcher.calibration.latencies = searcher.planner.latency_records()
@@ -224,8 +234,10 @@ def _measure_latencies(planner: Planner) -> None:
             planner.latency(planner.choose(Budget(recall), MEASURED_K, 1).plan, MEASURED_K, 1)
 
 
-def _encoder_ms(encoder: Encoder) -> dict[int, float]:
-    """The 95th percentile of encoding a batch of short texts, milliseconds by batch size."""
+def encoder_ms(encoder: Encoder | None) -> dict[int, float]:
+    """The 95th percentile of encoding a batch of short texts, milliseconds by batch size; empty without an encoder."""
+    if encoder is None:
+        return {}
     texts = [f"how do I {verb} a {noun}" for verb in ("open", "sort", "merge", "parse") for noun in _NOUNS]
 
     def timed(batch: int) -> Callable[[int], object]:

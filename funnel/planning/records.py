@@ -88,6 +88,16 @@ class Calibration:
             self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
         return self.corpus, self.queries
 
+    def true_scores(self) -> npt.NDArray[np.float32]:
+        """What flat search gave the real queries: float32 [n_queries, depth], falling. Reads no more than that."""
+        if self.queries is not None:
+            return self.queries.truth
+        if self.folder is None or not self.certifies:
+            raise DamagedIndexError("this calibration has no record of real queries; calibrate again with some")
+        with _arrays(self.folder / ARRAYS_NAME) as arrays:
+            truth: npt.NDArray[np.float32] = arrays["queries/truth"]
+            return truth
+
     def save(self, folder: Path) -> None:
         """Write calibration.json and calibration.npz into the folder."""
         corpus, queries = self.runs()

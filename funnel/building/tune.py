@@ -1,0 +1,127 @@
+"""Calibration again, of an index that stands: one new part, everything else shared with the generation before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.building.asked import encode_asked, open_asked
+from funnel.building.build import calibrate_searcher, encoder_ms
+from funnel.data.queries import Queries, QueriesSource
+from funnel.errors import EncoderError, InputError, StorageError
+from funnel.opening import Opened, open_generation
+from funnel.planning.records import Calibration
+from funnel.query_encoder import QueryEncoder
+from funnel.searcher import Searcher
+from funnel.storage import IndexFolder, Manifest, Transaction
+
+__all__ = ["tune_index"]
+
+COARSE = "coarse.faiss"
+
+
+def tune_index(
+    path: Path, opened: Opened, encoder: QueryEncoder, queries: QueriesSource | None, seed: int, progress: bool
+) -> Opened:
+    """Calibrate `opened` again and commit it as the next generation of the folder `path`; gives that one, opened.
+
+    queries: as for a build; None: those on record. Raises what `FunnelIndex.tune` says.
+    """
+    _check(path, opened, seed)
+    given = None if queries is None else open_asked(queries, None)[0]
+    folder = IndexFolder(path)
+    with folder.begin() as transaction:
+        _check_live(path, transaction, opened.manifest)
+        old = opened.searcher
+        searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths)
+        adapted = _recorded(old) if given is None else _prepared(old, given, encoder, seed)
+        calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress)
+        manifest = _commit(transaction, opened, calibration, progress)
+    if opened.rebuilt is not None:  # the segment was written anew, its files lie elsewhere
+        return open_generation(folder, old.cascade.store.device, "lazy")
+    stored = Calibration.load(path / "calibrations" / str(manifest.calibration))  # its record need not stay in memory
+    tuned = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, stored)
+    return replace(opened, manifest=manifest, searcher=tuned)
+
+
+def _check(path: Path, opened: Opened, seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed!r}; expected a whole number from 0")
+    if opened.searcher.calibration is None:
+        raise InputError(
+            f"{path} holds {opened.searcher.rows} rows, few enough for flat search, which is exact: there is nothing "
+            "to calibrate"
+        )
+
+
+def _check_live(path: Path, transaction: Transaction, manifest: Manifest) -> None:
+    """StorageError unless the generation that is open is still the live one."""
+    live = transaction.previous
+    if live is None or (live.generation, live.created) != (manifest.generation, manifest.created):
+        found = "removed" if live is None else f"replaced by generation {live.generation}"
+        raise StorageError(f"{path}: generation {manifest.generation}, which is open, was {found}; open it again")
+
+
+def _recorded(searcher: Searcher) -> npt.NDArray[np.float32] | None:
+    """The real queries on record, adapted; None where there were none."""
+    assert searcher.calibration is not None
+    _, queries = searcher.calibration.runs()
+    return None if queries is None else queries.queries
+
+
+def _prepared(searcher: Searcher, given: Queries, encoder: QueryEncoder, seed: int) -> npt.NDArray[np.float32] | None:
+    loaded = encoder.load() if given.vectors is None else None
+    real = encode_asked(given, {}, loaded, searcher.dim, seed).certifying
+    return None if real is None else searcher.prepare(real)
+
+
+def _encoding(opened: Opened, encoder: QueryEncoder) -> dict[int, float]:
+    """How long encoding takes here; as it was on record where the encoder is not at hand."""
+    assert opened.searcher.calibration is not None
+    if opened.manifest.settings["encoder"] is None:
+        return {}
+    try:
+        return encoder_ms(encoder.load())
+    except EncoderError:
+        return opened.searcher.calibration.encoder_ms
+
+
+def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, progress: bool) -> Manifest:
+    manifest = opened.manifest
+    folder = transaction.folder("calibrations")
+    calibration.save(folder)
+    kept = [path for path in manifest.files if path.split("/")[0] != "calibrations"]
+    segments = [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.segments]
+    settings = dict(manifest.settings)
+    if opened.rebuilt is not None:  # the graph that was measured is the one to keep
+        prefix = f"segments/{manifest.segments[0].id}/"
+        segments[0]["id"] = _with_coarse(transaction, opened, prefix)
+        kept = [path for path in kept if not path.startswith(prefix)]
+        settings["faiss"] = str(getattr(__import__("faiss"), "__version__", ""))
+    for path in kept:
+        transaction.reuse(path)
+    body: Mapping[str, object] = {
+        "d": manifest.d,
+        "ladder": list(manifest.ladder),
+        "counts": dict(manifest.counts),
+        "segments": segments,
+        "tombstones": [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.tombstones],
+        "adaptor": manifest.adaptor,
+        "calibration": transaction.identifier(folder),
+        "settings": settings,
+    }
+    return transaction.commit(body, progress=progress)
+
+
+def _with_coarse(transaction: Transaction, opened: Opened, prefix: str) -> str:
+    """The segment again, with the coarse index that was made at opening; every other file is a link. Its identifier."""
+    segment = transaction.folder("segments")
+    for path in opened.manifest.files:
+        if path.startswith(prefix) and not path.endswith(f"/{COARSE}"):
+            transaction.link(path, segment)
+    opened.searcher.cascade.coarse.save(segment / COARSE)
+    return transaction.identifier(segment)

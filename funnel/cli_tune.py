@@ -1,0 +1,30 @@
+"""The command line: funnel tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from funnel.cli_options import PATH, QUIET, SEED
+
+__all__ = ["tune"]
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@click.option("--queries", type=PATH, help="Real queries: queries.jsonl, .txt or .npy. [default: those on record]")
+@SEED
+@QUIET
+def tune(index: Path, queries: Path | None, seed: int, quiet: bool) -> None:
+    """Calibrate INDEX again, in place, on this machine: when queries have changed, or there were none.
+
+    Example: funnel tune my-index --queries queries-of-this-month.jsonl
+    """
+    from funnel.index import FunnelIndex
+    from funnel.reports.explained import budgets_table, explain_budgets
+
+    opened = FunnelIndex.open(index)
+    opened.tune(None if queries is None else str(queries), seed=seed, progress=not quiet)
+    click.echo(f"{index}: generation {opened.manifest.generation}; {opened.certification}")
+    click.echo(budgets_table(opened, explain_budgets(opened, k=min(10, len(opened)))))

@@ -1,0 +1,144 @@
+"""The true recall of live searches: flat search is run for a sample of them, and an interval kept that is always valid.
+
+Confidence sequence by betting: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting",
+JRSS-B 2023, sections 4 and 5. For each r a gambler bets on the mean being above it, another on its being below, each
+with a fixed mixture of stakes; the interval holds every r at which neither has reached 2 / delta. As the stakes do not
+depend on the values, neither does the wealth on their order: how often each recall was seen is all that is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.errors import InputError
+from funnel.planning.calibration import TIE_TOLERANCE
+
+__all__ = ["AUDIT_DELTA", "DEFAULT_AUDIT", "Audit", "AuditLine", "checked_share", "running_interval", "true_recalls"]
+
+DEFAULT_AUDIT = 0.01  # share of searches: where flat takes 100 times as long, time doubles
+AUDIT_DELTA = 0.05  # the interval covers the mean, at all times together, with probability .95 at least
+BROKEN_DELTA = 0.01  # a promise counts as broken where its recall is refuted at this level
+STAKES = 32  # on the grid; twice as many move the interval by less than 1e-3
+SMALLEST_STAKE = 1e-3  # as a share of the largest, at which one value of nothing would take all
+HALVINGS = 20  # of [0, 1]: 1e-6, below the resolution of any recall
+
+Counts = npt.NDArray[np.int64]
+
+
+def true_recalls(returned: npt.NDArray[np.float32], true: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """How many of the true top k were returned, ties counted: int64 [n], 0..k.
+
+    returned: exact scores float32 [n, k] of the rows returned, -inf where fewer were. true: those of flat search.
+    """
+    counts: npt.NDArray[np.int64] = (returned >= true[:, -1:] - TIE_TOLERANCE).sum(axis=1)
+    return counts
+
+
+def running_interval(counts: Counts, delta: float = AUDIT_DELTA) -> tuple[float, float]:
+    """An interval that covers the mean recall, however often it is looked at, with probability 1 - delta.
+
+    counts: int64 [k + 1], how many queries had 0, 1, …, k of their true top k. (0, 1) where there were none.
+    """
+    shares = np.arange(len(counts)) / (len(counts) - 1)
+    return _lowest(counts, shares, delta / 2.0), 1.0 - _lowest(counts, 1.0 - shares, delta / 2.0)
+
+
+def _lowest(counts: Counts, values: npt.NDArray[np.float64], delta: float) -> float:
+    """The largest r that "the mean is at most r" is refuted for: what is refuted at r is at every smaller one."""
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        r = (low + high) / 2.0
+        stakes = np.geomspace(SMALLEST_STAKE, 1.0 - SMALLEST_STAKE, STAKES) / r
+        wealth = np.log1p(np.outer(stakes, values - r)) @ counts
+        largest = wealth.max()
+        refuted = largest + math.log(np.exp(wealth - largest).mean()) >= math.log(1.0 / delta)
+        low, high = (r, high) if refuted else (low, r)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """What the audit found for one budget and k.
+
+    promised: the recall that was asked for; None for a latency or a plan. n_queries: searches compared with flat
+    search. recall: their mean recall@k; low, high: an interval around it, valid at any time with confidence .95, as
+    long as the queries stay of one kind. broken: whether they refute at level .01 that the recall is what was asked.
+    """
+
+    budget: str
+    k: int
+    promised: float | None
+    n_queries: int
+    recall: float
+    low: float
+    high: float
+    broken: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        return (
+            f"audit of {self.budget} at k={self.k}: recall {self.recall:.4f}, interval [{self.low:.4f}, "
+            f"{self.high:.4f}], {self.n_queries:,} searches"
+        )
+
+
+@dataclass
+class Audit:
+    """Draws the searches to compare, and keeps what was found by budget and k. Safe in threads.
+
+    share: of live queries, in [0, 1].
+    """
+
+    share: float
+    seed: int = 0
+    _found: dict[tuple[str, int], tuple[float | None, Counts]] = field(default_factory=dict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._generator = np.random.default_rng(self.seed)
+
+    def draw(self, n_queries: int, share: float) -> npt.NDArray[np.int64]:
+        """The numbers of the queries of one call that are compared, each drawn with probability `share`."""
+        with self._lock:
+            return np.flatnonzero(self._generator.random(n_queries) < share)
+
+    def add(self, budget: str, k: int, promised: float | None, found: npt.NDArray[np.int64]) -> AuditLine:
+        """Note how many of the true top k some searches got: int64 [n]; gives the line as it then is."""
+        with self._lock:
+            _, counts = self._found.setdefault((budget, k), (promised, np.zeros(k + 1, dtype=np.int64)))
+            counts += np.bincount(found, minlength=k + 1)
+            seen = counts.copy()
+        return _line(budget, k, promised, seen)
+
+    def lines(self) -> tuple[AuditLine, ...]:
+        """What was found so far, by budget and k."""
+        with self._lock:
+            found = [(budget, k, promised, counts.copy()) for (budget, k), (promised, counts) in self._found.items()]
+        return tuple(_line(*line) for line in sorted(found, key=lambda line: line[:2]))
+
+
+def _line(budget: str, k: int, promised: float | None, counts: Counts) -> AuditLine:
+    n_queries = int(counts.sum())
+    low, high = running_interval(counts)
+    mean = float(counts @ np.arange(k + 1)) / (k * n_queries) if n_queries else math.nan
+    shares = np.arange(k + 1) / k
+    broken = promised is not None and 1.0 - _lowest(counts, 1.0 - shares, BROKEN_DELTA) < promised
+    return AuditLine(budget, k, promised, n_queries, mean, low, high, broken)
+
+
+def checked_share(value: object, name: str) -> float:
+    """The share of searches to compare: True is all, False and None are none. InputError for what is no share."""
+    if value is None or isinstance(value, bool):
+        return float(bool(value))
+    if not isinstance(value, int | float | np.number) or not 0.0 <= value <= 1.0:
+        raise InputError(f"{name} is {value!r}; expected True, False, or a share in [0, 1], such as 0.01")
+    return float(value)

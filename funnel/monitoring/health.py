@@ -1,0 +1,54 @@
+"""What `index.health()` says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from funnel.monitoring.audit import AuditLine
+
+__all__ = ["HOLDS", "UNWATCHED", "VOID", "Health"]
+
+HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether certificates still speak of the queries that come, in this process since it opened or tuned the index.
+
+    state: "holds", "void", or "not watched" where there is no certificate to void. why: in words. since: when it became
+    void, ISO 8601. queries: live queries seen. compared: those that were compared with the calibration queries,
+    repeats left out. p_value: the probability of such evidence of a change, or more, had there been none, over all
+    looks together; 0.01 voids. calibrated, calibration_queries: when, and on how many. audits: true recall by budget.
+    """
+
+    state: str
+    why: str
+    since: str | None
+    queries: int
+    compared: int
+    p_value: float
+    calibrated: str
+    calibration_queries: int
+    audits: tuple[AuditLine, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the certificates."""
+        return self.state != VOID
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        record = {name: getattr(self, name) for name in self.__slots__ if name != "audits"}
+        return {**record, "audits": [line.to_json() for line in self.audits]}
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f" since {self.since}"
+        lines = [f"certificates: {self.state}{since}" + (f": {self.why}" if self.why else "")]
+        if self.state != UNWATCHED:
+            lines.append(
+                f"  {self.queries:,} live queries, {self.compared:,} compared with {self.calibration_queries:,} of "
+                f"{self.calibrated}; p {self.p_value:.2g}"
+            )
+        lines += [f"  {line}" for line in self.audits]
+        return "\n".join(lines)

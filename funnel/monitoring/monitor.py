@@ -1,0 +1,141 @@
+"""Watches the searches of one opened index: drift of its queries, audit of its recall, and what follows from both."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.errors import DriftWarning
+from funnel.hits import Served
+from funnel.monitoring.audit import Audit, checked_share, true_recalls
+from funnel.monitoring.drift import ALARM, Drift
+from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
+from funnel.planning.certificate import Certificate
+from funnel.planning.records import Calibration
+
+__all__ = ["Monitor"]
+
+REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or index.tune(queries=...)"
+
+Float32 = npt.NDArray[np.float32]
+# Prepared queries and k -> the scores of their true top k, falling, and the rows.
+Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
+
+
+class Monitor:
+    """The state of the promise in this process; a new one after each tuning. Safe in threads.
+
+    calibration: what certificates rest on; None where flat search serves everything, exactly. flat: runs flat search.
+    """
+
+    def __init__(self, calibration: Calibration | None, flat: Flat) -> None:
+        self._calibration = calibration
+        self._flat = flat
+        self._drift: Drift | None = None
+        self._audit = Audit(0.0)
+        self._lock = Lock()
+        self._broken: tuple[str, str] | None = None  # why, and since when
+        self._watches = calibration is not None and calibration.certifies
+
+    @property
+    def void(self) -> bool:
+        """Whether the certificates of this calibration are void."""
+        return self._broken is not None
+
+    @property
+    def audits(self) -> bool:
+        """Whether a share of all searches is compared with flat search."""
+        return self._audit.share > 0.0
+
+    def audit(self, sample: object, seed: int = 0) -> None:
+        """Compare this share of the searches to come with flat search; what was found so far is let go.
+
+        Raises InputError for what is no share.
+        """
+        self._audit = Audit(checked_share(sample, "sample"), seed)
+
+    def see(self, scores: Float32) -> None:
+        """Note the scores of one call, float32 [n, k]. May warn, once."""
+        if self._watches and len(scores) and self._watched().see(scores):
+            assert self._calibration is not None
+            self._void(
+                f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
+                f"(p {self._watched().p_value:.2g} <= {ALARM:g} over all looks)"
+            )
+
+    def check(
+        self, prepared: Float32, scores: Float32, budget: Callable[[], tuple[str, float | None]], audit: object
+    ) -> None:
+        """Audit one call, if its turn has come.
+
+        prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
+        promised. audit: the share for this call alone; None: the share that is set. Raises InputError for no share.
+        """
+        running = self._audit
+        share = running.share if audit is None else checked_share(audit, "audit")
+        if share == 0.0:
+            return
+        drawn = running.draw(len(scores), share)
+        if not len(drawn):
+            return
+        k = scores.shape[1]
+        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
+        name, promised = budget()
+        line = running.add(name, k, promised, found)
+        if line.broken and self._watches:
+            self._void(f"{line}: below what was promised")
+
+    def certificate(self, certificate: Certificate) -> Certificate:
+        """The certificate as it now stands: that of a plan that was calibrated says so where it is void."""
+        if self._broken is None or not certificate.certified or certificate.lower_bound >= 1.0:
+            return certificate
+        why, since = self._broken
+        return replace(certificate, certified=False, note=f"void since {since}: {why}; {REMEDY}")
+
+    def served(self, served: Served) -> Served:
+        """How a call was answered, marked where its recall rests on a calibration that is void."""
+        return served if self._broken is None or served.plan.is_flat else replace(served, void=True)
+
+    def health(self) -> Health:
+        """Everything noted so far."""
+        calibration, drift, broken = self._calibration, self._drift, self._broken
+        state, why = HOLDS, ""
+        if broken is not None:
+            state, why = VOID, broken[0]
+        elif calibration is None:
+            state, why = UNWATCHED, "every search is exact"
+        elif not self._watches:
+            state, why = UNWATCHED, calibration.kind
+        return Health(
+            state=state,
+            why=why,
+            since=None if broken is None else broken[1],
+            queries=0 if drift is None else drift.seen,
+            compared=0 if drift is None else drift.compared,
+            p_value=1.0 if drift is None else drift.p_value,
+            calibrated="" if calibration is None else calibration.date,
+            calibration_queries=0 if calibration is None else calibration.n_queries,
+            audits=self._audit.lines(),
+        )
+
+    def _watched(self) -> Drift:
+        """Made at the first search: until then the scores of the calibration queries stay on disk."""
+        if self._drift is None:
+            with self._lock:
+                if self._drift is None:
+                    assert self._calibration is not None
+                    self._drift = Drift(self._calibration.true_scores())
+        return self._drift
+
+    def _void(self, why: str) -> None:
+        with self._lock:
+            if self._broken is not None:
+                return
+            self._broken = (why, datetime.now(UTC).isoformat(timespec="seconds"))
+        warnings.warn(f"certified recall is void: {why}. The same plans are served on; {REMEDY}", DriftWarning, 4)
