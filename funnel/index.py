@@ -304,7 +304,7 @@ class FunnelIndex:
         else:
             served = self._explicit(explicit_plan(plan, recall, latency_ms, budget), k)
         scores, positions = searcher.run(prepared, served.plan, k)
-        monitor.see(scores)
+        monitor.see(scores, served.plan)
         if audit is not None or monitor.audits:
             monitor.check(prepared, scores, lambda: audited_name(recall, latency_ms, budget, plan), audit)
         return scores, positions, monitor.served(served) if monitor.void else served

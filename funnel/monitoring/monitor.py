@@ -14,8 +14,10 @@ import numpy.typing as npt
 from funnel.errors import DriftWarning
 from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
-from funnel.monitoring.drift import ALARM, Drift
+from funnel.monitoring.drift import ALARM, RANKS, Drift
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
+from funnel.monitoring.reference import returned_scores
+from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
 
@@ -37,11 +39,11 @@ class Monitor:
     def __init__(self, calibration: Calibration | None, flat: Flat) -> None:
         self._calibration = calibration
         self._flat = flat
-        self._drift: Drift | None = None
         self._audit = Audit(0.0)
         self._lock = Lock()
         self._broken: tuple[str, str] | None = None  # why, and since when
-        self._watches = calibration is not None and calibration.certifies
+        watched = calibration is not None and calibration.certifies
+        self._drift = Drift(self._reference) if watched else None
 
     @property
     def void(self) -> bool:
@@ -60,13 +62,13 @@ class Monitor:
         """
         self._audit = Audit(checked_share(sample, "sample"), seed)
 
-    def see(self, scores: Float32) -> None:
-        """Note the scores of one call, float32 [n, k]. May warn, once."""
-        if self._watches and len(scores) and self._watched().see(scores):
+    def see(self, scores: Float32, plan: Plan) -> None:
+        """Note the scores of one call, float32 [n, k], n from 1, under a plan. May warn, once."""
+        if self._drift is not None and self._drift.see(scores, plan):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
-                f"(p {self._watched().p_value:.2g} <= {ALARM:g} over all looks)"
+                f"(p {self._drift.p_value:.2g} <= {ALARM:g} over all looks)"
             )
 
     def check(
@@ -88,7 +90,7 @@ class Monitor:
         found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
         name, promised = budget()
         line = running.add(name, k, promised, found)
-        if line.broken and self._watches:
+        if line.broken and self._drift is not None:
             self._void(f"{line}: below what was promised")
 
     def certificate(self, certificate: Certificate) -> Certificate:
@@ -110,7 +112,7 @@ class Monitor:
             state, why = VOID, broken[0]
         elif calibration is None:
             state, why = UNWATCHED, "every search is exact"
-        elif not self._watches:
+        elif drift is None:
             state, why = UNWATCHED, calibration.kind
         return Health(
             state=state,
@@ -124,14 +126,10 @@ class Monitor:
             audits=self._audit.lines(),
         )
 
-    def _watched(self) -> Drift:
-        """Made at the first search: until then the scores of the calibration queries stay on disk."""
-        if self._drift is None:
-            with self._lock:
-                if self._drift is None:
-                    assert self._calibration is not None
-                    self._drift = Drift(self._calibration.true_scores())
-        return self._drift
+    def _reference(self, plan: Plan) -> Float32 | None:
+        """Read when the first searches under a plan are tested: until then the record stays on disk."""
+        assert self._calibration is not None
+        return returned_scores(self._calibration, plan, RANKS)
 
     def _void(self, why: str) -> None:
         with self._lock:

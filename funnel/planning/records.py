@@ -19,7 +19,7 @@ from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 
-__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration"]
+__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration", "Candidates"]
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
@@ -27,6 +27,14 @@ UNCERTIFIED = "uncertified: calibrated on corpus rows"
 JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scores of the candidates of one effort, in coarse order: float32 [q, s, len(widths)], exact at the last width."""
+
+    widths: tuple[int, ...]
+    scores: npt.NDArray[np.float32]
 
 
 @dataclass
@@ -97,6 +105,19 @@ class Calibration:
         with _arrays(self.folder / ARRAYS_NAME) as arrays:
             truth: npt.NDArray[np.float32] = arrays["queries/truth"]
             return truth
+
+    def candidate_scores(self, effort: int) -> Candidates | None:
+        """The scores of the real queries' candidates at one effort; None where it was not run. Reads no more."""
+        if self.queries is not None:
+            scores = self.queries.scores.get(effort)
+            return None if scores is None else Candidates(self.queries.widths, scores)
+        if self.folder is None or not self.certifies:
+            return None
+        with _arrays(self.folder / ARRAYS_NAME) as arrays:
+            name = f"queries/scores/{effort}"
+            if name not in arrays:
+                return None
+            return Candidates(tuple(int(width) for width in arrays["queries/widths"]), arrays[name])
 
     def save(self, folder: Path) -> None:
         """Write calibration.json and calibration.npz into the folder."""

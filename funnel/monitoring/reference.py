@@ -1,0 +1,39 @@
+"""What a plan returned for the calibration queries, from their record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.plan import Plan
+from funnel.planning.records import Calibration
+
+__all__ = ["returned_scores"]
+
+
+def returned_scores(calibration: Calibration, plan: Plan, ranks: Sequence[int]) -> npt.NDArray[np.float32] | None:
+    """The exact scores of the hits at `ranks` (from 0) for each real query: float32 [n_queries, len(ranks)].
+
+    NaN where the plan returns fewer hits; None where it cannot be followed on the record.
+    """
+    if plan.is_flat:
+        return calibration.true_scores()[:, list(ranks)]
+    found = calibration.candidate_scores(plan.effort)
+    if found is None or found.scores.shape[1] < plan.shortlist:
+        return None
+    scores = torch.from_numpy(np.array(found.scores[:, : plan.shortlist]))
+    for stage in plan.stages:
+        if stage.width not in found.widths:
+            return None
+        kept = torch.topk(scores[:, :, found.widths.index(stage.width)], stage.keep, dim=1).indices
+        scores = scores.gather(1, kept[:, :, None].expand(-1, -1, scores.shape[2]))
+    final = scores[:, :, -1].sort(dim=1, descending=True).values.numpy()
+    result = np.full((len(final), len(ranks)), math.nan, dtype=np.float32)
+    for column, rank in enumerate(ranks):
+        if rank < final.shape[1]:
+            result[:, column] = final[:, rank]
+    return result

@@ -1,0 +1,70 @@
+"""What a plan returned for the calibration queries is what it returns when it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from funnel.cascade import Cascade
+from funnel.monitoring.reference import returned_scores
+from funnel.plan import FLAT, Plan, Stage
+from funnel.planning.calibration import record
+from funnel.planning.records import Calibration
+from tests.funnel.cascades import cascade_over
+from tests.funnel.clustered import clustered_rows
+from tests.funnel.planning.made_up import make_calibration
+
+QUERIES = 80
+PLANS = [
+    FLAT,
+    Plan(32, 32),
+    Plan(32, 20, (Stage(32, 12),)),
+    Plan(64, 64, (Stage(32, 30), Stage(48, 15))),
+]
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+    rows = clustered_rows(1_500, 64, seed=1)
+    folder = tmp_path_factory.mktemp("cascade")
+    return cascade_over(rows, folder, (16, 32, 48, 64), "hnsw-sq8", degree=4, ef_construction=20)[0]
+
+
+@pytest.fixture(scope="module")
+def calibration(cascade: Cascade) -> Calibration:
+    made = make_calibration([1.0] * 5, QUERIES)
+    queries = clustered_rows(QUERIES, 64, seed=2)
+    made.queries = made.corpus = record(cascade, queries, None, (32, 48, 64), [32, 64])
+    return made
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_scores_are_those_of_a_run(cascade: Cascade, calibration: Calibration, plan: Plan) -> None:
+    assert calibration.queries is not None
+    scores, _ = cascade.run(calibration.queries.queries, plan, 10)
+    found = returned_scores(calibration, plan, (0, 9))
+    assert found is not None
+    # A graph walked for a smaller shortlist is the same walk: the record's prefix is what the plan gets.
+    assert found == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+
+
+def test_the_record_on_disk_serves_as_well(calibration: Calibration, tmp_path: Path) -> None:
+    calibration.save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    for plan in PLANS:
+        assert np.array_equal(returned_scores(loaded, plan, (0, 9)), returned_scores(calibration, plan, (0, 9)))
+    assert loaded.queries is None  # nothing else was read
+
+
+def test_a_rank_beyond_what_is_returned_is_not_a_number(calibration: Calibration) -> None:
+    found = returned_scores(calibration, Plan(32, 32, (Stage(48, 5),)), (0, 9))
+    assert found is not None
+    assert np.isfinite(found[:, 0]).all()
+    assert np.isnan(found[:, 1]).all()
+
+
+@pytest.mark.parametrize("plan", [Plan(999, 32), Plan(32, 400), Plan(32, 32, (Stage(40, 20),))], ids=str)
+def test_plans_without_a_record(calibration: Calibration, plan: Plan) -> None:
+    assert returned_scores(calibration, plan, (0, 9)) is None
