@@ -6,6 +6,7 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.drift import drift
 from benchmarks.exact import exact
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
@@ -18,7 +19,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, exact, adaptors, scifact, texts, memory, matryoshka):
+for command in (budget, exact, adaptors, scifact, texts, memory, matryoshka, drift):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -306,7 +306,7 @@ class FunnelIndex:
         scores, positions = searcher.run(prepared, served.plan, k)
         monitor.see(scores, served.plan)
         if audit is not None or monitor.audits:
-            monitor.check(prepared, scores, lambda: audited_name(recall, latency_ms, budget, plan), audit)
+            monitor.check(prepared, scores, served.plan, lambda: audited_name(recall, latency_ms, budget, plan), audit)
         return scores, positions, monitor.served(served) if monitor.void else served
 
     def _choice(
@@ -319,21 +319,22 @@ class FunnelIndex:
         from_text: bool,
     ) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
+        choices = self._choices
         key = (k, batch_class(n_queries), recall, latency_ms, budget, from_text)
-        served = self._choices.get(key)
+        served = choices.get(key)
         if served is None:
             wanted = wanted_budget(recall, latency_ms, budget)
             choice = self._searcher.choose(wanted, k, n_queries, from_text)
-            served = self._choices[key] = Served(choice.plan, choice.certificate.estimate)
+            served = choices[key] = Served(choice.plan, choice.certificate.estimate)
         return served
 
     def _explicit(self, plan: Plan, k: int) -> Served:
         """A plan of the user's own, checked."""
-        key = (plan, k)
-        served = self._choices.get(key)
+        choices, key = self._choices, (plan, k)
+        served = choices.get(key)
         if served is None:
             self._searcher.check(plan, k)
-            served = self._choices[key] = Served(plan, self._searcher.estimate(plan, k))
+            served = choices[key] = Served(plan, self._searcher.estimate(plan, k))
         return served
 
     def _hits(self, scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], served: Served) -> list[Hits]:

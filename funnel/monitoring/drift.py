@@ -5,7 +5,7 @@ plan that misses neighbours lowers both (on real embeddings a plan of recall .83
 by .07), so the searches of each plan are compared with what the same plan returned for the calibration queries.
 
 Queries are compared in windows, each with the calibration sample afresh. So the test sees what a sample of that size
-can tell, and no change within the live traffic that is smaller than the certificate's own margin; its memory is bounded.
+can tell, and nothing smaller, however long the traffic; and its memory is bounded.
 
 A query that is asked again within a window is not counted again, in the calibration sample no more than in live
 traffic: what is tested is which queries come, not how often each does.

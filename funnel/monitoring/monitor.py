@@ -25,6 +25,8 @@ __all__ = ["Monitor"]
 
 REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or index.tune(queries=...)"
 
+CALLER = 5  # frames from the warning to whoever called search
+
 Float32 = npt.NDArray[np.float32]
 # Prepared queries and k -> the scores of their true top k, falling, and the rows.
 Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
@@ -72,16 +74,22 @@ class Monitor:
             )
 
     def check(
-        self, prepared: Float32, scores: Float32, budget: Callable[[], tuple[str, float | None]], audit: object
+        self,
+        prepared: Float32,
+        scores: Float32,
+        plan: Plan,
+        budget: Callable[[], tuple[str, float | None]],
+        audit: object,
     ) -> None:
         """Audit one call, if its turn has come.
 
-        prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
-        promised. audit: the share for this call alone; None: the share that is set. Raises InputError for no share.
+        prepared: adapted queries [n, d]. scores: what they got, [n, k], under `plan`; flat search needs no audit.
+        budget: gives its name and the recall that is promised. audit: the share for this call alone; None: the share
+        that is set. Raises InputError for no share.
         """
         running = self._audit
         share = running.share if audit is None else checked_share(audit, "audit")
-        if share == 0.0:
+        if share == 0.0 or plan.is_flat:
             return
         drawn = running.draw(len(scores), share)
         if not len(drawn):
@@ -136,4 +144,4 @@ class Monitor:
             if self._broken is not None:
                 return
             self._broken = (why, datetime.now(UTC).isoformat(timespec="seconds"))
-        warnings.warn(f"certified recall is void: {why}. The same plans are served on; {REMEDY}", DriftWarning, 4)
+        warnings.warn(f"certified recall is void: {why}. The same plans are served on; {REMEDY}", DriftWarning, CALLER)

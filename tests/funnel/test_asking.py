@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from funnel import FLAT, Budget
-from funnel.asking import explicit_plan, read_query, read_vectors, wanted_budget
+from funnel import FLAT, Budget, Plan
+from funnel.asking import audited_name, explicit_plan, read_query, read_vectors, wanted_budget
 from funnel.errors import InputError
 
 
@@ -45,3 +45,12 @@ def test_a_budget_one_way_or_the_other() -> None:
         explicit_plan(FLAT, 0.9, None, None)
     with pytest.raises(InputError, match="expected a Plan"):
         explicit_plan("flat", None, None, None)  # type: ignore[arg-type]
+
+
+def test_what_an_audit_is_listed_under() -> None:
+    plan = Plan(16, 16)
+    assert audited_name(0.9, None, None, None) == ("recall 0.9", 0.9)
+    assert audited_name(None, None, None, None) == ("recall 0.95", 0.95)
+    assert audited_name(None, 5.0, None, None) == ("latency 5 ms", None)
+    assert audited_name(None, None, Budget(0.8, 5.0), None) == ("recall 0.8 and latency 5 ms", 0.8)
+    assert audited_name(None, None, None, plan) == (f"plan {plan}", None)

@@ -18,7 +18,7 @@ from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, flip_byte, segment_file
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("build", "search", "explain", "bench", "check", "demo")
+COMMANDS = ("build", "search", "explain", "tune", "bench", "check", "demo")
 
 
 def run(arguments: Sequence[object], **options: object) -> Result:
@@ -143,6 +143,16 @@ def test_explain(graph_folder: Path) -> None:
     assert line["batch"] == 32
     assert line["recall_lower_bound"] >= 0.9
     assert len(json.loads(run(["explain", graph_folder, "--json"]).stdout)) == 5
+
+
+def test_tune(graph_folder: Path, copied: Callable[[Path], Path], unseen: np.ndarray, tmp_path: Path) -> None:
+    path = copied(graph_folder)
+    np.save(tmp_path / "queries.npy", unseen)
+    said = run(["tune", path, "--queries", tmp_path / "queries.npy", "--quiet"]).output
+    assert f"{path}: generation 2; certified on 300 real queries" in said
+    assert "recall 0.9" in said
+    assert FunnelIndex.open(path).manifest.generation == 2
+    assert "no queries at nowhere.txt" in refused(["tune", path, "--queries", "nowhere.txt"])
 
 
 def test_bench(graph_folder: Path, unseen: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,10 @@ LAYERS = (
     ("funnel.cli", "funnel.demo", "funnel.__main__"),
     ("funnel.reports", "funnel.deepcheck"),
     ("funnel.index",),
-    ("funnel.building.build",),
+    ("funnel.building.build", "funnel.building.tune"),
     ("funnel.opening",),
     ("funnel.searcher",),
+    ("funnel.monitoring",),
     ("funnel.planning",),
     ("funnel.cascade",),
     ("funnel.rerank", "funnel.workers"),
@@ -29,7 +30,10 @@ LAYERS = (
 )
 GROUND = ("funnel.data", "funnel.storage", "funnel.adaptors", "indexes")
 # The plots' and tables' own modules hold no engine.
-ENGINE = ("funnel.index", "funnel.planning", "funnel.cascade", "funnel.building", "funnel.searcher", "funnel.opening")
+ENGINE = (
+    "funnel.index", "funnel.planning", "funnel.cascade", "funnel.building", "funnel.searcher", "funnel.opening",
+    "funnel.monitoring",
+)  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -70,6 +70,7 @@ def test_a_change_is_seen_and_tuning_mends_it(graph_folder: Path, rows: np.ndarr
         for start in range(0, 600, 20):
             answers = index.search_vectors(rows[start : start + 20], plan=plan)
     assert len(seen) == 1
+    assert seen[0].filename == __file__  # it points to the search
     assert answers.served.void
     assert index.health().state == "void"
     explained = index.explain(recall=0.9)
@@ -153,7 +154,9 @@ def test_uncertified_becomes_certified_by_texts(text_folder: Path, copied: Copy)
     index.tune([f"it sorts the {word} {number}" for word in ("file", "clock") for number in range(40)], progress=False)
     assert index.certification == "certified on 80 real queries"
     assert index.search("opens a file", k=3)[0].title
-    assert json.loads((path / "calibrations" / index.manifest.calibration / "calibration.json").read_text())["encoder_ms"]
+    assert json.loads((path / "calibrations" / index.manifest.calibration / "calibration.json").read_text())[
+        "encoder_ms"
+    ]
 
 
 @pytest.mark.parametrize(

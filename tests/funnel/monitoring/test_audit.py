@@ -88,5 +88,5 @@ def test_shares(given_: object, share: float) -> None:
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, "all", float("nan")])
 def test_no_shares(wrong: object) -> None:
-    with pytest.raises(InputError, match="audit is .*expected True, False, or a share"):
+    with pytest.raises(InputError, match=r"audit is .*expected True, False, or a share"):
         checked_share(wrong, "audit")

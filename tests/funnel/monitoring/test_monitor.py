@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from funnel.errors import DriftWarning
+from funnel.errors import DriftWarning, InputError
 from funnel.hits import Served
 from funnel.monitoring import Monitor
 from funnel.plan import FLAT, Plan
@@ -54,7 +54,9 @@ def test_a_change_warns_once_and_voids() -> None:
     health = monitor.health()
     assert (health.state, health.since, health.ok) == ("holds", None, True)
     assert (health.queries, health.compared, health.calibration_queries) == (300, 300, QUERIES)
-    with pytest.warns(DriftWarning, match="void: live queries are not like the 1,000 real queries.*funnel tune") as seen:
+    with pytest.warns(
+        DriftWarning, match="void: live queries are not like the 1,000 real queries.*funnel tune"
+    ) as seen:
         for seed in range(20):
             monitor.see(scores(100, seed, mean=0.4), PLAN)
     assert len(seen) == 1
@@ -112,7 +114,7 @@ def test_an_audit_keeps_true_recall() -> None:
     returned[:, -1] = -np.inf  # one of ten is missed
     for start in range(0, 400, 40):
         part = slice(start, start + 40)
-        monitor.check(true[part], returned[part], lambda: ("recall 0.8", 0.8), None)
+        monitor.check(true[part], returned[part], PLAN, lambda: ("recall 0.8", 0.8), None)
     (line,) = monitor.health().audits
     assert 150 < line.n_queries < 250
     assert line.recall == pytest.approx(0.9)
@@ -125,11 +127,20 @@ def test_one_call_is_audited_by_itself() -> None:
     monitor = Monitor(calibration(), exact)
     assert not monitor.audits
     true = scores(30, 5)
-    monitor.check(true, true, lambda: ("recall 0.9", 0.9), True)
-    monitor.check(true, true, lambda: ("recall 0.9", 0.9), False)
-    monitor.check(true, true, lambda: ("recall 0.9", 0.9), None)
+    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), True)
+    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), False)
+    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), None)
     (line,) = monitor.health().audits
     assert (line.n_queries, line.recall) == (30, 1.0)
+
+
+def test_flat_search_needs_no_audit() -> None:
+    monitor = Monitor(calibration(), exact)
+    true = scores(30, 5)
+    monitor.check(true, true, FLAT, lambda: ("recall 1", 1.0), True)
+    assert monitor.health().audits == ()
+    with pytest.raises(InputError, match="audit is 3"):
+        monitor.check(true, true, FLAT, lambda: ("recall 1", 1.0), 3)
 
 
 def test_a_broken_promise_voids() -> None:
@@ -138,5 +149,5 @@ def test_a_broken_promise_voids() -> None:
     returned = true.copy()
     returned[:, 7:] = -np.inf
     with pytest.warns(DriftWarning, match="audit of recall 0.9 at k=10: recall 0.7000.*below what was promised"):
-        monitor.check(true, returned, lambda: ("recall 0.9", 0.9), True)
+        monitor.check(true, returned, PLAN, lambda: ("recall 0.9", 0.9), True)
     assert monitor.health().state == "void"

@@ -1,0 +1,254 @@
+"""Drift of queries, audits and tuning on real embeddings: false alarms, delays, what watching costs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.common import Target, data_folder, load_rows, report
+from funnel import FunnelIndex, Plan
+from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
+from funnel.errors import DriftWarning
+from funnel.monitoring.audit import running_interval
+from funnel.monitoring.drift import RANKS, Drift
+
+__all__ = ["drift"]
+
+INDEXED, CALIBRATION = 50_000, 2_000
+HELD_OUT = 14_000  # rows that are not indexed: with the 6,000 queries a pool ten times the calibration sample
+BUDGETS = (0.80, 0.90, 0.95, 0.99, 1.0)
+K = 10
+STREAMS, STREAM = 1_000, 5_000
+CALL_SIZES = (1, 4, 16, 64)  # queries in one call of live traffic, drawn at random
+SAMPLES = (300, 1_000, 3_000)  # calibration queries, one size after the other
+SWITCHES, BEFORE, AFTER = 20, 2_000, 2_000  # trials of each kind; queries before a switch at most, and after it
+CAUGHT = 500
+VERSES = 2_000
+AUDITS, AUDITED, LOOK = 300, 1_000, 20
+PARTS = ("alarms", "switch", "audit", "live")
+
+Float32 = npt.NDArray[np.float32]
+ByPlan = dict[Plan, Float32]
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only this part; may be given several times.")
+@click.option("--index", type=click.Path(path_type=Path), help="Keep the index here, or use the one that is there.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
+def drift(data: Path | None, only: tuple[str, ...], index: Path | None, out: Path | None) -> None:
+    """Watch live searches: alarms where nothing changed, and how soon a change is found.
+
+    Example: python -m benchmarks drift --data ../shared/data
+    """
+    folder, parts = data_folder(data), only or PARTS
+    corpus = load_rows(folder / "vectors-384" / "corpus.int8.npy")
+    pool = np.concatenate([load_rows(folder / "vectors-384" / "queries.int8.npy"), corpus[-HELD_OUT:]])
+    generator = np.random.default_rng(0)
+    targets: list[Target] = []
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        opened = _index(index or Path(temporary) / "index", corpus[:INDEXED], pool, generator)
+        found = _scores(opened, pool)
+        if "alarms" in parts:
+            _alarms(found, generator, targets, facts)
+        if "switch" in parts:
+            _switches(opened, found, _others(folder, corpus[:INDEXED], generator), generator, targets, facts)
+        if "audit" in parts:
+            _audits(found, generator, targets, facts)
+        if "live" in parts:
+            _live(opened, pool, load_rows(folder / "scifact" / "minilm-queries.f16.npy"), targets, facts)
+    report("drift", targets, facts, out)
+
+
+def _index(path: Path, rows: Float32, pool: Float32, generator: np.random.Generator) -> FunnelIndex:
+    """PCA: what is measured here are scores at full width, which no rotation changes."""
+    known = pool[generator.choice(len(pool), CALIBRATION, replace=False)]
+    if not path.exists():
+        FunnelIndex.build(rows, path, queries=known, adaptor="pca")
+    return FunnelIndex.open(path)
+
+
+def _scores(index: FunnelIndex, queries: Float32) -> ByPlan:
+    """What the plan of each budget returns for the queries: float32 [n, K], falling; flat search last."""
+    return {plan: _run(index, queries, plan) for plan in (index.explain(K, recall=r, batch=32).plan for r in BUDGETS)}
+
+
+def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Float32:
+    """Past the monitor of the index itself."""
+    return index.searcher.run(index.searcher.prepare(queries), plan, K)[0]
+
+
+def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> dict[str, Float32]:
+    """Queries of other kinds, by the same encoder."""
+    others = {
+        f"{name} {kind}": load_rows(folder / name / f"minilm-{kind}.f16.npy")
+        for name in ("scifact", "cranfield", "vaswani")
+        for kind in ("queries", "corpus")
+    }
+    lines = (folder / "kjv-crossrefs" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[:VERSES]
+    others["kjv verses"] = load_encoder(DEFAULT_ENCODER).encode_query([json.loads(line)["text"] for line in lines])
+    others["rows of the index"] = indexed[generator.choice(len(indexed), VERSES, replace=False)]
+    return {name: rows[generator.permutation(len(rows))[:VERSES]] for name, rows in others.items()}
+
+
+def _watching(found: ByPlan, sample: npt.NDArray[np.int64], seed: int) -> Drift:
+    return Drift(lambda plan: found[plan][sample][:, RANKS], seed)
+
+
+def _feed(
+    watch: Drift, found: ByPlan, sample: npt.NDArray[np.int64], generator: np.random.Generator, plans: list[Plan]
+) -> int | None:
+    """Live calls of changing size and plan; how many queries had come at the alarm."""
+    start = 0
+    while start < len(sample):
+        size = int(generator.choice(CALL_SIZES))
+        plan = plans[int(generator.integers(len(plans)))]
+        part = sample[start : start + size]
+        start += len(part)
+        if watch.see(found[plan][part], plan):
+            return start
+    return None
+
+
+def _alarms(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
+    """Streams drawn with replacement from the pool that the calibration queries are drawn from."""
+    plans, count = list(found), len(found[next(iter(found))])
+    for name, asked in (("one budget", 1), ("five budgets in turn", len(plans))):
+        alarms, least, started = 0, [], time.perf_counter()
+        for trial in range(STREAMS):
+            watch = _watching(found, generator.integers(count, size=SAMPLES[trial % len(SAMPLES)]), trial)
+            first = trial % len(plans)
+            chosen = (plans[first:] + plans[:first])[:asked]
+            alarms += _feed(watch, found, generator.integers(count, size=STREAM), generator, chosen) is not None
+            least.append(watch.p_value)
+        targets.append(Target.at_most(f"{name}: false alarms in {STREAMS:,} streams, share", alarms / STREAMS, 0.01))
+        facts[f"alarms, {name}"] = {
+            "alarms": alarms,
+            "smallest p": float(np.min(least)),
+            "us a query": (time.perf_counter() - started) / STREAMS / STREAM * 1e6,
+        }
+        click.echo(f"{name}: {facts[f'alarms, {name}']}")
+
+
+def _switches(
+    index: FunnelIndex,
+    found: ByPlan,
+    others: dict[str, Float32],
+    generator: np.random.Generator,
+    targets: list[Target],
+    facts: dict[str, Any],
+) -> None:
+    """A stream of the known kind, and then another: how many queries until the alarm, in the worst of the trials."""
+    plans, count = list(found), len(found[next(iter(found))])
+    delays: dict[str, Any] = {}
+    for name, rows in others.items():
+        other = {plan: _run(index, rows, plan) for plan in plans}
+        for share in (1.0, 0.3):
+            taken = [
+                _delay(found, other, share, trial, generator, plans, count, len(rows)) for trial in range(SWITCHES)
+            ]
+            delays[f"{name}, {share:.0%} of traffic"] = {"median": float(np.median(taken)), "most": max(taken)}
+            click.echo(f"{name}, {share:.0%}: {delays[f'{name}, {share:.0%} of traffic']}")
+    facts["delays"] = delays
+    whole = [delay["most"] for name, delay in delays.items() if "100%" in name]
+    targets.append(Target.at_most("queries until a switch is found, most of all kinds and trials", max(whole), CAUGHT))
+
+
+def _delay(
+    found: ByPlan,
+    other: ByPlan,
+    share: float,
+    trial: int,
+    generator: np.random.Generator,
+    plans: list[Plan],
+    count: int,
+    others: int,
+) -> float:
+    """One trial: `share` of the traffic after the switch is of the other kind; infinite where nothing is found."""
+    watch = _watching(found, generator.integers(count, size=SAMPLES[trial % len(SAMPLES)]), trial)
+    chosen = [plans[trial % len(plans)]]
+    before = generator.integers(count, size=int(generator.integers(BEFORE)))
+    if _feed(watch, found, before, generator, chosen) is not None:
+        return float("inf")  # a false alarm is no catch
+    mixed = {}
+    foreign = generator.random(AFTER) < share
+    known, new = generator.integers(count, size=AFTER), generator.integers(others, size=AFTER)
+    for plan in chosen:
+        mixed[plan] = np.where(foreign[:, None], other[plan][new], found[plan][known])
+    at = _feed(watch, mixed, np.arange(AFTER), generator, chosen)
+    return float("inf") if at is None else at
+
+
+def _audits(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
+    """Does the running interval ever leave out the pool's mean recall? Every LOOK audited queries it is looked at."""
+    *plans, flat = found
+    threshold = found[flat][:, K - 1 :] - 1e-6
+    missed, widths = 0, []
+    for trial in range(AUDITS):
+        hits = (found[plans[trial % len(plans)]] >= threshold).sum(axis=1)
+        drawn = hits[generator.integers(len(hits), size=AUDITED)]
+        outside = False
+        for end in range(LOOK, AUDITED + 1, LOOK):
+            low, high = running_interval(np.bincount(drawn[:end], minlength=K + 1))
+            outside |= not low <= hits.mean() / K <= high
+        missed += outside
+        widths.append(high - low)
+    targets.append(Target.at_most("audit: intervals that ever leave out the true recall, share", missed / AUDITS, 0.05))
+    facts["audit"] = {"missed": missed, "of": AUDITS, f"mean width after {AUDITED}": float(np.mean(widths))}
+    click.echo(f"audit: {facts['audit']}")
+
+
+def _live(index: FunnelIndex, pool: Float32, others: Float32, targets: list[Target], facts: dict[str, Any]) -> None:
+    """Searches of the index itself, one query a call: no alarm, then one soon, and none once it was tuned."""
+    calls = [lambda row, r=r: index.search_vectors(row, K, recall=r) for r in (0.9, 0.95)]
+    known = pool[np.random.default_rng(1).permutation(len(pool))[:3_000]]
+    index.audit(0.02)
+    facts["live, known kind: alarm at"] = _until_warned(calls, known)
+    at = _until_warned(calls, others)
+    facts["live, scifact claims: alarm at"] = at
+    facts["live, audits"] = [str(line) for line in index.health().audits]
+    facts["live, health"] = str(index.health())
+    click.echo(facts["live, health"])
+    started = time.perf_counter()
+    index.tune(others[: len(others) // 2], progress=False)
+    facts["tune, seconds"] = time.perf_counter() - started
+    again = _until_warned(calls, others[len(others) // 2 :])
+    facts["live, tuned: alarm at"] = again
+    targets += [
+        Target.at_most("live: alarms before the switch", float(facts["live, known kind: alarm at"] is not None), 0),
+        Target.at_most("live: queries until the switch is found", float("inf") if at is None else at, CAUGHT),
+        Target.at_most("live: alarms on the new kind once it was tuned to", float(again is not None), 0),
+    ]
+    scores = _run(index, pool[:STREAM], index.explain(K, recall=0.95).plan)
+    watch = Drift(lambda plan: scores[:, RANKS])
+    plan = Plan(1, 1)
+    taken = np.array([_us(lambda i=i: watch.see(scores[i : i + 1], plan)) for i in range(len(scores))])
+    facts["watching, us a query"] = {"median": float(np.median(taken)), "mean": float(taken.mean())}
+    targets.append(Target.at_most("watching single queries, us a query in the mean", float(taken.mean()), 10))
+
+
+def _until_warned(calls: list[Callable[[Float32], object]], rows: Float32) -> int | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DriftWarning)
+        for number in range(len(rows)):
+            try:
+                calls[number // 100 % len(calls)](rows[number : number + 1])
+            except DriftWarning:
+                return number + 1
+    return None
+
+
+def _us(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e6
