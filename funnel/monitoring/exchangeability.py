@@ -27,6 +27,7 @@ LARGEST_BLOCK = 256  # values ranked against each other at once: 65,536 comparis
 SHAPES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0)
 FROM_THE_START = 0.5  # share of the wealth that bets from the first value on; the rest enters as values come
 SMALLEST_RANK = 1e-12  # a rank of exactly 0 or 1 would make some bets infinite
+EARLIER = np.tri(LARGEST_BLOCK, k=-1, dtype=bool)
 
 
 def _bets() -> tuple[Floats, Floats, Floats]:
@@ -80,9 +81,9 @@ class Exchangeability:
     def _ranks(self, cells: npt.NDArray[np.int64]) -> Floats:
         """The rank in [0, 1] of each value among the reference, all values before it and itself; these then join."""
         counts = self._counts
-        earlier = np.tri(len(cells), k=-1, dtype=bool)
-        lower = (np.cumsum(counts) - counts)[cells] + ((cells < cells[:, None]) & earlier).sum(axis=1)
-        equal = counts[cells] + ((cells == cells[:, None]) & earlier).sum(axis=1) + 1
+        earlier, others, known = EARLIER[: len(cells), : len(cells)], cells[:, None], counts[cells]
+        lower = np.cumsum(counts)[cells] - known + np.count_nonzero((cells < others) & earlier, axis=1)
+        equal = known + np.count_nonzero((cells == others) & earlier, axis=1) + 1
         size = self._known + np.arange(1, len(cells) + 1)
         np.add.at(counts, cells, 1)
         self._known += len(cells)
