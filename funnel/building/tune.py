@@ -38,7 +38,7 @@ def tune_index(
         _check_live(path, transaction, opened.manifest)
         old = opened.searcher
         searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths)
-        adapted = _recorded(old) if given is None else _prepared(old, given, encoder, seed)
+        adapted = _recorded(old) if given is None else _prepared(old, given, encoder, seed, progress)
         calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress)
         manifest = _commit(transaction, opened, calibration, progress)
     if opened.rebuilt is not None:  # the segment was written anew, its files lie elsewhere
@@ -73,9 +73,11 @@ def _recorded(searcher: Searcher) -> npt.NDArray[np.float32] | None:
     return None if queries is None else queries.queries
 
 
-def _prepared(searcher: Searcher, given: Queries, encoder: QueryEncoder, seed: int) -> npt.NDArray[np.float32] | None:
+def _prepared(
+    searcher: Searcher, given: Queries, encoder: QueryEncoder, seed: int, progress: bool
+) -> npt.NDArray[np.float32] | None:
     loaded = encoder.load() if given.vectors is None else None
-    real = encode_asked(given, {}, loaded, searcher.dim, seed).certifying
+    real = encode_asked(given, {}, loaded, searcher.dim, seed, progress).certifying
     return None if real is None else searcher.prepare(real)
 
 

@@ -20,16 +20,19 @@ def returned_scores(calibration: Calibration, plan: Plan, ranks: Sequence[int]) 
 
     NaN where the plan returns fewer hits; None where it cannot be followed on the record.
     """
-    if plan.is_flat:
-        return calibration.true_scores()[:, list(ranks)]
-    found = calibration.candidate_scores(plan.effort)
-    if found is None or found.scores.shape[1] < plan.shortlist:
+    _, run = calibration.runs()
+    if run is None:
         return None
-    scores = torch.from_numpy(np.array(found.scores[:, : plan.shortlist]))
+    if plan.is_flat:
+        return run.truth[:, list(ranks)]
+    recorded = run.scores.get(plan.effort)
+    if recorded is None or recorded.shape[1] < plan.shortlist:
+        return None
+    scores = torch.from_numpy(np.array(recorded[:, : plan.shortlist]))
     for stage in plan.stages:
-        if stage.width not in found.widths:
+        if stage.width not in run.widths:
             return None
-        kept = torch.topk(scores[:, :, found.widths.index(stage.width)], stage.keep, dim=1).indices
+        kept = torch.topk(scores[:, :, run.widths.index(stage.width)], stage.keep, dim=1).indices
         scores = scores.gather(1, kept[:, :, None].expand(-1, -1, scores.shape[2]))
     final = scores[:, :, -1].sort(dim=1, descending=True).values.numpy()
     result = np.full((len(final), len(ranks)), math.nan, dtype=np.float32)

@@ -19,7 +19,7 @@ from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 
-__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration", "Candidates"]
+__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration"]
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
@@ -27,14 +27,6 @@ UNCERTIFIED = "uncertified: calibrated on corpus rows"
 JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Scores of the candidates of one effort, in coarse order: float32 [q, s, len(widths)], exact at the last width."""
-
-    widths: tuple[int, ...]
-    scores: npt.NDArray[np.float32]
 
 
 @dataclass
@@ -59,6 +51,7 @@ class Calibration:
     corpus: Run | None = None
     queries: Run | None = None
     folder: Path | None = None
+    mapped: Arrays | None = field(default=None, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @property
@@ -91,33 +84,10 @@ class Calibration:
         if self.corpus is None:
             if self.folder is None:
                 raise DamagedIndexError("this calibration has no record of its runs; build the index again")
-            arrays = map_arrays(self.folder / ARRAYS_NAME)
+            arrays = self.mapped or map_arrays(self.folder / ARRAYS_NAME)
             self.corpus = _run(arrays, "corpus", self.folder)
             self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
         return self.corpus, self.queries
-
-    def true_scores(self) -> npt.NDArray[np.float32]:
-        """What flat search gave the real queries: float32 [n_queries, depth], falling. Reads no more than that."""
-        if self.queries is not None:
-            return self.queries.truth
-        if self.folder is None or not self.certifies:
-            raise DamagedIndexError("this calibration has no record of real queries; calibrate again with some")
-        with _arrays(self.folder / ARRAYS_NAME) as arrays:
-            truth: npt.NDArray[np.float32] = arrays["queries/truth"]
-            return truth
-
-    def candidate_scores(self, effort: int) -> Candidates | None:
-        """The scores of the real queries' candidates at one effort; None where it was not run. Reads no more."""
-        if self.queries is not None:
-            scores = self.queries.scores.get(effort)
-            return None if scores is None else Candidates(self.queries.widths, scores)
-        if self.folder is None or not self.certifies:
-            return None
-        with _arrays(self.folder / ARRAYS_NAME) as arrays:
-            name = f"queries/scores/{effort}"
-            if name not in arrays:
-                return None
-            return Candidates(tuple(int(width) for width in arrays["queries/widths"]), arrays[name])
 
     def save(self, folder: Path) -> None:
         """Write calibration.json and calibration.npz into the folder."""
@@ -175,6 +145,7 @@ class Calibration:
                 latencies=list(record["latencies"]),
                 frontiers=frontiers,
                 folder=folder,
+                mapped=arrays,  # kept: another process may tune the index, which removes this file
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error

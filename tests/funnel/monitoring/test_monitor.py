@@ -32,7 +32,8 @@ def calibration(real: bool = True) -> Calibration:
     made = make_calibration([0.99, 0.98, 0.96, 0.9, 0.8], QUERIES, real)
     truth = scores(QUERIES, 1)
     recorded = {effort: truth[:, :, None] for effort in (100,)}
-    made.queries = Run(truth, np.full(QUERIES, -1), truth, (64,), {}, recorded) if real else None
+    made.corpus = Run(truth, np.full(QUERIES, -1), truth, (64,), {}, recorded)
+    made.queries = made.corpus if real else None
     return made
 
 
