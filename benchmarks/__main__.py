@@ -6,6 +6,7 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.exact import exact
 from benchmarks.matryoshka import matryoshka
@@ -19,7 +20,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, exact, adaptors, scifact, texts, memory, matryoshka, drift):
+for command in (budget, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
     benchmarks.add_command(command)
 
 benchmarks()
