@@ -42,7 +42,7 @@ class FunnelIndex:
         device = str(opened.searcher.cascade.store.device)
         self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
         self._choices: dict[tuple[object, ...], Served] = {}
-        self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.exact)
+        self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
 
     @classmethod
     def build(
@@ -219,7 +219,7 @@ class FunnelIndex:
         for texts without an encoder, StorageError where another process writes or has replaced this generation.
         """
         opened = tune_index(self.path, self._opened, self._encoder, queries, seed, progress)
-        self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.exact)
+        self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
         self._choices = {}  # last, so that no choice of the old calibration can enter it
 
     def ids(self) -> list[Any]:
@@ -306,7 +306,7 @@ class FunnelIndex:
         scores, positions = searcher.run(prepared, served.plan, k)
         monitor.see(scores, served.plan)
         if audit is not None or monitor.audits:
-            monitor.check(prepared, scores, served.plan, lambda: audited_name(recall, latency_ms, budget, plan), audit)
+            monitor.check(prepared, scores, lambda: audited_name(recall, latency_ms, budget, plan), audit)
         return scores, positions, monitor.served(served) if monitor.void else served
 
     def _choice(

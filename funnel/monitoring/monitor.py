@@ -77,19 +77,17 @@ class Monitor:
         self,
         prepared: Float32,
         scores: Float32,
-        plan: Plan,
         budget: Callable[[], tuple[str, float | None]],
         audit: object,
     ) -> None:
         """Audit one call, if its turn has come.
 
-        prepared: adapted queries [n, d]. scores: what they got, [n, k], under `plan`; flat search needs no audit.
-        budget: gives its name and the recall that is promised. audit: the share for this call alone; None: the share
-        that is set. Raises InputError for no share.
+        prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
+        promised. audit: the share for this call alone; None: the share that is set. Raises InputError for no share.
         """
         running = self._audit
         share = running.share if audit is None else checked_share(audit, "audit")
-        if share == 0.0 or plan.is_flat:
+        if share == 0.0:
             return
         drawn = running.draw(len(scores), share)
         if not len(drawn):

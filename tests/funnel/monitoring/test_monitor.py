@@ -115,7 +115,7 @@ def test_an_audit_keeps_true_recall() -> None:
     returned[:, -1] = -np.inf  # one of ten is missed
     for start in range(0, 400, 40):
         part = slice(start, start + 40)
-        monitor.check(true[part], returned[part], PLAN, lambda: ("recall 0.8", 0.8), None)
+        monitor.check(true[part], returned[part], lambda: ("recall 0.8", 0.8), None)
     (line,) = monitor.health().audits
     assert 150 < line.n_queries < 250
     assert line.recall == pytest.approx(0.9)
@@ -128,20 +128,24 @@ def test_one_call_is_audited_by_itself() -> None:
     monitor = Monitor(calibration(), exact)
     assert not monitor.audits
     true = scores(30, 5)
-    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), True)
-    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), False)
-    monitor.check(true, true, PLAN, lambda: ("recall 0.9", 0.9), None)
+    monitor.check(true, true, lambda: ("recall 0.9", 0.9), True)
+    monitor.check(true, true, lambda: ("recall 0.9", 0.9), False)
+    monitor.check(true, true, lambda: ("recall 0.9", 0.9), None)
     (line,) = monitor.health().audits
     assert (line.n_queries, line.recall) == (30, 1.0)
 
 
-def test_flat_search_needs_no_audit() -> None:
+def test_exact_search_is_audited_too() -> None:
     monitor = Monitor(calibration(), exact)
     true = scores(30, 5)
-    monitor.check(true, true, FLAT, lambda: ("recall 1", 1.0), True)
-    assert monitor.health().audits == ()
+    monitor.check(true, true, lambda: ("recall 1", 1.0), True)
+    assert not monitor.void
     with pytest.raises(InputError, match="audit is 3"):
-        monitor.check(true, true, FLAT, lambda: ("recall 1", 1.0), 3)
+        monitor.check(true, true, lambda: ("recall 1", 1.0), 3)
+    missed = true.copy()
+    missed[0, -1] = -np.inf
+    with pytest.warns(DriftWarning, match="audit of recall 1 at k=10"):
+        monitor.check(true, missed, lambda: ("recall 1", 1.0), True)
 
 
 def test_a_broken_promise_voids() -> None:
@@ -150,5 +154,5 @@ def test_a_broken_promise_voids() -> None:
     returned = true.copy()
     returned[:, 7:] = -np.inf
     with pytest.warns(DriftWarning, match="audit of recall 0.9 at k=10: recall 0.7000.*below what was promised"):
-        monitor.check(true, returned, PLAN, lambda: ("recall 0.9", 0.9), True)
+        monitor.check(true, returned, lambda: ("recall 0.9", 0.9), True)
     assert monitor.health().state == "void"
