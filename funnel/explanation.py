@@ -69,6 +69,8 @@ class Explanation:
             f"p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
         ]
+        if not self.plan.is_flat:
+            lines.append(f"  {self.certificate.evidence}")
         for line in self.stages:
             touched = "" if line.bytes_touched is None else f", {line.bytes_touched / 1024:.1f} KiB a query"
             lines.append(

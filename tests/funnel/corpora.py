@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel import FunnelIndex, Plan
-from funnel.planning.certificate import fixed_sequence
+from funnel.planning.bounds import fixed_sequence
 from funnel.storage import IndexFolder
 
 __all__ = ["DIM", "ROWS", "brute_force", "documents", "flip_byte", "funnel_plan", "hashed_words", "segment_file"]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
+from funnel.planning.bounds import betting_lower_bound, fixed_sequence
 from funnel.planning.budget import Budget
-from funnel.planning.certificate import betting_lower_bound, fixed_sequence
 from funnel.planning.planner import Choice
 from funnel.planning.records import UNCERTIFIED
 from tests.funnel.planning.made_up import PLANS, K, hits_of, make_calibration, make_planner
