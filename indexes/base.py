@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from indexes.errors import CoarseIndexError
 
-__all__ = ["Allowed", "CoarseIndex", "Float32Array", "Int64Array", "families", "family", "register"]
+__all__ = ["Allowed", "CoarseIndex", "Float32Array", "Int64Array", "families", "family", "register", "rising"]
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -185,3 +185,18 @@ def family(name: str) -> type[CoarseIndex]:
 def families() -> tuple[str, ...]:
     """The names of all families, in the order in which they were registered."""
     return tuple(_FAMILIES)
+
+
+def rising(largest: int, steps: Sequence[tuple[float, int]]) -> tuple[int, ...]:
+    """Whole numbers from 1 to `largest`, or to the end of the last range.
+
+    steps: (share, end) of each range: up to `end` each number is that share above the one before it, or 1 above.
+    """
+    numbers = [1]
+    for share, end in steps:
+        last = min(end, largest)
+        while numbers[-1] < last:
+            following = numbers[-1] + max(1, round(numbers[-1] * share))
+            near = following * (1 + share / 2) > last  # the end itself, rather than a last step of nothing
+            numbers.append(last if near else following)
+    return tuple(numbers)

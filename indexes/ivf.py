@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from indexes._faiss import FaissIndex
-from indexes.base import Float32Array, register
+from indexes.base import Float32Array, register, rising
 from indexes.errors import CoarseIndexError
 
 __all__ = ["IvfPqIndex", "IvfSq8Index", "cells"]
@@ -30,6 +30,9 @@ LARGEST_PROBED_SHARE = 4
 LARGEST_NPROBE = 256
 # With few cells a quarter of them is too coarse a step: all of these may be probed.
 SMALL_NPROBE = 16
+
+# From one nprobe to the next that is calibrated: recall then moves by less than a point.
+NPROBE_STEP = 0.125
 
 PQ_DIMS = 2  # dimensions a sub-quantiser covers: half a byte for two dimensions
 PQ_BITS = 4
@@ -88,10 +91,10 @@ class _IvfIndex(FaissIndex):
         return {"nlist": index.nlist, "code size": index.code_size}
 
     def efforts(self) -> tuple[int, ...]:
-        """Powers of two up to a quarter of the cells."""
+        """Values of nprobe up to a quarter of the cells."""
         nlist = self._index.nlist
         largest = min(LARGEST_NPROBE, max(nlist // LARGEST_PROBED_SHARE, min(nlist, SMALL_NPROBE)))
-        return tuple(1 << power for power in range(largest.bit_length()))
+        return rising(largest, ((NPROBE_STEP, largest),))
 
     def _centroid_bytes(self) -> int:
         return int(self._index.nlist) * self.dim * FLOAT32_BYTES

@@ -2,7 +2,8 @@
 
 Each effort of the coarse index is run once at its own largest shortlist; smaller shortlists are prefixes of that
 run. Every candidate's score is recorded at every rerank width, so the survivors of any stages follow from the
-record without running them.
+record without running them. Efforts find mostly the same candidates: each is scored once, and a shortlist is a list
+of places among them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from funnel.cascade import Cascade
 from funnel.plan import Plan, Stage
 from funnel.rerank import carry_on, rows_at_a_time
 
-__all__ = ["LARGEST_K", "Run", "hits", "record"]
+__all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
 
 LARGEST_K = 100  # truth is recorded to this depth: any k up to it can be certified from the record
 TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-th counts (design: recall is tie-aware)
@@ -38,9 +40,30 @@ ENOUGH_RECALL = 0.9995
 DEAREST = 0.6
 # Queries that plans are followed for at once: the scores of 1,000 x 1,024 candidates at 8 widths are 33 MB.
 QUERIES_AT_A_TIME = 1_000
+# Queries whose shortlists at all efforts are held at once: 256 x 40,000 rows are 41 MB.
+LISTED_AT_A_TIME = 256
+MISSING = np.iinfo(np.uint16).max  # the place of a candidate that is not there
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Int64: TypeAlias = npt.NDArray[np.int64]
+Places: TypeAlias = npt.NDArray[np.uint16]
+Value = TypeVar("Value")
+
+
+class _ByEffort(Mapping[int, Value]):
+    """Effort -> what `make` gathers of it, when it is asked for."""
+
+    def __init__(self, efforts: tuple[int, ...], make: Callable[[int], Value]) -> None:
+        self._efforts, self._make = efforts, make
+
+    def __getitem__(self, effort: int) -> Value:
+        return self._make(effort)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._efforts)
+
+    def __len__(self) -> int:
+        return len(self._efforts)
 
 
 @dataclass(frozen=True)
@@ -49,26 +72,51 @@ class Run:
 
     queries: float32 [q, d], adapted unit rows. own_rows: int64 [q], the stored row that each query is (left out of
     truth and shortlists), or -1. truth: float32 [q, LARGEST_K], true scores, falling. widths: the rerank widths,
-    the last is d. shortlists: effort -> int32 [q, s], stored rows in coarse order, -1 where none.
-    scores: effort -> float32 [q, s, len(widths)], prefix cosine up to the query's norm, exact at d.
+    the last is d. candidates: int32 [q, u], the stored rows that any effort found, -1 where there are fewer.
+    candidate_scores: float32 [q, u, len(widths)], prefix cosine up to the query's norm, exact at d; -inf where none.
+    places: effort -> uint16 [q, s], its shortlist in coarse order as places among the candidates, MISSING where none.
     """
 
     queries: Float32
     own_rows: Int64
     truth: Float32
     widths: tuple[int, ...]
-    shortlists: dict[int, npt.NDArray[np.int32]]
-    scores: dict[int, Float32]
+    candidates: npt.NDArray[np.int32]
+    candidate_scores: Float32
+    places: Mapping[int, Places]
 
     @property
     def efforts(self) -> tuple[int, ...]:
         """The efforts on record, rising."""
-        return tuple(sorted(self.scores))
+        return tuple(sorted(self.places))
 
-    def recall(self, effort: int, k: int) -> float:
-        """Mean recall@k of the whole shortlist at this effort."""
-        plan = Plan(effort, self.shortlists[effort].shape[1])
-        return float(hits(self, [plan], k)[0].mean() / k)
+    def largest(self, effort: int) -> int:
+        """The length of the shortlist at this effort."""
+        return int(self.places[effort].shape[1])
+
+    @property
+    def shortlists(self) -> Mapping[int, npt.NDArray[np.int32]]:
+        """Effort -> int32 [q, s], stored rows in coarse order, -1 where none."""
+        return _ByEffort(self.efforts, self._shortlist)
+
+    @property
+    def scores(self) -> Mapping[int, Float32]:
+        """Effort -> float32 [q, s, len(widths)], the scores of its shortlist at every width, -inf where none."""
+        return _ByEffort(self.efforts, self.scores_at)
+
+    def _shortlist(self, effort: int) -> npt.NDArray[np.int32]:
+        places = self.places[effort]
+        rows = np.take_along_axis(self.candidates, np.where(places == MISSING, 0, places).astype(np.int64), axis=1)
+        return np.where(places == MISSING, -1, rows)
+
+    def scores_at(self, effort: int, queries: slice = slice(None), shortlist: int | None = None) -> Float32:
+        """The scores of the first `shortlist` candidates at an effort, for some of the queries."""
+        places = torch.from_numpy(self.places[effort][queries, :shortlist].astype(np.int64))
+        known = torch.from_numpy(self.candidate_scores[queries])
+        missing = places == MISSING
+        at = places.masked_fill(missing, 0)[:, :, None].expand(-1, -1, len(self.widths))
+        scores: Float32 = known.gather(1, at).masked_fill_(missing[:, :, None], -torch.inf).numpy()
+        return scores
 
 
 def record(
@@ -84,10 +132,9 @@ def record(
     """Truth, shortlists and scores of the queries at every effort.
 
     queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
-    efforts: which to run; None: rising, until one finds all but a share of 5e-4 of the true neighbours, or takes
-    most of the time of flat search. folder: where shortlists and scores are kept, in files without a name that go with
-    the record; None, or one that cannot be written to: in memory. Each effort takes 4 bytes a candidate, and 4 more for
-    each width: 180 MB for 5,000 queries, 1,000 candidates and 8 widths.
+    efforts: which to run; None: those up to the first that finds all but a share of 5e-4 of the true neighbours, or
+    takes most of the time of flat search. folder: where scores and shortlists are kept, in files without a name that
+    go with the record; None, or one that cannot be written to: in memory.
     """
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
     depth = min(LARGEST_K, cascade.store.n - (1 if own_rows is not None else 0))
@@ -95,23 +142,78 @@ def record(
     truth_scores, truth_rows = cascade.truth(queries, min(depth + 1, cascade.store.n))
     flat_seconds = time.perf_counter() - started
     truth = _without_own(truth_scores, truth_rows, own, depth)
-    run = Run(queries, own, truth, tuple(widths), {}, {})
-    wanted = cascade.coarse.efforts() if efforts is None else efforts
+    wanted = _worth_running(cascade, queries, own, truth, flat_seconds) if efforts is None else tuple(efforts)
+    sizes = {effort: cascade.coarse.largest_shortlist(effort) for effort in wanted}
+    places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
+    found = []
     with tqdm(total=len(wanted) * len(queries), desc=label, unit="queries", disable=not progress) as bar:
-        for effort in wanted:
-            started = time.perf_counter()
-            found = cascade.shortlist(queries, cascade.coarse.largest_shortlist(effort), effort)
-            dear = time.perf_counter() - started > DEAREST * flat_seconds
-            rows = _drop_own(found, own)
-            run.shortlists[effort] = _kept(rows.shape, np.int32, folder)
-            run.shortlists[effort][:] = rows
-            run.scores[effort] = _kept((*rows.shape, len(widths)), np.float32, folder)
-            _score(cascade, queries, rows, run.widths, run.scores[effort])
-            bar.update(len(queries))
-            deep = found.shape[1] >= 2 * depth  # room for every k, whatever the clock says
-            if efforts is None and ((dear and deep) or run.recall(effort, depth) >= ENOUGH_RECALL):
-                break
-    return run
+        for start in range(0, len(queries), LISTED_AT_A_TIME):
+            part = slice(start, start + LISTED_AT_A_TIME)
+            listed = {}
+            for effort, size in sizes.items():
+                listed[effort] = _drop_own(cascade.shortlist(queries[part], size, effort), own[part])
+                bar.update(len(listed[effort]))
+            found.append(_place(listed, {effort: table[part] for effort, table in places.items()}, cascade.store.n))
+    candidates = _side_by_side(found)
+    scores = _kept((*candidates.shape, len(widths)), np.float32, folder)
+    _score(cascade, queries, candidates, widths, scores)
+    return Run(queries, own, truth, tuple(widths), candidates, scores, places)
+
+
+def _worth_running(
+    cascade: Cascade, queries: Float32, own: Int64, truth: Float32, flat_seconds: float
+) -> tuple[int, ...]:
+    """The efforts up to the first that finds enough or is too dear; looked for by halves, as both grow with effort."""
+    offered, depth = cascade.coarse.efforts(), truth.shape[1]
+
+    def ends(effort: int) -> bool:
+        size = cascade.coarse.largest_shortlist(effort)
+        started = time.perf_counter()
+        found = cascade.shortlist(queries, size, effort)
+        dear = time.perf_counter() - started > DEAREST * flat_seconds
+        if dear and size >= 2 * depth:  # room for every k, whatever the clock says
+            return True
+        rows = _drop_own(found, own)
+        scores = np.empty((*rows.shape, 1), dtype=np.float32)
+        _score(cascade, queries, rows, (cascade.store.dim,), scores)
+        true = (scores[:, :, 0] >= truth[:, -1:] - TIE_TOLERANCE).sum(axis=1).clip(max=depth)
+        return bool(true.mean() >= ENOUGH_RECALL * depth)
+
+    return offered[: bisect_left(offered[:-1], True, key=ends) + 1]
+
+
+def _place(listed: dict[int, Int64], places: dict[int, Places], rows: int) -> npt.NDArray[np.int32]:
+    """Fill the places of some queries' shortlists; returns their distinct candidates int32 [q, u], -1 at the end.
+
+    rows: how many are stored. The candidates of the largest effort come first, in its order.
+    """
+    efforts = sorted(listed, reverse=True)
+    edges = np.cumsum([listed[effort].shape[1] for effort in efforts])[:-1]
+    together = np.concatenate([listed[effort] for effort in efforts], axis=1)
+    first_seen = np.empty(rows + 1, dtype=np.int64)  # of a row, where it stands first; -1 is the last of the table
+    standing = np.arange(together.shape[1])
+    distinct = []
+    for query, candidates in enumerate(together):
+        first_seen[candidates[::-1]] = standing[::-1]
+        first = first_seen[candidates]
+        new = (first == standing) & (candidates >= 0)
+        numbers = np.cumsum(new) - 1
+        at = np.where(candidates >= 0, numbers[first], MISSING)
+        for effort, part in zip(efforts, np.split(at, edges), strict=True):
+            places[effort][query] = part
+        distinct.append(candidates[new].astype(np.int32))
+    return _side_by_side([one[None, :] for one in distinct])
+
+
+def _side_by_side(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Rows of several tables under each other, filled up with -1 to the widest: int32 [q, u], u at least 1."""
+    width = max([1, *(part.shape[1] for part in parts)])
+    result = np.full((sum(map(len, parts)), width), -1, dtype=np.int32)
+    done = 0
+    for part in parts:
+        result[done : done + len(part), : part.shape[1]] = part
+        done += len(part)
+    return result
 
 
 def _without_own(scores: Float32, rows: Int64, own: Int64, depth: int) -> Float32:
@@ -146,13 +248,13 @@ def _kept(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path | None) -> 
         return np.empty(shape, dtype=dtype)
 
 
-def _score(cascade: Cascade, queries: Float32, rows: Int64, widths: Sequence[int], result: Float32) -> None:
+def _score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Sequence[int], result: Float32) -> None:
     """Fill result float32 [q, s, len(widths)]: each candidate's score at each width; -inf where the row is -1."""
     store = cascade.store
     at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
     with torch.inference_mode():
         for begin in range(0, len(rows), at_a_time):
-            block = torch.from_numpy(rows[begin : begin + at_a_time]).to(store.device)
+            block = torch.from_numpy(rows[begin : begin + at_a_time].astype(np.int64)).to(store.device)
             query = torch.from_numpy(queries[begin : begin + at_a_time]).to(store.device)
             found, partial, start = block.clamp(min=0), None, 0
             for column, width in enumerate(widths):
@@ -178,8 +280,9 @@ def _count(run: Run, plans: Sequence[Plan], k: int, queries: slice, result: npt.
     """Fill the columns of some queries in what `hits` returns."""
     threshold = torch.from_numpy(run.truth[queries, k - 1] - TIE_TOLERANCE)
     order = sorted(range(len(plans)), key=lambda i: (plans[i].effort, plans[i].shortlist, plans[i].stages))
-    for effort, group in groupby(order, key=lambda i: plans[i].effort):
-        scores = torch.from_numpy(run.scores[effort][queries])
+    for effort, members_of_effort in groupby(order, key=lambda i: plans[i].effort):
+        group = list(members_of_effort)
+        scores = torch.from_numpy(run.scores_at(effort, queries, max(plans[i].shortlist for i in group)))
         true = scores[:, :, -1] >= threshold[:, None]
         for size, members in groupby(group, key=lambda i: plans[i].shortlist):
             wanted: dict[tuple[Stage, ...], list[int]] = {}

@@ -7,22 +7,38 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
 
-__all__ = ["BATCH_SIZES", "Costs", "batch_class", "fingerprint", "measure_costs", "median_ms", "times_ms"]
+__all__ = [
+    "BATCH_SIZES",
+    "Costs",
+    "Prices",
+    "batch_class",
+    "fingerprint",
+    "fit_rising",
+    "measure_costs",
+    "median_ms",
+    "times_ms",
+]
 
 BATCH_SIZES = (1, 32, 256)
+USUAL = 16  # the shortlist of the whole call that is timed for what a call takes besides its stages
 RERANK_SIZES = (16, 64, 256, 1024)  # candidates at which a rerank is timed; between them, linear
 SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at least of three
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
+# Efforts are timed half an octave apart, and a curve is laid through them: at 200,000 rows it is within XX % of what
+# the efforts between take when timed themselves, and a plan's place among its neighbours does not hang on noise.
+TIMED_STEP = 1.4
 SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
 
 
@@ -133,6 +149,67 @@ class Costs:
         )
 
 
+class Prices:
+    """Predicted milliseconds of one call under a plan, at every measured batch size; each step is worked out once."""
+
+    batches = BATCH_SIZES
+
+    def __init__(self, costs: Costs, dim: int) -> None:
+        self._costs, self._dim = costs, dim
+        self._reranks: dict[tuple[int, int], tuple[float, ...]] = {}
+
+    def of(self, plan: Plan) -> tuple[float, ...]:
+        """As `Costs.predict`, of a plan that is not flat."""
+        return self.until(plan, self._dim)
+
+    def until(self, plan: Plan, width: int) -> tuple[float, ...]:
+        """Of the coarse search, the stages, and one rerank more, of what they leave, up to this width."""
+        total = tuple(self._costs.coarse[batch][plan.effort] + self._costs.base[batch] for batch in self.batches)
+        candidates, start = plan.shortlist, 0
+        for end, keep in [*((stage.width, stage.keep) for stage in plan.stages), (width, 0)]:
+            total = tuple(map(sum, zip(total, self._rerank(candidates, end - start), strict=True)))
+            candidates, start = keep, end
+        return total
+
+    def _rerank(self, candidates: int, columns: int) -> tuple[float, ...]:
+        key = (candidates, columns)
+        if key not in self._reranks:
+            self._reranks[key] = tuple(self._costs._rerank(batch, candidates, columns) for batch in self.batches)
+        return self._reranks[key]
+
+
+def fit_rising(at: Sequence[float], ms: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """The values at `wanted` of a smooth, rising curve through measured times.
+
+    a + b sqrt(x) + c x + d x log2(x), none of them negative, by least squares of the relative errors. at: above 0.
+    """
+    x, y = np.asarray(at, dtype=np.float64), np.asarray(ms, dtype=np.float64)
+    design = _terms(x) / y[:, None]
+    best, error = np.zeros(design.shape[1]), np.inf
+    for size in range(1, min(len(x), design.shape[1]) + 1):
+        for chosen in combinations(range(design.shape[1]), size):
+            weights = np.linalg.lstsq(design[:, chosen], np.ones(len(x)), rcond=None)[0]
+            misfit = float(np.square(design[:, chosen] @ weights - 1.0).sum())
+            if (weights >= 0).all() and misfit < error:
+                best, error = np.zeros(design.shape[1]), misfit
+                best[list(chosen)] = weights
+    fitted: list[float] = (_terms(np.asarray(wanted, dtype=np.float64)) @ best).tolist()
+    return fitted
+
+
+def _terms(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.stack([np.ones_like(x), np.sqrt(x), x, x * np.log2(x + 1.0)], axis=1)
+
+
+def timed_efforts(efforts: Sequence[int]) -> list[int]:
+    """The efforts to time: about half an octave apart, the first and the last among them."""
+    timed = [efforts[0]]
+    for effort, following in pairwise(efforts):
+        if following > timed[-1] * TIMED_STEP and effort > timed[-1]:
+            timed.append(effort)
+    return timed if timed[-1] == efforts[-1] else [*timed, efforts[-1]]
+
+
 def measure_costs(
     cascade: Cascade,
     queries: Float32,
@@ -148,22 +225,40 @@ def measure_costs(
     """
     found = cascade.coarse.largest_shortlist(max(efforts))
     sizes = (*tuple(size for size in RERANK_SIZES if size < found), found)
-    columns = sorted({*widths, *np.diff(sorted(widths)).tolist()})
+    timed, columns = timed_efforts(efforts), sorted({*widths, *np.diff(sorted(widths)).tolist()})
     costs = Costs(fingerprint(cascade.store.device), sizes, {}, {}, {}, {})
-    smallest = Plan(efforts[0], min(16, cascade.coarse.largest_shortlist(efforts[0])))
+    usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
+    smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
     k = min(10, smallest.shortlist)
     for batch in tqdm(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
         batches = _batches(queries, batch)
-        costs.coarse[batch] = {effort: _coarse_ms(cascade, batches, effort) for effort in efforts}
+        coarse = [_coarse_ms(cascade, batches, effort) for effort in timed]
+        costs.coarse[batch] = dict(
+            zip(efforts, fit_rising([e + 1 for e in timed], coarse, [e + 1 for e in efforts]), strict=True)
+        )
         shortlists = [_shortlist(cascade, rows, max(efforts)) for rows in batches[:SHORTLISTS_TIMED]]
-        costs.rerank[batch] = {
+        reranks = {
             width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in columns
         }
+        costs.rerank[batch] = _smooth(reranks, sizes)
         costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.exact(rows, min(10, cascade.store.n)))
         costs.base[batch] = 0.0
         whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
         costs.base[batch] = max(0.0, whole - costs.predict(smallest, batch, cascade.store.dim))
     return costs
+
+
+def _curve(times: Sequence[float], timed: Sequence[int], efforts: Sequence[int]) -> dict[int, float]:
+    """The times of all efforts by those of some; an effort of 0 (flat) is one like the others."""
+    return dict(zip(efforts, fit_rising([e + 1 for e in timed], times, [e + 1 for e in efforts]), strict=True))
+
+
+def _smooth(reranks: dict[int, list[float]], sizes: Sequence[int]) -> dict[int, list[float]]:
+    """The times by columns and sizes, rising smoothly with either."""
+    by_size = {width: fit_rising(sizes, times, sizes) for width, times in reranks.items()}
+    widths = list(by_size)
+    by_width = [fit_rising(widths, [by_size[width][i] for width in widths], widths) for i in range(len(sizes))]
+    return {width: [column[i] for column in by_width] for i, width in enumerate(widths)}
 
 
 def _batches(queries: Float32, batch: int) -> list[Float32]:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from funnel.plan import Plan
 from funnel.planning.calibration import Run, hits
-from funnel.planning.costs import BATCH_SIZES, Costs
-from funnel.planning.grid import SMALLEST_SHARE, plans_of_effort, shortlists
+from funnel.planning.costs import Costs, Prices
+from funnel.planning.grid import SMALLEST_SHARE, shortlists
+from funnel.planning.pruning import pareto, undominated
 
 __all__ = ["Frontier", "build_frontier", "frontier_of"]
 
@@ -48,17 +49,19 @@ def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_ef
     there may be .92), and the sequence must begin with plans stronger than any that are likely to be needed.
     by_effort: whether the shortlist is tied to the effort (a graph) or free (lists, flat).
     """
-    plans, spine = _all_plans(k, corpus, by_effort)
-    found = hits(corpus, plans, k)
-    recall = found.mean(axis=1, dtype=np.float64) / k
-    cost = np.array([[costs.predict(plan, batch, dim) for plan in plans] for batch in BATCH_SIZES])
-    chosen = set(spine)
-    for row in cost:
-        chosen |= _pareto(recall, row)
-    order = sorted(chosen, key=lambda i: (-recall[i], -cost[:, i].sum()))
+    prices = Prices(costs, dim)
+    sizes = _sizes(k, corpus, by_effort)
+    found = undominated(k, corpus, prices, sizes)
+    plans, recall = list(found), np.array(list(found.values()))
+    cost = np.array([prices.of(plan) for plan in plans]).reshape(len(plans), len(prices.batches))
+    spine = _spine(sizes, by_effort)
+    chosen = {i for i, plan in enumerate(plans) if plan in spine}
+    for column in cost.T:
+        chosen |= pareto(recall, column)
+    order = sorted(chosen, key=lambda i: (-recall[i], -cost[i].sum()))
     kept = tuple(plans[i] for i in order)
     real = None if queries is None else hits(queries, kept, k)
-    return Frontier(k, kept, found[order], real)
+    return Frontier(k, kept, hits(corpus, kept, k), real)
 
 
 def frontier_of(k: int, plans: Sequence[Plan], corpus: Run, queries: Run | None) -> Frontier:
@@ -70,26 +73,16 @@ def frontier_of(k: int, plans: Sequence[Plan], corpus: Run, queries: Run | None)
     return Frontier(k, kept, found[order], None if queries is None else hits(queries, kept, k))
 
 
-def _all_plans(k: int, run: Run, by_effort: bool) -> tuple[list[Plan], list[int]]:
-    plans: list[Plan] = []
-    spine: list[int] = []
-    for effort in run.efforts:
-        largest = run.shortlists[effort].shape[1]
-        if largest < k:
-            continue
-        sizes = [s for s in shortlists(largest, SMALLEST_SHARE if by_effort else None) if s >= k]
-        own = [plan for plan in plans_of_effort(effort, sizes, run.widths[:-1]) if plan.survivors >= k]
-        direct = sizes if effort == run.efforts[-1] and not by_effort else [largest]
-        spine += [len(plans) + own.index(Plan(effort, size)) for size in direct]
-        plans += own
-    return plans, spine
+def _sizes(k: int, run: Run, by_effort: bool) -> dict[int, list[int]]:
+    """Effort -> the shortlists worth trying that hold k candidates, rising."""
+    share = SMALLEST_SHARE if by_effort else None
+    sizes = {effort: [s for s in shortlists(run.largest(effort), share) if s >= k] for effort in run.efforts}
+    return {effort: fitting for effort, fitting in sizes.items() if fitting}
 
 
-def _pareto(recall: npt.NDArray[np.float64], cost: npt.NDArray[np.float64]) -> set[int]:
-    """Positions that no cheaper plan equals or beats in recall."""
-    best, kept = -1.0, set()
-    for i in np.lexsort((-recall, cost)):
-        if recall[i] > best:
-            best = float(recall[i])
-            kept.add(int(i))
-    return kept
+def _spine(sizes: dict[int, list[int]], by_effort: bool) -> set[Plan]:
+    spine = {Plan(effort, fitting[-1]) for effort, fitting in sizes.items()}
+    if not by_effort and sizes:
+        last = max(sizes)
+        spine |= {Plan(last, size) for size in sizes[last]}
+    return spine

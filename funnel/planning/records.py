@@ -152,17 +152,16 @@ class Calibration:
 
 
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
-    arrays: dict[str, npt.NDArray[Any]] = {
+    return {
         f"{name}/queries": run.queries,
         f"{name}/own_rows": run.own_rows,
         f"{name}/truth": run.truth,
         f"{name}/widths": np.array(run.widths),
         f"{name}/efforts": np.array(run.efforts),
+        f"{name}/candidates": run.candidates,
+        f"{name}/candidate_scores": run.candidate_scores,
+        **{f"{name}/places/{effort}": run.places[effort] for effort in run.efforts},
     }
-    for effort in run.efforts:
-        arrays[f"{name}/shortlist/{effort}"] = run.shortlists[effort]
-        arrays[f"{name}/scores/{effort}"] = run.scores[effort]
-    return arrays
 
 
 def _run(arrays: Arrays, name: str, folder: Path) -> Run:
@@ -173,8 +172,9 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             own_rows=arrays[f"{name}/own_rows"],
             truth=arrays[f"{name}/truth"],
             widths=tuple(int(width) for width in arrays[f"{name}/widths"]),
-            shortlists={effort: arrays[f"{name}/shortlist/{effort}"] for effort in efforts},
-            scores={effort: arrays[f"{name}/scores/{effort}"] for effort in efforts},
+            candidates=arrays[f"{name}/candidates"],
+            candidate_scores=arrays[f"{name}/candidate_scores"],
+            places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
         )
     except (KeyError, ValueError) as error:
         raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from indexes import CoarseIndexError, FlatIndex, families, family
-from indexes.base import register
+from indexes.base import register, rising
 
 
 def test_families_are_found_by_name() -> None:
@@ -32,3 +36,13 @@ def test_settings_are_copied_and_completed() -> None:
 def test_settings_are_whole_numbers(value: object) -> None:
     with pytest.raises(CoarseIndexError, match="give a whole number"):
         family("hnsw-sq8")(8, degree=value)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 3000))
+def test_rising_numbers_end_where_they_must_in_small_steps(largest: int) -> None:
+    numbers = rising(largest, ((0.07, 256), (0.25, 1024)))
+    assert numbers[0] == 1 and numbers[-1] == min(largest, 1024)
+    assert list(numbers) == sorted(set(numbers))
+    for one, following in itertools.pairwise(numbers):
+        share = 0.07 if following <= 256 else 0.25
+        assert following - one <= max(1, 1.6 * share * one + 1)

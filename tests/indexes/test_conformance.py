@@ -99,7 +99,7 @@ def test_every_shortlist_is_the_head_of_the_largest(index: CoarseIndex, queries:
     for effort in index.efforts():
         largest = index.largest_shortlist(effort)
         scores, rows = index.search(queries, largest, effort)
-        for shortlist in {1, largest // 3, largest - 1}:
+        for shortlist in {1, largest // 3, largest - 1} - {0}:
             assert_same(index.search(queries, shortlist, effort), (scores[:, :shortlist], rows[:, :shortlist]))
 
 

@@ -17,6 +17,7 @@ ROWS = 3_000
 DUPLICATES = 200  # rows that stand twice, as in real corpora
 QUERIES = 120
 LARGEST_EFFORT = 256
+FEWER_EFFORTS = 4  # of those that there are, to be quicker
 FAMILIES: dict[str, dict[str, int]] = {
     "flat": {},
     "hnsw-sq8": {"degree": 4, "ef_construction": 20},  # a poor graph, so that effort matters
@@ -52,6 +53,7 @@ def recorded(rows: Float32, queries: Float32, tmp_path_factory: pytest.TempPathF
             cascade, widths = cascade_over(rows, tmp_path_factory.mktemp(name), LADDER, name, **FAMILIES[name])
             own = np.arange(0, ROWS, 20)
             efforts = [effort for effort in cascade.coarse.efforts() if effort <= LARGEST_EFFORT]
+            efforts = sorted({*efforts[::FEWER_EFFORTS], efforts[-1]})
             corpus = record(cascade, np.ascontiguousarray(rows[own]), own, widths, efforts)
             made[name] = (cascade, corpus, record(cascade, queries, None, widths, corpus.efforts))
         return made[name]

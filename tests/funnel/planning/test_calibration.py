@@ -157,7 +157,7 @@ def test_rows_that_only_nearly_tie_do_not_count(tmp_path: Path) -> None:
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     cascade, widths = cascade_over(rows, tmp_path, (2,))
     run = record(cascade, rows[:1].copy(), None, widths)
-    run.scores[0][0, :2] = run.scores[0][0, 2:4]  # the best two were not found
+    run.candidate_scores[0, :2] = run.candidate_scores[0, 2:4]  # the best two were not found
     assert hits(run, [Plan(0, 2)], 2)[0, 0] == 0
 
 
@@ -193,9 +193,9 @@ def test_a_record_on_disk_is_that_in_memory(recorded: Recording, name: str, tmp_
         record(cascade, queries, corpus.own_rows[:30], corpus.widths, efforts, folder=folder)
         for folder in (tmp_path, None)
     )
+    assert on_disk(mapped.candidate_scores) and not on_disk(held.candidate_scores)
     for effort in efforts:
-        assert on_disk(mapped.scores[effort]) and on_disk(mapped.shortlists[effort])
-        assert not on_disk(held.scores[effort]) and not on_disk(held.shortlists[effort])
+        assert on_disk(mapped.places[effort]) and not on_disk(held.places[effort])
         np.testing.assert_array_equal(mapped.shortlists[effort], held.shortlists[effort])
         np.testing.assert_array_equal(mapped.scores[effort], held.scores[effort])
         assert mapped.scores[effort].dtype == np.float32
@@ -205,7 +205,7 @@ def test_a_record_on_disk_is_that_in_memory(recorded: Recording, name: str, tmp_
 def test_where_no_file_can_be_written_the_record_is_in_memory(recorded: Recording, tmp_path: Path) -> None:
     cascade, corpus, _ = recorded("flat")
     run = record(cascade, corpus.queries[:5], None, corpus.widths, folder=tmp_path / "missing")
-    assert not on_disk(run.scores[0])
+    assert not on_disk(run.candidate_scores)
     np.testing.assert_array_equal(run.shortlists[0], record(cascade, run.queries, None, run.widths).shortlists[0])
 
 
@@ -214,6 +214,35 @@ def on_disk(array: npt.NDArray[np.generic]) -> bool:
     while isinstance(owner, np.ndarray):
         owner = owner.base
     return isinstance(owner, mmap.mmap)
+
+
+def test_each_candidate_is_scored_once_whatever_efforts_find_it(recorded: Recording, name: str) -> None:
+    _, corpus, _ = recorded(name)
+    for query in range(0, len(corpus.queries), 10):
+        candidates = corpus.candidates[query][corpus.candidates[query] >= 0]
+        assert len(set(candidates.tolist())) == len(candidates)
+        found = {row for effort in corpus.efforts for row in corpus.shortlists[effort][query].tolist()} - {-1}
+        assert found == set(candidates.tolist())
+    longest = max(corpus.largest(effort) for effort in corpus.efforts)
+    assert corpus.candidates.shape[1] <= sum(corpus.largest(effort) for effort in corpus.efforts)
+    assert corpus.candidates.shape[1] >= longest - 1
+    stored = corpus.candidate_scores
+    assert np.isneginf(stored[corpus.candidates < 0]).all() and np.isfinite(stored[corpus.candidates >= 0]).all()
+
+
+@pytest.mark.parametrize("listed_at_a_time", [1, 7])
+def test_however_many_are_listed_at_a_time_the_record_is_the_same(
+    recorded: Recording, name: str, listed_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade, _, run = recorded(name)
+    efforts = run.efforts[:3]
+    queries = run.queries[:20]
+    whole = record(cascade, queries, None, run.widths, efforts)
+    monkeypatch.setattr(calibration, "LISTED_AT_A_TIME", listed_at_a_time)
+    parts = record(cascade, queries, None, run.widths, efforts)
+    np.testing.assert_array_equal(parts.candidates, whole.candidates)
+    for effort in efforts:
+        np.testing.assert_array_equal(parts.places[effort], whole.places[effort])
 
 
 @pytest.mark.parametrize("queries_at_a_time", [1, 7, QUERIES])
@@ -250,7 +279,8 @@ def test_efforts_rise_until_all_is_found(recorded: Recording, name: str, monkeyp
     run = record(cascade, corpus.queries, corpus.own_rows, corpus.widths)
     offered = cascade.coarse.efforts()
     assert run.efforts == offered[: len(run.efforts)]
-    recalls = [run.recall(effort, LARGEST_K) for effort in run.efforts if effort >= LARGEST_K or name != "hnsw-sq8"]
+    plans = [Plan(effort, run.largest(effort)) for effort in run.efforts if run.largest(effort) >= LARGEST_K]
+    recalls = hits(run, plans, LARGEST_K).mean(axis=1) / LARGEST_K
     assert all(recall < 0.9 for recall in recalls[:-1])
     assert recalls[-1] >= 0.9
     assert len(run.efforts) < len(offered)

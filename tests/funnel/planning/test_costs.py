@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from funnel.planning.costs import (
     FEWEST_TIMINGS,
     MOST_TIMINGS,
     Costs,
+    Prices,
     batch_class,
     fingerprint,
+    fit_rising,
     measure_costs,
     median_ms,
+    timed_efforts,
     times_ms,
 )
 from tests.funnel.planning.conftest import DIM, Recorded
@@ -101,7 +105,7 @@ def test_costs_are_measured_for_every_effort_size_and_batch(recorded: Callable[[
         calls.append((len(queries), plan, k))
         return cascade.run(queries, plan, k)
 
-    efforts = corpus.efforts[:2]
+    efforts = (16, 22, 26, 63)
     costs = measure_costs(cascade, corpus.queries, efforts, corpus.widths, search)
     assert costs.machine == fingerprint(cascade.store.device)
     assert set(costs.coarse) == set(costs.rerank) == set(costs.flat) == set(costs.base) == set(BATCH_SIZES)
@@ -109,6 +113,7 @@ def test_costs_are_measured_for_every_effort_size_and_batch(recorded: Callable[[
     assert costs.sizes == (16, efforts[-1])
     for batch in BATCH_SIZES:
         assert set(costs.coarse[batch]) == set(efforts)
+        assert (np.diff([costs.coarse[batch][effort] for effort in efforts]) >= 0).all()
         assert all(ms > 0 for table in costs.rerank[batch].values() for ms in table)
         assert all(len(table) == len(costs.sizes) for table in costs.rerank[batch].values())
         assert {16, 32, 48, DIM} <= set(costs.rerank[batch])
@@ -118,3 +123,50 @@ def test_costs_are_measured_for_every_effort_size_and_batch(recorded: Callable[[
             assert costs.predict(plan, batch, DIM) > 0
     assert costs.flat[256] > costs.flat[1]
     assert Costs.from_json(json.loads(json.dumps(costs.to_json()))) == costs
+
+
+def test_prices_are_predictions() -> None:
+    prices = Prices(COSTS, DIM)
+    for plan in (Plan(16, 16), Plan(64, 100), Plan(64, 256, (Stage(32, 64), Stage(48, 16)))):
+        for _ in range(2):  # worked out, and remembered
+            assert prices.of(plan) == pytest.approx([COSTS.predict(plan, batch, DIM) for batch in BATCH_SIZES])
+    parent = Plan(64, 256, (Stage(32, 64),))
+    child = Plan(64, 256, (Stage(32, 64), Stage(48, 16)))
+    assert all(a <= b for a, b in zip(prices.until(parent, 48), prices.of(child), strict=True))
+
+
+@given(
+    st.lists(st.floats(1, 2000), min_size=1, max_size=20, unique=True).map(sorted),
+    st.tuples(*[st.floats(0, 5)] * 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_curve_through_noisy_times_rises(at: list[float], weights: tuple[float, ...], seed: int) -> None:
+    x = np.array(at)
+    times = (0.1 + weights[0] + weights[1] * np.sqrt(x) + weights[2] * x) * np.random.default_rng(seed).uniform(
+        0.9, 1.1, len(x)
+    )
+    wanted = np.linspace(1, 2500, 200)
+    fitted = fit_rising(at, times.tolist(), wanted.tolist())
+    assert (np.diff(fitted) >= -1e-9 * max(fitted)).all()
+    assert min(fitted) > 0
+
+
+def test_a_curve_smooths_noise_and_fills_gaps() -> None:
+    x = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    true = 0.05 + 0.002 * x
+    noisy = true * np.random.default_rng(0).uniform(0.95, 1.05, len(x))
+    wanted = np.arange(1, 513)
+    fitted = np.array(fit_rising(x.tolist(), noisy.tolist(), wanted.tolist()))
+    assert np.abs(fitted / (0.05 + 0.002 * wanted) - 1).max() < 0.05
+    assert fit_rising([7], [0.3], [7]) == pytest.approx([0.3])
+
+
+def test_efforts_are_timed_half_an_octave_apart() -> None:
+    efforts = (*range(1, 23), *range(24, 200, 3), 250)
+    timed = timed_efforts(efforts)
+    assert (timed[0], timed[-1]) == (1, 250)
+    assert set(timed) <= set(efforts)
+    assert len(timed) < 20
+    assert all(b / a <= 2 for a, b in itertools.pairwise(timed))
+    assert timed_efforts((0,)) == [0]
+    assert timed_efforts((5, 6)) == [5, 6]
