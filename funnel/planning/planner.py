@@ -53,6 +53,7 @@ class Planner:
         self._measure = measure
         self._chosen: dict[tuple[Budget, int, int, bool], Choice] = {}
         self._latencies: dict[tuple[Plan, int, int], Latency] = {}
+        self._passes: dict[tuple[int, float, float], int] = {}
         if costs.machine == calibration.costs.machine:
             for plan, k, batch, p50, p95 in calibration.latencies:
                 self._latencies[Plan.from_json(plan), int(k), int(batch)] = Latency(float(p50), float(p95))
@@ -96,6 +97,7 @@ class Planner:
         if budget.recall is None:
             return self._record(budget, k, False, estimate, bound, "no recall was asked for, so none is certified")
         passed = position < self._passed(frontier, budget)
+        bound = max(bound, budget.recall) if passed else bound  # the test is exact, the bound found to a resolution
         note = "" if passed else f"recall {budget.recall:g} is not certified for this plan"
         return self._record(budget, k, passed, estimate, bound, note)
 
@@ -117,14 +119,27 @@ class Planner:
             return self._most_recall(frontier, budget, batch, allowed)
         return self._cheapest(frontier, budget, batch, allowed)
 
+    def candidates(self, budget: Budget, k: int, batch: int) -> list[Plan]:
+        """The plans that hold the recall of the budget, flat search among them, from the cheapest up.
+
+        batch: a batch class. k: within the calibrated depth.
+        """
+        frontier = self.calibration.frontier(k)
+        passed = 0 if frontier is None or budget.recall == 1.0 else self._passed(frontier, budget)
+        plans = [FLAT] if frontier is None else [FLAT, *frontier.plans[:passed]]
+        return sorted(plans, key=lambda plan: self._cost(plan, batch))
+
     def _passed(self, frontier: Frontier, budget: Budget) -> int:
+        """How many plans of the frontier are certified for the recall: tested once, whatever the batch size."""
         recall = budget.recall or 1.0
-        recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-        return fixed_sequence(recalls, recall, budget.delta)
+        key = (frontier.k, recall, budget.delta)
+        if key not in self._passes:
+            recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
+            self._passes[key] = fixed_sequence(recalls, recall, budget.delta)
+        return self._passes[key]
 
     def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
-        passed = 0 if budget.recall == 1.0 else self._passed(frontier, budget)
-        plans = sorted([FLAT, *frontier.plans[:passed]], key=lambda plan: self._cost(plan, batch))
+        plans = self.candidates(budget, frontier.k, batch)
         for plan in plans:
             if allowed == math.inf:
                 break

@@ -84,7 +84,7 @@ def test_a_k_that_was_not_cached_follows_from_the_record_on_disk(calibration: Ca
 def test_the_record_of_a_loaded_calibration_stays_in_its_file(saved: Path) -> None:
     for run in Calibration.load(saved).runs():
         assert run is not None
-        for array in (run.queries, run.truth, *run.shortlists.values(), *run.scores.values()):
+        for array in (run.queries, run.truth, run.candidates, run.candidate_scores, *run.places.values()):
             bottom: object = array
             while isinstance(bottom, np.ndarray) and bottom.base is not None:
                 bottom = bottom.base
