@@ -11,6 +11,7 @@ from benchmarks.drift import drift
 from benchmarks.exact import exact
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
+from benchmarks.promise import promise
 from benchmarks.scifact import scifact
 from benchmarks.texts import texts
 
@@ -20,7 +21,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
+for command in (budget, promise, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
     benchmarks.add_command(command)
 
 benchmarks()

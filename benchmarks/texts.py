@@ -20,7 +20,7 @@ from funnel import FunnelIndex
 from funnel.reports.bench import BenchQueries, bench
 from funnel.reports.write import write_results
 
-__all__ = ["texts", "wordllama_encoder"]
+__all__ = ["lines_of", "texts", "wordllama_encoder"]
 
 UNSEEN = 2_000
 TOKENIZER = "l2_supercat_tokenizer_config.json"
@@ -43,13 +43,14 @@ def wordllama_encoder(cache: Path) -> Callable[[list[str]], npt.NDArray[np.float
     return wordllama
 
 
-def _lines(path: Path) -> Iterator[str]:
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a gzip file, without their ends."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         yield from (line.rstrip("\n") for line in file)
 
 
 def _documents(path: Path, rows: int | None) -> Iterator[dict[str, Any]]:
-    for number, text in enumerate(_lines(path)):
+    for number, text in enumerate(lines_of(path)):
         if rows is not None and number >= rows:
             return
         yield {"_id": str(number), "text": text}
@@ -67,7 +68,7 @@ def texts(data: Path | None, rows: int | None, batch: int, index: Path | None, o
     Example: python -m benchmarks texts --data ../shared/data
     """
     folder = data_folder(data) / "package-texts"
-    queries = list(_lines(folder / "queries.txt.gz"))
+    queries = list(lines_of(folder / "queries.txt.gz"))
     with tempfile.TemporaryDirectory() as temporary:
         encoder = wordllama_encoder(Path(temporary) / "wordllama")
         started = time.perf_counter()
