@@ -69,6 +69,10 @@ cli.add_command(tune)
 @click.option("--dims", callback=widths, help="Widths to use, such as 64,128,256; the first for the coarse index.")
 @click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
 @click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
+@click.option(
+    "--corpus-like-queries", type=float, default=0.5, show_default=True,
+    help="Share of the queries that may equal rows of the corpus and still certify; 1 where queries are documents.",
+)  # fmt: skip
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bars.")
@@ -82,6 +86,7 @@ def build(
     dims: list[int] | None,
     memory_mb: float | None,
     coarse: str | None,
+    corpus_like_queries: float,
     exact_encoding: bool,
     seed: int,
     quiet: bool,
@@ -102,6 +107,7 @@ def build(
         dims=dims,
         memory_mb=memory_mb,
         coarse=coarse,
+        corpus_like_queries=corpus_like_queries,
         exact_encoding=exact_encoding,
         seed=seed,
         progress=not quiet,

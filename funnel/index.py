@@ -64,6 +64,7 @@ class FunnelIndex:
         dtype: str = "float16",
         exact_encoding: bool = False,
         device: str = "auto",
+        corpus_like_queries: float = 0.5,
     ) -> FunnelIndex:
         """Build an index, commit it to the folder `path` and open it.
 
@@ -77,7 +78,8 @@ class FunnelIndex:
         the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
         apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
         name and settings of a coarse family. dtype: "float16" or "float32" as stored. exact_encoding: encode in
-        float32.
+        float32. corpus_like_queries: the share of the queries that may equal rows of the corpus before they certify
+        nothing; 1 where queries are documents.
 
         Raises InputError for a corpus, queries or settings that cannot be used, EncoderError, StorageError, and
         NoSpaceError when the disk is full; what the folder held before then stays.
@@ -86,7 +88,9 @@ class FunnelIndex:
         target = device_of(device)
         opened = open_corpus(corpus, ids)
         chosen = _build_encoder(opened, encoder, exact_encoding, device)
-        options = BuildOptions(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress)
+        options = BuildOptions(
+            adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress, corpus_like_queries
+        )
         build_index(opened, folder, chosen, queries, qrels, options)
         return cls.open(folder, encoder=chosen, device=device)
 

@@ -167,6 +167,7 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
         old.encoder_ms,
         seed,
         progress=False,
+        corpus_like_limit=old.corpus_like_limit,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from funnel.planning.budget import Budget
 from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
 from funnel.planning.costs import BATCH_SIZES, times_ms
 from funnel.planning.planner import Planner
-from funnel.planning.records import Calibration
+from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
@@ -57,6 +58,7 @@ class BuildOptions:
     seed: int
     device: torch.device
     progress: bool
+    corpus_like_queries: float = CORPUS_LIKE_QUERIES
 
 
 def build_index(
@@ -107,6 +109,9 @@ def _check(options: BuildOptions, judged: bool) -> None:
         raise InputError(f"memory_mb is {options.memory_mb!r}; expected megabytes above 0")
     if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
         raise InputError(f"seed is {options.seed!r}; expected a whole number from 0")
+    share = options.corpus_like_queries
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= share <= 1.0:
+        raise InputError(f"corpus_like_queries is {share!r}; expected a share from 0 to 1, such as 0.5")
     if options.coarse is not None:
         family(options.coarse)
     adaptor = options.adaptor
@@ -203,15 +208,22 @@ def _calibrate(
     if searcher.rows < SMALLEST_PLANNED:
         return None
     adapted = None if real is None else searcher.prepare(real)
-    return calibrate_searcher(searcher, adapted, encoder_ms(encoder), options.seed, options.progress)
+    like = options.corpus_like_queries
+    return calibrate_searcher(searcher, adapted, encoder_ms(encoder), options.seed, options.progress, like)
 
 
 def calibrate_searcher(
-    searcher: Searcher, adapted: npt.NDArray[np.float32] | None, encoding: dict[int, float], seed: int, progress: bool
+    searcher: Searcher,
+    adapted: npt.NDArray[np.float32] | None,
+    encoding: dict[int, float],
+    seed: int,
+    progress: bool,
+    corpus_like_limit: float,
 ) -> Calibration:
     """Give a searcher its calibration, the latencies of the usual budgets among it.
 
     adapted: real queries as `Searcher.prepare` gives them, in random order, or None. encoding: see `encoder_ms`.
+    corpus_like_limit: see `Calibration`.
     """
     searcher.calibration = calibrate(
         searcher.cascade,
@@ -221,9 +233,11 @@ def calibrate_searcher(
         encoding,
         seed + CALIBRATION_SEED,
         progress,
+        corpus_like_limit,
     )
     _measure_latencies(searcher.planner)
     searcher.calibration.latencies = searcher.planner.latency_records()
+    searcher.calibration.certificates = searcher.planner.promised()
     return searcher.calibration
 
 

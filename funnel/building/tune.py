@@ -14,7 +14,7 @@ from funnel.building.build import calibrate_searcher, encoder_ms
 from funnel.data.queries import Queries, QueriesSource
 from funnel.errors import EncoderError, InputError, StorageError
 from funnel.opening import Opened, open_generation
-from funnel.planning.records import Calibration
+from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
@@ -39,7 +39,8 @@ def tune_index(
         old = opened.searcher
         searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths)
         adapted = _recorded(old) if given is None else _prepared(old, given, encoder, seed, progress)
-        calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress)
+        limit = old.calibration.corpus_like_limit if old.calibration else CORPUS_LIKE_QUERIES
+        calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress, limit)
         manifest = _commit(transaction, opened, calibration, progress)
     if opened.rebuilt is not None:  # the segment was written anew, its files lie elsewhere
         return open_generation(folder, old.cascade.store.device, "lazy")

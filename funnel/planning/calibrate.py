@@ -13,12 +13,14 @@ from funnel.cascade import Cascade, Float32
 from funnel.plan import Plan
 from funnel.planning.calibration import record
 from funnel.planning.costs import measure_costs
-from funnel.planning.records import CACHED_KS, Calibration, depth_of
+from funnel.planning.records import CACHED_KS, CORPUS_LIKE_QUERIES, Calibration, depth_of
 from indexes import release_freed
 
 __all__ = ["CORPUS_ROWS", "SMALLEST_PLANNED", "calibrate", "held_out_rows"]
 
 CORPUS_ROWS = 1_000  # held-out rows that order the plans: they resolve recall to a standard error of .003
+# A cosine that short of 1 is that of a vector to itself: rows are stored as float16, which moves it by up to 2e-4.
+EQUAL_ROWS = 5e-4
 # Below this many rows flat search takes microseconds and there is nothing to plan.
 SMALLEST_PLANNED = 256
 
@@ -40,11 +42,12 @@ def calibrate(
     encoder_ms: dict[int, float],
     seed: int,
     progress: bool,
+    corpus_like_limit: float = CORPUS_LIKE_QUERIES,
 ) -> Calibration:
     """Everything that planning needs to know of this index, with or without real queries.
 
     widths: rerank widths, the last is d. queries: float32 [q, d], adapted unit rows in random order, or None.
-    search: see measure_costs. encoder_ms: see Calibration.
+    search: see measure_costs. encoder_ms, corpus_like_limit: see Calibration.
     """
     rows, own = held_out_rows(cascade, seed)
     folder = cascade.store.path.parent  # beside the vectors there is room for large files
@@ -65,6 +68,8 @@ def calibrate(
         n_corpus_rows=len(rows),
         depth=depth_of(cascade.store.n),
         encoder_ms=encoder_ms,
+        corpus_like=0.0 if real is None else float((real.truth[:, 0] >= 1.0 - EQUAL_ROWS).mean()),
+        corpus_like_limit=corpus_like_limit,
         corpus=corpus,
         queries=real,
     )

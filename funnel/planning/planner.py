@@ -17,7 +17,7 @@ from funnel.planning.calibration import LARGEST_K
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class
 from funnel.planning.frontier import Frontier
-from funnel.planning.records import UNCERTIFIED, Calibration
+from funnel.planning.records import Calibration
 
 __all__ = ["Choice", "Latency", "Planner"]
 
@@ -81,6 +81,13 @@ class Planner:
         """Every latency measured so far, as `Calibration.latencies` keeps them."""
         return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in self._latencies.items()]
 
+    def promised(self) -> list[dict[str, object]]:
+        """What was chosen so far, as `Calibration.certificates` keeps it: batch size, plan and certificate."""
+        return [
+            {"batch": batch, "plan": choice.plan.to_json(), "certificate": choice.certificate.to_json()}
+            for (_, _, batch, _), choice in self._chosen.items()
+        ]
+
     def certificate(self, plan: Plan, budget: Budget, k: int) -> Certificate:
         """What can be said of this plan's recall@k; certified only where it passed the test for the budget."""
         if plan.is_flat:
@@ -93,7 +100,7 @@ class Planner:
         bound = betting_lower_bound(recalls, budget.delta)
         estimate = float(recalls.mean())
         if not self.calibration.certifies:
-            return self._record(budget, k, False, estimate, bound, UNCERTIFIED)
+            return self._record(budget, k, False, estimate, bound, self.calibration.kind)
         if budget.recall is None:
             return self._record(budget, k, False, estimate, bound, "no recall was asked for, so none is certified")
         passed = position < self._passed(frontier, budget)
@@ -179,9 +186,11 @@ class Planner:
             return BudgetError(f"{message}; {error}")
         estimate = nearest.certificate.estimate
         said = f"{message}; within {allowed:.3g} ms the best ({nearest.plan}) has recall {estimate:.4f}"
-        needed = self._needed(frontier, budget)
-        if needed is not None and estimate > (budget.recall or 1.0):
-            said += f", and about {needed:,} real queries would certify it"
+        if not nearest.plan.is_flat and estimate > (budget.recall or 1.0):  # fast enough, and only not certified
+            recalls = frontier.recalls(frontier.plans.index(nearest.plan))
+            needed = queries_needed(recalls, budget.recall or 1.0, budget.delta)
+            if needed is not None:
+                said += f", and about {max(needed, len(recalls) + 1):,} real queries would certify it"
         return BudgetError(said)
 
     def _explained(self, plan: Plan, frontier: Frontier, budget: Budget) -> Certificate:
@@ -204,7 +213,7 @@ class Planner:
                 f"flat search is served: {count:,} queries are too few to certify recall {budget.recall:g}; "
                 f"about {needed:,} would do"
             )
-        kind = "" if self.calibration.certifies else f" ({UNCERTIFIED})"
+        kind = "" if self.calibration.certifies else f" ({self.calibration.kind})"
         return self._record(budget, frontier.k, True, 1.0, 1.0, f"exact: {why}{kind}", needed)
 
     def _needed(self, frontier: Frontier, budget: Budget) -> int | None:

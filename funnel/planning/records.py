@@ -19,11 +19,14 @@ from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 
-__all__ = ["CACHED_KS", "REAL", "UNCERTIFIED", "Calibration"]
+__all__ = ["CACHED_KS", "CORPUS_LIKE_QUERIES", "REAL", "UNCERTIFIED", "Calibration"]
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
 UNCERTIFIED = "uncertified: calibrated on corpus rows"
+# Where more than this share of the queries equal rows of the corpus, they certify nothing unless the user says that
+# his queries are documents: what is in the index is found more easily than what is not.
+CORPUS_LIKE_QUERIES = 0.5
 JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -35,7 +38,9 @@ class Calibration:
 
     costs: as measured when the calibration was made; the frontiers rest on them. by_effort: see build_frontier.
     encoder_ms: batch size -> 95th percentile of encoding so many query texts; empty without an encoder.
-    latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine.
+    latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine. corpus_like: share of the
+    queries that equal a row of the corpus; above corpus_like_limit they do not certify. certificates: what was promised
+    for the usual budgets when the calibration was made, to be read; see `Planner.promised`.
     """
 
     costs: Costs
@@ -47,6 +52,9 @@ class Calibration:
     depth: int
     encoder_ms: dict[int, float] = field(default_factory=dict)
     latencies: list[list[Any]] = field(default_factory=list)
+    corpus_like: float = 0.0
+    corpus_like_limit: float = CORPUS_LIKE_QUERIES
+    certificates: list[dict[str, Any]] = field(default_factory=list)
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     corpus: Run | None = None
     queries: Run | None = None
@@ -56,13 +64,15 @@ class Calibration:
 
     @property
     def certifies(self) -> bool:
-        """Whether real queries were run, so that recall can be certified."""
-        return self.n_queries > 0
+        """Whether real queries were run, not mostly rows of the corpus, so that recall can be certified."""
+        return self.n_queries > 0 and self.corpus_like <= self.corpus_like_limit
 
     @property
     def kind(self) -> str:
-        """ "real queries", or that there were none."""
-        return REAL if self.certifies else UNCERTIFIED
+        """ "real queries", or why they do not certify."""
+        if self.certifies or not self.n_queries:
+            return REAL if self.certifies else UNCERTIFIED
+        return f"uncertified: {self.corpus_like:.0%} of the {self.n_queries:,} queries equal rows of the corpus"
 
     def frontier(self, k: int) -> Frontier | None:
         """The tested plans for this k, from the record on first use; None where the record is not deep enough."""
@@ -86,7 +96,7 @@ class Calibration:
                 raise DamagedIndexError("this calibration has no record of its runs; build the index again")
             arrays = self.mapped or map_arrays(self.folder / ARRAYS_NAME)
             self.corpus = _run(arrays, "corpus", self.folder)
-            self.queries = _run(arrays, "queries", self.folder) if self.certifies else None
+            self.queries = _run(arrays, "queries", self.folder) if self.n_queries else None
         return self.corpus, self.queries
 
     def save(self, folder: Path) -> None:
@@ -109,6 +119,9 @@ class Calibration:
             "kind": self.kind,
             "encoder_ms": self.encoder_ms,
             "latencies": self.latencies,
+            "corpus_like": self.corpus_like,
+            "corpus_like_limit": self.corpus_like_limit,
+            "certificates": self.certificates,
             "plans": plans,
             "costs": self.costs.to_json(),
         }
@@ -143,6 +156,9 @@ class Calibration:
                 depth=int(record["depth"]),
                 encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
                 latencies=list(record["latencies"]),
+                corpus_like=float(record["corpus_like"]),
+                corpus_like_limit=float(record["corpus_like_limit"]),
+                certificates=list(record["certificates"]),
                 frontiers=frontiers,
                 folder=folder,
                 mapped=arrays,  # kept: another process may tune the index, which removes this file

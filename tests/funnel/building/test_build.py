@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from funnel import FunnelIndex
+from funnel import FunnelIndex, Plan
 from funnel.building import asked as module
 from funnel.errors import EncoderError, InputError
+from funnel.planning.certificate import Certificate
 from funnel.storage import IndexFolder, check
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, hashed_words
@@ -97,7 +100,7 @@ def test_a_failed_first_build_leaves_no_index(tmp_path: Path) -> None:
 BUILD_WITH_LITTLE_SPACE = """
 import resource, signal, sys
 import numpy as np
-from funnel import FunnelIndex
+from funnel import FunnelIndex, Plan
 from funnel.errors import StorageError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, hashed_words
@@ -144,7 +147,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 BUILD_ON_A_FULL_DISK = """
 import sys
-from funnel import FunnelIndex
+from funnel import FunnelIndex, Plan
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, hashed_words
 path = sys.argv[1]
@@ -178,3 +181,33 @@ def test_options_that_cannot_be_used(options: dict[str, object], said: str, tmp_
 
     with pytest.raises(InputError, match=said):
         FunnelIndex.build(documents(50), tmp_path / "index", encoder=never, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_queries_that_are_rows_of_the_corpus_do_not_certify(tmp_path: Path) -> None:
+    rows = clustered_rows(400)
+    index = FunnelIndex.build(rows, tmp_path / "index", queries=rows[:50], adaptor="pca", progress=False)
+    assert index.certification == "uncertified: 100% of the 50 queries equal rows of the corpus"
+    assert not index.explain(recall=0.5).certificate.certified or index.explain(recall=0.5).plan.is_flat
+
+
+def test_where_queries_are_documents_the_share_is_said(tmp_path: Path) -> None:
+    rows = clustered_rows(400)
+    build = partial(FunnelIndex.build, rows, tmp_path / "index", queries=rows[:50], adaptor="pca", progress=False)
+    assert build(corpus_like_queries=1.0).certification == "certified on 50 real queries"
+    for share in (-0.1, 1.5, True, "half"):
+        with pytest.raises(InputError, match=f"corpus_like_queries is {share!r}; expected a share from 0 to 1"):
+            build(corpus_like_queries=share)
+
+
+def test_what_was_promised_lies_in_the_index(graph: FunnelIndex, graph_folder: Path) -> None:
+    (path,) = graph_folder.glob("calibrations/*/calibration.json")
+    kept = json.loads(path.read_text())["certificates"]
+    assert [record["certificate"]["recall"] for record in kept] == [0.80, 0.90, 0.95, 0.99]
+    for record in kept:
+        assert record["batch"] == 1
+        explained = graph.explain(recall=record["certificate"]["recall"])
+        assert Plan.from_json(record["plan"]) == explained.plan
+        assert Certificate.from_json(record["certificate"]) == explained.certificate
+        assert {"estimate", "lower_bound", "delta", "n_queries", "query_kind", "k", "date", "machine", "bound"} <= set(
+            record["certificate"]
+        )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,19 @@ def test_a_calibration_holds_what_was_run(calibration: Calibration) -> None:
 
 def test_saved_and_loaded_it_is_the_same(calibration: Calibration, saved: Path) -> None:
     loaded = Calibration.load(saved)
-    for name in ("costs", "by_effort", "dim", "date", "n_queries", "n_corpus_rows", "depth", "encoder_ms", "latencies"):
+    for name in (
+        "costs",
+        "by_effort",
+        "dim",
+        "date",
+        "n_queries",
+        "n_corpus_rows",
+        "depth",
+        "encoder_ms",
+        "latencies",
+        "corpus_like",
+        "certificates",
+    ):
         assert getattr(loaded, name) == getattr(calibration, name), name
     assert set(loaded.frontiers) == set(calibration.frontiers)
     for k, frontier in calibration.frontiers.items():
@@ -123,6 +136,38 @@ def test_a_damaged_file_is_named(saved: Path, tmp_path: Path, file: str, content
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DamagedIndexError, match=file.replace(".", r"\.")):
         Calibration.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def of_rows(queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Calibrated on queries of which three in four equal rows of the corpus."""
+    cascade, widths = small("flat", tmp_path_factory.mktemp("of-rows"))
+    asked = np.concatenate([stored_rows(cascade)[:90], queries[60:90]])
+    return calibrate(cascade, widths, asked, cascade.run, {}, seed=0, progress=False)
+
+
+def test_queries_that_mostly_equal_corpus_rows_do_not_certify(of_rows: Calibration, tmp_path: Path) -> None:
+    assert of_rows.corpus_like == pytest.approx(0.75)
+    assert not of_rows.certifies
+    assert of_rows.kind == "uncertified: 75% of the 120 queries equal rows of the corpus"
+    of_rows.save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    assert (loaded.certifies, loaded.kind) == (False, of_rows.kind)
+    frontier = loaded.frontier(10)
+    assert frontier is not None and frontier.query_hits is not None  # they still choose the plans' figures
+    assert loaded.runs()[1] is not None
+
+
+def test_where_queries_are_documents_they_certify_all_the_same(of_rows: Calibration, tmp_path: Path) -> None:
+    said = replace(of_rows, corpus_like_limit=1.0)
+    assert said.certifies and said.kind == REAL
+    said.save(tmp_path)
+    assert Calibration.load(tmp_path).certifies
+
+
+def test_some_queries_may_equal_rows(calibration: Calibration) -> None:
+    assert 0 < calibration.corpus_like < 0.1  # see the fixture
+    assert calibration.certifies
 
 
 def test_the_depth_of_few_rows() -> None:

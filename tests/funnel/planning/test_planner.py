@@ -11,6 +11,7 @@ from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
 from funnel.planning.budget import Budget
+from funnel.planning.certificate import Certificate
 from funnel.planning.planner import Choice
 from funnel.planning.records import UNCERTIFIED
 from tests.funnel.planning.made_up import PLANS, K, hits_of, make_calibration, make_planner
@@ -201,6 +202,73 @@ def test_where_nothing_is_fast_enough_the_error_names_the_fastest() -> None:
 def test_too_few_queries_for_both_names_the_number_that_would_do() -> None:
     with pytest.raises(BudgetError, match=r"about [\d,]+ real queries would certify it"):
         choose(RECALLS, Budget(0.99, 5), queries=100)
+
+
+def test_the_number_is_of_the_plan_that_is_fast_enough() -> None:
+    with pytest.raises(BudgetError, match=r"about ([\d,]+) real queries") as caught:
+        choose(RECALLS, Budget(0.95, 1.2), queries=60)  # .96 on these queries, which is no proof of .95
+    said = re.search(r"about ([\d,]+) real queries", str(caught.value))
+    assert said is not None
+    assert choose(RECALLS, Budget(0.95, 1.2), queries=2 * int(said[1].replace(",", ""))).plan == PLANS[2]
+
+
+def test_no_number_is_said_where_the_fast_enough_plan_is_too_weak() -> None:
+    with pytest.raises(BudgetError) as caught:
+        choose(RECALLS, Budget(0.99, 1.2), queries=100)
+    assert "real queries would certify" not in str(caught.value)
+
+
+@given(
+    st.lists(st.floats(0.5, 1), min_size=5, max_size=5).map(tuple),
+    st.floats(0.1, 20),
+    st.floats(0.1, 20),
+    st.sampled_from([None, 0.8]),
+)
+def test_more_time_never_gives_less(recalls: tuple[float, ...], one: float, other: float, recall: float | None) -> None:
+    less, more = sorted((one, other))
+    try:
+        with_less = choose(recalls, Budget(recall, less), queries=100)
+    except BudgetError:
+        return
+    with_more = choose(recalls, Budget(recall, more), queries=100)
+    assert with_more.certificate.certified == with_less.certificate.certified or recall is None
+    if recall is None:
+        assert with_more.certificate.estimate >= with_less.certificate.estimate
+    else:
+        assert with_more.certificate.lower_bound >= recall
+
+
+def test_what_was_promised_is_a_record() -> None:
+    planner = make_planner(make_calibration(RECALLS))
+    choice = planner.choose(Budget(0.95), K, 1)
+    assert planner.promised() == [
+        {"batch": 1, "plan": choice.plan.to_json(), "certificate": choice.certificate.to_json()}
+    ]
+    assert Certificate.from_json(choice.certificate.to_json()) == choice.certificate
+
+
+def test_a_sequence_is_tested_once_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner, tested = make_planner(make_calibration(RECALLS)), []
+
+    def counting(samples: object, r: float, delta: float) -> int:
+        tested.append((r, delta))
+        return fixed_sequence(samples, r, delta)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("funnel.planning.planner.fixed_sequence", counting)
+    for batch in (1, 32, 256):
+        assert planner.choose(Budget(0.95), K, batch).plan == PLANS[2]
+    assert tested == [(0.95, pytest.approx(0.05))]
+
+
+def test_queries_like_the_corpus_certify_nothing() -> None:
+    calibration = make_calibration(RECALLS)
+    calibration.corpus_like = 0.9
+    choice = make_planner(calibration).choose(Budget(0.95), K, 1)
+    assert choice.plan == PLANS[2]
+    assert not choice.certificate.certified
+    assert str(choice.certificate) == "uncertified: 90% of the 2,000 queries equal rows of the corpus"
+    calibration.corpus_like_limit = 1.0
+    assert make_planner(calibration).choose(Budget(0.95), K, 1).certificate.certified
 
 
 def test_the_encoder_counts_for_texts_and_not_for_vectors() -> None:
