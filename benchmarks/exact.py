@@ -31,8 +31,8 @@ BATCHES = (1, 32, 256, 2_000)
 SECONDS = 4.0  # for every search of a batch size, and at least FEWEST calls
 FEWEST = 3
 TIE = 1e-6  # a row whose true score is this near to the k-th is one of the top k
-# IndexFlatIPPanorama: levels of 48 dims; batches of rows as FAISS sets them.
-PANORAMA_LEVELS, PANORAMA_ROWS = 8, 128
+# IndexFlatIPPanorama: of 4, 8, 16 levels and batches of 128, 1,024 rows the fastest, or within 3 % of it.
+PANORAMA_LEVELS, PANORAMA_ROWS = 8, 1_024
 STRUCTURELESS = (50_000, 384)
 
 COLUMNS = (

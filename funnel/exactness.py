@@ -22,7 +22,7 @@ FEWEST_SEEDS = 24
 LIST_EFFORT = 3
 
 
-def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], release: bool) -> PrunedSearch:
+def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], release: bool, keep: bool) -> PrunedSearch:
     """What FLAT is served by: see `indexes.PrunedSearch`. norms: float32 [n, len(ladder)], may be mapped."""
 
     def reached(queries: Float32, k: int) -> Float32 | None:
@@ -32,7 +32,7 @@ def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], rele
     def spread(function: Callable[[range], None], pieces: Sequence[range]) -> None:
         workers().run(function, pieces)
 
-    return PrunedSearch(cascade.store, norms, ladder, reached, spread, torch.get_num_threads(), release)
+    return PrunedSearch(cascade.store, norms, ladder, reached, spread, torch.get_num_threads(), release, keep)
 
 
 def _seeds(cascade: Cascade, k: int) -> Plan | None:

@@ -59,11 +59,12 @@ def make_cascade(
     ladder: tuple[int, ...],
     widths: tuple[int, ...],
     release: bool,
+    keep: bool = False,
 ) -> Cascade:
     """The parts put together.
 
     segment: the folder of norms.npy. widths: of reranks. release: give mapped pages back after passes over the matrix
-    (while building).
+    (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
 
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
@@ -78,7 +79,7 @@ def make_cascade(
         truth=flat,
     )
     norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
-    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
 
 
 def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> Opened:
@@ -98,7 +99,8 @@ def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> O
     settings: dict[str, Any] = dict(manifest.settings)
     widths = rerank_widths(manifest.ladder, settings["coarse"])
     coarse, rebuilt = _coarse(folder, manifest, verification, store, segment)
-    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, release=False)
+    keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
+    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, release=False, keep=keep)
     searcher = Searcher(
         cascade=cascade,
         adaptor=Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)),

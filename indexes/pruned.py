@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from indexes._faiss import load_faiss
-from indexes._prefixcodes import (
-    Float32Codes,
-    Int8Codes,
-    PrefixCodes,
-    QueryCodes,
-    gamma,
-    int8_products_are_exact,
-    tail_norms,
-)
+from indexes._prefixcodes import Float32Codes, Int8Codes, PrefixCodes, gamma, int8_products_are_exact, tail_norms
+from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, Asked, Found, KeptCodes, Reader, survivors
 from indexes.base import Float32Array, Int64Array
 from indexes.exact import exact_search
 from indexes.vectors import SMALL_BYTES, VectorStore
@@ -33,15 +24,12 @@ Spread: TypeAlias = Callable[[Callable[[range], None], Sequence[range]], None]
 
 # Rows spread evenly over the store that a call is judged on before it is run: shares to .001, for 1 % of the work.
 SAMPLED = 1_024
-# Rows coded at a time, and queries they are multiplied with: codes and products stay in a core's 1 MB of cache. A few
-# queries make small products, and larger blocks then save calls.
-BLOCK_ROWS, BLOCK_ROWS_FEW = 2_048, 8_192
-FEW_QUERIES = 4
-TILE_QUERIES = 128
+# A few queries make small products: larger blocks then save calls, and prefixes alone are read.
+FEW_QUERIES, BLOCK_ROWS_FEW = 4, 8_192
+# Products at a time where codes are kept: 1 MB, and no more rows than that would be for 4 queries.
+KEPT_PRODUCTS, KEPT_ROWS = 262_144, 65_536
 TAILS_AT_A_TIME = 65_536
 FEWEST_ROWS_A_RESULT = 64  # more results of so few rows: most rows would have to be scored
-# Found rows that are kept before they are cut to the best k of each query: 80 MB. Duplicates by the thousand reach it.
-MOST_FOUND = 4_000_000
 PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the last one to finish waits less
 # Below this many queries float32 is faster: coding rows as int8 costs more than it saves.
 FEWEST_INT8 = 16
@@ -50,7 +38,8 @@ FEWEST_INT8 = 16
 READ_NS, READ_NARROW_NS = 0.15, 0.4  # whole rows; prefixes alone
 CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
 MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
-SURVIVOR_NS = 60.0
+SURVIVOR_NS, GATHERED_NS = 60.0, 150.0  # in a row that was read whole; in one that has to be fetched
+KEPT_NS = 0.08  # to read one kept code from memory
 FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.3, 0.022
 # Pruning must promise to save a tenth, or flat search is run: the estimate is no better than that.
 WORTH = 0.9
@@ -62,15 +51,18 @@ RESTED_CALLS = 16  # calls after one that was not worth it which are not judged:
 class Pruning:
     """How a call is answered: by a pass over prefixes of `width` dims, coded as `codes`.
 
-    share: of the rows, left to be scored at full width; estimated on a sample of rows.
+    share: of the rows, left to be scored at full width; estimated on a sample of rows. kept: the codes of all rows are
+    held in memory.
     """
 
     width: int
     codes: str
     share: float
+    kept: bool = False
 
     def __str__(self) -> str:
-        return f"pruned at {self.width} dims ({self.codes}), {self.share:.2%} of rows scored at full width"
+        codes = f"{self.codes} in memory" if self.kept else self.codes
+        return f"pruned at {self.width} dims ({codes}), {self.share:.2%} of rows scored at full width"
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,8 @@ class PrunedSearch:
             none is known; or None, if it cannot say for such a k. The higher the better.
         spread: (function, pieces) -> None, calls the function for every piece, on one thread or several.
         workers: How many threads `spread` uses.
+        release: Give the mapped pages back after each pass.
+        keep: Hold int8 codes of one width in memory once a call would gain by them: width + 4 bytes a row.
     """
 
     def __init__(
@@ -109,6 +103,7 @@ class PrunedSearch:
         spread: Spread | None = None,
         workers: int = 1,
         release: bool = False,
+        keep: bool = False,
     ) -> None:
         self._store = store
         self._norms = norms
@@ -117,6 +112,8 @@ class PrunedSearch:
         self._spread = spread or _one_by_one
         self._workers = workers
         self._release = release
+        self._keep = keep and int8_products_are_exact()
+        self._kept: KeptCodes | None = None
         self._lock = Lock()
         self._codes: dict[tuple[int, torch.dtype], PrefixCodes] = {}
         self._sample: _Sample | None = None
@@ -125,12 +122,13 @@ class PrunedSearch:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held: the sample of rows, from the first call on. Everything else is read from mapped files."""
-        return 0 if self._sample is None else self._sample.prefixes.nbytes
+        """Bytes held from the first call on: the sample of rows, and the codes that are kept."""
+        sample = 0 if self._sample is None else self._sample.prefixes.nbytes
+        return sample + (0 if self._kept is None else self._kept.rows.nbytes)
 
     @staticmethod
     def estimate_bytes(n: int, ladder: Sequence[int]) -> int:
-        """What `resident_bytes` will come to for n rows."""
+        """What `resident_bytes` will come to for n rows where no codes are kept."""
         small = n * ladder[-1] * 4 <= SMALL_BYTES
         return 0 if small or len(ladder) < 2 else 4 * SAMPLED * ladder[-2]
 
@@ -146,13 +144,12 @@ class PrunedSearch:
             self._rest[few] = RESTED_CALLS
             return exact_search(self._store, queries, k, release=self._release)
         assert reached is not None
-        return self._run(queries, k, reached, choice[0])
+        return self._run(queries, k, reached, choice)
 
     def choose(self, queries: Float32Array, k: int) -> Pruning | None:
         """How a call with these queries is answered; None: by flat search."""
         reached = self._reached_by(queries, k)
-        choice = None if reached is None else self._choose(queries, reached)
-        return None if choice is None else choice[1]
+        return None if reached is None else self._choose(queries, reached)
 
     def _reached_by(self, queries: Float32Array, k: int) -> npt.NDArray[np.float64] | None:
         """A lower bound of the k-th true score of each query: what k rows reach, less the rounding of their scores."""
@@ -183,26 +180,37 @@ class PrunedSearch:
                 tails[width] = tail_norms(self._norms[rows, column], self._norms[rows, -1], store.dim)
             self._sample = _Sample(prefixes, tails)
 
-    def _kind(self, count: int) -> torch.dtype:
-        return torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
-
-    def _choose(self, queries: Float32Array, tau: npt.NDArray[np.float64]) -> tuple[PrefixCodes, Pruning] | None:
-        """The width at which the sample says that a call costs least, unless flat search costs about as much."""
-        count, kind, dim = len(queries), self._kind(len(queries)), self._store.dim
+    def _choose(self, queries: Float32Array, tau: npt.NDArray[np.float64]) -> Pruning | None:
+        """The way that costs least by what the sample shows, unless flat search costs about as much."""
+        count, dim = len(queries), self._store.dim
         some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
-        shares: dict[int, float] = {}
-        # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
-        self._spread(lambda _: shares.update(self._shares(queries[some], tau[some], kind)), [range(1)])
-        least = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS)
-        best = None
-        for width, share in shares.items():
-            read = READ_NARROW_NS * width if count <= FEW_QUERIES else READ_NS * dim
-            cost = (read + CODE_NS[kind] * width) / count + MULTIPLY_NS[kind] * width + share * SURVIVOR_NS
-            if cost < least:
-                least, best = cost, Pruning(width, str(kind).removeprefix("torch."), share)
-        return None if best is None else (self._coded(best.width, kind), best)
+        kind = torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
+        shares: dict[tuple[int, torch.dtype], float] = {}
 
-    def _shares(self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype) -> dict[int, float]:
+        def judge(_: range) -> None:
+            for each in {kind, torch.int8} if self._keep else {kind}:
+                shares.update(self._shares(queries[some], tau[some], each))
+
+        # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
+        self._spread(judge, [range(1)])
+        least, best = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS), None
+        few = count <= FEW_QUERIES
+        for (width, each), share in shares.items():
+            multiply = MULTIPLY_NS[each] * width
+            ways = []
+            if each == kind:
+                read = (READ_NARROW_NS * width if few else READ_NS * dim) + CODE_NS[kind] * width
+                ways.append((read / count + multiply + share * (GATHERED_NS if few else SURVIVOR_NS), False))
+            if self._keep and each == torch.int8 and (self._kept is None or self._kept.codes.width == width):
+                ways.append((KEPT_NS * width / count + multiply + share * GATHERED_NS, True))
+            for cost, kept in ways:
+                if cost < least:
+                    least, best = cost, Pruning(width, str(each).removeprefix("torch."), share, kept)
+        return best
+
+    def _shares(
+        self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype
+    ) -> dict[tuple[int, torch.dtype], float]:
         """The share of sampled rows that each width leaves, over all queries."""
         sample = self._sample
         assert sample is not None
@@ -214,7 +222,7 @@ class PrunedSearch:
             coded = codes.queries(queries)
             lowest = torch.from_numpy(tau - coded.error - coded.length * codes.typical).float()
             tails = torch.outer(coded.tails.float(), torch.from_numpy(sample.tails[width]))
-            shares[width] = float((dots + tails >= lowest[:, None]).float().mean())
+            shares[width, kind] = float((dots + tails >= lowest[:, None]).float().mean())
         return shares
 
     def _coded(self, width: int, kind: torch.dtype) -> PrefixCodes:
@@ -245,145 +253,59 @@ class PrunedSearch:
         return tail_norms(norms[:, self._ladder.index(width)], norms[:, -1], self._store.dim)
 
     def _run(
-        self, queries: Float32Array, k: int, tau: npt.NDArray[np.float64], codes: PrefixCodes
+        self, queries: Float32Array, k: int, tau: npt.NDArray[np.float64], choice: Pruning
     ) -> tuple[Float32Array, Int64Array]:
-        coded = codes.queries(queries)
-        norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+        store, count = self._store, len(queries)
+        kept = self._keep_codes(choice.width) if choice.kept else None
+        codes = kept.codes if kept is not None else self._coded(choice.width, getattr(torch, choice.codes))
+        asked = Asked(queries, codes.queries(queries), tau)
         # A row whose true score is tau may come out lower by what rounding its score takes.
-        found = _Found(len(queries), k, (tau - gamma(self._store.dim) * norms * self._largest_norm).astype(np.float32))
-        size = BLOCK_ROWS_FEW if len(queries) <= FEW_QUERIES else BLOCK_ROWS
-        blocks = -(-self._store.n // size)
-        step = size * max(1, -(-blocks // (self._workers * PIECES)))
-        pieces = [range(i, min(i + step, self._store.n), size) for i in range(0, self._store.n, step)]
+        rounding = gamma(store.dim) * np.linalg.norm(queries.astype(np.float64), axis=1) * self._largest_norm
+        found = Found(count, k, (tau - rounding).astype(np.float32))
+        few = count <= FEW_QUERIES
+        size = BLOCK_ROWS_FEW if few else BLOCK_ROWS
+        if kept is not None:
+            size = min(KEPT_ROWS, max(BLOCK_ROWS, KEPT_PRODUCTS // min(count, TILE_QUERIES)))
+            size = min(size, -(-store.n // (2 * self._workers)))  # something for every worker
 
         def piece(starts: range) -> None:
             with torch.inference_mode():
-                _Pass(self._store, partial(self._tails_of, codes.width), codes, queries, coded, tau, found).over(
-                    starts, size
-                )
+                source = kept or Reader(store, codes, partial(self._tails_of, codes.width), size, few)
+                survivors(store, source, codes, asked, found, starts)
 
-        self._spread(piece, pieces)
+        self._spread(piece, self._pieces(size))
         if self._release:
-            self._store.release()
+            store.release()
         return found.best()
 
+    def _pieces(self, size: int) -> list[range]:
+        """Blocks of `size` rows, in as many runs as keep every worker busy to the end."""
+        n = self._store.n
+        step = size * max(1, -(-n // (size * self._workers * PIECES)))
+        return [range(start, min(start + step, n), size) for start in range(0, n, step)]
 
-class _Pass:
-    """One worker's pass over some blocks of rows."""
-
-    def __init__(
-        self,
-        store: VectorStore,
-        tails: Callable[[int, int], Float32Array],
-        codes: PrefixCodes,
-        queries: Float32Array,
-        coded: QueryCodes,
-        tau: npt.NDArray[np.float64],
-        found: _Found,
-    ) -> None:
-        self._store, self._tails, self._codes = store, tails, codes
-        self._queries, self._coded, self._tau, self._found = queries, coded, tau, found
-
-    def over(self, starts: range, size: int) -> None:
-        store, codes, count = self._store, self._codes, len(self._queries)
-        tile = min(count, TILE_QUERIES)
-        few = count <= FEW_QUERIES
-        # Reused from block to block: fresh memory costs a page fault for every 4 KB.
-        values = torch.empty((size, codes.width if few else store.dim))
-        narrow = torch.empty((size, codes.width), dtype=store.matrix.dtype)
-        coded = torch.empty((size if codes.dtype == torch.int8 else 0, codes.columns), dtype=codes.dtype)
-        products = torch.empty(tile * size, dtype=codes.product)
-        above = np.empty(tile * size, dtype=np.bool_)
-        for start in starts:
-            count_rows = min(size, store.n - start)
-            if few:
-                block = _float32(store.prefixes(start, start + count_rows, codes.width), narrow, values)
-            else:
-                block = _float32(store.prefixes(start, start + count_rows, store.dim), None, values)
-            tails = torch.from_numpy(self._tails(start, start + count_rows))
-            rows = codes.rows(block[:, : codes.width], tails, start // size, coded[:count_rows])
-            limits = codes.limits(self._coded, self._tau, rows.residual)
-            for first in range(0, count, tile):
-                part = slice(first, min(first + tile, count))
-                shape = (part.stop - first, count_rows)
-                product = products[: math.prod(shape)].view(shape)
-                mask = above[: math.prod(shape)].reshape(shape)
-                codes.multiply(self._coded, part, rows, product)
-                np.greater(product.numpy(), limits[part, None], out=mask)
-                places = np.flatnonzero(mask)
-                if len(places):
-                    asked, at = np.divmod(places, count_rows)
-                    self._score(asked + first, at, start, None if few else block)
-
-    def _score(self, asked: Int64Array, at: Int64Array, start: int, block: torch.Tensor | None) -> None:
-        """Score pairs of query and row of the block at full width. block: its rows as float32, None: gather them."""
-        rows = at + start
-        if block is None:
-            block = self._store.gather(torch.from_numpy(rows), 0, self._store.dim).float()
-            at = np.arange(len(at))
-        faiss, scores = load_faiss(), np.empty(len(at), dtype=np.float32)
-        pointer = faiss.swig_ptr
-        faiss.pairwise_indexed_inner_product(
-            self._store.dim,
-            len(at),
-            pointer(self._queries),
-            pointer(asked),
-            pointer(block.numpy()),
-            pointer(at),
-            pointer(scores),
-        )
-        self._found.add(asked, rows, scores)
-
-
-def _float32(stored: torch.Tensor, narrow: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    """Stored rows as float32, in `out` where they are not already.
-
-    narrow: a buffer of the stored type where rows do not follow each other: torch converts only those that do with
-    vector instructions, and copying them together first takes half the time.
-    """
-    if stored.dtype == torch.float32:
-        return stored
-    if narrow is not None:
-        stored = narrow[: len(stored)].copy_(stored)
-    return out[: len(stored)].copy_(stored)
-
-
-class _Found:
-    """Rows that reach what k rows are known to reach. Shared by workers."""
-
-    def __init__(self, count: int, k: int, lowest: Float32Array) -> None:
-        self._count, self._k = count, k
-        self._lowest = lowest
-        self._lock = Lock()
-        self._parts: list[tuple[Int64Array, Int64Array, Float32Array]] = []
-        self._held = 0
-
-    def add(self, asked: Int64Array, rows: Int64Array, scores: Float32Array) -> None:
-        """Keep those pairs of query and row whose score may be among the best."""
-        good = scores >= self._lowest[asked]
-        if not good.any():
-            return
+    def _keep_codes(self, width: int) -> KeptCodes:
+        """The codes of all rows at this width, made on first use; from then on no other width is kept."""
         with self._lock:
-            self._parts.append((asked[good], rows[good], scores[good]))
-            self._held += len(self._parts[-1][0])
-            if self._held > MOST_FOUND:
-                self._parts = [self._cut()]
-                self._held = len(self._parts[0][0])
+            if self._kept is None:
+                store = self._store
+                codes = self._make(width, torch.int8)
+                assert isinstance(codes, Int8Codes)
+                rows = torch.empty((store.n, codes.columns), dtype=torch.int8)
+                residuals = []
 
-    def _cut(self) -> tuple[Int64Array, Int64Array, Float32Array]:
-        """The best k found of each query: query by query, scores falling, then row numbers rising."""
-        asked, rows, scores = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
-        order = np.lexsort((rows, -scores, asked))
-        asked = asked[order]
-        place = np.arange(len(order)) - np.searchsorted(asked, asked)
-        kept = place < self._k
-        return asked[kept], rows[order][kept], scores[order][kept]
+                def piece(starts: range) -> None:
+                    source = Reader(store, codes, partial(self._tails_of, width), BLOCK_ROWS, False)
+                    for start in starts:
+                        stop = min(start + BLOCK_ROWS, store.n)
+                        coded, _ = source(start, stop)
+                        rows[start:stop] = coded.codes
+                        residuals.append(coded.residual)
 
-    def best(self) -> tuple[Float32Array, Int64Array]:
-        """Scores float32 [q, k], falling, and rows int64 [q, k]."""
-        _, rows, scores = self._cut()
-        shape = (self._count, self._k)  # at least k rows reach what k rows are known to reach
-        return scores.reshape(shape), rows.reshape(shape)
+                self._spread(piece, self._pieces(BLOCK_ROWS))
+                self._codes[width, torch.int8] = codes
+                self._kept = KeptCodes(codes, rows, max(residuals))
+        return self._kept
 
 
 def _one_by_one(function: Callable[[Any], None], pieces: Sequence[Any]) -> None:

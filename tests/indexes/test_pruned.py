@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from indexes import PrunedSearch, VectorStore, exact_search, pruned
+from indexes import PrunedSearch, VectorStore, _survivors, exact_search, pruned
+from indexes._prefixcodes import int8_products_are_exact
 from indexes.base import Float32Array, Int64Array
 
 DIM, LADDER = 64, (16, 32, 48, 64)
-ROWS = 12_000
+ROWS = 7_000
 TIE = 1e-6
 
 
@@ -35,7 +36,7 @@ def norms_of(store: VectorStore) -> Float32Array:
     return np.stack([np.linalg.norm(rows[:, :width], axis=1) for width in LADDER], axis=1)
 
 
-def searcher(store: VectorStore, slack: float = 0.01) -> PrunedSearch:
+def searcher(store: VectorStore, slack: float = 0.01, keep: bool = False) -> PrunedSearch:
     """Over known scores that lie below the k-th true one by up to `slack`."""
 
     def reached(queries: Float32Array, k: int) -> Float32Array | None:
@@ -43,7 +44,7 @@ def searcher(store: VectorStore, slack: float = 0.01) -> PrunedSearch:
         below = -np.searchsorted(-true[0, ::-1], -(true[0, -k] - slack))  # a score that some row has
         return true[:, min(-k, below)] if slack else true[:, -k]
 
-    return PrunedSearch(store, norms_of(store), LADDER, reached)
+    return PrunedSearch(store, norms_of(store), LADDER, reached, keep=keep)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def assert_exact(store: VectorStore, queries: Float32Array, scores: Float32Array
 
 
 @pytest.mark.parametrize("k", [1, 10, 100])
-@pytest.mark.parametrize("count", [1, 3, 20, 150])
+@pytest.mark.parametrize("count", [1, 3, 20, 130])
 def test_it_finds_what_brute_force_finds(
     store: VectorStore, count: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +83,29 @@ def test_it_finds_what_brute_force_finds(
     assert_exact(store, queries, scores, rows, k)
     choice = search.choose(queries, k)
     assert choice is not None and choice.share < 0.5
-    assert choice.codes == ("float32" if count < pruned.FEWEST_INT8 else search._kind(count).__str__()[6:])
+    int8 = count >= pruned.FEWEST_INT8 and int8_products_are_exact()
+    assert choice.codes == ("int8" if int8 else "float32") and not choice.kept
+
+
+@pytest.mark.skipif(not int8_products_are_exact(), reason="no exact int8 products on this processor")
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("first", [1, 20])
+def test_codes_that_are_kept_answer_from_memory(
+    store: VectorStore, first: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruned, "exact_search", pytest.fail)
+    monkeypatch.setattr(pruned, "KEPT_ROWS", 3_000)
+    monkeypatch.setattr(pruned, "GATHERED_NS", 0.0)  # so few rows that reading them anew costs less
+    search = searcher(store, keep=True)
+    sample = search.resident_bytes
+    for count in (first, 1, 3, 20):
+        queries = spectrum(count, 2 + count, 1.0)
+        assert_exact(store, queries, *search(queries, k), k)
+        choice = search.choose(queries, k)
+        assert choice is not None and choice.kept and "in memory" in str(choice)
+        held = search.resident_bytes
+    assert held - 4 * pruned.SAMPLED * LADDER[-2] == ROWS * (choice.width + 4)
+    assert sample == 0
 
 
 @pytest.mark.parametrize("block", [64, 1_000, ROWS])
@@ -92,7 +115,7 @@ def test_blocks_tiles_and_threads_do_not_matter(
 ) -> None:
     for name in ("BLOCK_ROWS", "BLOCK_ROWS_FEW"):
         monkeypatch.setattr(pruned, name, block)
-    monkeypatch.setattr(pruned, "TILE_QUERIES", 7)
+    monkeypatch.setattr(_survivors, "TILE_QUERIES", 7)
     monkeypatch.setattr(pruned, "FEW_QUERIES", few)
     queries = spectrum(40, 3, 1.0)
     assert_exact(store, queries, *searcher(store)(queries, 10), 10)
@@ -111,7 +134,7 @@ def test_duplicates_and_near_ties(tmp_path: Path) -> None:
 
 
 def test_what_is_found_beyond_memory_is_cut_to_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruned, "MOST_FOUND", 300)
+    monkeypatch.setattr(_survivors, "MOST_FOUND", 300)
     rows = spectrum(4_000, 4, 1.0)
     rows[500:3_500] = rows[0]
     store = store_of(rows, tmp_path)
@@ -148,7 +171,7 @@ def test_pages_are_guarded_and_given_back(tmp_path: Path) -> None:
         assert touched == set(range(store.n))
 
 
-@pytest.mark.parametrize("k", [10, 5_000, ROWS])
+@pytest.mark.parametrize("k", [10, 3_000, ROWS])
 def test_where_it_cannot_pay_flat_search_answers(store: VectorStore, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruned, "WORTH", 0.9)
     flat = spectrum(ROWS, 1, 0.0)  # no spectrum: queries that look at every dim alike
