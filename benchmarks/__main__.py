@@ -9,6 +9,7 @@ from benchmarks.budget import budget
 from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.exact import exact
+from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.promise import promise
@@ -21,7 +22,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, promise, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
+for command in (budget, promise, latency, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from funnel.data.corpus import as_array
+from funnel.deadline import Deadline
 from funnel.errors import InputError
 from funnel.explanation import Explanation
 from funnel.plan import Plan
 from funnel.planning.budget import Budget
 
-__all__ = ["audited_name", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+
+
+class Asked:
+    """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
+
+    from_text: whether the queries are to be encoded. hits: whether documents are to be read. Raises InputError for a
+    deadline that is none, or that a latency budget may use up.
+    """
+
+    __slots__ = ("budget", "deadline", "from_text", "hits", "k", "latency_ms", "plan", "recall")
+
+    def __init__(
+        self,
+        k: int,
+        recall: float | None,
+        latency_ms: float | None,
+        budget: Budget | None,
+        plan: Plan | Explanation | None,
+        deadline_ms: float | None,
+        *,
+        from_text: bool = False,
+        hits: bool = False,
+    ) -> None:
+        self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
+        self.from_text, self.hits = from_text, hits
+        self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
+        if deadline_ms is not None:
+            latency = latency_ms if budget is None else budget.latency_ms
+            if isinstance(latency, Real) and deadline_ms < latency:
+                raise InputError(
+                    f"deadline_ms={deadline_ms:g} is shorter than the latency of {latency:g} ms that was asked for "
+                    "and may be used; ask for a latency within the deadline, or give a longer deadline"
+                )
+
+    @property
+    def name(self) -> tuple[str, float | None]:
+        """What was asked, in words, and the recall that it promises; None where that is left open."""
+        if self.plan is not None:
+            return f"plan {explicit_plan(self.plan, None, None, None)}", None
+        wanted = wanted_budget(self.recall, self.latency_ms, self.budget)
+        return str(wanted), wanted.recall
 
 
 def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
@@ -49,16 +92,6 @@ def wanted_budget(recall: float | None, latency_ms: float | None, budget: Budget
     if recall is not None or latency_ms is not None:
         raise InputError("give either budget, or recall and latency_ms, not both")
     return budget
-
-
-def audited_name(
-    recall: float | None, latency_ms: float | None, budget: Budget | None, plan: Plan | Explanation | None
-) -> tuple[str, float | None]:
-    """What was asked, in words, and the recall that it promises; None where that is left open."""
-    if plan is not None:
-        return f"plan {explicit_plan(plan, None, None, None)}", None
-    wanted = wanted_budget(recall, latency_ms, budget)
-    return str(wanted), wanted.recall
 
 
 def explicit_plan(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ from funnel.rerank import best, carry_on, rows_at_a_time
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
 
-__all__ = ["Cascade", "Float32", "Int64", "some_missing"]
+__all__ = ["Cascade", "Float32", "Int64", "final", "some_missing"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Int64: TypeAlias = npt.NDArray[np.int64]
+Piece = TypeVar("Piece")
 
 # Queries whose shortlists are held at once on a device (8,192 x 1,024 ids are 64 MB).
 QUERIES_AT_A_TIME_CUDA = 8_192
@@ -70,7 +71,7 @@ class Cascade:
         rows = np.empty((len(queries), shortlist), dtype=np.int64)
 
         def piece(places: slice | Int64) -> None:
-            rows[places] = self._coarse(queries[places], shortlist, effort)
+            rows[places] = self.coarse_search(queries[places], shortlist, effort)[1]
 
         self._spread(queries, piece)
         return rows
@@ -94,30 +95,36 @@ class Cascade:
 
     def _kept(self, queries: Float32, rows: Int64, start: int, stop: int, keep: int) -> Int64:
         with torch.inference_mode():
-            query, found = self._tensors(queries, np.ascontiguousarray(rows))
+            query, found = self.tensors(queries, np.ascontiguousarray(rows))
             _, places = best(carry_on(self.store, query, found, None, start, stop), keep)
             best_rows: Int64 = found.gather(1, places).cpu().numpy()
             return best_rows
 
     def _spread(self, queries: Float32, piece: Callable[[slice | Int64], None]) -> None:
         """Cut the queries into pieces and run them, on workers where that pays."""
+        self.each(piece, self.pieces(queries))
+
+    def each(self, function: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
+        """Call the function for every piece, on workers where there are several."""
+        if len(pieces) == 1 or self.store.device.type != "cpu" or workers().count == 1:
+            for piece in pieces:
+                function(piece)
+        else:
+            workers().run(function, pieces)
+
+    def pieces(self, queries: Float32) -> list[slice | Int64]:
+        """The places of the queries that are run together on one thread, piece by piece."""
         count = len(queries)
         if self.store.device.type != "cpu":
-            for start in range(0, count, QUERIES_AT_A_TIME_CUDA):
-                piece(slice(start, start + QUERIES_AT_A_TIME_CUDA))
-            return
-        pool = workers()
-        if count < 2 * FEWEST_QUERIES or pool.count == 1:
-            for start in range(0, count, self.coarse.queries_at_a_time):
-                piece(slice(start, start + self.coarse.queries_at_a_time))
-            return
-        size = min(self.coarse.queries_at_a_time, max(FEWEST_QUERIES, -(-count // pool.count)))
-        starts = range(0, count, size)
+            return _slices(count, QUERIES_AT_A_TIME_CUDA)
+        most = self.coarse.queries_at_a_time
+        if count == 1 or workers().count == 1:
+            return _slices(count, most)
+        # Two at least, however few: on the caller's thread FAISS and torch would wake threads of their own.
+        fewest = min(FEWEST_QUERIES, -(-count // 2))
+        size = min(most, max(fewest, -(-count // workers().count)))
         order = self._near_order(queries) if count >= ORDERED_BATCH else None
-        if order is None:
-            pool.run(piece, [slice(start, start + size) for start in starts])
-        else:
-            pool.run(piece, [order[start : start + size] for start in starts])
+        return [places if order is None else order[places] for places in _slices(count, size)]
 
     def _near_order(self, queries: Float32) -> Int64 | None:
         """An order in which queries that look at the same rows follow each other."""
@@ -135,14 +142,14 @@ class Cascade:
         workers().run(piece, range(0, len(queries), ORDERED_AT_A_TIME))
         return np.argsort(keys, kind="stable") if ordered[0] else None
 
-    def _coarse(self, queries: Float32, shortlist: int, effort: int) -> Int64:
+    def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
+        """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
         prefixes = np.ascontiguousarray(queries[:, : self.width])
-        _, rows = self.coarse.search(prefixes, shortlist, effort)
-        return rows
+        return self.coarse.search(prefixes, shortlist, effort)
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
-        shortlist = self._coarse(queries, plan.shortlist, plan.effort)
+        _, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
         with torch.inference_mode():
             if len(queries) <= at_a_time:
@@ -155,32 +162,50 @@ class Cascade:
             scores, rows = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
             return scores.cpu().numpy(), rows.cpu().numpy()
 
-    def _tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and rows on the device of the store."""
         device = self.store.device
         if device.type == "cpu":
             return torch.from_numpy(queries), torch.from_numpy(rows)
         return torch.from_numpy(queries).to(device), torch.from_numpy(rows).to(device)
 
     def _stages(self, queries: Float32, shortlist: Int64, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        query, rows = self._tensors(queries, shortlist)
+        query, rows = self.tensors(queries, shortlist)
         missing = None
         if some_missing(shortlist):
             missing = rows < 0
             rows = rows.clamp(min=0)
         partial, start = None, 0
         for stage in plan.stages:
-            partial = carry_on(self.store, query, rows, partial, start, stage.width)
-            scores = partial * self.inverse_norms[stage.width][rows]
-            if missing is not None:
-                scores.masked_fill_(missing, -torch.inf)
+            partial, scores = self.scores_at(query, rows, missing, partial, start, stage.width)
             _, places = best(scores, stage.keep)
             rows, partial = rows.gather(1, places), partial.gather(1, places)
             missing = None if missing is None else missing.gather(1, places)
             start = stage.width
-        scores = carry_on(self.store, query, rows, partial, start, self.store.dim)
-        if missing is not None:
-            scores.masked_fill_(missing, -torch.inf)
-        return _final(scores, rows, missing, k)
+        _, scores = self.scores_at(query, rows, missing, partial, start, self.store.dim)
+        return final(scores, rows, missing, k)
+
+    def scores_at(
+        self,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        missing: torch.Tensor | None,
+        partial: torch.Tensor | None,
+        start: int,
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dot products over the first `width` dims, and what candidates are ranked by there: float32 [n, s] twice.
+
+        rows: int64 [n, s]; missing: bool [n, s] of places without a candidate, ranked at -inf. partial: dot products
+        over the first `start` dims. They are ranked by cosine on the prefix, up to the query's own norm.
+        """
+        partial = carry_on(self.store, query, rows, partial, start, width)
+        scores = partial if width == self.store.dim else partial * self.inverse_norms[width][rows]
+        return partial, scores if missing is None else scores.masked_fill_(missing, -torch.inf)
+
+
+def _slices(count: int, size: int) -> list[slice | Int64]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def some_missing(rows: Int64) -> bool:
@@ -188,9 +213,10 @@ def some_missing(rows: Int64) -> bool:
     return bool(rows[0, -1] < 0) if len(rows) == 1 else bool((rows[:, -1] < 0).any())
 
 
-def _final(
+def final(
     scores: torch.Tensor, rows: torch.Tensor, missing: torch.Tensor | None, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best k by these scores, falling: scores and rows [n, k], -inf and -1 where there are fewer."""
     top, places = best(scores, k)
     found = rows.gather(1, places)
     if missing is not None:

@@ -18,7 +18,7 @@ from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
-    from funnel.hits import Hit
+    from funnel.hits import Hits
     from funnel.index import FunnelIndex
 
 __all__ = ["cli", "main"]
@@ -126,6 +126,7 @@ def build(
 @click.option("-k", default=10, show_default=True, help="How many hits.")
 @click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
+@click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
 def search(
@@ -134,6 +135,7 @@ def search(
     k: int,
     recall: float | None,
     latency_ms: float | None,
+    deadline_ms: float | None,
     vector: Path | None,
     as_json: bool,
 ) -> None:
@@ -147,15 +149,15 @@ def search(
         raise InputError("give either a text or --vector, not both")
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
-    promise = None if as_json else _promise(opened, k, recall, latency_ms, 1 if vectors is None else len(vectors))
+    promise = None if as_json else _promise(opened, k, recall, latency_ms, vectors)
     if vectors is not None:
-        found: Any = opened.search(vectors, k, recall=recall, latency_ms=latency_ms)
+        found: Any = opened.search(vectors, k, recall=recall, latency_ms=latency_ms, deadline_ms=deadline_ms)
         _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
-        found = opened.search(line, k, recall=recall, latency_ms=latency_ms)
+        found = opened.search(line, k, recall=recall, latency_ms=latency_ms, deadline_ms=deadline_ms)
         _say(promise)
         promise = None
         _show(line, found, as_json)
@@ -167,10 +169,12 @@ def _say(promise: str | None) -> None:
         click.echo(promise, err=True)
 
 
-def _promise(index: FunnelIndex, k: int, recall: float | None, latency_ms: float | None, batch: int) -> str:
-    from funnel.planning.budget import Budget, check_k
+def _promise(index: FunnelIndex, k: int, recall: float | None, latency_ms: float | None, vectors: Any) -> str:
+    from funnel.asking import Asked
+    from funnel.planning.budget import check_k
 
-    choice = index.searcher.choose(Budget(recall, latency_ms), check_k(k, len(index)), batch)
+    asked = Asked(k, recall, latency_ms, None, None, None, from_text=vectors is None, hits=True)
+    choice = index.choose(asked, check_k(k, len(index)), 1 if vectors is None else len(vectors))
     return f"{choice.plan} ({choice.certificate})"
 
 
@@ -186,15 +190,18 @@ def _read_vectors(path: Path) -> Any:
     return np.atleast_2d(vectors)
 
 
-def _show(query: str, hits: list[Hit], as_json: bool) -> None:
+def _show(query: str, hits: Hits, as_json: bool) -> None:
     if as_json:
         found = [
             {"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text, "metadata": hit.metadata}
             for hit in hits
         ]
-        click.echo(json.dumps({"query": query, "hits": found}, ensure_ascii=False))
+        record = {"query": query, "hits": found, "served": hits.served.to_json()}
+        click.echo(json.dumps(record, ensure_ascii=False))
         return
     click.echo(f"\n{query}")
+    if not hits.served.complete:
+        click.echo(f"({hits.served}; scores are cosines on a prefix)", err=True)
     for rank, hit in enumerate(hits, 1):
         title = f"  {hit.title}" if hit.title else ""
         click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")
@@ -209,22 +216,38 @@ def _show(query: str, hits: list[Hit], as_json: bool) -> None:
 @click.option("--recall", type=float, help="One budget, stage by stage.")
 @click.option("--latency-ms", type=float, help="One budget, stage by stage.")
 @click.option("--batch", default=1, show_default=True, help="Queries in one call.")
+@click.option("--run", is_flag=True, help="Run the plan: measured time and recall of each stage.")
+@click.option("--plot", type=PATH, help="Also draw every plan, recall against cost, as a PNG.")
 @click.option("--json", "as_json", is_flag=True)
-def explain(index: Path, k: int, recall: float | None, latency_ms: float | None, batch: int, as_json: bool) -> None:
+def explain(
+    index: Path,
+    k: int,
+    recall: float | None,
+    latency_ms: float | None,
+    batch: int,
+    run: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
     """Show the plan that serves each budget, and what is promised of it.
 
     Example: funnel explain my-index --recall 0.99
     """
     from funnel.index import FunnelIndex
     from funnel.reports.explained import budgets_table, explain_budgets
+    from funnel.reports.frontier import plot_frontier
 
     opened = FunnelIndex.open(index)
     if recall is None and latency_ms is None:
-        explained = explain_budgets(opened, k, batch)
+        explained = explain_budgets(opened, k, batch, run=run)
         text = budgets_table(opened, explained)
+        if run:
+            text = "\n\n".join([text, *map(str, explained)])
     else:
-        explained = [opened.explain(k, recall=recall, latency_ms=latency_ms, batch=batch)]
+        explained = [opened.explain(k, recall=recall, latency_ms=latency_ms, batch=batch, run=run)]
         text = str(explained[0])
+    if plot is not None:
+        plot_frontier(opened, plot, k, batch)
     click.echo(json.dumps([line.to_json() for line in explained]) if as_json else text)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from funnel.measured import MeasuredStep
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
+from funnel.planning.windows import Held
 from indexes import Pruning
 
 __all__ = ["Explanation", "StageLine", "stage_lines"]
@@ -17,7 +21,9 @@ class StageLine:
     """One step of a plan.
 
     width: dims looked at. candidates_in, candidates_out: rows a query. predicted_ms: for one call of the batch.
-    bytes_touched: of vectors, a query; for the coarse search None, as that depends on the walk.
+    bytes_touched: a query; of vectors, and for the coarse search of codes and links (None where it was not counted).
+    recall: estimated mean recall@k if the plan were stopped after this step. measured_ms, measured_recall: of the
+    plan as it was run for this, step by step; None where it was not.
     """
 
     name: str
@@ -26,6 +32,9 @@ class StageLine:
     candidates_out: int
     predicted_ms: float
     bytes_touched: int | None
+    recall: float
+    measured_ms: float | None = None
+    measured_recall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,9 @@ class Explanation:
     """The plan that a budget is served by. May be given to `search` as its plan.
 
     recall: mean recall@k on the calibration queries; recall_lower_bound at the certificate's confidence.
-    p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors.
-    exact: where the plan is flat, how it is run: every row at full width, or pruned by a prefix.
+    p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors, by one caller.
+    exact: where the plan is flat, how it is run: every row at full width, or pruned by a prefix. held: what a latency
+    was promised by, where one was asked for.
     """
 
     budget: str
@@ -48,18 +58,24 @@ class Explanation:
     p95_ms: float
     certificate: Certificate
     exact: str = ""
+    held: Held | None = None
 
     @property
     def bytes_touched(self) -> int:
         """Bytes of vectors read by the reranks of one query."""
-        return sum(line.bytes_touched or 0 for line in self.stages)
+        return sum(line.bytes_touched or 0 for line in self.stages if line.name != "coarse")
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
-        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("plan", "stages", "certificate")}
+        record = {
+            name: getattr(self, name)
+            for name in self.__slots__
+            if name not in ("plan", "stages", "certificate", "held")
+        }
         record["plan"] = self.plan.to_json()
         record["stages"] = [{name: getattr(line, name) for name in line.__slots__} for line in self.stages]
         record["certificate"] = self.certificate.to_json()
+        record["held"] = None if self.held is None else asdict(self.held)
         return record
 
     def __str__(self) -> str:
@@ -71,39 +87,62 @@ class Explanation:
         ]
         if not self.plan.is_flat:
             lines.append(f"  {self.certificate.evidence}")
+        if self.held is not None:
+            lines.append(f"  95th percentile held: {self.held}")
+        return "\n".join([*lines, *self._table()])
+
+    def _table(self) -> list[str]:
+        run = any(line.measured_ms is not None for line in self.stages)
+        head = f"  {'step':<8}{'dims':>5}{'in':>11}{'out':>7}{'KiB a query':>13}{'predicted ms':>14}{'recall':>8}"
+        lines = [head + (f"{'measured ms':>13}{'recall':>8}" if run else "")]
         for line in self.stages:
-            touched = "" if line.bytes_touched is None else f", {line.bytes_touched / 1024:.1f} KiB a query"
-            lines.append(
-                f"  {line.name:<8} {line.width:>5} dims  {line.candidates_in:>9,} → {line.candidates_out:<7,} "
-                f"{line.predicted_ms:8.3f} ms predicted{touched}"
+            touched = "–" if line.bytes_touched is None else f"{line.bytes_touched / 1024:,.1f}"
+            recall = "–" if math.isnan(line.recall) else f"{line.recall:.4f}"
+            text = (
+                f"  {line.name:<8}{line.width:>5}{line.candidates_in:>11,}{line.candidates_out:>7,}{touched:>13}"
+                f"{line.predicted_ms:>14.3f}{recall:>8}"
             )
-        return "\n".join(lines)
+            lines.append(text + (f"{line.measured_ms:>13.3f}{line.measured_recall:>8.4f}" if run else ""))
+        return lines
 
 
 def stage_lines(
     plan: Plan,
     k: int,
     rows: int,
-    coarse_width: int,
-    dim: int,
+    widths: tuple[int, int],
     bytes_per_value: int,
-    predicted_ms: list[float],
+    predicted_ms: Sequence[float],
+    recalls: Sequence[float],
+    coarse_bytes: int | None = None,
+    measured: Sequence[MeasuredStep] = (),
     pruning: Pruning | None = None,
 ) -> tuple[StageLine, ...]:
-    """The steps of a plan, with the predicted milliseconds of each. pruning: how flat search is run."""
+    """The steps of a plan. widths: of the coarse index, and d; the rest as in StageLine, a figure a step.
+
+    pruning: how flat search is run.
+    """
+    coarse_width, dim = widths
     if plan.is_flat and pruning is not None:
         looked_at = rows * pruning.width + round(rows * pruning.share) * dim
-        return (StageLine("pruned", pruning.width, rows, k, predicted_ms[0], looked_at * bytes_per_value),)
-    if plan.is_flat:
-        return (StageLine("flat", dim, rows, k, predicted_ms[0], rows * dim * bytes_per_value),)
-    lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], None)]
-    candidates, start = plan.shortlist, 0
-    steps = [(stage.width, stage.keep, "rerank") for stage in plan.stages] + [(dim, k, "exact")]
-    for (width, keep, name), ms in zip(steps, predicted_ms[1:], strict=True):
-        touched = candidates * (width - start) * bytes_per_value
-        lines.append(StageLine(name, width, candidates, keep, ms, touched))
-        candidates, start = keep, width
-    return tuple(lines)
+        touched = looked_at * bytes_per_value
+        lines = [StageLine("pruned", pruning.width, rows, k, predicted_ms[0], touched, recalls[0])]
+    elif plan.is_flat:
+        lines = [StageLine("flat", dim, rows, k, predicted_ms[0], rows * dim * bytes_per_value, recalls[0])]
+    else:
+        lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], coarse_bytes, recalls[0])]
+        candidates, start = plan.shortlist, 0
+        steps = [(stage.width, stage.keep, "rerank") for stage in plan.stages] + [(dim, k, "exact")]
+        for (width, keep, name), ms, recall in zip(steps, predicted_ms[1:], recalls[1:], strict=True):
+            touched = candidates * (width - start) * bytes_per_value
+            lines.append(StageLine(name, width, candidates, keep, ms, touched, recall))
+            candidates, start = keep, width
+    if not measured:
+        return tuple(lines)
+    return tuple(
+        replace(line, measured_ms=step.ms, measured_recall=step.recall)
+        for line, step in zip(lines, measured, strict=True)
+    )
 
 
 def _calls(batch: int) -> str:

@@ -29,13 +29,52 @@ class Hit:
 class Served:
     """How a call was answered.
 
-    plan: what was run. estimated_recall: mean recall@k of it on the calibration queries; NaN where it was not measured.
-    void: whether live searches had shown by then that the estimate does not hold for them (see `FunnelIndex.health`).
+    plan: what was run, or begun. estimated_recall: mean recall@k of what was done of it on the calibration queries;
+    NaN where it was not measured. void: whether live searches had shown by then that the estimate does not hold for
+    them (see `FunnelIndex.health`). skipped: steps that a deadline left out; in a batch the most of any query.
+    rows_seen: the share of the rows that flat search compared; less than 1 where a deadline stopped it, and then the
+    estimate too.
     """
 
     plan: Plan
     estimated_recall: float
     void: bool = False
+    skipped: int = 0
+    rows_seen: float = 1.0
+
+    @property
+    def stages(self) -> int:
+        """Steps of the whole plan: the coarse search, each stage and the exact one; flat search is one."""
+        return self.plan.steps
+
+    @property
+    def stages_done(self) -> int:
+        """Steps that were done."""
+        return self.stages - self.skipped
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step was done; if not, `score` is the cosine on the prefix of the last one that was."""
+        return self.skipped == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values; an estimate that was not measured is None."""
+        known = self.estimated_recall == self.estimated_recall
+        return {
+            "plan": self.plan.to_json(),
+            "estimated_recall": self.estimated_recall if known else None,
+            "stages_done": self.stages_done,
+            "stages": self.stages,
+            "complete": self.complete,
+            "rows_seen": self.rows_seen,
+            "void": self.void,
+        }
+
+    def __str__(self) -> str:
+        if self.complete:
+            return f"{self.plan}: estimated recall {self.estimated_recall:.4f}"
+        what = f"{self.rows_seen:.0%} of the rows" if self.plan.is_flat else f"step {self.stages_done} of {self.stages}"
+        return f"{self.plan}: stopped after {what}, estimated recall {self.estimated_recall:.4f}"
 
 
 class Hits(list[Hit]):

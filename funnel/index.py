@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.asking import audited_name, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.asking import Asked, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.beside import Beside
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
 from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.queries import QueriesSource
+from funnel.deadline import Deadline
 from funnel.errors import InputError
-from funnel.explanation import Explanation, stage_lines
+from funnel.explaining import explain_budget
+from funnel.explanation import Explanation
 from funnel.hits import Answers, Hit, Hits, Served
 from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
 from funnel.opening import Opened, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
+from funnel.planning.planner import Choice
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher, device_of
+from funnel.stopped import served_each, served_in_all
 from funnel.storage import IndexFolder, Manifest
 
 __all__ = ["FunnelIndex"]
@@ -41,6 +47,7 @@ class FunnelIndex:
         self._opened = opened
         device = str(opened.searcher.cascade.store.device)
         self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
+        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows)
         self._choices: dict[tuple[object, ...], Served] = {}
         self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
 
@@ -126,21 +133,28 @@ class FunnelIndex:
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
         audit: float | bool | None = None,
+        deadline_ms: float | None = None,
     ) -> Hits | list[Hits]:
         """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
         query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
         or an explicit plan; none of them: recall 0.95. Each list says in `served` how it was found. audit: see `audit`,
-        for this call alone.
+        for this call alone. deadline_ms: so long after the call began, encoding included, no further stage is begun,
+        and the best so far is returned: `served.complete` is False then, and scores are cosines on the prefix of the
+        last stage done. The coarse search is always finished. What is done once and remembered, such as planning, does
+        not count.
 
-        Raises BudgetError when no plan meets the budget, InputError, EncoderError.
+        The first call with a new latency_ms measures plans for some seconds. Raises BudgetError when no plan meets the
+        budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
+        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, from_text=texts is not None, hits=True)
         if vectors is None:
+            if asked.deadline is not None:
+                with asked.deadline.paused():
+                    self._encoder.load()
             vectors = self.encode_queries(texts or [])
-        from_text = texts is not None
-        scores, positions, served = self._search(vectors, k, recall, latency_ms, budget, plan, from_text, audit)
-        hits = self._hits(scores, positions, served)
+        hits = self._hits(*self._search(vectors, asked, audit))
         return hits[0] if single else hits
 
     def search_vectors(
@@ -153,13 +167,14 @@ class FunnelIndex:
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
         audit: float | bool | None = None,
+        deadline_ms: float | None = None,
     ) -> Answers:
         """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
-        queries: [n_queries, d]. ids are int64, or str in an object array. Raises as `search` does.
+        queries: [n_queries, d]. ids are int64, or str in an object array. Takes a deadline and raises as `search` does.
         """
-        rows = read_vectors(queries)
-        scores, positions, served = self._search(rows, k, recall, latency_ms, budget, plan, False, audit)
+        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms)
+        scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
         return Answers(self._searcher.ids.at(positions), scores, served)
 
     def explain(
@@ -170,36 +185,16 @@ class FunnelIndex:
         latency_ms: float | None = None,
         budget: Budget | None = None,
         batch: int = 1,
+        run: bool = False,
     ) -> Explanation:
         """The plan that serves a budget: stages, recall estimate and lower bound, p50 and p95 milliseconds.
 
-        batch: queries in one call. Raises as `search` does.
+        batch: queries in one call. run: run the plan on the calibration queries, and say what each stage took and what
+        recall was after it. A latency is of the search alone, from vectors. Raises as `search` does.
         """
         k = check_k(k, len(self))
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise InputError(f"batch is {batch!r}; expected a whole number from 1")
-        searcher, wanted = self._searcher, wanted_budget(recall, latency_ms, budget)
-        choice = searcher.choose(wanted, k, batch)
-        size = batch_class(batch)
-        latency = searcher.measured(choice.plan, k, size)
-        cascade = searcher.cascade
-        pruning = searcher.pruning(k, size) if choice.plan.is_flat else None
-        exact = str(pruning or "every row at full width") if choice.plan.is_flat else ""
-        lines = stage_lines(
-            choice.plan,
-            k,
-            len(self),
-            cascade.width,
-            searcher.dim,
-            cascade.store.dtype.itemsize,
-            searcher.stage_ms(choice.plan, size) or [latency.p50],
-            pruning,
-        )
-        certificate = self._monitor.certificate(choice.certificate)
-        return Explanation(
-            str(wanted), k, size, choice.plan, lines, certificate.estimate, certificate.lower_bound,
-            latency.p50, latency.p95, certificate, exact,
-        )  # fmt: skip
+        explained = explain_budget(self._searcher, wanted_budget(recall, latency_ms, budget), k, batch, run)
+        return replace(explained, certificate=self._monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""
@@ -288,47 +283,60 @@ class FunnelIndex:
         return self._opened.searcher
 
     def _search(
-        self,
-        vectors: npt.NDArray[Any],
-        k: int,
-        recall: float | None,
-        latency_ms: float | None,
-        budget: Budget | None,
-        plan: Plan | Explanation | None,
-        from_text: bool,
-        audit: float | bool | None,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served]:
-        searcher, monitor = self._searcher, self._monitor
-        k = check_k(k, searcher.rows)
+        self, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
+        """Scores, input positions, how they were found, and where a deadline stopped some how each was."""
+        searcher, monitor, deadline = self._searcher, self._monitor, asked.deadline
+        k = check_k(asked.k, searcher.rows)
         if vectors.ndim == 2 and not len(vectors):
-            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0)
+            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
         prepared = searcher.prepare(vectors)
-        if plan is None:
-            served = self._choice(k, len(prepared), recall, latency_ms, budget, from_text)
+        each = None
+        if deadline is None:
+            served = self._served(asked, k, len(prepared))
+            scores, positions = searcher.run(prepared, served.plan, k)
         else:
-            served = self._explicit(explicit_plan(plan, recall, latency_ms, budget), k)
-        scores, positions = searcher.run(prepared, served.plan, k)
-        monitor.see(scores, served.plan)
-        if audit is not None or monitor.audits:
-            monitor.check(prepared, scores, lambda: audited_name(recall, latency_ms, budget, plan), audit)
-        return scores, positions, monitor.served(served) if monitor.void else served
+            scores, positions, served, each = self._until(deadline, prepared, asked, k)
+        if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
+            monitor.see(scores, served.plan)
+            if audit is not None or monitor.audits:
+                monitor.check(prepared, scores, lambda: asked.name, audit)
+        if monitor.void:
+            served, each = monitor.served(served), each and [monitor.served(one) for one in each]
+        return scores, positions, served, each
 
-    def _choice(
-        self,
-        k: int,
-        n_queries: int,
-        recall: float | None,
-        latency_ms: float | None,
-        budget: Budget | None,
-        from_text: bool,
-    ) -> Served:
+    def _until(
+        self, deadline: Deadline, prepared: npt.NDArray[np.float32], asked: Asked, k: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served]]:
+        """What was found by the deadline. Planning on first use does not count."""
+        with deadline.paused():
+            served = self._served(asked, k, len(prepared))
+            recalls = self._searcher.step_recalls(served.plan, k)
+            self._searcher.flat_ms(served.plan, k, len(prepared))
+        found = self._searcher.run_until(prepared, served.plan, k, deadline)
+        each = served_each(found, served, recalls)
+        return found.scores, found.rows, served_in_all(each, found, served), each
+
+    def _served(self, asked: Asked, k: int, n_queries: int) -> Served:
+        if asked.plan is None:
+            return self._choice(asked, k, n_queries)
+        return self._explicit(explicit_plan(asked.plan, asked.recall, asked.latency_ms, asked.budget), k)
+
+    def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
+        """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
+        wanted, beside_ms = wanted_budget(asked.recall, asked.latency_ms, asked.budget), 0.0
+        if wanted.latency_ms is not None:
+            batch = batch_class(n_queries)
+            beside_ms = self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms)
+        return self._searcher.choose(wanted, k, n_queries, beside_ms)
+
+    def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
-        choices = self._choices
-        key = (k, batch_class(n_queries), recall, latency_ms, budget, from_text)
+        choices, batch = self._choices, batch_class(n_queries)
+        key = (k, batch, asked.recall, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
         served = choices.get(key)
         if served is None:
-            wanted = wanted_budget(recall, latency_ms, budget)
-            choice = self._searcher.choose(wanted, k, n_queries, from_text)
+            choice = self.choose(asked, k, n_queries)
             served = choices[key] = Served(choice.plan, choice.certificate.estimate)
         return served
 
@@ -341,22 +349,27 @@ class FunnelIndex:
             served = choices[key] = Served(plan, self._searcher.estimate(plan, k))
         return served
 
-    def _hits(self, scores: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], served: Served) -> list[Hits]:
-        documents = self._opened.documents
+    def _hits(
+        self,
+        scores: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        served: Served,
+        each: Sequence[Served] | None,
+    ) -> list[Hits]:
+        documents, found = self._opened.documents, each or [served] * len(scores)
         if documents is None:
             ids = self._searcher.ids.at(positions)
             return [
-                Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), served)
-                for row in zip(ids, scores, positions, strict=True)
+                Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
+                for *row, how in zip(ids, scores, positions, found, strict=True)
             ]
         result = []
-        for row_scores, row in zip(scores, positions, strict=True):
-            found = row[row >= 0]
+        for row_scores, row, how in zip(scores, positions, found, strict=True):
             hits = (
                 Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
-                for document, score in zip(documents.get(found), row_scores, strict=False)
+                for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
             )
-            result.append(Hits(hits, served))
+            result.append(Hits(hits, how))
         return result
 
 

@@ -42,6 +42,19 @@ class Plan:
         """How many candidates reach full width."""
         return self.stages[-1].keep if self.stages else self.shortlist
 
+    @property
+    def steps(self) -> int:
+        """How many steps it has: the coarse search, each stage and the exact one; flat search is one."""
+        return 1 if self.is_flat else len(self.stages) + 2
+
+    def widened(self) -> Plan:
+        """The plan with room for one candidate more at each step: for queries that are rows, and find themselves."""
+        if self.is_flat:
+            return self
+        stages = tuple(Stage(stage.width, stage.keep + 1) for stage in self.stages)
+        effort = self.effort + 1 if self.effort == self.shortlist else self.effort  # a graph's shortlist is its effort
+        return Plan(effort, self.shortlist + 1, stages)
+
     def check(self, widths: tuple[int, ...]) -> None:
         """InputError unless the stages rise in width, fall in number and use the given widths."""
         if self.is_flat:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +15,31 @@ import torch
 from funnel.adaptors import Adaptor
 from funnel.cascade import Cascade, Float32, Int64, some_missing
 from funnel.data.rows import unit_rows
-from funnel.errors import InputError
+from funnel.deadline import Deadline
+from funnel.errors import BudgetError, InputError
 from funnel.exactness import pruning_of
 from funnel.ids import Ids
+from funnel.measured import MeasuredStep, measure_steps
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
+from funnel.planning.calibration import Run
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import MOST_TIMINGS, Costs, fingerprint, measure_costs, times_ms
-from funnel.planning.planner import Choice, Latency, Planner
+from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
+from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import Calibration
+from funnel.planning.truncation import step_recalls
+from funnel.planning.windows import Held, held_ms
+from funnel.staged import Found, run_until
 from funnel.workers import workers
 from indexes import Pruning
 
 __all__ = ["Searcher"]
 
+Measured = TypeVar("Measured")
+
 SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
-ADAPTED_AT_A_TIME = 64  # queries adapted together on one worker
+ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
 SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up to 64
 
 
@@ -54,6 +65,9 @@ class Searcher:
         self.calibration = calibration
         self.order = np.asarray(order)  # a view without the subclass of a map, whose indexing is slow
         self._planner: Planner | None = None
+        latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
+        self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
+        self._step_recalls: dict[tuple[Plan, int], tuple[float, ...]] = {}
 
     @property
     def dim(self) -> int:
@@ -75,24 +89,38 @@ class Searcher:
                 f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
                 f"as the index holds vectors of {self.dim} dims"
             )
-        if len(queries) < 2 * ADAPTED_AT_A_TIME:
+        if len(queries) == 1:
             return np.ascontiguousarray(self.adaptor.unit_transform(unit_rows(queries, 0, "queries")))
+        few = len(queries) < 2 * ADAPTED_AT_A_TIME
+        checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
         adapted = np.empty(queries.shape, dtype=np.float32)
+        size = min(ADAPTED_AT_A_TIME, max(FEWEST_ADAPTED, -(-len(queries) // workers().count)))
 
         def piece(start: int) -> None:
-            part = slice(start, start + ADAPTED_AT_A_TIME)
-            adapted[part] = self.adaptor.unit_transform(unit_rows(queries[part], start, "queries"))
+            part = checked[start : start + size]
+            rows = part if few else unit_rows(part, start, "queries")
+            adapted[start : start + size] = self.adaptor.unit_transform(rows)
 
-        workers().run(piece, range(0, len(queries), ADAPTED_AT_A_TIME))
+        workers().run(piece, range(0, len(queries), size))
         return adapted
 
     def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
         scores, rows = self.cascade.run(prepared, plan, k)
-        positions = self.order[rows]
-        if some_missing(rows):
-            positions = np.where(rows < 0, -1, positions)
-        return scores, positions
+        return scores, self._positions(rows)
+
+    def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
+        """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
+        found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
+        return replace(found, rows=self._positions(found.rows))
+
+    def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
+        """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""
+        return self.measured(FLAT, k, batch_class(n_queries)).p95 if plan.is_flat else 0.0
+
+    def _positions(self, rows: Int64) -> Int64:
+        positions: Int64 = self.order[rows]
+        return np.where(rows < 0, -1, positions) if some_missing(rows) else positions
 
     def search(self, queries: npt.NDArray[np.generic], plan: Plan, k: int) -> tuple[npt.NDArray[np.object_], Float32]:
         """ids [n, k] and scores float32 [n, k]: one whole call."""
@@ -105,14 +133,25 @@ class Searcher:
         if self._planner is None:
             if self.calibration is None:
                 raise InputError("this index has no calibration")
-            self._planner = Planner(self.calibration, self._costs(self.calibration), _without_cycle(self))
+            self._planner = Planner(
+                self.calibration,
+                self._costs(self.calibration),
+                _without_cycle(self, Searcher.latency),
+                _without_cycle(self, Searcher.hold),
+            )
         return self._planner
 
-    def choose(self, budget: Budget, k: int, n_queries: int, from_text: bool = False) -> Choice:
+    def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
         """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
-        if self.calibration is None:
-            return Choice(FLAT, _exact_certificate(budget, k))
-        return self.planner.choose(budget, k, n_queries, from_text)
+        if self.calibration is not None:
+            return self.planner.choose(budget, k, n_queries, beside_ms)
+        batch = batch_class(n_queries)
+        if budget.latency_ms is not None and not self._flat.within(FLAT, k, batch, budget.latency_ms - beside_ms):
+            raise BudgetError(
+                f"no plan answers within {budget.latency_ms - beside_ms:.3g} ms: this index is small enough for flat "
+                f"search, which takes {self._flat.said(FLAT, k, batch)} for a call of {batch}. Allow more time"
+            )
+        return Choice(FLAT, _exact_certificate(budget, k))
 
     def check(self, plan: Plan, k: int) -> None:
         """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
@@ -136,18 +175,40 @@ class Searcher:
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
         """Run whole calls of `batch` queries and time them. Milliseconds."""
-        times = times_ms(_Timed(self, self._sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
+        times = times_ms(_Timed(self, self.sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
         return Latency(float(np.median(times)), float(np.percentile(times, 95)))
 
-    def _sample_queries(self) -> Float32:
+    def hold(self, plan: Plan, k: int, batch: int) -> Held:
+        """What can be promised of whole calls of `batch` queries, by one caller and by two at once."""
+        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch))
+
+    def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
+        """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
+        key = (plan, k)
+        if key not in self._step_recalls:
+            known = None if plan.is_flat or self.calibration is None else step_recalls(self.calibration, plan, k)
+            self._step_recalls[key] = known or (1.0 if plan.is_flat else math.nan,) * plan.steps
+        return self._step_recalls[key]
+
+    def sample_queries(self) -> Float32:
+        """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
         if self.calibration is None:
             return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
-        corpus, queries = self.calibration.runs()
-        return (queries or corpus).queries
+        return self.calibration.run().queries
+
+    def measure_steps(self, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:
+        """The plan run step by step: see `funnel.measured`."""
+        if self.calibration is not None and k <= self.calibration.depth:
+            return measure_steps(self.cascade, self.calibration.run(), plan, k, batch)
+        queries = self.sample_queries()
+        truth, _ = self.cascade.truth(queries, k)
+        own, none = np.full(len(queries), -1, dtype=np.int64), np.empty((0, 0))
+        run = Run(queries, own, truth, self.widths, none.astype(np.int32), none.astype(np.float32), {})
+        return measure_steps(self.cascade, run, plan, k, batch)
 
     def pruning(self, k: int, batch: int) -> Pruning | None:
         """How FLAT is run for calls of `batch` queries; None: every row at full width."""
-        return pruning_of(self.cascade, self._sample_queries(), k, batch)
+        return pruning_of(self.cascade, self.sample_queries(), k, batch)
 
     def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
         """Predicted milliseconds of each step of a plan; None without a calibration."""
@@ -155,7 +216,11 @@ class Searcher:
 
     def measured(self, plan: Plan, k: int, batch: int) -> Latency:
         """As `latency`, remembered where there is a planner to remember it."""
-        return self.latency(plan, k, batch) if self.calibration is None else self.planner.latency(plan, k, batch)
+        return (self._flat if self.calibration is None else self.planner.latencies).of(plan, k, batch)
+
+    def held(self, plan: Plan, k: int, batch: int) -> Held | None:
+        """As `hold`, remembered."""
+        return (self._flat if self.calibration is None else self.planner.latencies).held(plan, k, batch)
 
     def whole_call(self, adapted: Float32, plan: Plan, k: int) -> object:
         """As `search`, on queries that are adapted already: they are adapted once more, for the time it takes."""
@@ -172,30 +237,30 @@ class Searcher:
 
 
 class _Timed:
-    """Calls number 0, 1, … of one plan, each on other queries."""
+    """Calls number 0, 1, … of one plan, each on the next of the queries, which come round when all were used."""
 
     def __init__(self, searcher: Searcher, adapted: Float32, plan: Plan, k: int, batch: int) -> None:
-        repeated = np.resize(adapted, (max(batch, len(adapted)), adapted.shape[1]))
-        self._batches = [
-            np.ascontiguousarray(repeated[i * batch : (i + 1) * batch])
-            for i in range(min(MOST_TIMINGS, len(repeated) // batch))
-        ]
-        self._searcher, self._plan, self._k = searcher, plan, k
+        self._queries = np.resize(adapted, (max(batch, len(adapted)), adapted.shape[1]))
+        self._batches = len(self._queries) // batch
+        self._searcher, self._plan, self._k, self._batch = searcher, plan, k, batch
 
     def __call__(self, number: int) -> object:
-        return self._searcher.whole_call(self._batches[number % len(self._batches)], self._plan, self._k)
+        start = number % self._batches * self._batch
+        return self._searcher.whole_call(self._queries[start : start + self._batch], self._plan, self._k)
 
 
-def _without_cycle(searcher: Searcher) -> Callable[[Plan, int, int], Latency]:
-    """searcher.latency for its own planner: were they to hold each other, the coarse index would outlive its use."""
+def _without_cycle(
+    searcher: Searcher, measure: Callable[[Searcher, Plan, int, int], Measured]
+) -> Callable[[Plan, int, int], Measured]:
+    """A searcher's measure for what it holds: were they to hold each other, the coarse index would outlive its use."""
     reference = weakref.ref(searcher)
 
-    def latency(plan: Plan, k: int, batch: int) -> Latency:
+    def call(plan: Plan, k: int, batch: int) -> Measured:
         alive = reference()
         assert alive is not None, "a planner is asked through its searcher"
-        return alive.latency(plan, k, batch)
+        return measure(alive, plan, k, batch)
 
-    return latency
+    return call
 
 
 def _exact_certificate(budget: Budget, k: int) -> Certificate:

@@ -115,6 +115,13 @@ class CoarseIndex(ABC):
         """
         return None
 
+    def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int | None:
+        """Bytes of codes, links and centroids that one query reads, in the mean over these; they are searched for it.
+
+        Counted for the whole process: searches in other threads meanwhile count too. None where a family cannot tell.
+        """
+        return None
+
     @abstractmethod
     def efforts(self) -> tuple[int, ...]:
         """The efforts worth calibrating, rising."""

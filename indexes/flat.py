@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from indexes._faiss import FaissIndex
-from indexes.base import register
+from indexes.base import Float32Array, register
 
 __all__ = ["FlatIndex"]
 
@@ -28,6 +28,10 @@ class FlatIndex(FaissIndex):
 
     def _signature(self, index: Any) -> dict[str, object]:
         return {}
+
+    def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
+        """Every row."""
+        return self.nbytes
 
     def efforts(self) -> tuple[int, ...]:
         """Flat search has no effort to choose: (0,)."""

@@ -102,6 +102,15 @@ class _HnswIndex(FaissIndex):
         keys: Int64Array = torch.mm(torch.from_numpy(queries), pivots).argmax(dim=1).numpy()
         return keys
 
+    def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
+        """Codes of the rows compared, and links of the rows walked through on the base level."""
+        stats = self._faiss.cvar.hnsw_stats
+        stats.reset()
+        self.search(queries, shortlist, effort)
+        links = stats.nhops * self._index.hnsw.nb_neighbors(0) * LINK_BYTES
+        codes = stats.ndis * self._faiss.downcast_index(self._index.storage).code_size
+        return int((codes + links) / len(queries))
+
     def efforts(self) -> tuple[int, ...]:
         """Values of ef_search up to the number of rows."""
         return rising(max(1, self.ntotal), STEPS)

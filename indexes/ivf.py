@@ -90,6 +90,14 @@ class _IvfIndex(FaissIndex):
     def _signature(self, index: Any) -> dict[str, object]:
         return {"nlist": index.nlist, "code size": index.code_size}
 
+    def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
+        """Centroids, and codes and row numbers of the cells scanned."""
+        stats = self._faiss.cvar.indexIVF_stats
+        stats.reset()
+        self.search(queries, shortlist, effort)
+        scanned = stats.ndis * (self._index.code_size + ROW_NUMBER_BYTES)
+        return self._centroid_bytes() + int(scanned / len(queries))
+
     def efforts(self) -> tuple[int, ...]:
         """Values of nprobe up to a quarter of the cells."""
         nlist = self._index.nlist

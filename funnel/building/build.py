@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
+from funnel.beside import sample_texts
 from funnel.building.asked import Asked, QrelsSource, encode_asked, judged_rows, open_asked
 from funnel.building.intake import Intake, take_in
 from funnel.building.ladder import checked_ladder, choose_ladder
@@ -236,7 +237,7 @@ def calibrate_searcher(
         corpus_like_limit,
     )
     _measure_latencies(searcher.planner)
-    searcher.calibration.latencies = searcher.planner.latency_records()
+    searcher.calibration.latencies = searcher.planner.latencies.records()
     searcher.calibration.certificates = searcher.planner.promised()
     return searcher.calibration
 
@@ -252,16 +253,12 @@ def encoder_ms(encoder: Encoder | None) -> dict[int, float]:
     """The 95th percentile of encoding a batch of short texts, milliseconds by batch size; empty without an encoder."""
     if encoder is None:
         return {}
-    texts = [f"how do I {verb} a {noun}" for verb in ("open", "sort", "merge", "parse") for noun in _NOUNS]
 
     def timed(batch: int) -> Callable[[int], object]:
-        repeated = [texts[i % len(texts)] for i in range(batch)]
-        return lambda _: encoder.encode_query(repeated)
+        texts = sample_texts(batch)
+        return lambda _: encoder.encode_query(texts)
 
     return {batch: float(np.percentile(times_ms(timed(batch)), 95)) for batch in BATCH_SIZES}
-
-
-_NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
 
 
 def _commit(

@@ -17,20 +17,16 @@ from funnel.planning.calibration import LARGEST_K
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class
 from funnel.planning.frontier import Frontier
+from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.records import Calibration
+from funnel.planning.windows import Held
 
 __all__ = ["Choice", "Latency", "Planner"]
 
 # A plan whose predicted cost is beyond the latency by more than this is not tried: predictions are within 1.5x.
 PREDICTION_SLACK = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Measured milliseconds of one call, end to end: median and 95th percentile."""
-
-    p50: float
-    p95: float
+# From a plan that could not hold a latency to the next that is tried: so much cheaper at most.
+LEAST_STEP = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +40,39 @@ class Choice:
 class Planner:
     """Chooses the cheapest plan that meets a budget; remembers what it chose.
 
-    measure(plan, k, batch) runs whole calls and gives their Latency. costs are those of this machine.
+    measure(plan, k, batch) runs whole calls and gives their Latency; hold(plan, k, batch) measures what of it can be
+    promised (None: what `measure` gives is). costs are those of this machine.
     """
 
-    def __init__(self, calibration: Calibration, costs: Costs, measure: Callable[[Plan, int, int], Latency]) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        costs: Costs,
+        measure: Callable[[Plan, int, int], Latency],
+        hold: Callable[[Plan, int, int], Held] | None = None,
+    ) -> None:
         self.calibration = calibration
         self.costs = costs
-        self._measure = measure
-        self._chosen: dict[tuple[Budget, int, int, bool], Choice] = {}
-        self._latencies: dict[tuple[Plan, int, int], Latency] = {}
+        self._chosen: dict[tuple[Budget, int, int, float], Choice] = {}
         self._passes: dict[tuple[int, float, float], int] = {}
-        if costs.machine == calibration.costs.machine:
-            for plan, k, batch, p50, p95 in calibration.latencies:
-                self._latencies[Plan.from_json(plan), int(k), int(batch)] = Latency(float(p50), float(p95))
+        known = calibration.latencies if costs.machine == calibration.costs.machine else []
+        self.latencies = Latencies(measure, hold, known)
 
-    def choose(self, budget: Budget, k: int, n_queries: int, from_text: bool = False) -> Choice:
-        """The plan for this budget, k and batch size; from_text counts the encoder in the latency.
+    def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
+        """The plan for this budget, k and batch size; beside_ms is what the call takes beside the search.
 
         Raises BudgetError, naming the nearest plans, when none meets the budget; InputError for a k that was not
         calibrated.
         """
-        key = (budget, k, batch_class(n_queries), from_text)
+        key = (budget, k, batch_class(n_queries), 0.0 if budget.latency_ms is None else beside_ms)
         choice = self._chosen.get(key)
         if choice is None:
             choice = self._chosen[key] = self._choose(*key)
         return choice
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
-        """Measured latency of one call of a measured batch size, measured on first use."""
-        key = (plan, k, batch)
-        if key not in self._latencies:
-            self._latencies[key] = self._measure(plan, k, batch)
-        return self._latencies[key]
-
-    def latency_records(self) -> list[list[object]]:
-        """Every latency measured so far, as `Calibration.latencies` keeps them."""
-        return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in self._latencies.items()]
+        """Median and 95th percentile of one call of a measured batch size, by one caller; measured on first use."""
+        return self.latencies.of(plan, k, batch)
 
     def promised(self) -> list[dict[str, object]]:
         """What was chosen so far, as `Calibration.certificates` keeps it: batch size, plan and certificate."""
@@ -108,20 +101,18 @@ class Planner:
         note = "" if passed else f"recall {budget.recall:g} is not certified for this plan"
         return self._record(budget, k, passed, estimate, bound, note)
 
-    def _choose(self, budget: Budget, k: int, batch: int, from_text: bool) -> Choice:
+    def _choose(self, budget: Budget, k: int, batch: int, beside_ms: float) -> Choice:
         frontier = self.calibration.frontier(k)
+        allowed = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
         if frontier is None and self.calibration.depth < LARGEST_K:  # so few rows that flat search costs nothing
-            return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
-        if frontier is None and budget.recall == 1.0 and budget.latency_ms is None:
-            return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
+            return self._flat(budget, k, batch, allowed)
+        if frontier is None and budget.recall == 1.0:
+            return self._flat(budget, k, batch, allowed)
         if frontier is None:
             raise InputError(
                 f"k is {k}; this index is calibrated for k up to {self.calibration.depth}. "
                 "Ask for fewer, or for recall=1.0, which is exact search"
             )
-        allowed = math.inf if budget.latency_ms is None else budget.latency_ms
-        if from_text and budget.latency_ms is not None:
-            allowed -= self._encoder_ms(batch, budget)
         if budget.recall is None:
             return self._most_recall(frontier, budget, batch, allowed)
         return self._cheapest(frontier, budget, batch, allowed)
@@ -135,6 +126,14 @@ class Planner:
         passed = 0 if frontier is None or budget.recall == 1.0 else self._passed(frontier, budget)
         plans = [FLAT] if frontier is None else [FLAT, *frontier.plans[:passed]]
         return sorted(plans, key=lambda plan: self._cost(plan, batch))
+
+    def _flat(self, budget: Budget, k: int, batch: int, allowed: float) -> Choice:
+        if allowed < math.inf and not self.latencies.within(FLAT, k, batch, allowed):
+            raise BudgetError(
+                f"no plan answers {_calls(batch)} for k={k} within {allowed:.3g} ms: flat search, the one plan for "
+                f"this k, takes {self.latencies.said(FLAT, k, batch)}. Allow more time"
+            )
+        return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
 
     def _passed(self, frontier: Frontier, budget: Budget) -> int:
         """How many plans of the frontier are certified for the recall: tested once, whatever the batch size."""
@@ -151,23 +150,27 @@ class Planner:
             if allowed == math.inf:
                 break
             likely = self._cost(plan, batch) <= allowed * PREDICTION_SLACK
-            if likely and self.latency(plan, frontier.k, batch).p95 <= allowed:
+            if likely and self.latencies.within(plan, frontier.k, batch, allowed):
                 break
         else:
             raise self._neither(frontier, budget, batch, allowed, plans[0])
         return Choice(plan, self._explained(plan, frontier, budget))
 
     def _most_recall(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
-        for plan in [FLAT, *self._by_recall(frontier)]:
-            if self._cost(plan, batch) > allowed * PREDICTION_SLACK:
-                continue
-            if self.latency(plan, frontier.k, batch).p95 <= allowed:
-                return Choice(plan, self.certificate(plan, budget, frontier.k))
         fastest = min([FLAT, *frontier.plans], key=lambda plan: self._cost(plan, batch))
-        p95 = self.latency(fastest, frontier.k, batch).p95
+        dearest = allowed * PREDICTION_SLACK
+        for plan in [FLAT, *self._by_recall(frontier), fastest]:
+            cost = self._cost(plan, batch)
+            if cost > dearest and plan != fastest:
+                continue
+            if self.latencies.within(plan, frontier.k, batch, allowed):
+                return Choice(plan, self.certificate(plan, budget, frontier.k))
+            held = self.latencies.known(plan, frontier.k, batch)
+            if held is not None:  # the next one as much cheaper as this was too slow: each takes seconds to measure
+                dearest = min(dearest, cost * max(allowed / held.ms, LEAST_STEP))
         raise BudgetError(
             f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest ({fastest}) "
-            f"takes {p95:.3g} ms at the 95th percentile. Allow more time, or build with fewer dims"
+            f"takes {self.latencies.said(fastest, frontier.k, batch)}. Allow more time, or build with fewer dims"
         )
 
     def _by_recall(self, frontier: Frontier) -> list[Plan]:
@@ -175,10 +178,9 @@ class Planner:
         return [frontier.plans[i] for i in np.argsort(-mean, kind="stable")]
 
     def _neither(self, frontier: Frontier, budget: Budget, batch: int, allowed: float, cheapest: Plan) -> BudgetError:
-        p95 = self.latency(cheapest, frontier.k, batch).p95
         message = (
             f"no plan meets {budget} for {_calls(batch)} at k={frontier.k}: the cheapest that holds the recall "
-            f"({cheapest}) takes {p95:.3g} ms at the 95th percentile"
+            f"({cheapest}) takes {self.latencies.said(cheapest, frontier.k, batch)}"
         )
         try:
             nearest = self._most_recall(frontier, Budget(latency_ms=max(allowed, 1e-6)), batch, allowed)
@@ -224,22 +226,6 @@ class Planner:
 
     def _cost(self, plan: Plan, batch: int) -> float:
         return self.costs.predict(plan, batch, self.calibration.dim)
-
-    def _encoder_ms(self, batch: int, budget: Budget) -> float:
-        encoder_ms = self._encoder_p95(batch)
-        if budget.latency_ms is not None and encoder_ms >= budget.latency_ms:
-            raise BudgetError(
-                f"no plan meets {budget} from text: encoding {_calls(batch)} takes {encoder_ms:.3g} ms at the 95th "
-                "percentile by itself. Allow more time, or search with a vector"
-            )
-        return encoder_ms
-
-    def _encoder_p95(self, batch: int) -> float:
-        measured = self.calibration.encoder_ms
-        if not measured or batch in measured:
-            return measured.get(batch, 0.0)
-        largest = max(measured)
-        return measured[largest] * batch / largest
 
     def _record(
         self,

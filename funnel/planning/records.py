@@ -99,6 +99,11 @@ class Calibration:
             self.queries = _run(arrays, "queries", self.folder) if self.n_queries else None
         return self.corpus, self.queries
 
+    def run(self) -> Run:
+        """The run that estimates rest on: of real queries where there are any."""
+        corpus, queries = self.runs()
+        return queries or corpus
+
     def save(self, folder: Path) -> None:
         """Write calibration.json and calibration.npz into the folder."""
         corpus, queries = self.runs()

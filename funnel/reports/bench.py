@@ -17,7 +17,7 @@ from tqdm import tqdm
 from funnel.errors import InputError
 from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
-from funnel.plan import FLAT, Plan, Stage
+from funnel.plan import FLAT, Plan
 from funnel.planning.budget import check_k
 from funnel.planning.costs import BATCH_SIZES, fingerprint, times_ms
 from funnel.reports.metrics import ranking_metrics, recall_at_k
@@ -117,22 +117,13 @@ class _Truth:
         return float(recall_at_k(self._run(plan), self._scores, self._k).mean())
 
     def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
-        widened = _widened(plan) if self._extra else plan
+        widened = plan.widened() if self._extra else plan
         scores, positions = self._index.searcher.run(self._prepared, widened, self._k + self._extra)
         if self._own is None:
             return scores
         own = positions == self._own[:, None]
         kept = np.where(own, -np.inf, scores)
         return -np.sort(-kept, axis=1)[:, : self._k]
-
-
-def _widened(plan: Plan) -> Plan:
-    """The plan with room for one candidate more at each step: the query's own row, which is then left out."""
-    if plan.is_flat:
-        return plan
-    stages = tuple(Stage(stage.width, stage.keep + 1) for stage in plan.stages)
-    effort = plan.effort + 1 if plan.effort == plan.shortlist else plan.effort  # a graph's shortlist is its effort
-    return Plan(effort, plan.shortlist + 1, stages)
 
 
 def _flat(

@@ -24,10 +24,10 @@ COLUMNS = (
 
 
 def explain_budgets(
-    index: FunnelIndex, k: int, batch: int = 1, recalls: Sequence[float] = RECALLS
+    index: FunnelIndex, k: int, batch: int = 1, recalls: Sequence[float] = RECALLS, run: bool = False
 ) -> list[Explanation]:
-    """The explanation of every recall budget."""
-    return [index.explain(k, recall=recall, batch=batch) for recall in recalls]
+    """The explanation of every recall budget. run: see `FunnelIndex.explain`."""
+    return [index.explain(k, recall=recall, batch=batch, run=run) for recall in recalls]
 
 
 def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:

@@ -98,7 +98,8 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     figure.savefig(os.fspath(path), metadata={"Software": "funnel-retrieval"})
 
 
-def _stretch(recall: float) -> float:
+def stretch(recall: float) -> float:
+    """Where a recall stands on the stretched axis."""
     return -math.log10(1 + RECALL_OFFSET - min(recall, 1.0))
 
 
@@ -107,18 +108,18 @@ def _frame(axes: "Axes", results: Results) -> None:
     targets = sorted({point["target"] for point in points})
     recalls = [point[key] for point in points for key in ("target", "recall", "recall_low")]
     speeds = [1.0] + [point[series.key] for point in points for series in _SERIES]
-    left, right = _stretch(min(recalls)), _stretch(1.0)
+    left, right = stretch(min(recalls)), stretch(1.0)
     axes.set_xlim(left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05)
     axes.set_yscale("log")
     low, high = min(speeds) / 1.7, max(2.0, *speeds) * 1.9
     axes.set_ylim(low, high)
     ticks = sorted({*targets, 1.0})
-    axes.set_xticks([_stretch(tick) for tick in ticks], [recall_text(tick) for tick in ticks])
+    axes.set_xticks([stretch(tick) for tick in ticks], [recall_text(tick) for tick in ticks])
     speed_ticks = [tick for tick in SPEED_TICKS if low <= tick <= high]
     axes.set_yticks(speed_ticks, [f"{tick:g}×" for tick in speed_ticks])
     axes.minorticks_off()
     for target in targets:
-        axes.axvline(_stretch(target), color=FAINT, linewidth=1.1, linestyle=(0, (5, 4)), zorder=0)
+        axes.axvline(stretch(target), color=FAINT, linewidth=1.1, linestyle=(0, (5, 4)), zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FLAT_COLOUR)
@@ -127,9 +128,9 @@ def _frame(axes: "Axes", results: Results) -> None:
 
 def _curve(axes: "Axes", results: Results, series: _Series) -> None:
     points = sorted(results["funnel"], key=lambda point: point["recall"])
-    x = [_stretch(point["recall"]) for point in points]
+    x = [stretch(point["recall"]) for point in points]
     y = [point[series.key] for point in points]
-    lows = [_stretch(min(point["recall_low"], point["recall"])) for point in points]
+    lows = [stretch(min(point["recall_low"], point["recall"])) for point in points]
     axes.hlines(y, lows, x, color=series.colour, linewidth=1.4, alpha=0.55, zorder=2)
     axes.plot(x, y, color=series.colour, linewidth=1.6, alpha=0.35, zorder=1)
     axes.plot(
@@ -147,7 +148,7 @@ def _curve(axes: "Axes", results: Results, series: _Series) -> None:
 def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
     index, machine = results["index"], results["machine"]
     axes.plot(
-        [_stretch(1.0)],
+        [stretch(1.0)],
         [1.0],
         "D",
         color=FLAT_COLOUR,
@@ -194,7 +195,7 @@ def _labels(results: Results) -> list[Label]:
     labels = [
         Label(
             f"{microseconds(flat['us_batch'])} µs a query in batch, {microseconds(flat['us_single'])} alone",
-            _stretch(1.0),
+            stretch(1.0),
             1.0,
             FLAT_COLOUR,
         )
@@ -202,7 +203,7 @@ def _labels(results: Results) -> list[Label]:
     for series in _SERIES:
         shared: dict[tuple[float, float], list[float]] = {}
         for point in results["funnel"]:
-            shared.setdefault((_stretch(point["recall"]), point[series.key]), []).append(point["target"])
+            shared.setdefault((stretch(point["recall"]), point[series.key]), []).append(point["target"])
         for (x, y), targets in shared.items():
             asked = ", ".join(recall_text(target) for target in sorted(targets))
             labels.append(Label(f"{asked}: {times(y)}", x, y, series.colour, series.below))
@@ -214,7 +215,7 @@ def _curve_points(results: Results) -> list[tuple[float, float]]:
     along = []
     for series in _SERIES:
         points = sorted(results["funnel"], key=lambda point: point["recall"])
-        ends = [(_stretch(point["recall"]), math.log(point[series.key])) for point in points]
+        ends = [(stretch(point["recall"]), math.log(point[series.key])) for point in points]
         for (x0, y0), (x1, y1) in pairwise(ends):
             along += [(x0 + (x1 - x0) * s / 30, math.exp(y0 + (y1 - y0) * s / 30)) for s in range(31)]
     return along

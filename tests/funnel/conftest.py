@@ -17,6 +17,13 @@ from tests.funnel.corpora import DIM, ROWS, documents, hashed_words
 Float32 = npt.NDArray[np.float32]
 
 
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies that are to be held are measured for tenths of a second instead of seconds."""
+    monkeypatch.setattr("funnel.planning.windows.WINDOW_SECONDS", 0.005)
+    monkeypatch.setattr("funnel.planning.windows.MOST_SECONDS", 0.2)
+
+
 @pytest.fixture(scope="session")
 def rows() -> Float32:
     return clustered_rows(ROWS, DIM, seed=1)

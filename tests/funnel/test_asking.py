@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from funnel import FLAT, Budget, Plan
-from funnel.asking import audited_name, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.asking import Asked, explicit_plan, read_query, read_vectors, wanted_budget
 from funnel.errors import InputError
 
 
@@ -49,8 +49,8 @@ def test_a_budget_one_way_or_the_other() -> None:
 
 def test_what_an_audit_is_listed_under() -> None:
     plan = Plan(16, 16)
-    assert audited_name(0.9, None, None, None) == ("recall 0.9", 0.9)
-    assert audited_name(None, None, None, None) == ("recall 0.95", 0.95)
-    assert audited_name(None, 5.0, None, None) == ("latency 5 ms", None)
-    assert audited_name(None, None, Budget(0.8, 5.0), None) == ("recall 0.8 and latency 5 ms", 0.8)
-    assert audited_name(None, None, None, plan) == (f"plan {plan}", None)
+    assert Asked(10, 0.9, None, None, None, None).name == ("recall 0.9", 0.9)
+    assert Asked(10, None, None, None, None, None).name == ("recall 0.95", 0.95)
+    assert Asked(10, None, 5.0, None, None, None).name == ("latency 5 ms", None)
+    assert Asked(10, None, None, Budget(0.8, 5.0), None, None).name == ("recall 0.8 and latency 5 ms", 0.8)
+    assert Asked(10, None, None, None, plan, None).name == (f"plan {plan}", None)

@@ -83,3 +83,13 @@ def test_check_accepts_exactly_what_rises_and_falls(plan: Plan) -> None:
     else:
         with pytest.raises(InputError):
             plan.check(known)
+
+
+def test_steps_are_the_coarse_search_each_stage_and_the_exact_one() -> None:
+    assert [plan.steps for plan in (FLAT, Plan(8, 20), Plan(8, 20, (Stage(16, 12), Stage(24, 11))))] == [1, 2, 4]
+
+
+def test_a_widened_plan_has_room_for_one_more_at_each_step() -> None:
+    assert FLAT.widened() == FLAT
+    assert Plan(32, 20, (Stage(16, 12),)).widened() == Plan(32, 21, (Stage(16, 13),))
+    assert Plan(32, 32).widened() == Plan(33, 33)  # a graph's effort is at least its shortlist

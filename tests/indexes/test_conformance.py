@@ -296,3 +296,15 @@ def test_the_largest_shortlist_is_bounded_by_the_rows(name: str, rows: Float32Ar
     index = built(name, rows[:50])
     assert all(index.largest_shortlist(effort) <= 50 for effort in index.efforts())
     assert index.largest_shortlist(best(index)) == 50
+
+
+def test_bytes_touched_rise_with_the_effort_up_to_the_whole_index(index: CoarseIndex, queries: Float32Array) -> None:
+    efforts = index.efforts()
+    touched = [
+        index.bytes_touched(queries, 10, effort) for effort in (efforts[0], efforts[len(efforts) // 2], efforts[-1])
+    ]
+    known = [value for value in touched if value is not None]
+    assert known == sorted(known)
+    assert all(0 < value <= 1.5 * index.nbytes for value in known)  # links of a row may be read more than once
+    if len(efforts) > 1 and known:
+        assert known[0] < known[-1]

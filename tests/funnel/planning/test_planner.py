@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,11 @@ from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
 from funnel.planning.budget import Budget
 from funnel.planning.certificate import Certificate
-from funnel.planning.planner import Choice
+from funnel.planning.latencies import Latency
+from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import UNCERTIFIED
-from tests.funnel.planning.made_up import PLANS, K, hits_of, make_calibration, make_planner
+from funnel.planning.windows import Held
+from tests.funnel.planning.made_up import DIM, PLANS, K, hits_of, make_calibration, make_planner
 
 RECALLS = (0.998, 0.985, 0.96, 0.91, 0.80)
 
@@ -271,15 +274,13 @@ def test_queries_like_the_corpus_certify_nothing() -> None:
     assert make_planner(calibration).choose(Budget(0.95), K, 1).certificate.certified
 
 
-def test_the_encoder_counts_for_texts_and_not_for_vectors() -> None:
-    calibration = make_calibration(RECALLS)
-    calibration.encoder_ms = {1: 2.0, 32: 20.0, 256: 200.0}
-    planner = make_planner(calibration)
+def test_what_else_a_call_takes_counts_in_its_latency() -> None:
+    planner = make_planner(make_calibration(RECALLS))
     assert planner.choose(Budget(latency_ms=2.6), K, 1).plan == PLANS[1]
-    assert planner.choose(Budget(latency_ms=2.6), K, 1, from_text=True).plan == PLANS[3]
-    with pytest.raises(BudgetError, match="encoding one query takes 2 ms at the 95th percentile by itself"):
-        planner.choose(Budget(latency_ms=1.9), K, 1, from_text=True)
-    assert planner.choose(Budget(0.95), K, 1, from_text=True).plan == PLANS[2]
+    assert planner.choose(Budget(latency_ms=2.6), K, 1, beside_ms=2.0).plan == PLANS[3]
+    with pytest.raises(BudgetError, match=r"within 0\.1 ms"):
+        planner.choose(Budget(latency_ms=2.1), K, 1, beside_ms=2.0)
+    assert planner.choose(Budget(0.95), K, 1, beside_ms=2.0).plan == PLANS[2]
 
 
 def test_without_real_queries_the_plan_works_and_is_uncertified() -> None:
@@ -320,13 +321,26 @@ def test_latencies_measured_on_the_same_machine_are_taken_over() -> None:
     calls: list[Plan] = []
     planner = make_planner(calibration, calls=calls)
     planner.latency(PLANS[0], K, 1)
-    calibration.latencies = planner.latency_records()
+    calibration.latencies = planner.latencies.records()
     again = make_planner(calibration, calls=calls)
     assert again.latency(PLANS[0], K, 1) == planner.latency(PLANS[0], K, 1)
     assert calls == [PLANS[0]]
     calibration.latencies[0][1] = K + 1  # of another k
     make_planner(calibration, calls=calls).latency(PLANS[0], K, 1)
     assert calls == [PLANS[0], PLANS[0]]
+
+
+def test_latencies_of_another_machine_are_measured_again() -> None:
+    calibration = make_calibration(RECALLS)
+    calls: list[Plan] = []
+    planner = make_planner(calibration, calls=calls)
+    planner.latency(PLANS[0], K, 1)
+    calibration.latencies = planner.latencies.records()
+    here = replace(calibration.costs, machine={"processor": "another"})
+    measured = Planner(calibration, here, lambda *_: Latency(1.0, 3.0))
+    assert measured.latency(PLANS[0], K, 1) == Latency(1.0, 3.0)
+    with pytest.raises(BudgetError, match="takes 3 ms at the 95th percentile"):
+        measured.choose(Budget(latency_ms=2.9), K, 1)
 
 
 def test_where_no_plan_finds_k_candidates_flat_search_is_served() -> None:
@@ -341,3 +355,28 @@ def test_where_no_plan_finds_k_candidates_flat_search_is_served() -> None:
         planner.choose(Budget(latency_ms=2), K, 1)
     with pytest.raises(BudgetError, match=r"\(flat\) takes 10 ms"):
         planner.choose(Budget(0.9, 2), K, 1)
+
+
+def test_where_a_latency_is_not_held_the_next_plan_tried_is_cheaper_by_as_much() -> None:
+    """Windows twice as slow as single figures: few plans are measured for seconds, and one that holds is found."""
+    calibration = make_calibration(RECALLS)
+    held: list[Plan] = []
+
+    def hold(plan: Plan, k: int, batch: int) -> Held:
+        held.append(plan)
+        ms = 2 * calibration.costs.predict(plan, batch, DIM)
+        return Held(2, ms, ms, 19)
+
+    def measure(plan: Plan, k: int, batch: int) -> Latency:
+        ms = calibration.costs.predict(plan, batch, DIM)
+        return Latency(ms, ms)
+
+    planner = Planner(calibration, calibration.costs, measure, hold)
+    assert planner.choose(Budget(latency_ms=2.1), K, 1).plan == PLANS[2]  # 1 ms, 2 ms held
+    assert held == [PLANS[1], PLANS[2]]
+    held.clear()
+    with pytest.raises(BudgetError, match=r"takes 0\.5 ms at the 95th percentile \(0\.5 to 0\.5 ms in 19 windows"):
+        planner.choose(Budget(latency_ms=0.3), K, 1)
+    assert held == [PLANS[4]]
+    with pytest.raises(BudgetError, match="the cheapest that holds the recall"):
+        planner.choose(Budget(0.95, 1.5), K, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from funnel import FLAT, FunnelIndex, Plan, Stage
+from funnel import FLAT, FunnelIndex
 from funnel.errors import InputError
 from funnel.reports import bench as module
 from funnel.reports.bench import BenchQueries, bench, held_out_queries
@@ -68,12 +68,6 @@ def test_rows_as_queries_do_not_find_themselves(graph: FunnelIndex, rows: np.nda
     assert truth.recall(FLAT) == 1.0
     without = brute_force(rows, rows[held.own_positions], 11)[1][:, 1:]
     assert_allclose(truth._scores, without, atol=2e-6)
-
-
-def test_a_plan_widened_by_one() -> None:
-    assert module._widened(FLAT) == FLAT
-    assert module._widened(Plan(16, 64, (Stage(48, 20),))) == Plan(16, 65, (Stage(48, 21),))
-    assert module._widened(Plan(64, 64)) == Plan(65, 65)
 
 
 def test_judgements(texts: FunnelIndex) -> None:

@@ -44,9 +44,9 @@ def test_budgets_served_by_one_plan_share_a_label():
 
 def test_a_better_recall_is_further_right_up_to_1():
     recalls = [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
-    places = [plots._stretch(recall) for recall in recalls]
+    places = [plots.stretch(recall) for recall in recalls]
     assert places == sorted(set(places))
-    assert plots._stretch(1.0000001) == plots._stretch(1.0)
+    assert plots.stretch(1.0000001) == plots.stretch(1.0)
 
 
 @pytest.mark.parametrize("recall", [0.0, 1.0])

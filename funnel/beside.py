@@ -1,0 +1,89 @@
+"""What a call takes beside the search: encoding its texts and reading its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+
+import numpy as np
+
+from funnel.data.documents import DocumentStore
+from funnel.errors import BudgetError
+from funnel.planning.costs import times_ms
+from funnel.planning.windows import Held, held_ms
+from funnel.query_encoder import QueryEncoder
+
+__all__ = ["Beside", "sample_texts"]
+
+_VERBS = ("open", "sort", "merge", "parse")
+_NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
+SETS = 64  # of documents read in turn, so that they are not the same ones every time
+
+
+def sample_texts(count: int) -> list[str]:
+    """Short questions, to time an encoder on."""
+    texts = [f"how do I {verb} a {noun}" for verb in _VERBS for noun in _NOUNS]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+class Beside:
+    """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
+
+    documents: None where the index holds bare vectors. rows: how many it holds.
+    """
+
+    def __init__(self, encoder: QueryEncoder, documents: DocumentStore | None, rows: int) -> None:
+        self._encoder = encoder
+        self._documents = documents
+        self._rows = rows
+        self._held: dict[tuple[str, int, int], Held] = {}
+        self._lock = Lock()
+
+    def ms(self, batch: int, k: int, from_text: bool, hits: bool, latency_ms: float) -> float:
+        """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
+
+        batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read.
+        Raises BudgetError where this takes all of latency_ms by itself.
+        """
+        total = 0.0
+        if from_text:
+            total += self._ms("encoding", batch, 0, self._encode(batch), latency_ms)
+        if hits and self._documents is not None:
+            total += self._ms("reading the documents of", batch, k, self._read(batch, k), latency_ms - total)
+        return total
+
+    def _ms(self, what: str, batch: int, k: int, call: Callable[[int], object], allowed: float) -> float:
+        calls = "one query" if batch == 1 else f"{batch} queries"
+        with self._lock:
+            held = self._held.get((what, batch, k))
+            if held is None:
+                quick = float(np.median(times_ms(call)))
+                if quick >= allowed:
+                    said = f"{quick:.3g} ms"
+                    raise self._too_much(f"{what} {calls} takes {said}", allowed)
+                held = self._held[what, batch, k] = held_ms(call)
+        if held.ms >= allowed:
+            raise self._too_much(f"{what} {calls} takes {held.ms:.3g} ms at the 95th percentile ({held})", allowed)
+        return held.ms
+
+    @staticmethod
+    def _too_much(taken: str, allowed: float) -> BudgetError:
+        return BudgetError(
+            f"no plan answers within the latency asked for: {taken} by itself, and {allowed:.3g} ms are left for it. "
+            "Allow more time, or call search_vectors with vectors"
+        )
+
+    def _encode(self, batch: int) -> Callable[[int], object]:
+        texts = sample_texts(batch)
+        return lambda _: self._encoder.encode(texts)
+
+    def _read(self, batch: int, k: int) -> Callable[[int], object]:
+        documents = self._documents
+        assert documents is not None
+        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch, k))
+
+        def read(number: int) -> None:
+            for row in sets[number % SETS]:
+                documents.get(row)
+
+        return read

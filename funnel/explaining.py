@@ -1,0 +1,56 @@
+"""From a budget to its explanation: what is planned, what it is worth, and what it took when it was run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from funnel.errors import InputError
+from funnel.explanation import Explanation, stage_lines
+from funnel.plan import Plan
+from funnel.planning.budget import Budget
+from funnel.planning.costs import batch_class
+from funnel.searcher import Searcher
+
+__all__ = ["explain_budget"]
+
+COUNTED = 64  # queries whose coarse searches are counted in bytes
+
+
+def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: bool) -> Explanation:
+    """The plan that serves a budget, step by step. run: also time each step and measure its recall.
+
+    Raises InputError for a batch that is none, BudgetError as `Searcher.choose` does.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch is {batch!r}; expected a whole number from 1")
+    choice = searcher.choose(wanted, k, batch)
+    plan, size = choice.plan, batch_class(batch)
+    latency, cascade = searcher.measured(plan, k, size), searcher.cascade
+    pruning = searcher.pruning(k, size) if plan.is_flat else None
+    exact = str(pruning or "every row at full width") if plan.is_flat else ""
+    lines = stage_lines(
+        plan,
+        k,
+        searcher.rows,
+        (cascade.width, searcher.dim),
+        cascade.store.dtype.itemsize,
+        searcher.stage_ms(plan, size) or [latency.p50],
+        searcher.step_recalls(plan, k),
+        _coarse_bytes(searcher, plan),
+        searcher.measure_steps(plan, k, size) if run else (),
+        pruning,
+    )
+    certificate = choice.certificate
+    held = None if wanted.latency_ms is None else searcher.held(plan, k, size)
+    return Explanation(
+        str(wanted), k, size, plan, lines, certificate.estimate, certificate.lower_bound,
+        latency.p50, latency.p95, certificate, exact, held,
+    )  # fmt: skip
+
+
+def _coarse_bytes(searcher: Searcher, plan: Plan) -> int | None:
+    if plan.is_flat:
+        return None
+    coarse = searcher.cascade.coarse
+    prefixes = np.ascontiguousarray(searcher.sample_queries()[:COUNTED, : coarse.dim])
+    return coarse.bytes_touched(prefixes, plan.shortlist, plan.effort)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from funnel.plan import FLAT, Plan
+from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.windows import Held
+
+PLANS = tuple(Plan(effort, 100) for effort in (10, 20, 30, 40))
+
+
+def latencies(ratio: float, quick: list[Plan], held: list[Plan]) -> Latencies:
+    """Plans take their effort in milliseconds, and `ratio` times that where it is to be held."""
+
+    def measure(plan: Plan, k: int, batch: int) -> Latency:
+        quick.append(plan)
+        return Latency(plan.effort * 0.9, plan.effort)
+
+    def hold(plan: Plan, k: int, batch: int) -> Held:
+        held.append(plan)
+        return Held(2, plan.effort, plan.effort * ratio, 19)
+
+    return Latencies(measure, hold, [])
+
+
+def test_a_promise_rests_on_the_windows_and_not_on_the_quick_figure() -> None:
+    known = latencies(1.5, [], [])
+    assert known.within(PLANS[0], 10, 1, 15.0)
+    assert not known.within(PLANS[0], 10, 1, 14.9)
+    assert "15 ms at the 95th percentile (10 to 15 ms in 19 windows" in known.said(PLANS[0], 10, 1)
+
+
+def test_each_is_measured_once() -> None:
+    quick: list[Plan] = []
+    held: list[Plan] = []
+    known = latencies(1.5, quick, held)
+    for _ in range(3):
+        known.within(PLANS[0], 10, 1, 15.0)
+        known.held(PLANS[0], 10, 1)
+        known.of(PLANS[0], 10, 1)
+    assert quick == held == [PLANS[0]]
+
+
+def test_what_the_quick_figure_rules_out_is_not_measured_for_seconds() -> None:
+    held: list[Plan] = []
+    known = latencies(1.5, [], held)
+    assert not known.within(PLANS[1], 10, 1, 19.0)
+    assert held == []
+    assert "20 ms at the 95th percentile" in known.said(PLANS[1], 10, 1)
+
+
+def test_a_plan_no_quicker_than_one_that_failed_is_not_measured_either() -> None:
+    held: list[Plan] = []
+    known = latencies(1.5, [], held)
+    assert not known.within(PLANS[1], 10, 1, 25.0)  # 30 ms are held
+    assert not known.within(Plan(22, 100), 10, 1, 25.0)
+    assert held == [PLANS[1]]
+    assert known.within(PLANS[0], 10, 1, 25.0)
+    assert not known.within(Plan(22, 100), 10, 32, 25.0)  # nothing is known of other batch sizes
+    assert held == [PLANS[1], PLANS[0], Plan(22, 100)]
+    assert known.known(PLANS[1], 10, 1) == Held(2, 20, 30.0, 19)
+    assert known.known(PLANS[2], 10, 1) is None
+
+
+def test_without_windows_the_quick_figure_is_all_there_is() -> None:
+    known = Latencies(lambda *_: Latency(1.0, 2.0), None, [])
+    assert known.within(FLAT, 10, 1, 2.0)
+    assert not known.within(FLAT, 10, 1, 1.9)
+    assert known.held(FLAT, 10, 1) is None
+
+
+def test_records_are_taken_over() -> None:
+    quick: list[Plan] = []
+    first = latencies(1.0, quick, [])
+    first.of(PLANS[0], 10, 1)
+    again = Latencies(first._measure, None, first.records())  # type: ignore[arg-type]
+    assert again.of(PLANS[0], 10, 1) == Latency(9.0, 10)
+    assert quick == [PLANS[0]]

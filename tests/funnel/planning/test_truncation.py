@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from funnel.cascade import Cascade
+from funnel.plan import Plan, Stage
+from funnel.planning.calibration import TIE_TOLERANCE, Run
+from funnel.planning.records import Calibration
+from funnel.planning.truncation import step_recalls, truncations
+from funnel.staged import StagedRun
+from tests.funnel.planning.conftest import Recorded
+from tests.funnel.planning.made_up import DIM, costs_of
+
+K = 10
+
+
+def calibration_of(corpus: Run, queries: Run) -> Calibration:
+    return Calibration(
+        costs_of([Plan(effort, 100) for effort in queries.efforts]),
+        True,
+        DIM,
+        "",
+        len(queries.queries),
+        len(corpus.queries),
+        100,
+        {},
+        [],
+        {},
+        corpus,
+        queries,
+    )
+
+
+def test_truncations_are_what_is_left_after_each_step() -> None:
+    plan = Plan(64, 60, (Stage(16, 30), Stage(32, 20)))
+    assert truncations(plan, K) == (
+        Plan(64, K),
+        Plan(64, 60, (Stage(16, K),)),
+        Plan(64, 60, (Stage(16, 30), Stage(32, K))),
+        plan,
+    )
+    assert truncations(Plan(64, 60), K) == (Plan(64, K), Plan(64, 60))
+
+
+@pytest.mark.parametrize("name", ["hnsw-sq8", "ivf-sq8"])
+def test_the_record_says_what_a_stopped_plan_finds(recorded: Callable[[str], Recorded], name: str) -> None:
+    cascade, corpus, queries = recorded(name)
+    effort = queries.efforts[2]
+    size = min(60, queries.shortlists[effort].shape[1])
+    plan = Plan(effort, size, (Stage(32, size // 2), Stage(48, size // 3)))
+    assert size // 3 >= K
+    said = step_recalls(calibration_of(corpus, queries), plan, K)
+    run = StagedRun(cascade, queries.queries, plan)
+    found = [measured_recall(cascade, queries, run)]
+    for number in range(run.stages):
+        run.stage(number)
+        found.append(measured_recall(cascade, queries, run))
+    assert len(said) == plan.steps == 4
+    np.testing.assert_allclose(said, found, atol=2e-3)  # scores of equal rank may change places
+    assert said[0] < said[-1]
+
+
+def measured_recall(cascade: Cascade, queries: Run, run: StagedRun) -> float:
+    rows = run.answers(K).rows
+    scores = np.einsum("qd,qkd->qk", queries.queries, cascade.store.matrix.float().numpy()[rows.clip(min=0)])
+    true = (scores >= queries.truth[:, K - 1, None] - 2 * TIE_TOLERANCE) & (rows >= 0)
+    return float(true.sum(axis=1).clip(max=K).mean() / K)
+
+
+def test_what_was_not_recorded_is_unknown(recorded: Callable[[str], Recorded]) -> None:
+    _, corpus, queries = recorded("hnsw-sq8")
+    calibration = calibration_of(corpus, queries)
+    effort = queries.efforts[2]
+    for plan, k in (
+        (Plan(effort + 1, 20), K),
+        (Plan(effort, queries.shortlists[effort].shape[1] + 1), K),
+        (Plan(effort, 20, (Stage(31, 15),)), K),
+        (Plan(effort, 20), 101),
+    ):
+        said = step_recalls(calibration, plan, k)
+        assert len(said) == plan.steps
+        assert all(math.isnan(recall) for recall in said)
+
+
+def test_the_record_is_read_from_disk(recorded: Callable[[str], Recorded], tmp_path: Path) -> None:
+    _, corpus, queries = recorded("hnsw-sq8")
+    calibration = calibration_of(corpus, queries)
+    calibration.frontier(K)
+    calibration.save(tmp_path)
+    opened = Calibration.load(tmp_path)
+    effort = max(queries.efforts[1], 16)
+    plan = Plan(effort, 16)
+    assert step_recalls(opened, plan, K) == step_recalls(calibration, plan, K)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from funnel.planning import windows
+from funnel.planning.windows import CALLERS, Held, held_ms, window_p95s
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_SECONDS", 0.02)
+
+
+def test_every_window_has_its_percentile() -> None:
+    found = window_p95s(lambda _: time.sleep(0.001), callers=1, windows=5, seconds=0.03)
+    assert len(found) == 5
+    assert min(found) >= 1.0
+
+
+def test_so_many_threads_call_at_once_and_each_makes_other_calls() -> None:
+    lock, inside, most = threading.Lock(), [0], [0]
+    numbers: dict[str, set[int]] = {}
+
+    def call(number: int) -> None:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            numbers.setdefault(threading.current_thread().name, set()).add(number)
+        time.sleep(0.002)
+        with lock:
+            inside[0] -= 1
+
+    window_p95s(call, callers=2, windows=3, seconds=0.03)
+    assert most[0] == 2
+    first, second = [seen for name, seen in numbers.items() if name != threading.current_thread().name]
+    assert not first & second
+
+
+def test_a_call_belongs_to_the_window_in_which_it_began() -> None:
+    """One call of many is slow: it shows in its window alone."""
+    began = time.perf_counter()
+    slow = [False]
+
+    def call(number: int) -> None:
+        if not slow[0] and number > 1 and time.perf_counter() - began > 0.05:
+            slow[0] = True
+            time.sleep(0.3)
+        time.sleep(0.002)
+
+    found = window_p95s(call, callers=1, windows=6, seconds=0.04)
+    assert sum(value > 150 for value in found) == 1
+
+
+def test_slow_calls_get_fewer_windows_and_no_fewer_than_three() -> None:
+    assert len(window_p95s(lambda _: time.sleep(0.02), 1, windows=19, seconds=0.001, most_seconds=0.001)) == 3
+    assert len(window_p95s(lambda _: time.sleep(0.02), 1, windows=19, seconds=0.001, most_seconds=0.2)) < 12
+
+
+def test_an_error_in_a_call_is_raised_and_nothing_hangs() -> None:
+    def call(number: int) -> None:
+        if number > 4:
+            raise ValueError("call 5")
+
+    with pytest.raises(ValueError, match="call 5"):
+        window_p95s(call, callers=2, windows=3, seconds=0.02)
+
+
+def test_the_slower_number_of_callers_counts(quick: None) -> None:
+    lock, inside = threading.Lock(), [0]
+
+    def call(_: int) -> None:
+        with lock:
+            inside[0] += 1
+            slower = inside[0]
+        time.sleep(0.004 if slower == 1 else 0.1)
+        with lock:
+            inside[0] -= 1
+
+    held = held_ms(call)
+    assert held.callers == CALLERS[-1] == 2
+    assert held.ms >= held.typical >= 50
+    assert "called by 2 threads at once" in str(held)
+    assert "called by one thread" in str(Held(1, 1.0, 2.0, 19))
+
+
+@pytest.mark.parametrize("tail", [1.5, 4.0])
+def test_the_next_window_is_above_the_largest_of_19_once_in_twenty(tail: float) -> None:
+    """Windows of calls of which some are slow together, simulated."""
+    generator = np.random.default_rng(3)
+    level = 1 + generator.pareto(tail, (2_000, windows.WINDOWS + 1, 1))
+    calls = level * (1 + generator.exponential(0.1, (2_000, windows.WINDOWS + 1, 40)))
+    p95s = np.percentile(calls, windows.PERCENTILE, axis=2)
+    broken = (p95s[:, -1] > p95s[:, :-1].max(axis=1)).mean()
+    assert abs(broken - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 2_000)
