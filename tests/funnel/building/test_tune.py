@@ -63,9 +63,10 @@ def old_queries(folder: Path) -> np.ndarray:
 
 
 def test_a_change_is_seen_and_tuning_mends_it(graph_folder: Path, rows: np.ndarray, copied: Copy) -> None:
-    """Rows of the index as queries score 1, where those it was calibrated on scored less."""
+    """Queries close to rows of the index score .97, where those it was calibrated on scored .84."""
     index = FunnelIndex.open(copied(graph_folder))
     plan = funnel_plan(index)
+    rows = rows + 0.03 * np.random.default_rng(5).normal(size=rows.shape).astype("f4")
     with pytest.warns(DriftWarning) as seen:
         for start in range(0, 600, 20):
             answers = index.search_vectors(rows[start : start + 20], plan=plan)

@@ -31,8 +31,9 @@ def calibration(real: bool = True) -> Calibration:
     """Whose plan of effort 100 returned the true scores."""
     made = make_calibration([0.99, 0.98, 0.96, 0.9, 0.8], QUERIES, real)
     truth = scores(QUERIES, 1)
-    recorded = {effort: truth[:, :, None] for effort in (100,)}
-    made.corpus = Run(truth, np.full(QUERIES, -1), truth, (64,), {}, recorded)
+    everyone = np.tile(np.arange(K, dtype=np.int32), (QUERIES, 1))
+    places = {PLAN.effort: everyone.astype(np.uint16)}
+    made.corpus = Run(truth, np.full(QUERIES, -1), truth, (64,), everyone, truth[:, :, None], places)
     made.queries = made.corpus if real else None
     return made
 
