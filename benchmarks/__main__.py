@@ -14,6 +14,7 @@ from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.promise import promise
 from benchmarks.scifact import scifact
+from benchmarks.tail import tail
 from benchmarks.texts import texts
 
 
@@ -22,7 +23,7 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, promise, latency, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
+for command in (budget, promise, tail, latency, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -26,7 +26,7 @@ class Asked:
     deadline that is none, or that a latency budget may use up.
     """
 
-    __slots__ = ("budget", "deadline", "from_text", "hits", "k", "latency_ms", "plan", "recall")
+    __slots__ = ("budget", "deadline", "from_text", "hits", "k", "latency_ms", "plan", "recall", "share")
 
     def __init__(
         self,
@@ -37,10 +37,12 @@ class Asked:
         plan: Plan | Explanation | None,
         deadline_ms: float | None,
         *,
+        share: float | None = None,
         from_text: bool = False,
         hits: bool = False,
     ) -> None:
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
+        self.share = share
         self.from_text, self.hits = from_text, hits
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
@@ -52,12 +54,28 @@ class Asked:
                 )
 
     @property
+    def wanted(self) -> Budget:
+        """The budget. InputError where it was given in both ways."""
+        return wanted_budget(self.recall, self.latency_ms, self.budget, self.share)
+
+    @property
+    def explicit(self) -> Plan:
+        """The plan, where one was given. InputError where a budget came with it, or it is none."""
+        assert self.plan is not None
+        return explicit_plan(self.plan, self.recall, self.latency_ms, self.budget, self.share)
+
+    @property
     def name(self) -> tuple[str, float | None]:
-        """What was asked, in words, and the recall that it promises; None where that is left open."""
+        """What was asked, in words, and the mean recall that it promises; None where that is left open.
+
+        Where a share of queries gets a recall, the mean is at least their product.
+        """
         if self.plan is not None:
             return f"plan {explicit_plan(self.plan, None, None, None)}", None
-        wanted = wanted_budget(self.recall, self.latency_ms, self.budget)
-        return str(wanted), wanted.recall
+        wanted = self.wanted
+        return str(
+            wanted
+        ), wanted.recall if wanted.share is None or wanted.recall is None else wanted.recall * wanted.share
 
 
 def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
@@ -85,20 +103,26 @@ def read_vectors(queries: Any) -> npt.NDArray[Any]:
     return _numbers(queries) if rows is None else rows
 
 
-def wanted_budget(recall: float | None, latency_ms: float | None, budget: Budget | None) -> Budget:
+def wanted_budget(
+    recall: float | None, latency_ms: float | None, budget: Budget | None, share: float | None = None
+) -> Budget:
     """The budget that was asked for, in one way or the other. InputError for both."""
     if budget is None:
-        return Budget(recall, latency_ms)
-    if recall is not None or latency_ms is not None:
-        raise InputError("give either budget, or recall and latency_ms, not both")
+        return Budget(recall, latency_ms, share=share)
+    if recall is not None or latency_ms is not None or share is not None:
+        raise InputError("give either budget, or recall, share and latency_ms, not both")
     return budget
 
 
 def explicit_plan(
-    plan: Plan | Explanation, recall: float | None, latency_ms: float | None, budget: Budget | None
+    plan: Plan | Explanation,
+    recall: float | None,
+    latency_ms: float | None,
+    budget: Budget | None,
+    share: float | None = None,
 ) -> Plan:
     """The plan that was asked for. InputError where a budget came with it, or it is none."""
-    if recall is not None or latency_ms is not None or budget is not None:
+    if recall is not None or latency_ms is not None or budget is not None or share is not None:
         raise InputError("give either a plan or a budget, not both")
     chosen = plan.plan if isinstance(plan, Explanation) else plan
     if not isinstance(chosen, Plan):

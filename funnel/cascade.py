@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.escalation import hard, looked_at
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
 from funnel.workers import workers
@@ -56,12 +57,12 @@ class Cascade:
         if plan.is_flat:
             return self.exact(queries, k)
         if len(queries) == 1:
-            return self._piece(queries, plan, k)
+            return self._answer(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
 
         def piece(places: slice | Int64) -> None:
-            scores[places], rows[places] = self._piece(queries[places], plan, k)
+            scores[places], rows[places] = self._answer(queries[places], plan, k)
 
         self._spread(queries, piece)
         return scores, rows
@@ -146,6 +147,19 @@ class Cascade:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
         prefixes = np.ascontiguousarray(queries[:, : self.width])
         return self.coarse.search(prefixes, shortlist, effort)
+
+    def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
+        escalation = plan.escalation
+        if escalation is None:
+            return self._piece(queries, plan, k)
+        seen = looked_at(plan.survivors, escalation.k)
+        scores, rows = self._piece(queries, plan, max(k, seen))
+        again = np.flatnonzero(hard(escalation, np.ascontiguousarray(scores[:, :seen])))
+        scores, rows = scores[:, :k], rows[:, :k]
+        if len(again):
+            scores[again], rows[again] = self._piece(queries[again], escalation.then, k)
+        return scores, rows
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""

@@ -20,6 +20,7 @@ from indexes.errors import CoarseIndexError, MissingBackendError
 if TYPE_CHECKING:
     from funnel.hits import Hits
     from funnel.index import FunnelIndex
+    from funnel.planning.budget import Budget
 
 __all__ = ["cli", "main"]
 
@@ -125,6 +126,7 @@ def build(
 @click.argument("text", required=False)
 @click.option("-k", default=10, show_default=True, help="How many hits.")
 @click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
+@click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
 @click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
@@ -134,6 +136,7 @@ def search(
     text: str | None,
     k: int,
     recall: float | None,
+    share: float | None,
     latency_ms: float | None,
     deadline_ms: float | None,
     vector: Path | None,
@@ -144,20 +147,22 @@ def search(
     Example: funnel search my-index "read a csv file" -k 5 --recall 0.99
     """
     from funnel.index import FunnelIndex
+    from funnel.planning.budget import Budget
 
     if text is not None and vector is not None:
         raise InputError("give either a text or --vector, not both")
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
-    promise = None if as_json else _promise(opened, k, recall, latency_ms, vectors)
+    budget = Budget(recall, latency_ms, share=share)
+    promise = None if as_json else _promise(opened, k, budget, vectors)
     if vectors is not None:
-        found: Any = opened.search(vectors, k, recall=recall, latency_ms=latency_ms, deadline_ms=deadline_ms)
+        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms)
         _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
-        found = opened.search(line, k, recall=recall, latency_ms=latency_ms, deadline_ms=deadline_ms)
+        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms)
         _say(promise)
         promise = None
         _show(line, found, as_json)
@@ -169,11 +174,11 @@ def _say(promise: str | None) -> None:
         click.echo(promise, err=True)
 
 
-def _promise(index: FunnelIndex, k: int, recall: float | None, latency_ms: float | None, vectors: Any) -> str:
+def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any) -> str:
     from funnel.asking import Asked
     from funnel.planning.budget import check_k
 
-    asked = Asked(k, recall, latency_ms, None, None, None, from_text=vectors is None, hits=True)
+    asked = Asked(k, None, None, budget, None, None, from_text=vectors is None, hits=True)
     choice = index.choose(asked, check_k(k, len(index)), 1 if vectors is None else len(vectors))
     return f"{choice.plan} ({choice.certificate})"
 
@@ -214,6 +219,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
 @click.argument("index", type=PATH)
 @click.option("-k", default=10, show_default=True)
 @click.option("--recall", type=float, help="One budget, stage by stage.")
+@click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="One budget, stage by stage.")
 @click.option("--batch", default=1, show_default=True, help="Queries in one call.")
 @click.option("--run", is_flag=True, help="Run the plan: measured time and recall of each stage.")
@@ -223,6 +229,7 @@ def explain(
     index: Path,
     k: int,
     recall: float | None,
+    share: float | None,
     latency_ms: float | None,
     batch: int,
     run: bool,
@@ -238,13 +245,13 @@ def explain(
     from funnel.reports.frontier import plot_frontier
 
     opened = FunnelIndex.open(index)
-    if recall is None and latency_ms is None:
+    if recall is None and latency_ms is None and share is None:
         explained = explain_budgets(opened, k, batch, run=run)
         text = budgets_table(opened, explained)
         if run:
             text = "\n\n".join([text, *map(str, explained)])
     else:
-        explained = [opened.explain(k, recall=recall, latency_ms=latency_ms, batch=batch, run=run)]
+        explained = [opened.explain(k, recall=recall, share=share, latency_ms=latency_ms, batch=batch, run=run)]
         text = str(explained[0])
     if plot is not None:
         plot_frontier(opened, plot, k, batch)

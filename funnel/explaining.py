@@ -40,12 +40,9 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
         searcher.measure_steps(plan, k, size) if run else (),
         pruning,
     )
-    certificate = choice.certificate
     held = None if wanted.latency_ms is None else searcher.held(plan, k, size)
-    return Explanation(
-        str(wanted), k, size, plan, lines, certificate.estimate, certificate.lower_bound,
-        latency.p50, latency.p95, certificate, exact, held,
-    )  # fmt: skip
+    times = (latency.p50, latency.p95)
+    return Explanation.of(str(wanted), k, size, plan, lines, times, choice.certificate, exact, held)
 
 
 def _coarse_bytes(searcher: Searcher, plan: Plan) -> int | None:

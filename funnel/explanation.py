@@ -41,7 +41,9 @@ class StageLine:
 class Explanation:
     """The plan that a budget is served by. May be given to `search` as its plan.
 
-    recall: mean recall@k on the calibration queries; recall_lower_bound at the certificate's confidence.
+    recall: mean recall@k on the calibration queries; recall_lower_bound at the certificate's confidence, NaN where a
+    share of queries was asked for. share, share_lower_bound: the same of the share of queries that get the recall
+    asked for; None where the mean was asked for.
     p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors, by one caller.
     exact: where the plan is flat, how it is run: every row at full width, or pruned by a prefix. held: what a latency
     was promised by, where one was asked for.
@@ -59,11 +61,44 @@ class Explanation:
     certificate: Certificate
     exact: str = ""
     held: Held | None = None
+    share: float | None = None
+    share_lower_bound: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        budget: str,
+        k: int,
+        batch: int,
+        plan: Plan,
+        stages: tuple[StageLine, ...],
+        times_ms: tuple[float, float],
+        certificate: Certificate,
+        exact: str,
+        held: Held | None,
+    ) -> Explanation:
+        """What a certificate says, and the rest. times_ms: p50 and p95."""
+        whole = (budget, k, batch, plan, stages)
+        bound = certificate.lower_bound
+        if certificate.share is None:
+            return cls(*whole, certificate.estimate, bound, *times_ms, certificate, exact, held)
+        recall, share = certificate.mean_recall, certificate.estimate
+        return cls(*whole, recall, math.nan, *times_ms, certificate, exact, held, share, bound)
 
     @property
     def bytes_touched(self) -> int:
         """Bytes of vectors read by the reranks of one query."""
         return sum(line.bytes_touched or 0 for line in self.stages if line.name != "coarse")
+
+    @property
+    def promised(self) -> str:
+        """What was measured of recall, in words."""
+        if self.share is None:
+            return f"recall@{self.k} {self.recall:.4f} (lower bound {self.recall_lower_bound:.4f})"
+        return (
+            f"recall@{self.k} ≥ {self.certificate.recall:g} for {self.share * 100:.2f} % of queries (lower bound "
+            f"{(self.share_lower_bound or 0.0) * 100:.2f} %), mean {self.recall:.4f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -72,6 +107,8 @@ class Explanation:
             for name in self.__slots__
             if name not in ("plan", "stages", "certificate", "held")
         }
+        if self.share is not None:  # NaN is not JSON
+            record["recall_lower_bound"] = None
         record["plan"] = self.plan.to_json()
         record["stages"] = [{name: getattr(line, name) for name in line.__slots__} for line in self.stages]
         record["certificate"] = self.certificate.to_json()
@@ -81,8 +118,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [
             f"{self.budget} at k={self.k}: {self.plan}" + (f": exact, {self.exact}" if self.exact else ""),
-            f"  recall@{self.k} {self.recall:.4f} (lower bound {self.recall_lower_bound:.4f}); "
-            f"p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
+            f"  {self.promised}; p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
         ]
         if not self.plan.is_flat:
@@ -93,13 +129,13 @@ class Explanation:
 
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)
-        head = f"  {'step':<8}{'dims':>5}{'in':>11}{'out':>7}{'KiB a query':>13}{'predicted ms':>14}{'recall':>8}"
+        head = f"  {'step':<15}{'dims':>5}{'in':>11}{'out':>7}{'KiB a query':>13}{'predicted ms':>14}{'recall':>8}"
         lines = [head + (f"{'measured ms':>13}{'recall':>8}" if run else "")]
         for line in self.stages:
             touched = "–" if line.bytes_touched is None else f"{line.bytes_touched / 1024:,.1f}"
             recall = "–" if math.isnan(line.recall) else f"{line.recall:.4f}"
             text = (
-                f"  {line.name:<8}{line.width:>5}{line.candidates_in:>11,}{line.candidates_out:>7,}{touched:>13}"
+                f"  {line.name:<15}{line.width:>5}{line.candidates_in:>11,}{line.candidates_out:>7,}{touched:>13}"
                 f"{line.predicted_ms:>14.3f}{recall:>8}"
             )
             lines.append(text + (f"{line.measured_ms:>13.3f}{line.measured_recall:>8.4f}" if run else ""))
@@ -120,8 +156,15 @@ def stage_lines(
 ) -> tuple[StageLine, ...]:
     """The steps of a plan. widths: of the coarse index, and d; the rest as in StageLine, a figure a step.
 
-    pruning: how flat search is run.
+    pruning: how flat search is run. Those of an escalation are called "again": their milliseconds are the mean over
+    all calls, their candidates and bytes those of a query that goes on.
     """
+    if plan.escalation is not None:
+        first, then = plan.parts
+        shape, count = (k, rows, widths, bytes_per_value), first.steps
+        whole = stage_lines(first, *shape, predicted_ms[:count], recalls[:count], coarse_bytes, measured[:count])
+        again = stage_lines(then, *shape, predicted_ms[count:], recalls[count:], None, measured[count:])
+        return (*whole, *(replace(line, name=f"again: {line.name}") for line in again))
     coarse_width, dim = widths
     if plan.is_flat and pruning is not None:
         looked_at = rows * pruning.width + round(rows * pruning.share) * dim

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.asking import Asked, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.asking import Asked, read_query, read_vectors, wanted_budget
 from funnel.beside import Beside
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
@@ -129,6 +129,7 @@ class FunnelIndex:
         k: int = 10,
         *,
         recall: float | None = None,
+        share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
@@ -138,17 +139,19 @@ class FunnelIndex:
         """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
         query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
-        or an explicit plan; none of them: recall 0.95. Each list says in `served` how it was found. audit: see `audit`,
-        for this call alone. deadline_ms: so long after the call began, encoding included, no further stage is begun,
-        and the best so far is returned: `served.complete` is False then, and scores are cosines on the prefix of the
-        last stage done. The coarse search is always finished. What is done once and remembered, such as planning, does
-        not count.
+        or an explicit plan; none of them: recall 0.95. With a share, at least that share of queries gets the recall,
+        rather than the mean of all. Each list says in `served` how it was found. audit: see `audit`, for this call
+        alone. deadline_ms: so long after the call began, encoding included, no further stage is begun, and the best so
+        far is returned: `served.complete` is False then, and scores are cosines on the prefix of the last stage done.
+        The coarse search is always finished. What is done once and remembered, such as planning, does not count.
 
         The first call with a new latency_ms measures plans for some seconds. Raises BudgetError when no plan meets the
         budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
-        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, from_text=texts is not None, hits=True)
+        asked = Asked(
+            k, recall, latency_ms, budget, plan, deadline_ms, share=share, from_text=texts is not None, hits=True
+        )
         if vectors is None:
             if asked.deadline is not None:
                 with asked.deadline.paused():
@@ -163,6 +166,7 @@ class FunnelIndex:
         k: int = 10,
         *,
         recall: float | None = None,
+        share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
         plan: Plan | Explanation | None = None,
@@ -173,7 +177,7 @@ class FunnelIndex:
 
         queries: [n_queries, d]. ids are int64, or str in an object array. Takes a deadline and raises as `search` does.
         """
-        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms)
+        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, share=share)
         scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
         return Answers(self._searcher.ids.at(positions), scores, served)
 
@@ -182,6 +186,7 @@ class FunnelIndex:
         k: int = 10,
         *,
         recall: float | None = None,
+        share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
         batch: int = 1,
@@ -193,7 +198,7 @@ class FunnelIndex:
         recall was after it. A latency is of the search alone, from vectors. Raises as `search` does.
         """
         k = check_k(k, len(self))
-        explained = explain_budget(self._searcher, wanted_budget(recall, latency_ms, budget), k, batch, run)
+        explained = explain_budget(self._searcher, wanted_budget(recall, latency_ms, budget, share), k, batch, run)
         return replace(explained, certificate=self._monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
@@ -320,11 +325,11 @@ class FunnelIndex:
     def _served(self, asked: Asked, k: int, n_queries: int) -> Served:
         if asked.plan is None:
             return self._choice(asked, k, n_queries)
-        return self._explicit(explicit_plan(asked.plan, asked.recall, asked.latency_ms, asked.budget), k)
+        return self._explicit(asked.explicit, k)
 
     def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
-        wanted, beside_ms = wanted_budget(asked.recall, asked.latency_ms, asked.budget), 0.0
+        wanted, beside_ms = asked.wanted, 0.0
         if wanted.latency_ms is not None:
             batch = batch_class(n_queries)
             beside_ms = self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms)
@@ -333,11 +338,11 @@ class FunnelIndex:
     def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         choices, batch = self._choices, batch_class(n_queries)
-        key = (k, batch, asked.recall, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
+        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
         served = choices.get(key)
         if served is None:
             choice = self.choose(asked, k, n_queries)
-            served = choices[key] = Served(choice.plan, choice.certificate.estimate)
+            served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
         return served
 
     def _explicit(self, plan: Plan, k: int) -> Served:

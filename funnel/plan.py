@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from funnel.errors import InputError
 
-__all__ = ["FLAT", "Plan", "Stage"]
+__all__ = ["FLAT", "Escalation", "Plan", "Stage"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -19,6 +20,37 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Escalation:
+    """Which queries go on to a stronger plan: those whose ease, judged by the first plan's scores, is too low.
+
+    k: how many of the best hits the rule looks at. closeness, margin: weights of the two signals, see
+    funnel.escalation. threshold: a query of less ease goes on. then: the plan that answers it instead, from a coarse
+    search of its own. rate: the share of the calibration queries that went on; it says what to expect and decides
+    nothing.
+    """
+
+    k: int
+    closeness: float
+    margin: float
+    threshold: float
+    then: Plan
+    rate: float = field(default=math.nan, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule as plain values."""
+        rate = None if math.isnan(self.rate) else self.rate
+        numbers = {"closeness": self.closeness, "margin": self.margin, "threshold": self.threshold, "rate": rate}
+        return {"k": self.k, **numbers, "then": self.then.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Escalation:
+        """The rule that `to_json` wrote."""
+        closeness, margin, threshold = (float(value[name]) for name in ("closeness", "margin", "threshold"))
+        rate = math.nan if value["rate"] is None else float(value["rate"])
+        return cls(int(value["k"]), closeness, margin, threshold, Plan.from_json(value["then"]), rate)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How one search is run.
 
@@ -26,11 +58,13 @@ class Plan:
     shortlist: how many candidates the coarse search hands on; 0 means flat search over every row.
     stages: intermediate reranks at rising widths, below full width. The last stage, exact scores at full
     width of whatever is left, is part of every plan and not listed.
+    escalation: None, or which queries are searched again, with what.
     """
 
     effort: int
     shortlist: int
     stages: tuple[Stage, ...] = ()
+    escalation: Escalation | None = None
 
     @property
     def is_flat(self) -> bool:
@@ -44,8 +78,15 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps it has: the coarse search, each stage and the exact one; flat search is one."""
-        return 1 if self.is_flat else len(self.stages) + 2
+        """How many steps it has: the coarse search, each stage and the exact one, of both parts; flat search is one."""
+        return 1 if self.is_flat else sum(len(part.stages) + 2 for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """The plan without its escalation, and the plan that hard queries go on to where there is one."""
+        if self.escalation is None:
+            return (self,)
+        return Plan(self.effort, self.shortlist, self.stages), self.escalation.then
 
     def widened(self) -> Plan:
         """The plan with room for one candidate more at each step: for queries that are rows, and find themselves."""
@@ -53,10 +94,17 @@ class Plan:
             return self
         stages = tuple(Stage(stage.width, stage.keep + 1) for stage in self.stages)
         effort = self.effort + 1 if self.effort == self.shortlist else self.effort  # a graph's shortlist is its effort
-        return Plan(effort, self.shortlist + 1, stages)
+        rule = self.escalation
+        again = None if rule is None else replace(rule, k=rule.k + 1, then=rule.then.widened())
+        return Plan(effort, self.shortlist + 1, stages, again)
 
     def check(self, widths: tuple[int, ...]) -> None:
         """InputError unless the stages rise in width, fall in number and use the given widths."""
+        if self.escalation is not None:
+            self._check_escalation(self.escalation)
+            for part in self.parts:
+                part.check(widths)
+            return
         if self.is_flat:
             if self.stages:
                 raise InputError(f"plan {self}: flat search (shortlist 0) takes no stages")
@@ -74,19 +122,32 @@ class Plan:
                 raise InputError(f"plan {self}: stages must rise in width and fall in candidates")
             keep, width = stage.keep, stage.width
 
+    def _check_escalation(self, escalation: Escalation) -> None:
+        numbers = (escalation.closeness, escalation.margin, escalation.threshold)
+        if not all(math.isfinite(number) for number in numbers):
+            raise InputError(f"plan {self}: weights and threshold are {numbers}; expected finite numbers")
+        if self.is_flat or escalation.then.is_flat:
+            raise InputError(f"plan {self}: flat search is exact, there is nothing to go on to or from")
+        if not 1 <= escalation.k <= self.survivors:
+            raise InputError(f"plan {self}: its rule looks at the best {escalation.k} of {self.survivors} candidates")
+        if escalation.then.escalation is not None:
+            raise InputError(f"plan {self}: a query goes on once; give a second plan without an escalation")
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
-        return {
-            "effort": self.effort,
-            "shortlist": self.shortlist,
-            "stages": [[stage.width, stage.keep] for stage in self.stages],
-        }
+        stages = [[stage.width, stage.keep] for stage in self.stages]
+        value: dict[str, Any] = {"effort": self.effort, "shortlist": self.shortlist, "stages": stages}
+        if self.escalation is not None:
+            value["escalation"] = self.escalation.to_json()
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
         """The plan that `to_json` wrote."""
         stages = tuple(Stage(int(width), int(keep)) for width, keep in value["stages"])
-        return cls(int(value["effort"]), int(value["shortlist"]), stages)
+        escalation = value.get("escalation")
+        rule = None if escalation is None else Escalation.from_json(escalation)
+        return cls(int(value["effort"]), int(value["shortlist"]), stages, rule)
 
     def __str__(self) -> str:
         if self.is_flat:
@@ -94,7 +155,11 @@ class Plan:
         effort = f"effort {self.effort}, " if self.effort else ""
         steps = [f"{effort}shortlist {self.shortlist}"]
         steps += [f"{stage.keep} at {stage.width}" for stage in self.stages]
-        return " → ".join([*steps, "exact"])
+        said = " → ".join([*steps, "exact"])
+        if self.escalation is None:
+            return said
+        rate = "hard queries" if math.isnan(self.escalation.rate) else f"the hardest {self.escalation.rate:.1%}"
+        return f"{said}; {rate} again: {self.escalation.then}"
 
 
 FLAT = Plan(effort=0, shortlist=0)

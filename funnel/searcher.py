@@ -25,6 +25,7 @@ from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
+from funnel.planning.escalating import expected_stages_ms
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import Calibration
@@ -158,20 +159,20 @@ class Searcher:
         plan.check(self.widths)
         if plan.is_flat:
             return
-        largest = self.cascade.coarse.largest_shortlist(plan.effort)
-        if plan.shortlist > largest:
-            raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
-        if plan.survivors < k:
-            raise InputError(f"plan {plan} keeps {plan.survivors} candidates for full width, fewer than k={k}")
+        for part in plan.parts:
+            largest = self.cascade.coarse.largest_shortlist(part.effort)
+            if part.shortlist > largest:
+                raise InputError(
+                    f"plan {plan}: at effort {part.effort} this index gives a shortlist of at most {largest}"
+                )
+            if part.survivors < k:
+                raise InputError(f"plan {plan} keeps {part.survivors} candidates for full width, fewer than k={k}")
 
     def estimate(self, plan: Plan, k: int) -> float:
         """Mean recall@k of a plan on the calibration queries; NaN where it is not among those on record for k."""
         if plan.is_flat:
             return 1.0
-        frontier = None if self.calibration is None else self.calibration.frontiers.get(k)
-        if frontier is None or plan not in frontier.plans:
-            return math.nan
-        return float(frontier.recalls(frontier.plans.index(plan)).mean())
+        return math.nan if self.calibration is None else self.planner.mean_recall(plan, k)
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
         """Run whole calls of `batch` queries and time them. Milliseconds."""
@@ -186,9 +187,17 @@ class Searcher:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
         key = (plan, k)
         if key not in self._step_recalls:
-            known = None if plan.is_flat or self.calibration is None else step_recalls(self.calibration, plan, k)
-            self._step_recalls[key] = known or (1.0 if plan.is_flat else math.nan,) * plan.steps
+            self._step_recalls[key] = self._recalls_after(plan, k)
         return self._step_recalls[key]
+
+    def _recalls_after(self, plan: Plan, k: int) -> tuple[float, ...]:
+        if plan.is_flat or self.calibration is None:
+            return (1.0 if plan.is_flat else math.nan,) * plan.steps
+        if plan.escalation is None:
+            return step_recalls(self.calibration, plan, k)
+        first, then = plan.parts  # hard queries keep what the first part found until the second is done
+        before = self.step_recalls(first, k)
+        return (*before, *before[-1:] * (then.steps - 1), self.estimate(plan, k))
 
     def sample_queries(self) -> Float32:
         """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
@@ -211,8 +220,14 @@ class Searcher:
         return pruning_of(self.cascade, self.sample_queries(), k, batch)
 
     def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
-        """Predicted milliseconds of each step of a plan; None without a calibration."""
-        return None if self.calibration is None else self.planner.costs.stages(plan, batch, self.dim)
+        """Predicted milliseconds of each step of a plan, those of an escalation last; None without a calibration."""
+        if self.calibration is None:
+            return None
+        costs = self.planner.costs
+        first = costs.stages(plan.parts[0], batch, self.dim)
+        if plan.escalation is None:
+            return first
+        return [*first, *expected_stages_ms(costs, plan.escalation, batch, self.dim)]
 
     def measured(self, plan: Plan, k: int, batch: int) -> Latency:
         """As `latency`, remembered where there is a planner to remember it."""
@@ -276,6 +291,8 @@ def _exact_certificate(budget: Budget, k: int) -> Certificate:
         date="",
         machine="",
         note="exact: the index is small enough for flat search",
+        share=budget.share,
+        mean_recall=1.0,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,8 @@ def survivors(
     tile = min(count, TILE_QUERIES)
     products = torch.empty(tile * size, dtype=codes.product)
     above = np.empty(tile * size, dtype=np.bool_)
-    residual, limits = math.nan, np.empty(0)
+    residual = math.nan
+    limits: npt.NDArray[Any] = np.empty(0)
     for start in starts:
         stop = min(start + size, store.n)
         rows, block = source(start, stop)

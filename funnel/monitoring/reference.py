@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.escalation import hard
 from funnel.plan import Plan
+from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 
 __all__ = ["returned_scores"]
@@ -25,6 +27,12 @@ def returned_scores(calibration: Calibration, plan: Plan, ranks: Sequence[int]) 
         return None
     if plan.is_flat:
         return run.truth[:, list(ranks)]
+    if plan.escalation is not None:
+        first, then = (returned_scores(calibration, part, ranks) for part in plan.parts)
+        if first is None or then is None:
+            return None
+        again = hard(plan.escalation, best_scores(run, plan, plan.escalation.k))
+        return np.where(again[:, None], then, first)
     recorded = run.scores.get(plan.effort)
     if recorded is None or recorded.shape[1] < plan.shortlist:
         return None

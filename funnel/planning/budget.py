@@ -1,4 +1,4 @@
-"""What the user asks for: recall, latency, or both."""
+"""What the user asks for: recall, in the mean or of most queries, latency, or both."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ class Budget:
     recall: mean recall@k against flat search over the distribution of queries, in (0, 1].
     latency_ms: the 95th percentile of one search call, in milliseconds, at the batch size of the call.
     confidence: the probability 1 - delta with which a certified recall holds, in (0, 1).
+    share: None: recall is that of the mean over queries; else at least this share of queries, in (0, 1], gets a
+    recall@k of at least `recall`.
 
     With neither, recall is 0.95. With only a latency, the plan of the highest recall within it is served.
-    Raises InputError when a value is outside its range.
+    Raises InputError when a value is outside its range, and for a share without a recall.
     """
 
     recall: float | None = None
     latency_ms: float | None = None
     confidence: float = DEFAULT_CONFIDENCE
+    share: float | None = None
 
     def __post_init__(self) -> None:
+        if self.share is not None:
+            self._check_share(self.share)
         if self.recall is None and self.latency_ms is None:
             object.__setattr__(self, "recall", DEFAULT_RECALL)
         if self.recall is not None:
@@ -48,13 +53,37 @@ class Budget:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
 
+    def _check_share(self, share: float) -> None:
+        expected = "a share of queries in (0, 1], such as 0.95"
+        _number("share", share, expected)
+        if not 0.0 < share <= 1.0:
+            raise InputError(f"share is {share!r}; expected {expected}")
+        if self.recall is None:
+            raise InputError(f"share is {share!r} and no recall is given; say which recall that share of queries gets")
+
+    @property
+    def target(self) -> float | None:
+        """What the mean of what is tested must reach: the share of queries where one is asked for, else the recall."""
+        return self.recall if self.share is None else self.share
+
+    @property
+    def exact(self) -> bool:
+        """Whether every neighbour of every query is asked for, or a recall of every single query: flat search."""
+        return self.target == 1.0
+
+    @property
+    def promise(self) -> str:
+        """What is asked of recall, in words."""
+        said = f"recall {self.recall or 1.0:g}"
+        return said if self.share is None else f"{said} for {self.share * 100:g} % of queries"
+
     @property
     def delta(self) -> float:
         """The probability of error that the certificate allows."""
         return 1.0 - self.confidence
 
     def __str__(self) -> str:
-        parts = [] if self.recall is None else [f"recall {self.recall:g}"]
+        parts = [] if self.recall is None else [self.promise]
         if self.latency_ms is not None:
             parts.append(f"latency {self.latency_ms:g} ms")
         return " and ".join(parts)

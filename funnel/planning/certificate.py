@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,10 @@ class Certificate:
 
     certified is True only where real queries passed the test for this recall and k. `estimate` and
     `lower_bound` are of the served plan: mean recall@k on the queries, and the bound at 1 - delta; `bound` names
-    which one (see funnel.planning.bounds). machine: the fingerprint, as JSON. queries_needed: about how many real
-    queries would certify the recall, where there were too few.
+    which one (see funnel.planning.bounds). Where a share of queries was asked for, both are of the share of queries
+    with a recall@k of at least `recall`. mean_recall: of the served plan, whichever was asked for. machine: the
+    fingerprint, as JSON. queries_needed: about how many real queries would certify the recall, where there were too
+    few.
     """
 
     recall: float | None
@@ -33,6 +36,8 @@ class Certificate:
     note: str = ""
     queries_needed: int | None = field(default=None)
     bound: str = BETTING
+    share: float | None = None
+    mean_recall: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -47,15 +52,19 @@ class Certificate:
     def evidence(self) -> str:
         """What it rests on, in one line: estimate, bound and its name, confidence, queries, date."""
         on = f"{self.n_queries:,} {self.query_kind}" if self.n_queries else self.query_kind
+        what = f"recall@{self.k} {self.estimate:.4f}"
+        if self.share is not None:
+            what = f"share of queries with recall@{self.k} ≥ {self.recall:g} {self.estimate:.4f}"
         return (
-            f"recall@{self.k} {self.estimate:.4f} on {on}, at least {self.lower_bound:.4f} with confidence "
+            f"{what} on {on}, at least {self.lower_bound:.4f} with confidence "
             f"{1 - self.delta:g} ({self.bound} bound)" + (f", measured {self.date}" if self.date else "")
         )
 
     def __str__(self) -> str:
         if self.certified and not self.note:
+            whose = "" if self.share is None else f" for at least {self.share * 100:g} % of queries,"
             return (
-                f"certified on {self.n_queries} real queries: recall@{self.k} ≥ {self.recall:g} "
+                f"certified on {self.n_queries} real queries: recall@{self.k} ≥ {self.recall:g}{whose} "
                 f"with confidence {1 - self.delta:g}"
             )
         return self.note

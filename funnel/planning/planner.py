@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from funnel.planning.budget import Budget
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class
+from funnel.planning.escalating import mean_ms
 from funnel.planning.frontier import Frontier
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.records import Calibration
+from funnel.planning.tail import TailFrontier, build_tail, hits_needed
 from funnel.planning.windows import Held
 
 __all__ = ["Choice", "Latency", "Planner"]
@@ -54,7 +56,8 @@ class Planner:
         self.calibration = calibration
         self.costs = costs
         self._chosen: dict[tuple[Budget, int, int, float], Choice] = {}
-        self._passes: dict[tuple[int, float, float], int] = {}
+        self._tails: dict[tuple[int, int], TailFrontier] = {}
+        self._passes: dict[tuple[int, float | None, float | None, float], int] = {}
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
         self.latencies = Latencies(measure, hold, known)
 
@@ -85,28 +88,55 @@ class Planner:
         """What can be said of this plan's recall@k; certified only where it passed the test for the budget."""
         if plan.is_flat:
             return self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width")
-        frontier = self.calibration.frontier(k)
+        frontier = self.frontier(budget, k)
         if frontier is None or plan not in frontier.plans:
             return self._record(budget, k, False, math.nan, 0.0, "uncertified: this plan was not calibrated")
         position = frontier.plans.index(plan)
         recalls = frontier.recalls(position)
         bound = betting_lower_bound(recalls, budget.delta)
         estimate = float(recalls.mean())
+        mean = float(frontier.hits[position].mean() / k)
         if not self.calibration.certifies:
-            return self._record(budget, k, False, estimate, bound, self.calibration.kind)
+            return self._record(budget, k, False, estimate, bound, self.calibration.kind, mean=mean)
         if budget.recall is None:
-            return self._record(budget, k, False, estimate, bound, "no recall was asked for, so none is certified")
+            note = "no recall was asked for, so none is certified"
+            return self._record(budget, k, False, estimate, bound, note, mean=mean)
         passed = position < self._passed(frontier, budget)
-        bound = max(bound, budget.recall) if passed else bound  # the test is exact, the bound found to a resolution
-        note = "" if passed else f"recall {budget.recall:g} is not certified for this plan"
-        return self._record(budget, k, passed, estimate, bound, note)
+        # The test is exact, the bound found to a resolution.
+        bound = max(bound, budget.target or 0.0) if passed else bound
+        note = "" if passed else f"{budget.promise} is not certified for this plan"
+        return self._record(budget, k, passed, estimate, bound, note, mean=mean)
+
+    def frontier(self, budget: Budget, k: int) -> Frontier | None:
+        """The plans that are tested for a budget, in their order; None where k is beyond the record.
+
+        Those for a share of queries are worked out from the record on first use, once for each k and recall.
+        """
+        uniform = self.calibration.frontier(k)
+        if budget.share is None or budget.recall is None or uniform is None:
+            return uniform
+        needed = hits_needed(budget.recall, k)
+        if (k, needed) not in self._tails:
+            corpus, queries = self.calibration.runs()
+            made = build_tail(uniform, needed, corpus, queries, self.costs, self.calibration.dim)
+            self._tails[k, needed] = made
+        return self._tails[k, needed]
+
+    def mean_recall(self, plan: Plan, k: int) -> float:
+        """Mean recall@k of a plan on the calibration queries; NaN where it is not among those tested so far."""
+        known = self.calibration.frontiers.get(k)
+        tested = [] if known is None else [known]
+        for frontier in [*tested, *(tail for (of, _), tail in self._tails.items() if of == k)]:
+            if plan in frontier.plans:
+                return float(frontier.hits[frontier.plans.index(plan)].mean() / k)
+        return math.nan
 
     def _choose(self, budget: Budget, k: int, batch: int, beside_ms: float) -> Choice:
-        frontier = self.calibration.frontier(k)
+        frontier = self.frontier(budget, k)
         allowed = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
         if frontier is None and self.calibration.depth < LARGEST_K:  # so few rows that flat search costs nothing
             return self._flat(budget, k, batch, allowed)
-        if frontier is None and budget.recall == 1.0:
+        if frontier is None and budget.exact:
             return self._flat(budget, k, batch, allowed)
         if frontier is None:
             raise InputError(
@@ -122,8 +152,8 @@ class Planner:
 
         batch: a batch class. k: within the calibrated depth.
         """
-        frontier = self.calibration.frontier(k)
-        passed = 0 if frontier is None or budget.recall == 1.0 else self._passed(frontier, budget)
+        frontier = self.frontier(budget, k)
+        passed = 0 if frontier is None or budget.exact else self._passed(frontier, budget)
         plans = [FLAT] if frontier is None else [FLAT, *frontier.plans[:passed]]
         return sorted(plans, key=lambda plan: self._cost(plan, batch))
 
@@ -136,21 +166,21 @@ class Planner:
         return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
 
     def _passed(self, frontier: Frontier, budget: Budget) -> int:
-        """How many plans of the frontier are certified for the recall: tested once, whatever the batch size."""
-        recall = budget.recall or 1.0
-        key = (frontier.k, recall, budget.delta)
+        """How many plans of the frontier are certified for the budget: tested once, whatever the batch size."""
+        key = (frontier.k, budget.recall, budget.share, budget.delta)
         if key not in self._passes:
             recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-            self._passes[key] = fixed_sequence(recalls, recall, budget.delta)
+            self._passes[key] = fixed_sequence(recalls, budget.target or 1.0, budget.delta)
         return self._passes[key]
 
     def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
-        plans = self.candidates(budget, frontier.k, batch)
+        k = frontier.k
+        plans = self.candidates(budget, k, batch)
         for plan in plans:
             if allowed == math.inf:
                 break
             likely = self._cost(plan, batch) <= allowed * PREDICTION_SLACK
-            if likely and self.latencies.within(plan, frontier.k, batch, allowed):
+            if likely and self.latencies.within(plan, k, batch, allowed):
                 break
         else:
             raise self._neither(frontier, budget, batch, allowed, plans[0])
@@ -174,8 +204,8 @@ class Planner:
         )
 
     def _by_recall(self, frontier: Frontier) -> list[Plan]:
-        mean = frontier.hits.mean(axis=1)
-        return [frontier.plans[i] for i in np.argsort(-mean, kind="stable")]
+        mean = [float(frontier.recalls(i).mean()) for i in range(len(frontier.plans))]
+        return [frontier.plans[i] for i in np.argsort(-np.array(mean), kind="stable")]
 
     def _neither(self, frontier: Frontier, budget: Budget, batch: int, allowed: float, cheapest: Plan) -> BudgetError:
         message = (
@@ -183,21 +213,26 @@ class Planner:
             f"({cheapest}) takes {self.latencies.said(cheapest, frontier.k, batch)}"
         )
         try:
-            nearest = self._most_recall(frontier, Budget(latency_ms=max(allowed, 1e-6)), batch, allowed)
+            within = max(allowed, 1e-6)
+            alone = Budget(latency_ms=within) if budget.share is None else replace(budget, latency_ms=within)
+            nearest = self._most_recall(frontier, alone, batch, allowed)
         except BudgetError as error:
             return BudgetError(f"{message}; {error}")
         estimate = nearest.certificate.estimate
-        said = f"{message}; within {allowed:.3g} ms the best ({nearest.plan}) has recall {estimate:.4f}"
-        if not nearest.plan.is_flat and estimate > (budget.recall or 1.0):  # fast enough, and only not certified
+        best = f"recall {estimate:.4f}"
+        if budget.share is not None:
+            best = f"that recall for {estimate * 100:.2f} % of queries"
+        said = f"{message}; within {allowed:.3g} ms the best ({nearest.plan}) has {best}"
+        if not nearest.plan.is_flat and estimate > (budget.target or 1.0):  # fast enough, and only not certified
             recalls = frontier.recalls(frontier.plans.index(nearest.plan))
-            needed = queries_needed(recalls, budget.recall or 1.0, budget.delta)
+            needed = queries_needed(recalls, budget.target or 1.0, budget.delta)
             if needed is not None:
                 said += f", and about {max(needed, len(recalls) + 1):,} real queries would certify it"
         return BudgetError(said)
 
     def _explained(self, plan: Plan, frontier: Frontier, budget: Budget) -> Certificate:
         certificate = self.certificate(plan, budget, frontier.k)
-        if not plan.is_flat or budget.recall == 1.0:
+        if not plan.is_flat or budget.exact:
             return certificate
         count, needed = frontier.hits.shape[1], self._needed(frontier, budget)
         if self._passed(frontier, budget):
@@ -205,14 +240,15 @@ class Planner:
         elif not frontier.plans:
             why = f"flat search is served: no plan that finds {frontier.k} candidates is cheaper"
         elif needed is None:
-            why = (
-                f"flat search is served: the strongest calibrated plan ({frontier.plans[0]}) has no recall above "
-                f"{budget.recall:g} on these queries"
-            )
+            strongest = f"flat search is served: the strongest calibrated plan ({frontier.plans[0]})"
+            why = f"{strongest} has no recall above {budget.recall:g} on these queries"
+            if budget.share is not None:
+                most = f"no more than {budget.share * 100:g} % of these queries"
+                why = f"{strongest} has a recall of {budget.recall:g} for {most}"
         else:
             needed = max(needed, count + 1)
             why = (
-                f"flat search is served: {count:,} queries are too few to certify recall {budget.recall:g}; "
+                f"flat search is served: {count:,} queries are too few to certify {budget.promise}; "
                 f"about {needed:,} would do"
             )
         kind = "" if self.calibration.certifies else f" ({self.calibration.kind})"
@@ -222,10 +258,10 @@ class Planner:
         """About how many queries would certify the recall for some plan: testing may end with the first."""
         if not frontier.plans:
             return None
-        return queries_needed(frontier.recalls(0), budget.recall or 1.0, budget.delta)
+        return queries_needed(frontier.recalls(0), budget.target or 1.0, budget.delta)
 
     def _cost(self, plan: Plan, batch: int) -> float:
-        return self.costs.predict(plan, batch, self.calibration.dim)
+        return mean_ms(self.costs, plan, batch, self.calibration.dim)
 
     def _record(
         self,
@@ -236,6 +272,7 @@ class Planner:
         bound: float,
         note: str,
         needed: int | None = None,
+        mean: float | None = None,
     ) -> Certificate:
         calibration = self.calibration
         return Certificate(
@@ -251,6 +288,8 @@ class Planner:
             machine=json.dumps(calibration.costs.machine, sort_keys=True),
             note=note,
             queries_needed=needed,
+            share=budget.share,
+            mean_recall=estimate if mean is None else mean,
         )
 
 

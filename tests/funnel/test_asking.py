@@ -43,6 +43,11 @@ def test_a_budget_one_way_or_the_other() -> None:
         wanted_budget(0.9, None, Budget(0.9))
     with pytest.raises(InputError, match="not both"):
         explicit_plan(FLAT, 0.9, None, None)
+    assert wanted_budget(0.9, None, None, 0.95) == Budget(0.9, share=0.95)
+    with pytest.raises(InputError, match="not both"):
+        wanted_budget(None, None, Budget(0.9), 0.95)
+    with pytest.raises(InputError, match="not both"):
+        explicit_plan(FLAT, None, None, None, 0.95)
     with pytest.raises(InputError, match="expected a Plan"):
         explicit_plan("flat", None, None, None)  # type: ignore[arg-type]
 
@@ -53,4 +58,6 @@ def test_what_an_audit_is_listed_under() -> None:
     assert Asked(10, None, None, None, None, None).name == ("recall 0.95", 0.95)
     assert Asked(10, None, 5.0, None, None, None).name == ("latency 5 ms", None)
     assert Asked(10, None, None, Budget(0.8, 5.0), None, None).name == ("recall 0.8 and latency 5 ms", 0.8)
+    # Half of the queries at .9, the others at 0 or more.
+    assert Asked(10, 0.9, None, None, None, None, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
     assert Asked(10, None, None, None, plan, None).name == (f"plan {plan}", None)

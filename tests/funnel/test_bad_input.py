@@ -177,7 +177,8 @@ def test_k_beyond_the_calibration(graph: FunnelIndex, unseen: np.ndarray) -> Non
 @pytest.mark.parametrize(
     "budget",
     [{"recall": 0}, {"recall": 1.01}, {"recall": -0.5}, {"recall": float("nan")}, {"recall": "high"},
-     {"latency_ms": 0}, {"latency_ms": -5}, {"latency_ms": float("nan")}, {"latency_ms": float("inf")}],
+     {"latency_ms": 0}, {"latency_ms": -5}, {"latency_ms": float("nan")}, {"latency_ms": float("inf")},
+     {"share": 0, "recall": 0.9}, {"share": 1.5, "recall": 0.9}, {"share": 0.95}, {"share": 0.95, "latency_ms": 5}],
 )  # fmt: skip
 def test_budgets(
     budget: dict[str, Any], graph: FunnelIndex, graph_folder: Path, unseen: np.ndarray, tmp_path: Path
@@ -192,7 +193,7 @@ def test_budgets(
         Budget(**budget)
     if not isinstance(value, str):
         np.save(tmp_path / "queries.npy", unseen[:2])
-        option = ["--" + name.replace("_", "-"), value]
+        option = [part for key, given in budget.items() for part in ("--" + key.replace("_", "-"), given)]
         for command in (["search", graph_folder, "--vector", tmp_path / "queries.npy"], ["explain", graph_folder]):
             assert f"{name} is" in refused([*command, *option])
 

@@ -155,6 +155,18 @@ def test_tune(graph_folder: Path, copied: Callable[[Path], Path], unseen: np.nda
     assert "no queries at nowhere.txt" in refused(["tune", path, "--queries", "nowhere.txt"])
 
 
+def test_budgets_on_the_tail(graph_folder: Path, unseen: np.ndarray, tmp_path: Path) -> None:
+    asked = ["--recall", 0.8, "--share", 0.6]
+    one = run(["explain", graph_folder, *asked]).stdout
+    assert one.startswith("recall 0.8 for 60 % of queries at k=10: ")
+    (line,) = json.loads(run(["explain", graph_folder, *asked, "--json"]).stdout)
+    assert 0.6 <= line["share_lower_bound"] <= line["share"] <= 1
+    assert line["certificate"]["share"] == 0.6
+    np.save(tmp_path / "queries.npy", unseen[:2])
+    done = run(["search", graph_folder, "--vector", tmp_path / "queries.npy", *asked])
+    assert "recall@10 ≥ 0.8 for at least 60 % of queries" in done.stderr
+
+
 def test_bench(graph_folder: Path, unseen: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel.reports.bench.SECONDS_PER_FIGURE", 0.02)
     np.save(tmp_path / "unseen.npy", unseen)

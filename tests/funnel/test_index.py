@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from funnel import FLAT, Budget, BudgetError, FunnelIndex, Hit, Plan, Stage
 from funnel.data.encoding import Encoder
 from funnel.errors import EncoderError, InputError
+from funnel.explanation import stage_lines
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, brute_force, documents, funnel_plan, hashed_words
 
@@ -257,6 +260,49 @@ def test_answers_say_how_they_were_found(graph: FunnelIndex, unseen: np.ndarray)
     assert answers.served.plan == explained.plan
     assert answers.served.estimated_recall == pytest.approx(explained.recall)
     assert graph.search(unseen[0], plan=FLAT).served.estimated_recall == 1.0  # type: ignore[union-attr]
+
+
+def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:
+    explained = graph.explain(10, recall=0.9, share=0.8, batch=256)
+    assert explained.certificate.certified
+    assert explained.certificate.share == 0.8
+    assert explained.share is not None and explained.share_lower_bound is not None
+    assert 0.8 <= explained.share_lower_bound <= explained.share
+    assert "for 80 % of queries at k=10" in str(explained)
+    assert json.loads(json.dumps(explained.to_json(), allow_nan=False))["share"] == explained.share
+    assert graph.explain(10, recall=0.9).share is None
+    answers = graph.search_vectors(unseen[:256], recall=0.9, share=0.8)
+    assert answers.served.plan == explained.plan
+    assert answers.served.estimated_recall == pytest.approx(explained.recall)
+    _, scores = brute_force(rows, unseen[:256], 10)
+    met = (answers.scores >= scores[:, [9]] - 1e-6).sum(axis=1) >= 9
+    assert met.mean() >= 0.8 - 2 * (0.8 * 0.2 / 256) ** 0.5
+    hits = graph.search(unseen[0], recall=0.9, share=0.8)
+    assert hits.served.plan.check(graph.searcher.widths) is None  # type: ignore[union-attr]
+
+
+def test_a_plan_that_escalates_is_explained_part_by_part(graph: FunnelIndex, unseen: np.ndarray) -> None:
+    searcher = graph.searcher
+    frontier = searcher.planner.frontier(Budget(0.9, share=0.8), 10)
+    assert frontier is not None
+    plan = next(plan for plan in frontier.plans if plan.escalation)
+    assert plan.escalation is not None
+    searcher.check(plan, 10)
+    lines = stage_lines(plan, 10, len(graph), 32, DIM, 4, searcher.stage_ms(plan, 256) or [])
+    names = [line.name for line in lines]
+    again = [name for name in names if name.startswith("again: ")]
+    assert names[0] == "coarse"
+    assert again[0] == "again: coarse"
+    assert names[len(names) - len(again) :] == again
+    assert len(again) == len(plan.escalation.then.stages) + 2
+    answers = graph.search_vectors(unseen, plan=plan)
+    assert answers.served.plan == plan
+    assert 0 < answers.served.estimated_recall <= 1
+    with pytest.raises(InputError, match="fewer than k=100"):
+        searcher.check(plan, 100)
+    with pytest.raises(InputError, match="gives a shortlist of at most"):
+        searcher.check(replace(plan, escalation=replace(plan.escalation, then=Plan(16, 400))), 10)
+    assert not math.isnan(graph.search_vectors(unseen[:1], plan=Plan.from_json(plan.to_json())).served.estimated_recall)
 
 
 def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:

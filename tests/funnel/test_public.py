@@ -25,7 +25,7 @@ LAYERS = (
     ("funnel.monitoring",),
     ("funnel.planning",),
     ("funnel.cascade",),
-    ("funnel.rerank", "funnel.workers"),
+    ("funnel.rerank", "funnel.workers", "funnel.escalation"),
     ("indexes",),
 )
 GROUND = ("funnel.data", "funnel.storage", "funnel.adaptors", "indexes")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from funnel.cascade import Cascade
+from funnel.escalation import ease
 from funnel.monitoring.reference import returned_scores
-from funnel.plan import FLAT, Plan, Stage
+from funnel.plan import FLAT, Escalation, Plan, Stage
 from funnel.planning.calibration import record
+from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
@@ -48,6 +51,17 @@ def test_scores_are_those_of_a_run(cascade: Cascade, calibration: Calibration, p
     assert found is not None
     # A graph walked for a smaller shortlist is the same walk: the record's prefix is what the plan gets.
     assert found == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+
+
+def test_scores_of_a_plan_that_escalates_are_those_of_a_run(cascade: Cascade, calibration: Calibration) -> None:
+    assert calibration.queries is not None
+    first, second, k = PLANS[2], PLANS[3], 10
+    judged = ease(best_scores(calibration.queries, first, k), k, 1.0, 0.5)
+    plan = replace(first, escalation=Escalation(k, 1.0, 0.5, float(np.quantile(judged, 0.4)), second))
+    scores, _ = cascade.run(calibration.queries.queries, plan, k)
+    assert not np.allclose(scores, cascade.run(calibration.queries.queries, first, k)[0])
+    assert returned_scores(calibration, plan, (0, 9)) == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+    assert returned_scores(calibration, replace(plan, effort=48), (0, 9)) is None
 
 
 def test_the_record_on_disk_serves_as_well(calibration: Calibration, tmp_path: Path) -> None:

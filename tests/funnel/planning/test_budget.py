@@ -46,6 +46,30 @@ def test_confidence_outside_its_range(confidence: Any) -> None:
         Budget(confidence=confidence)
 
 
+@pytest.mark.parametrize("share", [0, -0.1, 1.0000001, 95, math.nan, math.inf, "0.9", True, [0.9]])
+def test_share_outside_its_range(share: Any) -> None:
+    with pytest.raises(
+        InputError, match=rf"^share is {re.escape(repr(share))}; expected a share of queries in \(0, 1\]"
+    ):
+        Budget(0.9, share=share)
+
+
+@pytest.mark.parametrize("latency", [None, 5])
+def test_a_share_without_a_recall_is_refused(latency: float | None) -> None:
+    with pytest.raises(InputError, match=r"^share is 0\.95 and no recall is given"):
+        Budget(latency_ms=latency, share=0.95)
+
+
+def test_what_is_tested_is_the_share_where_there_is_one() -> None:
+    assert Budget(0.9).target == 0.9
+    assert Budget(0.9, share=0.95).target == 0.95
+    assert Budget(latency_ms=5).target is None
+    assert [b.exact for b in (Budget(1.0), Budget(0.9, share=1.0), Budget(1.0, share=0.9), Budget())] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert Budget(0.9, share=0.95) != Budget(0.9)
+
+
 def test_delta_is_what_confidence_leaves() -> None:
     assert Budget(confidence=0.9).delta == pytest.approx(0.1)
 
@@ -53,6 +77,8 @@ def test_delta_is_what_confidence_leaves() -> None:
 def test_text_names_what_was_asked() -> None:
     assert str(Budget()) == "recall 0.95"
     assert str(Budget(latency_ms=5)) == "latency 5 ms"
+    assert str(Budget(0.9, share=0.95)) == "recall 0.9 for 95 % of queries"
+    assert str(Budget(0.9, 2, share=0.999)) == "recall 0.9 for 99.9 % of queries and latency 2 ms"
     assert str(Budget(0.9, 2.5)) == "recall 0.9 and latency 2.5 ms"
 
 
