@@ -23,6 +23,14 @@ SOON, LATE = 1e-6, 1e6  # milliseconds: passed before anything is done, and neve
 PLAN = Plan(64, 64, (Stage(48, 20),))
 
 
+@pytest.fixture(scope="module")
+def plan(graph: FunnelIndex) -> Plan:
+    """A plan with a stage, on record."""
+    assert graph.searcher.calibration is not None
+    effort = next(effort for effort in graph.searcher.calibration.run().efforts if effort >= 64)
+    return Plan(effort, 64, (Stage(48, 20),))
+
+
 def found_after(done: list[int], seen: float = 1.0) -> Found:
     return Found(np.zeros((len(done), 1), np.float32), np.zeros((len(done), 1), np.int64), np.array(done), seen)
 
@@ -52,23 +60,25 @@ def test_flat_search_is_worth_the_share_of_the_rows_that_it_saw() -> None:
 
 
 def test_a_deadline_shorter_than_the_coarse_stage_gives_the_coarse_order_marked(
-    graph: FunnelIndex, unseen: np.ndarray
+    graph: FunnelIndex, plan: Plan, unseen: np.ndarray
 ) -> None:
-    stopped = graph.search_vectors(unseen, 10, plan=PLAN, deadline_ms=SOON)
+    stopped = graph.search_vectors(unseen, 10, plan=plan, deadline_ms=SOON)
     assert (stopped.served.stages_done, stopped.served.stages) == (1, 3)
     assert not stopped.served.complete
-    coarse = graph.searcher.cascade.shortlist(graph.searcher.prepare(unseen), PLAN.shortlist, PLAN.effort)[:, :10]
+    coarse = graph.searcher.cascade.shortlist(graph.searcher.prepare(unseen), plan.shortlist, plan.effort)[:, :10]
     np.testing.assert_array_equal(stopped.ids, graph.searcher.ids.at(graph.searcher.order[coarse]))
-    hits = graph.search(unseen[0], 10, plan=PLAN, deadline_ms=SOON)
+    hits = graph.search(unseen[0], 10, plan=plan, deadline_ms=SOON)
     assert [hit.id for hit in hits] == stopped.ids[0].tolist()
     assert not hits.served.complete  # type: ignore[union-attr]
 
 
-def test_the_estimate_of_a_stopped_search_is_near_its_recall(graph: FunnelIndex, unseen: np.ndarray) -> None:
+def test_the_estimate_of_a_stopped_search_is_near_its_recall(
+    graph: FunnelIndex, plan: Plan, unseen: np.ndarray
+) -> None:
     true = graph.search_vectors(unseen, 10, recall=1.0)
-    stopped = graph.search_vectors(unseen, 10, plan=PLAN, deadline_ms=SOON)
+    stopped = graph.search_vectors(unseen, 10, plan=plan, deadline_ms=SOON)
     recall = np.mean([np.isin(a, b).mean() for a, b in zip(stopped.ids, true.ids, strict=True)])
-    whole = graph.searcher.step_recalls(PLAN, 10)
+    whole = graph.searcher.step_recalls(plan, 10)
     assert 0 < whole[0] < whole[1] < whole[2]
     assert stopped.served.estimated_recall == pytest.approx(whole[0])
     assert recall == pytest.approx(whole[0], abs=0.05)
@@ -143,7 +153,10 @@ def test_a_latency_is_held_in_windows(graph: FunnelIndex, unseen: np.ndarray) ->
 
 
 def test_a_plan_that_was_not_recorded_has_no_estimate(graph: FunnelIndex, unseen: np.ndarray) -> None:
-    stopped = graph.search_vectors(unseen[:1], 10, plan=Plan(63, 63), deadline_ms=SOON)
+    assert graph.searcher.calibration is not None
+    recorded = graph.searcher.calibration.run().efforts
+    unknown = next(effort for effort in range(64, 1000) if effort not in recorded)
+    stopped = graph.search_vectors(unseen[:1], 10, plan=Plan(unknown, 64), deadline_ms=SOON)
     assert math.isnan(stopped.served.estimated_recall)
     assert stopped.served.to_json()["estimated_recall"] is None
 

@@ -21,19 +21,21 @@ K = 10
 
 def calibration_of(corpus: Run, queries: Run) -> Calibration:
     return Calibration(
-        costs_of([Plan(effort, 100) for effort in queries.efforts]),
-        True,
-        DIM,
-        "",
-        len(queries.queries),
-        len(corpus.queries),
-        100,
-        {},
-        [],
-        {},
-        corpus,
-        queries,
+        costs=costs_of([Plan(effort, 100) for effort in queries.efforts]),
+        by_effort=True,
+        dim=DIM,
+        date="",
+        n_queries=len(queries.queries),
+        n_corpus_rows=len(corpus.queries),
+        depth=100,
+        corpus=corpus,
+        queries=queries,
     )
+
+
+def effort_for(run: Run, shortlist: int) -> int:
+    """The smallest effort on record that gives so long a shortlist."""
+    return next(effort for effort in run.efforts if run.largest(effort) >= shortlist)
 
 
 def test_truncations_are_what_is_left_after_each_step() -> None:
@@ -50,10 +52,8 @@ def test_truncations_are_what_is_left_after_each_step() -> None:
 @pytest.mark.parametrize("name", ["hnsw-sq8", "ivf-sq8"])
 def test_the_record_says_what_a_stopped_plan_finds(recorded: Callable[[str], Recorded], name: str) -> None:
     cascade, corpus, queries = recorded(name)
-    effort = queries.efforts[2]
-    size = min(60, queries.shortlists[effort].shape[1])
+    effort, size = effort_for(queries, 60), 60
     plan = Plan(effort, size, (Stage(32, size // 2), Stage(48, size // 3)))
-    assert size // 3 >= K
     said = step_recalls(calibration_of(corpus, queries), plan, K)
     run = StagedRun(cascade, queries.queries, plan)
     found = [measured_recall(cascade, queries, run)]
@@ -75,10 +75,11 @@ def measured_recall(cascade: Cascade, queries: Run, run: StagedRun) -> float:
 def test_what_was_not_recorded_is_unknown(recorded: Callable[[str], Recorded]) -> None:
     _, corpus, queries = recorded("hnsw-sq8")
     calibration = calibration_of(corpus, queries)
-    effort = queries.efforts[2]
+    effort = effort_for(queries, 20)
+    unknown = next(other for other in range(effort, 1000) if other not in queries.efforts)
     for plan, k in (
-        (Plan(effort + 1, 20), K),
-        (Plan(effort, queries.shortlists[effort].shape[1] + 1), K),
+        (Plan(unknown, 20), K),
+        (Plan(effort, queries.largest(effort) + 1), K),
         (Plan(effort, 20, (Stage(31, 15),)), K),
         (Plan(effort, 20), 101),
     ):
@@ -93,6 +94,6 @@ def test_the_record_is_read_from_disk(recorded: Callable[[str], Recorded], tmp_p
     calibration.frontier(K)
     calibration.save(tmp_path)
     opened = Calibration.load(tmp_path)
-    effort = max(queries.efforts[1], 16)
+    effort = effort_for(queries, 16)
     plan = Plan(effort, 16)
     assert step_recalls(opened, plan, K) == step_recalls(calibration, plan, K)
