@@ -29,6 +29,9 @@ __all__ = ["Choice", "Latency", "Planner"]
 PREDICTION_SLACK = 1.5
 # From a plan that could not hold a latency to the next that is tried: so much cheaper at most.
 LEAST_STEP = 0.5
+# Escalating plans took up to so many times as long, next to uniform ones, as predicted (`benchmarks tail`): one is
+# served only where it gains more than that.
+ESCALATION_CAUTION = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +264,8 @@ class Planner:
         return queries_needed(frontier.recalls(0), budget.target or 1.0, budget.delta)
 
     def _cost(self, plan: Plan, batch: int) -> float:
-        return mean_ms(self.costs, plan, batch, self.calibration.dim)
+        predicted = mean_ms(self.costs, plan, batch, self.calibration.dim)
+        return predicted if plan.escalation is None else predicted * ESCALATION_CAUTION
 
     def _record(
         self,

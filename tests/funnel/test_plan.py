@@ -93,7 +93,7 @@ def test_plans_that_can_be_run(plan: Plan) -> None:
         (Plan(0, 10, (), replace(ESCALATION, k=11)), "looks at the best 11 of 10 candidates"),
         (Plan(0, 10, (), replace(ESCALATION, k=0)), "looks at the best 0 of 10 candidates"),
         (Plan(0, 10, (), replace(ESCALATION, then=Plan(0, 20, (Stage(33, 9),)))), "no stage can be run at 33"),
-        (Plan(0, 10, (Stage(33, 9),), ESCALATION), "no stage can be run at 33"),
+        (Plan(0, 10, (Stage(33, 10),), ESCALATION), "no stage can be run at 33"),
         (Plan(-1, 10), "must not be negative"),
         (Plan(0, -10), "must not be negative"),
         (Plan(16, 100, (Stage(40, 50),)), "no stage can be run at 40 dims"),
