@@ -270,7 +270,7 @@ def test_latencies_of_escalating_plans_are_remembered_across_openings(recorded: 
     assert frontier is not None
     plan = next(plan for plan in frontier.plans if plan.escalation)
     measured = planner.latency(plan, K, 1)
-    planner.calibration.latencies = planner.latency_records()
+    planner.calibration.latencies = planner.latencies.records()
     calls: list[Plan] = []
     again = make_planner(planner.calibration, calls=calls)
     assert again.latency(plan, K, 1) == measured
