@@ -24,6 +24,7 @@ BLOCK_ROWS = 2_048
 TILE_QUERIES = 128
 # Found rows that are kept before they are cut to the best k of each query: 80 MB. Duplicates by the thousand reach it.
 MOST_FOUND = 4_000_000
+FETCHED = 512  # rows fetched at a time where they are not at hand: 800 KB at 384 dims
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,27 @@ def _score(
     block: torch.Tensor | None,
     found: Found,
 ) -> None:
-    """Score pairs of query and row of a block at full width. block: its rows as float32, None: gather them."""
-    rows = at + start
-    if block is None:
-        block = store.gather(torch.from_numpy(rows), 0, store.dim).float()
-        at = np.arange(len(at))
+    """Score pairs of query and row of a block at full width. block: its rows as float32, None: fetch them."""
+    if block is not None:
+        found.add(asked, at + start, _products(queries, asked, block, at))
+        return
+    stored = torch.empty((min(len(at), FETCHED), store.dim), dtype=store.matrix.dtype)
+    values = torch.empty(stored.shape)
+    for first in range(0, len(at), FETCHED):
+        own, rows = asked[first : first + FETCHED], at[first : first + FETCHED] + start
+        fetched = store.gather(torch.from_numpy(rows), 0, store.dim, out=stored[: len(rows)])
+        wide = _float32(fetched, None, values)
+        found.add(own, rows, _products(queries, own, wide, np.arange(len(rows))))
+
+
+def _products(queries: Float32Array, asked: Int64Array, rows: torch.Tensor, at: Int64Array) -> Float32Array:
+    """Inner products of queries[asked] and rows[at], in float32: [pairs]."""
     faiss, scores = load_faiss(), np.empty(len(at), dtype=np.float32)
     pointer = faiss.swig_ptr
     faiss.pairwise_indexed_inner_product(
-        store.dim, len(at), pointer(queries), pointer(asked), pointer(block.numpy()), pointer(at), pointer(scores)
+        queries.shape[1], len(at), pointer(queries), pointer(asked), pointer(rows.numpy()), pointer(at), pointer(scores)
     )
-    found.add(asked, rows, scores)
+    return scores
 
 
 def _float32(stored: torch.Tensor, narrow: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:

@@ -186,37 +186,57 @@ class PrunedSearch:
         some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
         kind = torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
         shares: dict[tuple[int, torch.dtype], float] = {}
+        few, kept = count <= FEW_QUERIES, self._kept
+        widths = self._ladder[:-1]
+        if kept is not None and few:  # nothing else would be cheaper, and judging it would take as long as the search
+            kind, widths = torch.int8, (kept.codes.width,)
 
         def judge(_: range) -> None:
             for each in {kind, torch.int8} if self._keep else {kind}:
-                shares.update(self._shares(queries[some], tau[some], each))
+                shares.update(self._shares(queries[some], tau[some], each, widths))
 
         # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
         self._spread(judge, [range(1)])
         least, best = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS), None
-        few = count <= FEW_QUERIES
-        for (width, each), share in shares.items():
-            multiply = MULTIPLY_NS[each] * width
-            ways = []
-            if each == kind:
-                read = (READ_NARROW_NS * width if few else READ_NS * dim) + CODE_NS[kind] * width
-                ways.append((read / count + multiply + share * (GATHERED_NS if few else SURVIVOR_NS), False))
-            if self._keep and each == torch.int8 and (self._kept is None or self._kept.codes.width == width):
-                ways.append((KEPT_NS * width / count + multiply + share * GATHERED_NS, True))
-            for cost, kept in ways:
-                if cost < least:
-                    least, best = cost, Pruning(width, str(each).removeprefix("torch."), share, kept)
+        for way in self._ways(shares, kind, few, kept):
+            multiply = MULTIPLY_NS[getattr(torch, way.codes)] * way.width
+            if way.kept:
+                cost = KEPT_NS * way.width / count + multiply + way.share * GATHERED_NS
+            else:
+                read = (READ_NARROW_NS * way.width if few else READ_NS * dim) + CODE_NS[kind] * way.width
+                cost = read / count + multiply + way.share * (GATHERED_NS if few else SURVIVOR_NS)
+            if cost < least:
+                least, best = cost, way
         return best
 
+    def _ways(
+        self, shares: dict[tuple[int, torch.dtype], float], kind: torch.dtype, few: bool, kept: KeptCodes | None
+    ) -> list[Pruning]:
+        """The ways there are: prefixes of any width read anew, and codes of one width from memory."""
+        name = str(kind).removeprefix("torch.")
+        ways = []
+        if kept is None or not few:
+            ways = [Pruning(width, name, share) for (width, each), share in shares.items() if each == kind]
+        if kept is not None:
+            width = kept.codes.width
+            return [*ways, Pruning(width, "int8", shares[width, torch.int8], True)]
+        if self._keep:
+            # The width to keep is to serve larger calls too, which read it once for all queries. A share of zero only
+            # says that none of the sample was left.
+            int8 = {width: share for (width, each), share in shares.items() if each == torch.int8}
+            width = min(int8, key=lambda w: MULTIPLY_NS[torch.int8] * w + max(int8[w], 1 / SAMPLED) * GATHERED_NS)
+            ways.append(Pruning(width, "int8", int8[width], True))
+        return ways
+
     def _shares(
-        self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype
+        self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype, widths: Sequence[int]
     ) -> dict[tuple[int, torch.dtype], float]:
         """The share of sampled rows that each width leaves, over all queries."""
         sample = self._sample
         assert sample is not None
         asked, prefixes = torch.from_numpy(queries), torch.from_numpy(sample.prefixes)
         dots, start, shares = torch.zeros((len(queries), len(prefixes))), 0, {}
-        for width in self._ladder[:-1]:
+        for width in widths:
             dots.addmm_(asked[:, start:width], prefixes[:, start:width].T)
             start, codes = width, self._coded(width, kind)
             coded = codes.queries(queries)
