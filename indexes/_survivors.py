@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,7 @@ def survivors(
     products = torch.empty(tile * size, dtype=codes.product)
     above = np.empty(tile * size, dtype=np.bool_)
     residual = math.nan
-    limits: npt.NDArray[Any] = np.empty(0)
+    limits: npt.NDArray[np.generic] = np.empty(0)
     for start in starts:
         stop = min(start + size, store.n)
         rows, block = source(start, stop)
