@@ -108,7 +108,7 @@ def test_codes_that_are_kept_answer_from_memory(
     assert sample == 0
 
 
-@pytest.mark.parametrize("block", [64, 1_000, ROWS])
+@pytest.mark.parametrize("block", [500, 1_000, ROWS])
 @pytest.mark.parametrize("few", [0, 200])
 def test_blocks_tiles_and_threads_do_not_matter(
     store: VectorStore, block: int, few: int, monkeypatch: pytest.MonkeyPatch
