@@ -32,9 +32,9 @@ __all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
 
 LARGEST_K = 100  # truth is recorded to this depth: any k up to it can be certified from the record
 TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-th counts (design: recall is tie-aware)
-# Efforts rise until held-out rows miss fewer than this share of the true top 100: more effort could no longer be
-# told apart on a thousand queries.
-ENOUGH_RECALL = 0.9995
+# Efforts rise until held-out rows miss fewer than this share of the true top 100: a thousand perfect queries certify
+# no recall above .997, five thousand none above .9994.
+ENOUGH_RECALL = 0.999
 # They end as well where the coarse search alone takes this share of the time of flat search: with reranking and its
 # lower recall such a plan is never worth serving.
 DEAREST = 0.6
@@ -132,7 +132,7 @@ def record(
     """Truth, shortlists and scores of the queries at every effort.
 
     queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
-    efforts: which to run; None: those up to the first that finds all but a share of 5e-4 of the true neighbours, or
+    efforts: which to run; None: those up to the first that finds all but a share of 1e-3 of the true neighbours, or
     takes most of the time of flat search. folder: where scores and shortlists are kept, in files without a name that
     go with the record; None, or one that cannot be written to: in memory.
     """

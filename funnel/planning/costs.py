@@ -36,9 +36,10 @@ USUAL = 16  # the shortlist of the whole call that is timed for what a call take
 RERANK_SIZES = (16, 64, 256, 1024)  # candidates at which a rerank is timed; between them, linear
 SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at least of three
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
-# Efforts are timed half an octave apart, and a curve is laid through them: at 200,000 rows it is within XX % of what
+# Efforts are timed an octave apart, and a curve is laid through them: at 200,000 rows it is within XX % of what
 # the efforts between take when timed themselves, and a plan's place among its neighbours does not hang on noise.
-TIMED_STEP = 1.4
+TIMED_STEP = 2.0
+WIDTHS_TIMED = 4  # of the numbers of columns that stages gather, spread evenly; the others follow from a curve too
 SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
 
 
@@ -202,7 +203,7 @@ def _terms(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def timed_efforts(efforts: Sequence[int]) -> list[int]:
-    """The efforts to time: about half an octave apart, the first and the last among them."""
+    """The efforts to time: at most about an octave apart, the first and the last among them."""
     timed = [efforts[0]]
     for effort, following in pairwise(efforts):
         if following > timed[-1] * TIMED_STEP and effort > timed[-1]:
@@ -218,29 +219,28 @@ def measure_costs(
     search: Callable[[Float32, Plan, int], object],
     progress: bool = False,
 ) -> Costs:
-    """Time the coarse search at every effort, reranks, flat search and a whole call, at every batch size.
+    """Time the coarse search at some efforts, reranks, flat search and a whole call, at every batch size.
 
     queries: float32 [q, d] adapted unit rows, repeated where a batch needs more. widths: rerank widths.
     search(queries, plan, k): one whole call as the user makes it, on vectors as the user gives them.
     """
     found = cascade.coarse.largest_shortlist(max(efforts))
+    longest = next(effort for effort in efforts if cascade.coarse.largest_shortlist(effort) == found)
     sizes = (*tuple(size for size in RERANK_SIZES if size < found), found)
     timed, columns = timed_efforts(efforts), sorted({*widths, *np.diff(sorted(widths)).tolist()})
+    gathered = [columns[round(i)] for i in np.linspace(0, len(columns) - 1, min(len(columns), WIDTHS_TIMED))]
     costs = Costs(fingerprint(cascade.store.device), sizes, {}, {}, {}, {})
     usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
     smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
     k = min(10, smallest.shortlist)
     for batch in tqdm(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
         batches = _batches(queries, batch)
-        coarse = [_coarse_ms(cascade, batches, effort) for effort in timed]
-        costs.coarse[batch] = dict(
-            zip(efforts, fit_rising([e + 1 for e in timed], coarse, [e + 1 for e in efforts]), strict=True)
-        )
-        shortlists = [_shortlist(cascade, rows, max(efforts)) for rows in batches[:SHORTLISTS_TIMED]]
+        costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
+        shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]
         reranks = {
-            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in columns
+            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in gathered
         }
-        costs.rerank[batch] = _smooth(reranks, sizes)
+        costs.rerank[batch] = _smooth(reranks, sizes, columns)
         costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.exact(rows, min(10, cascade.store.n)))
         costs.base[batch] = 0.0
         whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
@@ -253,12 +253,12 @@ def _curve(times: Sequence[float], timed: Sequence[int], efforts: Sequence[int])
     return dict(zip(efforts, fit_rising([e + 1 for e in timed], times, [e + 1 for e in efforts]), strict=True))
 
 
-def _smooth(reranks: dict[int, list[float]], sizes: Sequence[int]) -> dict[int, list[float]]:
+def _smooth(reranks: dict[int, list[float]], sizes: Sequence[int], columns: Sequence[int]) -> dict[int, list[float]]:
     """The times by columns and sizes, rising smoothly with either."""
     by_size = {width: fit_rising(sizes, times, sizes) for width, times in reranks.items()}
     widths = list(by_size)
-    by_width = [fit_rising(widths, [by_size[width][i] for width in widths], widths) for i in range(len(sizes))]
-    return {width: [column[i] for column in by_width] for i, width in enumerate(widths)}
+    by_width = [fit_rising(widths, [by_size[width][i] for width in widths], columns) for i in range(len(sizes))]
+    return {width: [times[i] for times in by_width] for i, width in enumerate(columns)}
 
 
 def _batches(queries: Float32, batch: int) -> list[Float32]:

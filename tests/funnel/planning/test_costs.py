@@ -161,12 +161,12 @@ def test_a_curve_smooths_noise_and_fills_gaps() -> None:
     assert fit_rising([7], [0.3], [7]) == pytest.approx([0.3])
 
 
-def test_efforts_are_timed_half_an_octave_apart() -> None:
+def test_efforts_are_timed_an_octave_apart() -> None:
     efforts = (*range(1, 23), *range(24, 200, 3), 250)
     timed = timed_efforts(efforts)
     assert (timed[0], timed[-1]) == (1, 250)
     assert set(timed) <= set(efforts)
     assert len(timed) < 20
-    assert all(b / a <= 2 for a, b in itertools.pairwise(timed))
+    assert all(b / a <= 2.1 for a, b in itertools.pairwise(timed))
     assert timed_efforts((0,)) == [0]
     assert timed_efforts((5, 6)) == [5, 6]
