@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,9 @@ def _coarse(
     why = verification.damaged_caches.get(relative)
     if relative not in manifest.files:
         why = f"{relative} is missing"
-    installed = str(getattr(__import__("faiss"), "__version__", ""))
-    built_with = str(manifest.settings["faiss"])
+    installed, built_with = family(name).library(), _built_with(manifest.settings)
     if why is None and built_with != installed:
-        why = f"{relative} was written by FAISS {built_with}, and {installed} is installed"
+        why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
             return family(name).load(segment / "coarse.faiss", manifest.ladder[0], settings), None
@@ -154,6 +154,11 @@ def _coarse(
         verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
     return build_coarse(store, manifest.ladder[0], name, settings, seed, progress=False), why
+
+
+def _built_with(settings: Mapping[str, object]) -> str:
+    """The library that wrote the coarse index; the first indexes named the version of FAISS alone."""
+    return str(settings.get("coarse_library") or f"faiss {settings.get('faiss')}")
 
 
 def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:

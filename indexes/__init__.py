@@ -15,6 +15,7 @@ from indexes.memory import release_freed
 from indexes.ordering import ClusterTree, stored_order
 from indexes.pruned import PrunedSearch, Pruning
 from indexes.selection import Choice, choose, hnsw_settings
+from indexes.symqg import SymqgIndex, symqg_installed
 from indexes.vectors import VectorStore, VectorWriter
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PrunedSearch",
     "Pruning",
     "RunningTop",
+    "SymqgIndex",
     "VectorStore",
     "VectorWriter",
     "choose",
@@ -41,5 +43,6 @@ __all__ = [
     "hnsw_settings",
     "release_freed",
     "stored_order",
+    "symqg_installed",
     "use_one_thread",
 ]

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes
 from indexes.errors import CoarseIndexError, MissingBackendError
 
-__all__ = ["FaissIndex", "check_prefixes", "load_faiss", "use_one_thread"]
+__all__ = ["FaissIndex", "load_faiss", "use_one_thread"]
 
 # FAISS scans a flat batch with BLAS from nq * d >= this value. Its own 128,000 (since 1.14.2) leaves a batch
 # of 256 at 64 dimensions on the slow path: 5 times slower, measured on 2 threads.
@@ -51,19 +50,6 @@ def use_one_thread() -> None:
     load_faiss().omp_set_num_threads(1)
 
 
-def check_prefixes(prefixes: Float32Array, dim: int) -> Float32Array:
-    """Return float32 [n, dim] rows as a C-contiguous array.
-
-    Raises:
-        CoarseIndexError: Wrong shape or type.
-    """
-    if prefixes.ndim != 2 or prefixes.shape[1] != dim:
-        raise CoarseIndexError(f"rows of shape {list(prefixes.shape)}; this index takes [n, {dim}]")
-    if prefixes.dtype != np.float32:
-        raise CoarseIndexError(f"rows of type {prefixes.dtype}; give float32")
-    return np.ascontiguousarray(prefixes)
-
-
 class FaissIndex(CoarseIndex):
     """What every FAISS family shares. A family says which FAISS index it is and how effort is passed."""
 
@@ -76,6 +62,10 @@ class FaissIndex(CoarseIndex):
         self._pointer = self._faiss.swig_ptr
         self._parameters: dict[int, Any] = {}
         self._adopt(self._make())
+
+    @classmethod
+    def library(cls) -> str:
+        return f"faiss {load_faiss().__version__}"
 
     @abstractmethod
     def _make(self) -> Any:
@@ -131,24 +121,8 @@ class FaissIndex(CoarseIndex):
     def _filtered(self, effort: int, allowed: Allowed) -> Any:
         if not self.supports_filter:
             raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
-        bits = np.packbits(self._mask(allowed), bitorder="little")
+        bits = np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little")
         return self._search_parameters(effort, self._faiss.IDSelectorBitmap(bits))
-
-    def _mask(self, allowed: Allowed) -> npt.NDArray[np.bool_]:
-        count = self.ntotal
-        if allowed.dtype == np.bool_ and allowed.shape == (count,):
-            return allowed.astype(np.bool_, copy=False)
-        if allowed.dtype != np.int64 or allowed.ndim != 1:
-            raise CoarseIndexError(
-                f"allowed is {allowed.dtype} {list(allowed.shape)}; give bool [{count}] or int64 row numbers"
-            )
-        if len(allowed) and (allowed.min() < 0 or allowed.max() >= count):
-            raise CoarseIndexError(
-                f"allowed holds rows {allowed.min()} to {allowed.max()}; rows go from 0 to {count - 1}"
-            )
-        mask = np.zeros(count, np.bool_)
-        mask[allowed] = True
-        return mask
 
     def largest_shortlist(self, effort: int) -> int:
         return min(MAX_SHORTLIST, self.ntotal)

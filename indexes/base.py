@@ -12,7 +12,18 @@ import numpy.typing as npt
 
 from indexes.errors import CoarseIndexError
 
-__all__ = ["Allowed", "CoarseIndex", "Float32Array", "Int64Array", "families", "family", "register", "rising"]
+__all__ = [
+    "Allowed",
+    "CoarseIndex",
+    "Float32Array",
+    "Int64Array",
+    "allowed_mask",
+    "check_prefixes",
+    "families",
+    "family",
+    "register",
+    "rising",
+]
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -52,6 +63,11 @@ class CoarseIndex(ABC):
             raise CoarseIndexError(f"dim is {dim}; a prefix has at least 1 dimension")
         self.dim = dim
         self._settings = self.complete_settings(settings)
+
+    @classmethod
+    @abstractmethod
+    def library(cls) -> str:
+        """The library and version that build this family here, such as "faiss 1.15.1": files are of one version."""
 
     @classmethod
     def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
@@ -207,3 +223,35 @@ def rising(largest: int, steps: Sequence[tuple[float, int]]) -> tuple[int, ...]:
             near = following * (1 + share / 2) > last  # the end itself, rather than a last step of nothing
             numbers.append(last if near else following)
     return tuple(numbers)
+
+
+def check_prefixes(prefixes: Float32Array, dim: int) -> Float32Array:
+    """Return float32 [n, dim] rows as a C-contiguous array.
+
+    Raises:
+        CoarseIndexError: Wrong shape or type.
+    """
+    if prefixes.ndim != 2 or prefixes.shape[1] != dim:
+        raise CoarseIndexError(f"rows of shape {list(prefixes.shape)}; this index takes [n, {dim}]")
+    if prefixes.dtype != np.float32:
+        raise CoarseIndexError(f"rows of type {prefixes.dtype}; give float32")
+    return np.ascontiguousarray(prefixes)
+
+
+def allowed_mask(allowed: Allowed, count: int) -> npt.NDArray[np.bool_]:
+    """Return the rows that may be returned as bool [count].
+
+    Raises:
+        CoarseIndexError: `allowed` is neither such a mask nor row numbers below `count`.
+    """
+    if allowed.dtype == np.bool_ and allowed.shape == (count,):
+        return allowed.astype(np.bool_, copy=False)
+    if allowed.dtype != np.int64 or allowed.ndim != 1:
+        raise CoarseIndexError(
+            f"allowed is {allowed.dtype} {list(allowed.shape)}; give bool [{count}] or int64 row numbers"
+        )
+    if len(allowed) and (allowed.min() < 0 or allowed.max() >= count):
+        raise CoarseIndexError(f"allowed holds rows {allowed.min()} to {allowed.max()}; rows go from 0 to {count - 1}")
+    mask = np.zeros(count, np.bool_)
+    mask[allowed] = True
+    return mask

@@ -288,7 +288,7 @@ def _commit(
             "encoder": None if encoder is None else encoder.name,
             "encoder_reopenable": encoder is not None and encoder.reopenable,
             "exact_encoding": bool(getattr(encoder, "exact", False)),
-            "faiss": str(getattr(__import__("faiss"), "__version__", "")),
+            "coarse_library": built.coarse.library(),
             "memory_mb": options.memory_mb,
             "seed": options.seed,
         },

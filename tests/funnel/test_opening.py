@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,8 +59,18 @@ def remove_coarse(folder: Path) -> None:
     segment_file(folder, "coarse.faiss").unlink()
 
 
-def other_faiss(folder: Path) -> None:
-    rewrite_manifest(folder, lambda document: document["settings"].update(faiss="0.0.1"))
+def other_library(folder: Path) -> None:
+    rewrite_manifest(folder, lambda document: document["settings"].update(coarse_library="faiss 0.0.1"))
+
+
+def first_format(folder: Path) -> None:
+    """Indexes named the version of FAISS alone before there were other libraries."""
+
+    def change(document: dict[str, Any]) -> None:
+        del document["settings"]["coarse_library"]
+        document["settings"]["faiss"] = "0.0.2"
+
+    rewrite_manifest(folder, change)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,8 @@ def other_faiss(folder: Path) -> None:
         ("graph_folder", damage_coarse, "is damaged"),
         ("small_folder", cut_coarse, "cut short"),
         ("small_folder", remove_coarse, "is missing"),
-        ("small_folder", other_faiss, "written by FAISS 0.0.1"),
+        ("small_folder", other_library, "written by faiss 0.0.1"),
+        ("small_folder", first_format, "written by faiss 0.0.2"),
     ],
 )
 def test_the_coarse_index_is_made_again(

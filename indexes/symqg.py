@@ -1,0 +1,269 @@
+"""SymphonyQG: a graph whose links carry RaBitQ codes of the neighbours, through rabitqlib.
+
+Gou et al. 2025, "SymphonyQG: Towards Symphonious Integration of Quantization and Graph for Approximate Nearest Neighbor
+Search", SIGMOD, arXiv 2411.12229; rabitqlib.SymqgIndex. An optional backend: pip install 'funnel-retrieval[symqg]'.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, register
+from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.hnsw import EFFORTS, LONGEST_SHORTLIST
+
+__all__ = ["SymqgIndex", "symqg_installed"]
+
+DEGREE_STEP = 32  # rabitqlib: links are scanned in blocks of 32
+SMALLEST_WIDTH = 64  # rabitqlib's rotation takes no fewer dims; narrower prefixes are padded with zeros
+CODE_STEP = 32  # codes are padded to a multiple of so many bits
+STORED_BITS = (0, 4, 8)  # of the row itself; 0: float32
+FACTOR_BYTES = 8  # two float32 beside each neighbour's code
+LINK_BYTES = 4
+FLOAT32_BYTES = 4
+FOOTER_MAGIC = b"symqg\x01"  # the end of a file: footer as JSON, its length (4 bytes), this
+FOOTER_LIMIT = 4_096
+
+SymqgIndexType = TypeVar("SymqgIndexType", bound="SymqgIndex")
+
+
+@lru_cache(maxsize=1)
+def load_rabitqlib() -> Any:
+    """Import rabitqlib. Raises MissingBackendError where it is not installed."""
+    try:
+        return importlib.import_module("rabitqlib")
+    except ImportError as error:
+        raise MissingBackendError(
+            "the coarse index 'symqg' needs rabitqlib, which is not installed: pip install 'funnel-retrieval[symqg]'"
+        ) from error
+
+
+def symqg_installed() -> bool:
+    """Whether this family can be built here."""
+    try:
+        load_rabitqlib()
+    except MissingBackendError:
+        return False
+    return True
+
+
+@register
+class SymqgIndex(CoarseIndex):
+    """A SymphonyQG graph; effort is ef_search, and a shortlist is at most that long.
+
+    Settings: `degree` (links a row, a multiple of 32), `ef_construction`, and `bits`, how the row itself is kept: 0
+    (float32, so that scores are exact on the prefix), 8 or 4. Fewer rows than a graph takes are scanned. Cannot filter.
+    Rows are held until the first search or save, and the graph is built then: rabitqlib takes them all at once.
+    """
+
+    name: ClassVar[str] = "symqg"
+    default_settings: ClassVar[Mapping[str, int]] = {"degree": 32, "ef_construction": 200, "bits": 0}
+    supports_filter: ClassVar[bool] = False
+    supports_delete: ClassVar[bool] = False
+
+    def __init__(self, dim: int, **settings: int) -> None:
+        super().__init__(dim, **settings)
+        self._library = load_rabitqlib()
+        self._width = max(dim, SMALLEST_WIDTH)
+        self._pending: list[Float32Array] = []
+        self._rows = np.empty((0, self._width), dtype=np.float32)
+        self._graph: Any = None
+        self._finishing = Lock()
+
+    @classmethod
+    def library(cls) -> str:
+        """rabitqlib and its version."""
+        load_rabitqlib()
+        return f"rabitqlib {metadata.version('rabitqlib')}"
+
+    @classmethod
+    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
+        """`settings` with the defaults filled in; CoarseIndexError for values that rabitqlib does not take."""
+        complete = super().complete_settings(settings)
+        degree, bits = complete["degree"], complete["bits"]
+        if degree < 1 or degree % DEGREE_STEP or complete["ef_construction"] < 1 or bits not in STORED_BITS:
+            raise CoarseIndexError(
+                f"{cls.name} was given degree {degree}, ef_construction {complete['ef_construction']} and bits {bits}; "
+                f"give a degree that is a multiple of {DEGREE_STEP}, an ef_construction >= 1 and bits 0, 4 or 8"
+            )
+        return complete
+
+    def train(self, prefixes: Float32Array) -> None:
+        """Nothing is learnt: the rows are checked."""
+        rows = check_prefixes(prefixes, self.dim)
+        if self.ntotal:
+            raise CoarseIndexError(f"{self.name} holds {self.ntotal} rows already; train before adding any")
+        if not len(rows):
+            raise CoarseIndexError(f"{self.name} was given 0 rows to train on; give at least 1")
+
+    def add(self, prefixes: Float32Array) -> None:
+        """Hold the rows for the graph; CoarseIndexError once it is built."""
+        rows = check_prefixes(prefixes, self.dim)
+        if self._graph is not None:
+            raise CoarseIndexError(f"{self.name} is built, and takes no more rows; build it again with all of them")
+        if len(rows):
+            self._pending.append(self._padded(rows))
+
+    def search(
+        self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
+    ) -> tuple[Float32Array, Int64Array]:
+        """See `CoarseIndex.search`. Scores are exact on the prefix with `bits` 0."""
+        if allowed is not None:
+            allowed_mask(allowed, self.ntotal)
+            raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
+        self._finish()
+        queries = self._padded(queries)
+        if self._graph is None or not len(queries):
+            return _scan(self._rows, queries, shortlist)
+        # As many as the effort finds, and the head of them: a shorter search ends with other rows.
+        found = max(shortlist, self.largest_shortlist(effort))
+        rows, distances = self._graph.search(queries, found, max(effort, found))
+        return 1.0 - distances[:, :shortlist], rows[:, :shortlist].astype(np.int64)
+
+    def efforts(self) -> tuple[int, ...]:
+        """Values of ef_search up to the number of rows."""
+        largest = max(1, min(self.ntotal, EFFORTS[-1]))
+        return (*(effort for effort in EFFORTS if effort < largest), largest)
+
+    def largest_shortlist(self, effort: int) -> int:
+        """ef_search."""
+        return min(effort, self.ntotal, LONGEST_SHORTLIST)
+
+    def save(self, path: Path) -> None:
+        """Write the graph as rabitqlib does, and a footer with the settings."""
+        self._finish()
+        if self._graph is None:
+            path.write_bytes(self._rows.tobytes())
+        else:
+            try:
+                self._graph.save(str(path))
+            except RuntimeError as error:  # rabitqlib's stream failed: what follows says why
+                if os.path.isfile(path):
+                    raise OSError(f"{path} could not be written: {error}") from error
+        record = {"dim": self.dim, **self._settings, "rows": self.ntotal, "graph": self._graph is not None}
+        footer = json.dumps(record).encode("ascii")
+        with open(path, "ab") as file:
+            file.write(footer + len(footer).to_bytes(4, "little") + FOOTER_MAGIC)
+
+    @classmethod
+    def load(cls: type[SymqgIndexType], path: Path, dim: int, settings: Mapping[str, int]) -> SymqgIndexType:
+        """Read what `save` wrote."""
+        index = cls(dim, **settings)
+        record, size = _read_footer(path)
+        for key, value in {"dim": index.dim, **index._settings}.items():
+            if record[key] != value:
+                raise CoarseIndexError(f"{path} has {key} {record[key]}; the settings say {value}")
+        if record["graph"]:
+            index._graph = _read_graph(index._library, path, size)
+            found = (index._graph.num_points, index._graph.dim)
+        else:
+            index._rows = np.fromfile(path, np.float32, size // FLOAT32_BYTES).reshape(-1, index._width)
+            found = index._rows.shape
+        if found != (record["rows"], index._width):
+            raise CoarseIndexError(
+                f"{path} holds {found[0]} rows of {found[1]} dims; it says {record['rows']} of {index._width}"
+            )
+        return index
+
+    @property
+    def ntotal(self) -> int:
+        """Rows held."""
+        if self._graph is not None:
+            return int(self._graph.num_points)
+        return len(self._rows) + sum(map(len, self._pending))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows, links, codes and factors."""
+        if self._graph is None:
+            return self.ntotal * self._width * FLOAT32_BYTES
+        return self.ntotal * self._row_bytes(self.dim, self._settings)
+
+    @classmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """Exactly what `nbytes` says."""
+        complete = cls.complete_settings(settings)
+        if n <= complete["degree"]:
+            return n * max(dim, SMALLEST_WIDTH) * FLOAT32_BYTES
+        return n * cls._row_bytes(dim, complete)
+
+    @staticmethod
+    def _row_bytes(dim: int, settings: Mapping[str, int]) -> int:
+        width, bits, degree = max(dim, SMALLEST_WIDTH), settings["bits"], settings["degree"]
+        coded = -(-width // CODE_STEP) * CODE_STEP
+        own = width * FLOAT32_BYTES if not bits else coded * bits // 8 + FACTOR_BYTES
+        return own + degree * (LINK_BYTES + coded // 8 + FACTOR_BYTES)
+
+    def _padded(self, rows: Float32Array) -> Float32Array:
+        return rows if self.dim == self._width else np.pad(rows, ((0, 0), (0, self._width - self.dim)))
+
+    def _finish(self) -> None:
+        """Build the graph over the rows that were added, once."""
+        if not self._pending:
+            return
+        with self._finishing:
+            self._build()
+
+    def _build(self) -> None:
+        if not self._pending:
+            return
+        self._rows = np.concatenate([self._rows, *self._pending])
+        self._pending.clear()
+        settings = self._settings
+        if len(self._rows) <= settings["degree"]:
+            return
+        graph = self._library.SymqgIndex(
+            self._width, settings["degree"], metric="ip", quantization_bits=settings["bits"]
+        )
+        graph.build(self._rows, settings["ef_construction"], num_threads=len(os.sched_getaffinity(0)))
+        self._graph, self._rows = graph, self._rows[:0].copy()
+
+
+def _scan(rows: Float32Array, queries: Float32Array, shortlist: int) -> tuple[Float32Array, Int64Array]:
+    """Exact search over a few rows, padded with -inf and -1."""
+    scores = np.full((len(queries), shortlist), -np.inf, dtype=np.float32)
+    found = np.full((len(queries), shortlist), -1, dtype=np.int64)
+    count = min(shortlist, len(rows))
+    products = queries @ rows.T
+    best = np.argsort(-products, axis=1, kind="stable")[:, :count]
+    scores[:, :count], found[:, :count] = np.take_along_axis(products, best, axis=1), best
+    return scores, found
+
+
+def _read_footer(path: Path) -> tuple[dict[str, int], int]:
+    """The record at the end of the file, and how many bytes stand before it."""
+    tail_bytes = len(FOOTER_MAGIC) + 4
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - tail_bytes))
+        tail = file.read()
+        length = int.from_bytes(tail[:4], "little")
+        if not tail.endswith(FOOTER_MAGIC) or length > min(FOOTER_LIMIT, end - tail_bytes):
+            raise CoarseIndexError(f"{path} cannot be read as {SymqgIndex.name}: it does not end as such a file does")
+        file.seek(end - tail_bytes - length)
+        record: dict[str, int] = json.loads(file.read(length))
+    return record, end - tail_bytes - length
+
+
+def _read_graph(library: Any, path: Path, size: int) -> Any:
+    """rabitqlib takes a file that ends with the graph: without the footer it is a copy, which the system may drop."""
+    with tempfile.TemporaryFile() as copy, open(path, "rb") as file:
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.truncate(size)
+        copy.flush()
+        try:
+            return library.SymqgIndex.load(f"/proc/self/fd/{copy.fileno()}")
+        except (RuntimeError, ValueError) as error:
+            raise CoarseIndexError(f"{path} cannot be read as {SymqgIndex.name}: {error}") from error
