@@ -12,7 +12,9 @@ from benchmarks.exact import exact
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
-from benchmarks.promise import promise
+for command in (
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift,
+):  # fmt: skip
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
 from benchmarks.texts import texts
@@ -23,7 +25,9 @@ def benchmarks() -> None:
     """Measure what the project claims. Results go to benchmarks/results/."""
 
 
-for command in (budget, promise, tail, latency, exact, adaptors, scifact, texts, demo, memory, matryoshka, drift):
+for command in (
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift,
+):  # fmt: skip
     benchmarks.add_command(command)
 
 benchmarks()

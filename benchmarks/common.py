@@ -12,7 +12,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Target", "data_folder", "load_rows", "report"]
+__all__ = ["RESULTS", "Target", "data_folder", "load_rows", "report"]
 
 RESULTS = Path(__file__).parent / "results"
 
