@@ -137,9 +137,7 @@ def _measured(module: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a process of its own prints of this job. ClickException with its last line where it fails."""
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", module, str(path)], capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise click.ClickException(f"{module}: {said[-1] if said else f'ended with {done.returncode}'}")
