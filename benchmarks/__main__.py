@@ -12,9 +12,8 @@ from benchmarks.exact import exact
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
-for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift,
-):  # fmt: skip
+from benchmarks.peers.command import peers
+from benchmarks.promise import promise
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
 from benchmarks.texts import texts

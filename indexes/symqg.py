@@ -20,9 +20,9 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, register
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, register, rising
 from indexes.errors import CoarseIndexError, MissingBackendError
-from indexes.hnsw import EFFORTS, LONGEST_SHORTLIST
+from indexes.hnsw import LONGEST_SHORTLIST, STEPS
 
 __all__ = ["SymqgIndex", "symqg_installed"]
 
@@ -134,8 +134,7 @@ class SymqgIndex(CoarseIndex):
 
     def efforts(self) -> tuple[int, ...]:
         """Values of ef_search up to the number of rows."""
-        largest = max(1, min(self.ntotal, EFFORTS[-1]))
-        return (*(effort for effort in EFFORTS if effort < largest), largest)
+        return rising(max(1, self.ntotal), STEPS)
 
     def largest_shortlist(self, effort: int) -> int:
         """ef_search."""
