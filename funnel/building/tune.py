@@ -104,7 +104,8 @@ def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, 
         prefix = f"segments/{manifest.segments[0].id}/"
         segments[0]["id"] = _with_coarse(transaction, opened, prefix)
         kept = [path for path in kept if not path.startswith(prefix)]
-        settings["faiss"] = str(getattr(__import__("faiss"), "__version__", ""))
+        settings["coarse_library"] = opened.searcher.cascade.coarse.library()
+        settings.pop("faiss", None)  # what the first indexes named in its place
     for path in kept:
         transaction.reuse(path)
     body: Mapping[str, object] = {
