@@ -40,13 +40,15 @@ class Certificate:
     mean_recall: float = math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain values."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """The record as plain values; None where nothing was measured, as NaN is no JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: None if value != value else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Certificate:
         """The certificate that `to_json` wrote."""
-        return cls(**value)
+        measured = {name: math.nan if value[name] is None else value[name] for name in ("estimate", "mean_recall")}
+        return cls(**{**value, **measured})
 
     @property
     def evidence(self) -> str:

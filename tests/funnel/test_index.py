@@ -18,6 +18,7 @@ from funnel import FLAT, Budget, BudgetError, FunnelIndex, Hit, Plan, Stage
 from funnel.data.encoding import Encoder
 from funnel.errors import EncoderError, InputError
 from funnel.explanation import stage_lines
+from funnel.plan import Escalation
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, brute_force, documents, funnel_plan, hashed_words
 
@@ -283,12 +284,19 @@ def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, rows: np.ndarray
 
 def test_a_plan_that_escalates_is_explained_part_by_part(graph: FunnelIndex, unseen: np.ndarray) -> None:
     searcher = graph.searcher
-    frontier = searcher.planner.frontier(Budget(0.9, share=0.8), 10)
+    frontier = searcher.calibration.frontier(10)  # type: ignore[union-attr]
     assert frontier is not None
-    plan = next(plan for plan in frontier.plans if plan.escalation)
+    strong, weak = (plan for plan in (frontier.plans[0], Plan(16, 16)))
+    close = np.median(graph.search_vectors(unseen, plan=weak).scores.mean(axis=1))
+    plan = replace(weak, escalation=Escalation(10, 1.0, 0.0, float(close), strong, rate=0.5))
     assert plan.escalation is not None
     searcher.check(plan, 10)
-    lines = stage_lines(plan, 10, len(graph), 32, DIM, 4, searcher.stage_ms(plan, 256) or [])
+    lines = stage_lines(
+        plan, 10, len(graph), (32, DIM), 4, searcher.stage_ms(plan, 256) or [], searcher.step_recalls(plan, 10),
+        measured=searcher.measure_steps(plan, 10, 256),
+    )  # fmt: skip
+    assert all(line.measured_ms is not None for line in lines)
+    assert lines[-1].measured_recall > lines[0].measured_recall  # type: ignore[operator]
     names = [line.name for line in lines]
     again = [name for name in names if name.startswith("again: ")]
     assert names[0] == "coarse"
@@ -297,12 +305,16 @@ def test_a_plan_that_escalates_is_explained_part_by_part(graph: FunnelIndex, uns
     assert len(again) == len(plan.escalation.then.stages) + 2
     answers = graph.search_vectors(unseen, plan=plan)
     assert answers.served.plan == plan
-    assert 0 < answers.served.estimated_recall <= 1
+    assert math.isnan(answers.served.estimated_recall)  # it is not among those on record
     with pytest.raises(InputError, match="fewer than k=100"):
         searcher.check(plan, 100)
     with pytest.raises(InputError, match="gives a shortlist of at most"):
         searcher.check(replace(plan, escalation=replace(plan.escalation, then=Plan(16, 400))), 10)
-    assert not math.isnan(graph.search_vectors(unseen[:1], plan=Plan.from_json(plan.to_json())).served.estimated_recall)
+    assert graph.search_vectors(unseen[:1], plan=Plan.from_json(plan.to_json())).served.plan == plan
+    stopped = graph.search(unseen[0], plan=plan, deadline_ms=1e-6)
+    assert stopped.served.stages_done == 1  # type: ignore[union-attr]
+    said = str(graph.explain(10, recall=0.9, share=0.8, run=True))
+    assert said.startswith("recall 0.9 for 80 % of queries at k=10: ")
 
 
 def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:

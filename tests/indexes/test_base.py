@@ -45,4 +45,4 @@ def test_rising_numbers_end_where_they_must_in_small_steps(largest: int) -> None
     assert list(numbers) == sorted(set(numbers))
     for one, following in itertools.pairwise(numbers):
         share = 0.07 if following <= 256 else 0.25
-        assert following - one <= max(1, 1.6 * share * one + 1)
+        assert following - one <= max(1, (1 + (1 + share) / 2) * share * one + 1)

@@ -95,8 +95,8 @@ def test_tails_are_never_below_the_norm_of_what_is_left(drawn: tuple[Float32Arra
     true = np.linalg.norm(rows[:, width:].astype(np.float64), axis=1)
     upper = upper_tails(rows, width).astype(np.float64)
     assert (upper >= true).all()
-    # And not far above: by the square root of what rounding leaves open.
-    assert (upper <= true + 1.01 * np.sqrt(2 * gamma(rows.shape[1] + 16)) * (1 + 1e-3)).all()
+    # And not far above: by the square root of what rounding leaves open, of rows that are a little longer than 1.
+    assert (upper <= true + 1.05 * np.sqrt(2 * gamma(rows.shape[1] + 16)) * (1 + 1e-3)).all()
 
 
 @needs_int8

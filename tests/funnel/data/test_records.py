@@ -77,7 +77,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         (b'{"_id": "x", ', r":2: not JSON \("),
         (b"[1, 2]", r":2: expected a JSON object, got list"),
         (b"[" * 100_000, ":2: not JSON"),
-        (b'{"text": "a"}', ":2: id is missing or empty"),
+        (b'{"text": "a"}', ":2: _id is missing or empty"),
         (b'{"_id": "", "text": "a"}', ":2: _id is missing or empty"),
         (b'{"_id": null, "text": "a"}', ":2: _id is missing or empty"),
         (b'{"_id": 1.5, "text": "a"}', r":2: _id is 1.5 \(float\), expected text or a whole number"),
@@ -173,7 +173,7 @@ def test_a_parquet_row_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 def test_parquet_with_nothing_but_vectors_lacks_ids(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"vector": [[1.0, 2.0], [3.0, 4.0]]}), path)
-    with pytest.raises(InputError, match=r"corpus\.parquet: row 0: id is missing"):
+    with pytest.raises(InputError, match=r"corpus\.parquet: row 0: _id is missing"):
         _read(path)
 
 

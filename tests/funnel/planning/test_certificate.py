@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from funnel.planning.bounds import BETTING
 from funnel.planning.certificate import Certificate
@@ -18,6 +19,7 @@ def certificate(**changes: object) -> Certificate:
         "query_kind": "real queries",
         "date": "2026-01-02",
         "machine": "{}",
+        "mean_recall": 0.97,
     }
     return Certificate(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -32,6 +34,9 @@ def test_a_certificate_is_plain_values_in_json() -> None:
     record = certificate(queries_needed=3000).to_json()
     assert json.loads(json.dumps(record)) == record
     assert Certificate.from_json(record) == certificate(queries_needed=3000)
+    unmeasured = certificate(estimate=math.nan, mean_recall=math.nan).to_json()
+    assert json.dumps(unmeasured, allow_nan=False)
+    assert math.isnan(Certificate.from_json(unmeasured).estimate)
 
 
 def test_the_evidence_names_everything_it_rests_on() -> None:
