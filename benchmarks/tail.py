@@ -16,7 +16,7 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import Budget, FunnelIndex, Plan
 from funnel.planning.bounds import fixed_sequence
 from funnel.planning.escalating import mean_ms
-from funnel.planning.tail import hits_needed
+from funnel.planning.tail import TailFrontier, hits_needed
 from funnel.reports.tables import Column, text_table
 
 __all__ = ["tail"]
@@ -122,12 +122,14 @@ def _compared(
 
 
 def _cheapest(index: FunnelIndex, recall: float, share: float, batch: int, escalating: bool) -> Plan | None:
-    """The cheapest that passes: of escalating plans among all, or of uniform ones when they are tested alone."""
+    """The cheapest that passes, of escalating plans, or of uniform ones when they are tested alone at level .05."""
     frontier = index.searcher.planner.frontier(Budget(recall, share=share), K)
-    assert frontier is not None
-    places = [i for i, plan in enumerate(frontier.plans) if escalating or plan.escalation is None]
-    passed = places[: fixed_sequence((frontier.recalls(i) for i in places), share, 0.05)]
-    plans = [frontier.plans[i] for i in passed if escalating == (frontier.plans[i].escalation is not None)]
+    assert isinstance(frontier, TailFrontier)
+    alone = [i for i, plan in enumerate(frontier.plans) if plan.escalation is None]
+    passed = set(alone[: fixed_sequence((frontier.recalls(i) for i in alone), share, 0.05)])
+    if escalating:
+        passed = set(frontier.passed(share, 0.05)) - set(alone)
+    plans = [frontier.plans[i] for i in passed]
     return min(plans, key=lambda plan: _predicted_us(index, plan, batch), default=None)
 
 

@@ -60,7 +60,7 @@ class Planner:
         self.costs = costs
         self._chosen: dict[tuple[Budget, int, int, float], Choice] = {}
         self._tails: dict[tuple[int, int], TailFrontier] = {}
-        self._passes: dict[tuple[int, float | None, float | None, float], int] = {}
+        self._passes: dict[tuple[int, float | None, float | None, float], frozenset[int]] = {}
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
         self.latencies = Latencies(measure, hold, known)
 
@@ -104,7 +104,7 @@ class Planner:
         if budget.recall is None:
             note = "no recall was asked for, so none is certified"
             return self._record(budget, k, False, estimate, bound, note, mean=mean)
-        passed = position < self._passed(frontier, budget)
+        passed = position in self._passed(frontier, budget)
         # The test is exact, the bound found to a resolution.
         bound = max(bound, budget.target or 0.0) if passed else bound
         note = "" if passed else f"{budget.promise} is not certified for this plan"
@@ -156,8 +156,8 @@ class Planner:
         batch: a batch class. k: within the calibrated depth.
         """
         frontier = self.frontier(budget, k)
-        passed = 0 if frontier is None or budget.exact else self._passed(frontier, budget)
-        plans = [FLAT] if frontier is None else [FLAT, *frontier.plans[:passed]]
+        passed = [] if frontier is None or budget.exact else sorted(self._passed(frontier, budget))
+        plans = [FLAT] if frontier is None else [FLAT, *(frontier.plans[i] for i in passed)]
         return sorted(plans, key=lambda plan: self._cost(plan, batch))
 
     def _flat(self, budget: Budget, k: int, batch: int, allowed: float) -> Choice:
@@ -168,12 +168,16 @@ class Planner:
             )
         return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
 
-    def _passed(self, frontier: Frontier, budget: Budget) -> int:
-        """How many plans of the frontier are certified for the budget: tested once, whatever the batch size."""
+    def _passed(self, frontier: Frontier, budget: Budget) -> frozenset[int]:
+        """The places of the plans that are certified for the budget: tested once, whatever the batch size."""
         key = (frontier.k, budget.recall, budget.share, budget.delta)
         if key not in self._passes:
-            recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-            self._passes[key] = fixed_sequence(recalls, budget.target or 1.0, budget.delta)
+            target = budget.target or 1.0
+            if isinstance(frontier, TailFrontier):
+                self._passes[key] = frontier.passed(target, budget.delta)
+            else:
+                recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
+                self._passes[key] = frozenset(range(fixed_sequence(recalls, target, budget.delta)))
         return self._passes[key]
 
     def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:

@@ -93,6 +93,22 @@ def test_what_is_tested_is_whether_a_query_got_enough(recorded: Recording, name:
         np.testing.assert_array_equal(made_tail.recalls(i), made_tail.hits[i] >= NEEDED)
 
 
+def test_uniform_and_escalating_plans_are_tested_apart(recorded: Recording, name: str) -> None:
+    _, made_tail = made(recorded, name)
+    apart = [[i for i, p in enumerate(made_tail.plans) if (p.escalation is None) == alone] for alone in (True, False)]
+    expected = set()
+    for places, level in zip(apart, (0.045, 0.005), strict=True):
+        expected |= set(places[: fixed_sequence((made_tail.recalls(i) for i in places), 0.6, level)])
+    assert made_tail.passed(0.6, 0.05) == expected
+    # Escalating plans that serve no query end no test of uniform ones, nor the other way round.
+    for lost, other in (apart, apart[::-1]):
+        hits_of_none = made_tail.hits.copy()
+        hits_of_none[lost] = 0
+        assert replace(made_tail, query_hits=hits_of_none).passed(0.6, 0.05) == expected & set(other)
+    uniform = replace(made_tail, plans=tuple(made_tail.plans[i] for i in apart[0]), query_hits=made_tail.hits[apart[0]])
+    assert len(uniform.passed(0.6, 0.05)) == fixed_sequence((made_tail.recalls(i) for i in apart[0]), 0.6, 0.05)
+
+
 def test_order_is_by_held_out_rows_alone(recorded: Recording, name: str) -> None:
     uniform, made_tail = made(recorded, name)
     worth = np.clip((made_tail.corpus_hits.astype(float) - NEEDED + 1) / (K - NEEDED + 1), 0, 1).mean(axis=1)
@@ -163,10 +179,10 @@ def test_the_cheapest_that_passes_is_served_and_certified(recorded: Recording, n
     choice = planner.choose(budget, K, 1)
     frontier = planner.frontier(budget, K)
     assert isinstance(frontier, TailFrontier)
-    passed = fixed_sequence((frontier.recalls(i) for i in range(len(frontier.plans))), 0.6, 0.05)
-    assert choice.plan in frontier.plans[:passed]
+    passed = [frontier.plans[i] for i in frontier.passed(0.6, 0.05)]
+    assert choice.plan in passed
     costs = planner.costs
-    least = min(cautious_ms(costs, plan, 1) for plan in frontier.plans[:passed])
+    least = min(cautious_ms(costs, plan, 1) for plan in passed)
     assert cautious_ms(costs, choice.plan, 1) == least
     certificate = choice.certificate
     at = frontier.plans.index(choice.plan)
@@ -300,17 +316,16 @@ def test_what_is_certified_holds_for_all_queries(recorded: Recording, count: int
     uniform, _ = made(recorded, "hnsw-sq8")
     truth = build_tail(uniform, NEEDED, corpus, pool, costs, DIM)
     met = np.array([truth.recalls(i).mean() for i in range(len(truth.plans))])
-    table = np.array([cautious_ms(costs, plan, 1) for plan in truth.plans])
     generator = np.random.default_rng(0)
     trials, broken, certified = 120, 0, 0
     assert truth.query_hits is not None
     for _ in range(trials):
         drawn = generator.integers(0, len(pool.queries), count)
         sample = replace(truth, query_hits=truth.query_hits[:, drawn])
-        passed = fixed_sequence((sample.recalls(i) for i in range(len(met))), share, 0.05)
+        passed = sorted(sample.passed(share, 0.05))
         if passed:
             certified += 1
-            broken += met[:passed][np.argmin(table[:passed])] < share
+            broken += met[passed].min() < share  # whichever of them is then served
     assert certified > trials / 2
     assert broken <= 0.05 * trials + 3 * math.sqrt(0.05 * 0.95 * trials)
 
