@@ -34,7 +34,7 @@ COST_STEP = 1.02
 DEAREST_SECOND = 3.0
 # A pair must be cheaper than what it replaces by this share: less is within the noise of costs and of held-out rows.
 WORTHWHILE = 0.02
-# Share of delta that escalating plans are tested with. Uniform plans lose next to nothing by it: of eight budgets on
+# Share of delta that escalating plans are tested with. Uniform plans lose next to nothing by it: of seven budgets on
 # 200,000 x 384 each got the same plan as with all of delta; with a fifth of it given away, one got a dearer one.
 ESCALATING_DELTA = 0.1
 ROUNDING = 1e-9  # recall times k, or a mean, may come out a hair above what it is

@@ -163,9 +163,10 @@ def test_budgets_on_the_tail(graph_folder: Path, unseen: np.ndarray, tmp_path: P
     assert 0.6 <= line["share_lower_bound"] <= line["share"] <= 1
     assert line["certificate"]["share"] == 0.6
     np.save(tmp_path / "queries.npy", unseen[:2])
+    (both,) = json.loads(run(["explain", graph_folder, *asked, "--batch", 2, "--json"]).stdout)
     done = run(["search", graph_folder, "--vector", tmp_path / "queries.npy", *asked])
-    # On so few rows flat search may be the cheapest plan that holds it.
-    assert "recall@10 ≥ 0.8 for at least 60 % of queries" in done.stderr or done.stderr.startswith("flat (exact: ")
+    flat = both["plan"]["shortlist"] == 0  # what is cheapest for two queries depends on the machine
+    assert ("flat search is served" if flat else "recall@10 ≥ 0.8 for at least 60 % of queries") in done.stderr
 
 
 def test_bench(graph_folder: Path, unseen: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
