@@ -39,6 +39,7 @@ COLUMNS = (
     Column("batch", "batch", ",d"),
     Column("flat", "flat us", ",.0f"),
     Column("panorama", "panorama us", ",.0f"),
+    Column("own_flat", "own flat us", ",.0f", optional=True),
     Column("pruned", "exact us", ",.0f"),
     Column("ratio", "times flat", ".2f"),
     Column("how", "how", left=True),
@@ -70,7 +71,7 @@ def exact(vectors: Path | None, data: Path | None, index: Path | None, out: Path
         click.echo(str(opened.explain(K, recall=1.0, batch=256)))
         unstructured = _compared(*_structureless(Path(temporary)), panorama=False)
         click.echo(f"\nrows without structure, {STRUCTURELESS[0]:,} x {STRUCTURELESS[1]}:")
-        click.echo(text_table(unstructured, COLUMNS[:2] + COLUMNS[3:6]))
+        click.echo(text_table(unstructured, [each for each in COLUMNS if each.key not in ("panorama", "misses")]))
     targets = []
     for row in rows:
         targets.append(Target.at_least(f"batch {row['batch']:,}: times flat", row["ratio"], 1.0))

@@ -38,7 +38,7 @@ FEWEST_INT8 = 16
 READ_NS, READ_NARROW_NS = 0.15, 0.4  # whole rows; prefixes alone
 CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
 MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
-SURVIVOR_NS, GATHERED_NS = 60.0, 150.0  # in a row that was read whole; in one that has to be fetched
+SURVIVOR_NS, GATHERED_NS = 60.0, 300.0  # in a row that was read whole; in one that has to be fetched
 KEPT_NS = 0.08  # to read one kept code from memory
 FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.3, 0.022
 # Pruning must promise to save a tenth, or flat search is run: the estimate is no better than that.
