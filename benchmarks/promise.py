@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -165,15 +166,21 @@ def _printed(row: Row) -> dict[str, Any]:
 
 
 def _targets(rows: Sequence[Row]) -> list[Target]:
-    """A share of trials may fall short of .95 by three times its error before the promise counts as broken."""
+    """A share may be off by three times its error before the promise counts as broken.
+
+    What a certificate limits is the share of all trials that serve a plan below the recall. Of the certified ones alone
+    more may be wrong, where only a lucky few are certified at all.
+    """
     targets = []
     for row in rows:
         name = f"recall {row.recall:g}, k={row.k}, {row.n:,} queries"
         if row.fell_back < 1:
-            least = CERTAIN - 3 * row.met_error
-            targets.append(
-                Target(f"{name}: share met", row.met, f">= {CERTAIN} ± {3 * row.met_error:.3f}", row.met >= least)
-            )
+            error = 3 * row.met_error
+            asked = f">= {CERTAIN} ± {error:.3f}"
+            targets.append(Target(f"{name}: met, of the certified", row.met, asked, row.met >= CERTAIN - error))
+            broken, error = (1 - row.fell_back) * (1 - row.met), 3 * row.met_error * math.sqrt(1 - row.fell_back)
+            asked = f"<= {1 - CERTAIN:.2f} ± {error:.3f}"
+            targets.append(Target(f"{name}: broken, of all trials", broken, asked, broken <= 1 - CERTAIN + error))
         if row.k != TARGET_K or row.fell_back == 1:
             continue
         if (row.n, row.recall) in MOST_OVERSHOOT:
@@ -203,6 +210,7 @@ def _plot(rows: Sequence[Row], title: str, path: Path) -> None:
                 label = f"{n:,} queries" if column == 0 else None
                 axes.plot([x - 0.1, x + 0.1], [row.overshoot] * 2, color=COLOURS[n], linewidth=2, label=label)
         axes.axhline(0, color="#444444", linewidth=0.8)
+        axes.set_xlim(-0.5, len(RECALLS) - 0.5)
         axes.set_xticks(range(len(RECALLS)), [f"{recall:g}" for recall in RECALLS])
         axes.set_xlabel("recall asked")
         axes.set_title(f"k = {k}", fontsize=10)

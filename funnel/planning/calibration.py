@@ -40,8 +40,9 @@ ENOUGH_RECALL = 0.999
 DEAREST = 0.6
 # Queries that plans are followed for at once: the scores of 1,000 x 1,024 candidates at 8 widths are 33 MB.
 QUERIES_AT_A_TIME = 1_000
-# Queries whose shortlists at all efforts are held at once: 256 x 40,000 rows are 41 MB.
-LISTED_AT_A_TIME = 256
+# Candidates of all efforts held at once (64 MB as int32): some 2,000 queries of a graph, 400 of lists. In fewer pieces
+# the workers wait for each other, and fewer neighbours walk the same part of a graph together.
+CELLS_LISTED = 16_000_000
 MISSING = np.iinfo(np.uint16).max  # the place of a candidate that is not there
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -147,11 +148,13 @@ def record(
     places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
     found = []
     with tqdm(total=len(wanted) * len(queries), desc=label, unit="queries", disable=not progress) as bar:
-        for start in range(0, len(queries), LISTED_AT_A_TIME):
-            part = slice(start, start + LISTED_AT_A_TIME)
+        at_a_time = max(1, CELLS_LISTED // sum(sizes.values()))
+        for start in range(0, len(queries), at_a_time):
+            part = slice(start, start + at_a_time)
             listed = {}
             for effort, size in sizes.items():
-                listed[effort] = _drop_own(cascade.shortlist(queries[part], size, effort), own[part])
+                rows = _drop_own(cascade.shortlist(queries[part], size, effort), own[part])
+                listed[effort] = rows.astype(np.int32)
                 bar.update(len(listed[effort]))
             found.append(_place(listed, {effort: table[part] for effort, table in places.items()}, cascade.store.n))
     candidates = _side_by_side(found)
@@ -182,18 +185,18 @@ def _worth_running(
     return offered[: bisect_left(offered[:-1], True, key=ends) + 1]
 
 
-def _place(listed: dict[int, Int64], places: dict[int, Places], rows: int) -> npt.NDArray[np.int32]:
+def _place(listed: dict[int, npt.NDArray[np.int32]], places: dict[int, Places], rows: int) -> npt.NDArray[np.int32]:
     """Fill the places of some queries' shortlists; returns their distinct candidates int32 [q, u], -1 at the end.
 
     rows: how many are stored. The candidates of the largest effort come first, in its order.
     """
     efforts = sorted(listed, reverse=True)
     edges = np.cumsum([listed[effort].shape[1] for effort in efforts])[:-1]
-    together = np.concatenate([listed[effort] for effort in efforts], axis=1)
     first_seen = np.empty(rows + 1, dtype=np.int64)  # of a row, where it stands first; -1 is the last of the table
-    standing = np.arange(together.shape[1])
+    standing = np.arange(sum(listed[effort].shape[1] for effort in efforts))
     distinct = []
-    for query, candidates in enumerate(together):
+    for query in range(len(listed[efforts[0]])):
+        candidates = np.concatenate([listed[effort][query] for effort in efforts])
         first_seen[candidates[::-1]] = standing[::-1]
         first = first_seen[candidates]
         new = (first == standing) & (candidates >= 0)
@@ -201,7 +204,7 @@ def _place(listed: dict[int, Int64], places: dict[int, Places], rows: int) -> np
         at = np.where(candidates >= 0, numbers[first], MISSING)
         for effort, part in zip(efforts, np.split(at, edges), strict=True):
             places[effort][query] = part
-        distinct.append(candidates[new].astype(np.int32))
+        distinct.append(candidates[new])
     return _side_by_side([one[None, :] for one in distinct])
 
 

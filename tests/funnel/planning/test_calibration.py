@@ -230,15 +230,15 @@ def test_each_candidate_is_scored_once_whatever_efforts_find_it(recorded: Record
     assert np.isneginf(stored[corpus.candidates < 0]).all() and np.isfinite(stored[corpus.candidates >= 0]).all()
 
 
-@pytest.mark.parametrize("listed_at_a_time", [1, 7])
+@pytest.mark.parametrize("cells", [1, 5_000])
 def test_however_many_are_listed_at_a_time_the_record_is_the_same(
-    recorded: Recording, name: str, listed_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+    recorded: Recording, name: str, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cascade, _, run = recorded(name)
     efforts = run.efforts[:3]
     queries = run.queries[:20]
     whole = record(cascade, queries, None, run.widths, efforts)
-    monkeypatch.setattr(calibration, "LISTED_AT_A_TIME", listed_at_a_time)
+    monkeypatch.setattr(calibration, "CELLS_LISTED", cells)
     parts = record(cascade, queries, None, run.widths, efforts)
     np.testing.assert_array_equal(parts.candidates, whole.candidates)
     for effort in efforts:
