@@ -37,8 +37,8 @@ RERANK_SIZES = (16, 64, 256, 1024)  # candidates at which a rerank is timed; bet
 SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at least of three
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
 # Efforts are timed an octave apart, and a curve is laid through them. At 200,000 rows it missed what the others take
-# when timed themselves by 2 % (single queries, median) and 9 % (batches of 256) on a busy machine, which is the noise
-# of the timings: a plan's place among its neighbours does not hang on it.
+# when timed themselves by 2 to 4 % (single queries, median) and 9 % (batches of 256) at best; by up to as much again in
+# batches while other processes disturbed the timings.
 TIMED_STEP = 2.0
 WIDTHS_TIMED = 4  # of the numbers of columns that stages gather, spread evenly; the others follow from a curve too
 SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
