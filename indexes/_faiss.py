@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
 
 __all__ = ["FaissIndex", "load_faiss", "use_one_thread"]
@@ -84,12 +84,7 @@ class FaissIndex(CoarseIndex):
         self._search_c = index.search_c
 
     def train(self, prefixes: Float32Array) -> None:
-        rows = check_prefixes(prefixes, self.dim)
-        if self.ntotal:
-            raise CoarseIndexError(f"{self.name} holds {self.ntotal} rows already; train before adding any")
-        if not len(rows):
-            raise CoarseIndexError(f"{self.name} was given 0 rows to train on; give at least 1")
-        self._index.train(rows)
+        self._index.train(check_sample(self, prefixes))
 
     def add(self, prefixes: Float32Array) -> None:
         rows = check_prefixes(prefixes, self.dim)

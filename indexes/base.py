@@ -19,6 +19,7 @@ __all__ = [
     "Int64Array",
     "allowed_mask",
     "check_prefixes",
+    "check_sample",
     "families",
     "family",
     "register",
@@ -236,6 +237,20 @@ def check_prefixes(prefixes: Float32Array, dim: int) -> Float32Array:
     if prefixes.dtype != np.float32:
         raise CoarseIndexError(f"rows of type {prefixes.dtype}; give float32")
     return np.ascontiguousarray(prefixes)
+
+
+def check_sample(index: CoarseIndex, prefixes: Float32Array) -> Float32Array:
+    """Return what an index is to be trained on as a C-contiguous array.
+
+    Raises:
+        CoarseIndexError: Wrong shape or type, no rows, or the index holds rows already.
+    """
+    rows = check_prefixes(prefixes, index.dim)
+    if index.ntotal:
+        raise CoarseIndexError(f"{index.name} holds {index.ntotal} rows already; train before adding any")
+    if not len(rows):
+        raise CoarseIndexError(f"{index.name} was given 0 rows to train on; give at least 1")
+    return rows
 
 
 def allowed_mask(allowed: Allowed, count: int) -> npt.NDArray[np.bool_]:

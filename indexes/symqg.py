@@ -20,7 +20,17 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, register, rising
+from indexes.base import (
+    Allowed,
+    CoarseIndex,
+    Float32Array,
+    Int64Array,
+    allowed_mask,
+    check_prefixes,
+    check_sample,
+    register,
+    rising,
+)
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.hnsw import LONGEST_SHORTLIST, STEPS
 
@@ -102,11 +112,7 @@ class SymqgIndex(CoarseIndex):
 
     def train(self, prefixes: Float32Array) -> None:
         """Nothing is learnt: the rows are checked."""
-        rows = check_prefixes(prefixes, self.dim)
-        if self.ntotal:
-            raise CoarseIndexError(f"{self.name} holds {self.ntotal} rows already; train before adding any")
-        if not len(rows):
-            raise CoarseIndexError(f"{self.name} was given 0 rows to train on; give at least 1")
+        check_sample(self, prefixes)
 
     def add(self, prefixes: Float32Array) -> None:
         """Hold the rows for the graph; CoarseIndexError once it is built."""
