@@ -62,7 +62,8 @@ def exact(vectors: Path | None, data: Path | None, index: Path | None, out: Path
     with tempfile.TemporaryDirectory() as temporary:
         path = index or Path(temporary) / "index"
         opened = FunnelIndex.open(path) if path.exists() else FunnelIndex.build(str(corpus), path, adaptor="pca")
-        cascade, prepared = opened.searcher.cascade, opened.searcher.prepare(queries)
+        cascade = opened.searcher.cascade
+        prepared = cascade.as_stored(opened.searcher.prepare(queries))
         rows = _compared(cascade, prepared, panorama=True)
         _check(cascade, prepared, rows)
         click.echo(text_table(rows, COLUMNS))
@@ -118,7 +119,7 @@ def _microseconds(searches: dict[str, Search], queries: Float32, batch: int) -> 
 
 def _check(cascade: Cascade, queries: Float32, rows: list[dict[str, Any]]) -> None:
     """Put into each row how many of the true top k of all queries are missed at its batch size."""
-    truth, _ = cascade.truth(queries, K)
+    truth, _ = cascade.truth(cascade.as_asked(queries), K)
     for row in rows:
         found = []
         for start in range(0, len(queries), row["batch"]):

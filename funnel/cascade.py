@@ -13,6 +13,7 @@ import torch
 from funnel.escalation import hard, looked_at
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
+from funnel.turn import Turn
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
 
@@ -37,8 +38,9 @@ class Cascade:
 
     coarse: over unit prefixes of `width` dims. store: the n x d matrix. inverse_norms: for every intermediate
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
-    changes no order). exact: what FLAT is served by. truth: flat search over every row at full width, whatever FLAT is
-    served by: what is measured is measured against it.
+    changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
+    at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
+    rows are stored, what leads from one to the other.
     """
 
     coarse: CoarseIndex
@@ -47,6 +49,24 @@ class Cascade:
     inverse_norms: dict[int, torch.Tensor]
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
+    turn: Turn | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the coarse index gives exact full-width scores, so that nothing is left to rerank."""
+        return self.coarse.exact_scores and self.width == self.store.dim
+
+    def as_stored(self, queries: Float32) -> Float32:
+        """Queries float32 [n, d] in the space of the stored rows."""
+        return queries if self.turn is None else self.turn.stored(queries)
+
+    def as_asked(self, rows: Float32) -> Float32:
+        """Stored rows float32 [n, d] in the space of the queries."""
+        return rows if self.turn is None else self.turn.own(rows)
+
+    def flat(self, queries: Float32, k: int) -> tuple[Float32, Int64]:
+        """The exact best k: scores float32 [n, k] and stored rows int64 [n, k]."""
+        return self.exact(self.as_stored(queries), k)
 
     def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """The best k of each query under the plan, by exact score, falling.
@@ -55,7 +75,7 @@ class Cascade:
         int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end.
         """
         if plan.is_flat:
-            return self.exact(queries, k)
+            return self.flat(queries, k)
         if len(queries) == 1:
             return self._answer(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
@@ -163,7 +183,9 @@ class Cascade:
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
-        _, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
+        found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
+        if self.alone:
+            return _head(found, shortlist, k)
         at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
         with torch.inference_mode():
             if len(queries) <= at_a_time:
@@ -220,6 +242,15 @@ class Cascade:
 
 def _slices(count: int, size: int) -> list[slice | Int64]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
+    """The first k of scores and rows [n, s], with -inf and -1 where there are fewer."""
+    lacking = k - rows.shape[1]
+    if lacking <= 0:
+        return scores[:, :k], rows[:, :k]
+    fill = ((0, 0), (0, lacking))
+    return np.pad(scores, fill, constant_values=-np.inf), np.pad(rows, fill, constant_values=-1)
 
 
 def some_missing(rows: Int64) -> bool:

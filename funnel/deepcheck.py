@@ -80,7 +80,7 @@ def _coarse(searcher: Searcher) -> str:
     vectors = cascade.store.matrix[rows].float().cpu().numpy()
     effort = cascade.coarse.efforts()[-1]
     size = min(10, cascade.coarse.largest_shortlist(effort))
-    scores, found = cascade.coarse.search(unit_prefixes(vectors, cascade.width), size, effort)
+    scores, found = cascade.coarse.search(unit_prefixes(cascade.as_asked(vectors), cascade.width), size, effort)
     share = float(((found == rows[:, None]).any(axis=1) | (scores[:, -1] > 1 - UNIT_TOLERANCE)).mean())
     if share < SELF_FOUND:
         raise DamagedIndexError(f"coarse.faiss finds {share:.0%} of {len(rows)} rows searched for by themselves")

@@ -27,7 +27,7 @@ def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], rele
 
     def reached(queries: Float32, k: int) -> Float32 | None:
         plan = _seeds(cascade, k)
-        return None if plan is None else cascade.run(queries, plan, k)[0][:, -1]
+        return None if plan is None else cascade.run(cascade.as_asked(queries), plan, k)[0][:, -1]
 
     def spread(function: Callable[[range], None], pieces: Sequence[range]) -> None:
         workers().run(function, pieces)
@@ -41,15 +41,14 @@ def _seeds(cascade: Cascade, k: int) -> Plan | None:
     enough = [effort for effort in coarse.efforts() if coarse.largest_shortlist(effort) >= wanted]
     if not enough:
         return None
-    grows = coarse.largest_shortlist(enough[0]) == enough[0]
-    return Plan(enough[0 if grows else min(LIST_EFFORT, len(enough) - 1)], wanted)
+    return Plan(enough[0 if coarse.shortlist_grows else min(LIST_EFFORT, len(enough) - 1)], wanted)
 
 
 def pruning_of(cascade: Cascade, queries: Float32, k: int, batch: int) -> Pruning | None:
     """How FLAT is run for calls of `batch` such queries; None: every row at full width.
 
-    queries: float32 [q, d], adapted unit rows, repeated where a batch needs more.
+    queries: float32 [q, d], unit rows as the cascade takes them, repeated where a batch needs more.
     """
     exact = cascade.exact
-    repeated = np.ascontiguousarray(np.resize(queries, (batch, queries.shape[1])))
+    repeated = cascade.as_stored(np.ascontiguousarray(np.resize(queries, (batch, queries.shape[1]))))
     return exact.choose(repeated, k) if isinstance(exact, PrunedSearch) else None

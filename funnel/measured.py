@@ -57,7 +57,7 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
     """Milliseconds of each step, and what would be answered after it."""
     started = time.perf_counter()
     if plan.is_flat:
-        found = Found(*cascade.exact(queries, k), np.ones(len(queries), dtype=np.int64))
+        found = Found(*cascade.flat(queries, k), np.ones(len(queries), dtype=np.int64))
         return [(time.perf_counter() - started) * 1e3], [found]
     if plan.escalation is not None:
         return _both_parts(cascade, queries, plan, plan.escalation, k)

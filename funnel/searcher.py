@@ -81,7 +81,7 @@ class Searcher:
         return self.cascade.store.n
 
     def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
-        """Adapted unit rows of the user's vectors [n, d].
+        """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
 
         Raises InputError for another width, and for NaN, infinite or zero rows (named).
         """
@@ -91,7 +91,7 @@ class Searcher:
                 f"as the index holds vectors of {self.dim} dims"
             )
         if len(queries) == 1:
-            return np.ascontiguousarray(self.adaptor.unit_transform(unit_rows(queries, 0, "queries")))
+            return self._adapted(unit_rows(queries, 0, "queries"))
         few = len(queries) < 2 * ADAPTED_AT_A_TIME
         checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
         adapted = np.empty(queries.shape, dtype=np.float32)
@@ -99,11 +99,17 @@ class Searcher:
 
         def piece(start: int) -> None:
             part = checked[start : start + size]
-            rows = part if few else unit_rows(part, start, "queries")
-            adapted[start : start + size] = self.adaptor.unit_transform(rows)
+            rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries")
+            adapted[start : start + size] = self._adapted(rows)
 
         workers().run(piece, range(0, len(queries), size))
         return adapted
+
+    def _adapted(self, rows: Float32) -> Float32:
+        """Unit rows of the user's as the cascade takes them: as they are where it searches the user's own space."""
+        if self.cascade.turn is not None:
+            return rows
+        return np.ascontiguousarray(self.adaptor.unit_transform(rows))
 
     def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
@@ -202,7 +208,7 @@ class Searcher:
     def sample_queries(self) -> Float32:
         """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
         if self.calibration is None:
-            return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
+            return self.cascade.as_asked(self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy())
         return self.calibration.run().queries
 
     def measure_steps(self, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:

@@ -84,7 +84,9 @@ class StagedRun:
         at_a_time = rows_at_a_time(rows.shape[1], cascade.store.dim, cascade.store.device)
         for start in range(0, len(rows), at_a_time):
             part = slice(start, start + at_a_time)
-            query, shortlist = cascade.tensors(self._queries[numbers[part]], np.ascontiguousarray(rows[part]))
+            query, shortlist = cascade.tensors(
+                cascade.as_stored(self._queries[numbers[part]]), np.ascontiguousarray(rows[part])
+            )
             missing = shortlist < 0 if some_missing(rows[part]) else None
             ranked = torch.from_numpy(np.ascontiguousarray(scores[part])).to(query.device)
             yield _Part(numbers[part], query, shortlist.clamp(min=0), missing, ranked)
@@ -106,6 +108,9 @@ class StagedRun:
 
     def _narrow(self, part: _Part, number: int) -> None:
         width = self._widths[number]
+        if self._cascade.alone:  # its scores are exact already
+            part.start, part.done = width, number + 2
+            return
         keep = part.rows.shape[1] if width == self._cascade.store.dim else self._plan.stages[number].keep
         with torch.inference_mode():
             partial, scores = self._cascade.scores_at(
@@ -196,8 +201,8 @@ def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, f
     rows_between = max(k, CELLS_BETWEEN_LOOKS // store.dim)
     done = np.full(len(queries), FLAT.steps, dtype=np.int64)
     if store.device.type != "cpu" or store.n <= rows_between or deadline.left_ms() >= flat_ms:
-        return Found(*cascade.exact(queries, k), done)
-    top, stop = RunningTop(queries, k), 0
+        return Found(*cascade.flat(queries, k), done)
+    top, stop = RunningTop(cascade.as_stored(queries), k), 0
     while stop < store.n and not (stop and deadline.passed()):
         top.update(store.block(stop, stop + rows_between).numpy(), stop)
         stop = min(stop + rows_between, store.n)

@@ -139,6 +139,11 @@ class CoarseIndex(ABC):
         """
         return None
 
+    @property
+    def exact_scores(self) -> bool:
+        """Whether scores are the inner products themselves, and not those of codes."""
+        return False
+
     @abstractmethod
     def efforts(self) -> tuple[int, ...]:
         """The efforts worth calibrating, rising."""
@@ -146,6 +151,12 @@ class CoarseIndex(ABC):
     @abstractmethod
     def largest_shortlist(self, effort: int) -> int:
         """The longest shortlist that `effort` serves; shorter ones are the head of it."""
+
+    @property
+    def shortlist_grows(self) -> bool:
+        """Whether the longest shortlist grows with the effort, as in graphs; if not, any effort serves any length."""
+        efforts = self.efforts()
+        return self.largest_shortlist(efforts[0]) < self.largest_shortlist(efforts[-1])
 
     @abstractmethod
     def save(self, path: Path) -> None:

@@ -45,6 +45,10 @@ LINK_BYTES = 4
 FLOAT32_BYTES = 4
 FOOTER_MAGIC = b"symqg\x01"  # the end of a file: footer as JSON, its length (4 bytes), this
 FOOTER_LIMIT = 4_096
+# Asked for half as many rows as its ef, rabitqlib keeps a shorter list of what it found: .90 of the time on 30,000 x
+# 384 at ef 32 to 128, and the same recall@10 to within .0005. A tenth of ef would save no more.
+SHORTLIST_SHARE = 2
+SHORTEST = 10
 
 SymqgIndexType = TypeVar("SymqgIndexType", bound="SymqgIndex")
 
@@ -71,7 +75,7 @@ def symqg_installed() -> bool:
 
 @register
 class SymqgIndex(CoarseIndex):
-    """A SymphonyQG graph; effort is ef_search, and a shortlist is at most that long.
+    """A SymphonyQG graph; effort is ef_search, and a shortlist is at most half as long.
 
     Settings: `degree` (links a row, a multiple of 32), `ef_construction`, and `bits`, how the row itself is kept: 0
     (float32, so that scores are exact on the prefix), 8 or 4. Fewer rows than a graph takes are scanned. Cannot filter.
@@ -142,9 +146,15 @@ class SymqgIndex(CoarseIndex):
         """Values of ef_search up to the number of rows."""
         return rising(max(1, self.ntotal), STEPS)
 
+    @property
+    def exact_scores(self) -> bool:
+        """With float32 rows."""
+        return self._settings["bits"] == 0
+
     def largest_shortlist(self, effort: int) -> int:
-        """ef_search."""
-        return min(effort, self.ntotal, LONGEST_SHORTLIST)
+        """Half of ef_search; all of a small one, or of one that covers every row."""
+        found = effort if effort >= self.ntotal else min(effort, max(SHORTEST, effort // SHORTLIST_SHARE))
+        return min(found, self.ntotal, LONGEST_SHORTLIST)
 
     def save(self, path: Path) -> None:
         """Write the graph as rabitqlib does, and a footer with the settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
+from funnel.turn import Turn
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
 __all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
@@ -89,17 +90,23 @@ def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress:
 
 
 def build_coarse(
-    store: VectorStore, width: int, name: str, settings: dict[str, int], seed: int, progress: bool
+    store: VectorStore,
+    width: int,
+    name: str,
+    settings: Mapping[str, int],
+    seed: int,
+    progress: bool,
+    turn: Turn | None = None,
 ) -> CoarseIndex:
-    """Train and fill a coarse index over the unit prefixes of the stored rows."""
+    """Train and fill a coarse index over the unit prefixes of the stored rows; over the user's own where turned."""
     index = family(name)(width, **settings)
-    index.train(_training_sample(store, width, seed))
+    index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
     release_freed()
     block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
     with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
         for start in range(0, store.n, len(block)):
             prefixes = _fill(block[: store.n - start], store, start)
-            index.add(prefixes)
+            index.add(prefixes if turn is None else turn.own(prefixes))
             bar.update(len(prefixes))
     return index
 

@@ -31,7 +31,7 @@ def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.
     count = min(CORPUS_ROWS, store.n // 2)
     own = np.sort(np.random.default_rng(seed).choice(store.n, count, replace=False)).astype(np.int64)
     rows = store.gather(torch.from_numpy(own).to(store.device), 0, store.dim).float().cpu().numpy()
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True), own
+    return cascade.as_asked(rows / np.linalg.norm(rows, axis=1, keepdims=True)), own
 
 
 def calibrate(
@@ -61,7 +61,7 @@ def calibrate(
     release_freed()
     calibration = Calibration(
         costs=costs,
-        by_effort=cascade.coarse.largest_shortlist(corpus.efforts[0]) == corpus.efforts[0],
+        by_effort=cascade.coarse.shortlist_grows,
         dim=cascade.store.dim,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         n_queries=0 if queries is None else len(queries),

@@ -253,7 +253,7 @@ def _kept(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path | None) -> 
 
 def _score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Sequence[int], result: Float32) -> None:
     """Fill result float32 [q, s, len(widths)]: each candidate's score at each width; -inf where the row is -1."""
-    store = cascade.store
+    store, queries = cascade.store, cascade.as_stored(queries)
     at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
     with torch.inference_mode():
         for begin in range(0, len(rows), at_a_time):

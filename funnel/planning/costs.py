@@ -94,7 +94,8 @@ def median_ms(call: Callable[[int], object]) -> float:
 class Costs:
     """Milliseconds of one call, by batch size.
 
-    coarse: batch -> effort -> ms. rerank: batch -> columns gathered -> ms at each of `sizes` candidates.
+    coarse: batch -> effort -> ms. rerank: batch -> columns gathered -> ms at each of `sizes` candidates; empty where
+    the coarse index gives exact scores and nothing is reranked.
     flat: batch -> ms. base: batch -> ms that every call takes besides (checks, adaptor, ids).
     """
 
@@ -104,6 +105,11 @@ class Costs:
     rerank: dict[int, dict[int, list[float]]]
     flat: dict[int, float]
     base: dict[int, float]
+
+    @property
+    def reranked(self) -> bool:
+        """Whether plans rerank what the coarse index finds."""
+        return any(self.rerank.values())
 
     def predict(self, plan: Plan, batch: int, dim: int) -> float:
         """Predicted milliseconds of one call of `batch` queries (a batch class) under the plan."""
@@ -128,6 +134,8 @@ class Costs:
 
     def _rerank(self, batch: int, candidates: int, columns: int) -> float:
         table = self.rerank[batch]
+        if not table:
+            return 0.0
         widths = sorted(table)
         at_width = [float(np.interp(candidates, self.sizes, table[width])) for width in widths]
         if candidates > self.sizes[-1]:
@@ -239,10 +247,11 @@ def measure_costs(
         costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
         shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]
         reranks = {
-            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in gathered
+            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes]
+            for width in ([] if cascade.alone else gathered)
         }
-        costs.rerank[batch] = _smooth(reranks, sizes, columns)
-        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.exact(rows, min(10, cascade.store.n)))
+        costs.rerank[batch] = {} if cascade.alone else _smooth(reranks, sizes, columns)
+        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.flat(rows, min(10, cascade.store.n)))
         costs.base[batch] = 0.0
         whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
         costs.base[batch] = max(0.0, whole - costs.predict(smallest, batch, cascade.store.dim))

@@ -50,7 +50,7 @@ def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_ef
     by_effort: whether the shortlist is tied to the effort (a graph) or free (lists, flat).
     """
     prices = Prices(costs, dim)
-    sizes = _sizes(k, corpus, by_effort)
+    sizes = _sizes(k, corpus, by_effort, costs.reranked)
     found = undominated(k, corpus, prices, sizes)
     plans, recall = list(found), np.array(list(found.values()))
     cost = np.array([prices.of(plan) for plan in plans]).reshape(len(plans), len(prices.batches))
@@ -73,8 +73,10 @@ def frontier_of(k: int, plans: Sequence[Plan], corpus: Run, queries: Run | None)
     return Frontier(k, kept, found[order], None if queries is None else hits(queries, kept, k))
 
 
-def _sizes(k: int, run: Run, by_effort: bool) -> dict[int, list[int]]:
-    """Effort -> the shortlists worth trying that hold k candidates, rising."""
+def _sizes(k: int, run: Run, by_effort: bool, reranked: bool) -> dict[int, list[int]]:
+    """Effort -> the shortlists worth trying that hold k candidates, rising; one where they all cost the same."""
+    if not reranked:
+        return {effort: [run.largest(effort)] for effort in run.efforts if run.largest(effort) >= k}
     share = SMALLEST_SHARE if by_effort else None
     sizes = {effort: [s for s in shortlists(run.largest(effort), share) if s >= k] for effort in run.efforts}
     return {effort: fitting for effort, fitting in sizes.items() if fitting}
