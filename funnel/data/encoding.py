@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from funnel.data.batching import BucketedModel
+    from funnel.data.packed import PackedModel
 
 __all__ = [
     "DEFAULT_ENCODER",
@@ -154,8 +155,8 @@ class ModelEncoder:
     """An encoder around a sentence-transformers model.
 
     Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
-    on CPUs with native instructions) in batches of fixed shape; cosines to the exact vectors are at least
-    0.998. Models that cannot be run that way use their own `encode`.
+    on CPUs with native instructions): a plain BERT on the CPU without padding, others in batches of fixed shape.
+    Cosines to the exact vectors are at least 0.998. Models that cannot be run that way use their own `encode`.
     """
 
     def __init__(self, model: "SentenceTransformer", name: str, *, exact: bool, reopenable: bool) -> None:
@@ -164,7 +165,7 @@ class ModelEncoder:
         self.exact = exact
         self._model = model.eval()
         self._dim = _model_dim(model)
-        self._bucketed = None if exact else _bucketed(model)
+        self._fast = None if exact else _fast(model)
 
     @property
     def dim(self) -> int:
@@ -184,11 +185,11 @@ class ModelEncoder:
     def _run(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
-        if self._bucketed is None:
+        if self._fast is None:
             values = self._encode_plain(texts, task, progress)
         else:
             with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
-                values = self._bucketed.encode(texts, self._prompt(task), task, bar.update)
+                values = self._fast.encode(texts, self._prompt(task), task, bar.update)
         return _checked(values, len(texts), self._dim or None, self.name, 0)
 
     def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
@@ -215,16 +216,19 @@ def _model_dim(model: "SentenceTransformer") -> int:
     return int(get() or 0)
 
 
-def _bucketed(model: "SentenceTransformer") -> "BucketedModel | None":
+def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
+    """The model in half precision where the device has it: packed, or in batches of fixed shape, or None."""
     import torch
 
     from funnel.data.batching import BucketedModel, fast_dtype
+    from funnel.data.packed import PackedModel
 
     if not BucketedModel.supports(model):
         return None
-    if model.dtype == torch.float32:
-        model.to(fast_dtype(torch.device(model.device)))
-    return BucketedModel(model)
+    dtype = fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype
+    packed = PackedModel.of(model, dtype)
+    model.to(dtype)
+    return BucketedModel(model) if packed is None else packed
 
 
 def _checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
