@@ -49,4 +49,11 @@ class QueryEncoder:
             raise EncoderError(
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
-        return load_encoder(str(name), exact=bool(self._settings["exact_encoding"]), device=self._device)
+        exact = bool(self._settings["exact_encoding"])
+        if not exact and self._device == "cpu":
+            from funnel.data.stored import stored_encoder
+
+            stored = stored_encoder(str(name))
+            if stored is not None:
+                return stored
+        return load_encoder(str(name), exact=exact, device=self._device)

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
@@ -26,7 +26,9 @@ __all__ = [
     "Encoder",
     "EncoderSource",
     "ModelEncoder",
+    "checked",
     "load_encoder",
+    "prompt_for",
 ]
 
 TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and memory stays bounded
@@ -146,7 +148,7 @@ class CallableEncoder:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _call(self, encode: Callable[[list[str]], Any], texts: list[str], first: int) -> NDArray[np.float32]:
-        vectors = _checked(encode(texts), len(texts), self._dim, self.name, first)
+        vectors = checked(encode(texts), len(texts), self._dim, self.name, first)
         self._dim = vectors.shape[1]
         return vectors
 
@@ -190,7 +192,7 @@ class ModelEncoder:
         else:
             with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
                 values = self._fast.encode(texts, self._prompt(task), task, bar.update)
-        return _checked(values, len(texts), self._dim or None, self.name, 0)
+        return checked(values, len(texts), self._dim or None, self.name, 0)
 
     def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
@@ -203,10 +205,14 @@ class ModelEncoder:
         return np.concatenate(parts)
 
     def _prompt(self, task: str) -> str | None:
-        names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
-        prompts = self._model.prompts
-        name = next((name for name in names if name in prompts), self._model.default_prompt_name)
-        return prompts.get(name) if name is not None else None
+        return prompt_for(task, self._model.prompts, self._model.default_prompt_name)
+
+
+def prompt_for(task: str, prompts: Mapping[str, str], default: str | None) -> str | None:
+    """The prompt of a task, "query" or "document", as sentence-transformers chooses it; None for none."""
+    names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
+    name = next((name for name in names if name in prompts), default)
+    return prompts.get(name) if name is not None else None
 
 
 def _model_dim(model: "SentenceTransformer") -> int:
@@ -231,7 +237,7 @@ def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
     return BucketedModel(model) if packed is None else packed
 
 
-def _checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
+def checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
     """What an encoder gave as unit rows; EncoderError unless it is [count, dim], finite and not zero."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()

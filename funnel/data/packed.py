@@ -4,7 +4,8 @@ Only attention looks at texts one by one, and texts of equal length are taken to
 token. What is computed is what `transformers`' BertModel and sentence-transformers' pooling compute.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +30,48 @@ FOLLOWING = {"Normalize", "Dense"}  # modules after the pooling that need the po
 # What the own computation must agree with: texts of different lengths, one of them longer than any limit.
 PROBES = ("a", "packed rows, laid end to end", "how are texts of very different lengths encoded together? " * 80)
 AGREEMENT = 0.998  # the cosine promised of half precision
+KINDS = ("weight", "bias")
+
+Tokenize = Callable[[list[str], str | None, str], Mapping[str, Any]]
+"""Texts, prompt and task to tensors input_ids, attention_mask and maybe token_type_ids, int64 [rows, tokens]."""
 
 
 class PackedModel:
-    """Runs a sentence-transformers model whose transformer is a plain BERT, on the CPU.
+    """A plain BERT, its tokeniser, and what follows it; on the CPU. May be called from several threads.
 
-    The model's own tokeniser, prompts, `max_seq_length`, pooling and following modules are used. It may be called
-    from several threads.
+    tokenize: texts, prompt and task to padded token ids. cls: pool by the first token, not by the mean. following:
+    modules that turn the pooled vector into the embedding.
     """
 
-    def __init__(self, model: "SentenceTransformer", dtype: torch.dtype) -> None:
-        modules = list(model)
-        self._tokenizer = Tokenizer(model)
-        self._bert = PackedBert(_transformer(modules[0]), dtype)
-        self._cls = modules[1].pooling_mode in ("cls", ("cls",))
-        self._following = modules[2:]
-        self._truncate_dim = model.truncate_dim
+    def __init__(
+        self,
+        bert: "PackedBert",
+        tokenize: Tokenize,
+        cls: bool,
+        following: Sequence[Any] = (),
+        truncate_dim: int | None = None,
+    ) -> None:
+        self._bert = bert
+        self._tokenize = tokenize
+        self._cls = cls
+        self._following = following
+        self._truncate_dim = truncate_dim
 
     @classmethod
     def of(cls, model: "SentenceTransformer", dtype: torch.dtype) -> "PackedModel | None":
         """The model packed, or None where it is of another kind or its vectors would differ from its own."""
         if not _is_plain_bert(model) or dtype not in DTYPES:
             return None
-        packed = cls(model, dtype)
+        words, pooling, *following = list(model)
+        bert = _transformer(words)
+        state, config = bert.state_dict(), bert.config
+        packed = cls(
+            PackedBert(state, config.num_attention_heads, config.layer_norm_eps, dtype),
+            Tokenizer(model),
+            pooling.pooling_mode in ("cls", ("cls",)),
+            copy.deepcopy(following),  # they stay in float32
+            model.truncate_dim,
+        )
         own = model.encode(list(PROBES), prompt="", show_progress_bar=False, convert_to_tensor=True).float()
         found = torch.from_numpy(packed.encode(PROBES, None, "document", lambda _: None))
         agrees = functional.cosine_similarity(own, found).min().item() >= AGREEMENT
@@ -66,7 +86,7 @@ class PackedModel:
         result: NDArray[np.float32] | None = None
         for start in range(0, len(texts), WINDOW_TEXTS):
             window = texts[start : start + WINDOW_TEXTS]
-            for numbers, groups in _batches(window, prompt, task, self._tokenizer):
+            for numbers, groups in _batches(window, prompt, task, self._tokenize):
                 vectors = self._forward(groups, task)
                 if result is None:
                     result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
@@ -99,21 +119,30 @@ class _Group:
 
 
 class PackedBert:
-    """The layers of a BertModel over packed rows of tokens; weights are copied in `dtype`, laid out for oneDNN."""
+    """The layers of a BertModel over packed rows of tokens.
 
-    def __init__(self, bert: Any, dtype: torch.dtype) -> None:
-        embeddings, config = bert.embeddings, bert.config
-        self._words = embeddings.word_embeddings.weight.detach().to(dtype)
-        self._positions = embeddings.position_embeddings.weight.detach().to(dtype)
-        self._types = embeddings.token_type_embeddings.weight.detach().to(dtype)
-        self._norm = _Norm(embeddings.LayerNorm, dtype)
-        self._layers = [_Layer(layer, config.num_attention_heads, dtype) for layer in bert.encoder.layer]
+    state: the weights, by the names of BertModel; copied in `dtype`, laid out for oneDNN. heads: of attention. eps: of
+    the norms. Raises KeyError where a weight is missing.
+    """
+
+    def __init__(self, state: Mapping[str, torch.Tensor], heads: int, eps: float, dtype: torch.dtype) -> None:
+        self._words, self._positions, self._types = (
+            state[f"embeddings.{name}_embeddings.weight"].to(dtype) for name in ("word", "position", "token_type")
+        )
+        self._norm = _Norm(state, "embeddings.LayerNorm", eps, dtype)
+        count = len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")})
+        self._layers = [_Layer(state, f"encoder.layer.{number}", heads, eps, dtype) for number in range(count)]
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states."""
+        return self._words.shape[1]
 
     def __call__(self, groups: list[_Group]) -> list[torch.Tensor]:
         """The last hidden states of each group: [rows, length, hidden]."""
         used = sum(group.tokens for group in groups)
         parts = [self._embedded(group) for group in groups]
-        width = self._words.shape[1]
+        width = self.width
         hidden = self._norm(torch.cat([*parts, self._words.new_zeros(_rounded(used) - used, width)]))
         for layer in self._layers:
             hidden = layer(hidden, groups)
@@ -128,19 +157,22 @@ class PackedBert:
 class _Layer:
     """One layer: attention and feed-forward, each followed by the residual sum and a norm (post-norm)."""
 
-    def __init__(self, layer: Any, heads: int, dtype: torch.dtype) -> None:
-        own, output = layer.attention.self, layer.attention.output
+    def __init__(
+        self, state: Mapping[str, torch.Tensor], name: str, heads: int, eps: float, dtype: torch.dtype
+    ) -> None:
         self._heads = heads
+        own = f"{name}.attention.self"
+        parts = {kind: [state[f"{own}.{part}.{kind}"] for part in ("query", "key", "value")] for kind in KINDS}
         # The scale of the scores goes into the weights of the queries: one pass less over the scores.
-        scale = (own.query.weight.shape[0] // heads) ** -0.5
-        weight = torch.cat([own.query.weight * scale, own.key.weight, own.value.weight])
-        bias = torch.cat([own.query.bias * scale, own.key.bias, own.value.bias])
+        scale = (parts["bias"][0].shape[0] // heads) ** -0.5
+        weight, bias = (torch.cat([parts[kind][0] * scale, *parts[kind][1:]]) for kind in KINDS)
         self._qkv = _Linear(weight, bias, dtype)
-        self._out = _Linear(output.dense.weight, output.dense.bias, dtype)
-        self._attention_norm = _Norm(output.LayerNorm, dtype)
-        self._up = _Linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype)
-        self._down = _Linear(layer.output.dense.weight, layer.output.dense.bias, dtype)
-        self._output_norm = _Norm(layer.output.LayerNorm, dtype)
+        self._out, self._up, self._down = (
+            _Linear(*(state[f"{name}.{part}.dense.{kind}"] for kind in KINDS), dtype)
+            for part in ("attention.output", "intermediate", "output")
+        )
+        self._attention_norm = _Norm(state, f"{name}.attention.output.LayerNorm", eps, dtype)
+        self._output_norm = _Norm(state, f"{name}.output.LayerNorm", eps, dtype)
 
     def __call__(self, hidden: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
         qkv = self._qkv(hidden)
@@ -165,12 +197,12 @@ class _Layer:
 
 
 class _Norm:
-    def __init__(self, norm: torch.nn.LayerNorm, dtype: torch.dtype) -> None:
-        self._shape, self._eps = norm.normalized_shape, norm.eps
-        self._weight, self._bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+    def __init__(self, state: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype) -> None:
+        self._weight, self._bias = (state[f"{name}.{kind}"].to(dtype) for kind in KINDS)
+        self._eps = eps
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(hidden, self._shape, self._weight, self._bias, self._eps)
+        return functional.layer_norm(hidden, self._weight.shape, self._weight, self._bias, self._eps)
 
 
 class _Linear:
@@ -224,10 +256,10 @@ def _has_packed_linear(dtype: torch.dtype) -> bool:
 
 
 def _batches(
-    texts: Sequence[str], prompt: str | None, task: str, tokenizer: Tokenizer
+    texts: Sequence[str], prompt: str | None, task: str, tokenize: Tokenize
 ) -> Iterator[tuple[NDArray[np.intp], list[_Group]]]:
     """Numbers of texts, and their tokens in groups of one length, about BATCH_TOKENS in all."""
-    order, lengths, ids, types = _tokenized(texts, prompt, task, tokenizer)
+    order, lengths, ids, types = _tokenized(texts, prompt, task, tokenize)
     firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     by_length = np.argsort(lengths, kind="stable")
     for rows in _cut(by_length, lengths):
@@ -241,13 +273,13 @@ def _batches(
 
 
 def _tokenized(
-    texts: Sequence[str], prompt: str | None, task: str, tokenizer: Tokenizer
+    texts: Sequence[str], prompt: str | None, task: str, tokenize: Tokenize
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], torch.Tensor, torch.Tensor]:
     """Numbers of texts as tokenised, tokens of each, and all ids and types end to end."""
     chunks = list(chunks_of_like_length(texts))
     lengths, ids, types = [], [], []
     for numbers in chunks:
-        features = tokenizer([texts[number] for number in numbers], prompt, task)
+        features = tokenize([texts[number] for number in numbers], prompt, task)
         tokens = features["attention_mask"].bool()
         lengths.append(tokens.sum(dim=1).numpy())
         ids.append(features["input_ids"][tokens])
@@ -279,7 +311,8 @@ def _transformer(module: Any) -> Any:
 def _is_plain_bert(model: "SentenceTransformer") -> bool:
     """BERT as an encoder, its tokens pooled by mean or first token, then at most Normalize and Dense; on the CPU."""
     modules = list(model)
-    if torch.device(model.device).type != "cpu" or [type(m).__name__ for m in modules[:2]] != ["Transformer", "Pooling"]:
+    kinds = [type(module).__name__ for module in modules]
+    if torch.device(model.device).type != "cpu" or kinds[:2] != ["Transformer", "Pooling"]:
         return False
     if getattr(modules[0], "query_expansion", None):
         return False
@@ -291,4 +324,4 @@ def _is_plain_bert(model: "SentenceTransformer") -> bool:
     absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
     plain = config.hidden_act == "gelu" and not config.is_decoder and absolute
     pooled = getattr(pooling, "pooling_mode", None) in ("mean", "cls", ("mean",), ("cls",))
-    return plain and pooled and {type(module).__name__ for module in modules[2:]} <= FOLLOWING
+    return plain and pooled and set(kinds[2:]) <= FOLLOWING
