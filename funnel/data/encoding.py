@@ -208,7 +208,7 @@ class ModelEncoder:
         return prompt_for(task, self._model.prompts, self._model.default_prompt_name)
 
 
-def prompt_for(task: str, prompts: Mapping[str, str], default: str | None) -> str | None:
+def prompt_for(task: str, prompts: Mapping[str, str | None], default: str | None) -> str | None:
     """The prompt of a task, "query" or "document", as sentence-transformers chooses it; None for none."""
     names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
     name = next((name for name in names if name in prompts), default)
@@ -232,7 +232,7 @@ def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
     if not BucketedModel.supports(model):
         return None
     dtype = fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype
-    packed = PackedModel.of(model, dtype)
+    packed = None if dtype is None else PackedModel.of(model, dtype)
     model.to(dtype)
     return BucketedModel(model) if packed is None else packed
 

@@ -146,7 +146,7 @@ class PackedBert:
         hidden = self._norm(torch.cat([*parts, self._words.new_zeros(_rounded(used) - used, width)]))
         for layer in self._layers:
             hidden = layer(hidden, groups)
-        split = hidden[:used].split([group.tokens for group in groups])
+        split = torch.split(hidden[:used], [group.tokens for group in groups])
         return [part.view(group.rows, group.length, width) for part, group in zip(split, groups, strict=True)]
 
     def _embedded(self, group: _Group) -> torch.Tensor:
@@ -168,7 +168,7 @@ class _Layer:
         weight, bias = (torch.cat([parts[kind][0] * scale, *parts[kind][1:]]) for kind in KINDS)
         self._qkv = _Linear(weight, bias, dtype)
         self._out, self._up, self._down = (
-            _Linear(*(state[f"{name}.{part}.dense.{kind}"] for kind in KINDS), dtype)
+            _Linear(state[f"{name}.{part}.dense.weight"], state[f"{name}.{part}.dense.bias"], dtype)
             for part in ("attention.output", "intermediate", "output")
         )
         self._attention_norm = _Norm(state, f"{name}.attention.output.LayerNorm", eps, dtype)
@@ -243,7 +243,7 @@ class _Linear:
 
 def _has_packed_linear(dtype: torch.dtype) -> bool:
     """Whether this torch runs its packed linear operations for the type; they are not of its public interface."""
-    if not torch.backends.mkldnn.is_available() or dtype != torch.bfloat16:
+    if not torch.backends.mkldnn.is_available() or dtype != torch.bfloat16:  # type: ignore[no-untyped-call]
         return False
     try:
         weight, x = torch.ones(8, 8, dtype=dtype), torch.ones(8, 8, dtype=dtype)

@@ -41,7 +41,8 @@ class StoredEncoder:
         self.name = name
         self.dim = dim
         self._model = model
-        self._prompts = settings.get("prompts") or {}
+        # Those that sentence-transformers gives every model stand before the names that a model has of its own.
+        self._prompts = {"query": "", "document": "", **(settings.get("prompts") or {})}
         self._default_prompt = settings.get("default_prompt_name")
 
     def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
