@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.escalation import hard, looked_at
+from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
 from funnel.turn import Turn
@@ -183,32 +184,56 @@ class Cascade:
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
+        if self.on_device and not self.alone:
+            return self.piece_on_device(queries, plan, k)
         found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         if self.alone:
             return _head(found, shortlist, k)
-        at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
         with torch.inference_mode():
-            if len(queries) <= at_a_time:
-                scores, rows = self._stages(queries, shortlist, plan, k)
-                return scores.cpu().numpy(), rows.cpu().numpy()
-            parts = [
-                self._stages(queries[start : start + at_a_time], shortlist[start : start + at_a_time], plan, k)
-                for start in range(0, len(queries), at_a_time)
-            ]
-            scores, rows = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-            return scores.cpu().numpy(), rows.cpu().numpy()
+            query, rows = self.tensors(queries, shortlist)
+            scores, best_rows = to_host(*self._all_stages(query, rows, some_missing(shortlist), plan, k))
+        return scores, best_rows
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the coarse index gives its shortlists where they are reranked, on a GPU."""
+        return self.store.device.type != "cpu" and self.coarse.device == self.store.device
+
+    def piece_on_device(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """As `_piece`, from the queries' way to the device to the answers' way back without a wait between."""
+        with torch.inference_mode():
+            scores, rows = to_host(*self.on_tensors(to_device(queries, self.store.device), plan, k))
+        return scores, rows
+
+    def on_tensors(self, query: torch.Tensor, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
+        prefixes = query[:, : self.width].contiguous()
+        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort)
+        # To ask whether any is missing would be to wait: they are masked whether or not.
+        return self._all_stages(query, rows, True, plan, k)
 
     def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and rows on the device of the store."""
-        device = self.store.device
-        if device.type == "cpu":
-            return torch.from_numpy(queries), torch.from_numpy(rows)
-        return torch.from_numpy(queries).to(device), torch.from_numpy(rows).to(device)
+        return to_device(queries, self.store.device), to_device(rows, self.store.device)
 
-    def _stages(self, queries: Float32, shortlist: Int64, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        query, rows = self.tensors(queries, shortlist)
+    def _all_stages(
+        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_stages` for as many queries at a time as their rows allow."""
+        at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
+        if len(query) <= at_a_time:
+            return self._stages(query, rows, some_missing, plan, k)
+        parts = [
+            self._stages(query[start : start + at_a_time], rows[start : start + at_a_time], some_missing, plan, k)
+            for start in range(0, len(query), at_a_time)
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _stages(
+        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         missing = None
-        if some_missing(shortlist):
+        if some_missing:
             missing = rows < 0
             rows = rows.clamp(min=0)
         partial, start = None, 0

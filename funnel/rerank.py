@@ -1,4 +1,4 @@
-"""Rerank: gather rows, multiply, keep the best. One code for CPU and CUDA."""
+"""Rerank: gather rows, multiply, keep the best. One code for CPU and CUDA; there Triton does the first two at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from funnel.fused import fused_dots
 from indexes import VectorStore
 
 __all__ = ["best", "carry_on", "rows_at_a_time"]
@@ -64,9 +65,16 @@ def carry_on(
     """Dot products over dims [start, stop), added to those over [0, start).
 
     queries: float32 [n, d]; rows: int64 [n, s]; partial: float32 [n, s] or None. Returns float32 [n, s].
-    Accumulated in float32 whatever the store keeps.
+    Accumulated in float32 whatever the store keeps. Where parts of rows are codes and whole rows are not, the full
+    width begins anew.
     """
+    if store.codes is not None and stop == store.dim:
+        partial, start = None, 0
     n, s = rows.shape
+    if store.device.type == "cuda" and not _in_host_memory(store, start, stop):
+        dots = fused_dots()
+        if dots is not None:
+            return dots(*_stored(store), queries, rows, partial, start, stop)
     if n == 1:
         dots = _one_query(store, queries[0, start:stop], rows[0], start, stop).unsqueeze(0)
     else:  # a row times a matrix for each query: half the time of the matrix times a column
@@ -75,13 +83,23 @@ def carry_on(
     return dots if partial is None else dots.add_(partial)
 
 
+def _in_host_memory(store: VectorStore, start: int, stop: int) -> bool:
+    """Whether these dims are gathered by the host."""
+    return store.placement == "host" or (store.codes is not None and stop - start == store.dim)
+
+
+def _stored(store: VectorStore) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What lies on the device: rows and no scales, or codes and theirs."""
+    return (store.matrix, None) if store.codes is None else (store.codes.codes, store.codes.scales)
+
+
 def _one_query(store: VectorStore, query: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """One matrix times one vector: on the CPU in parts that torch does not spread over its own threads.
 
     A single query runs on the caller's thread. Each part spread over two threads is a wait for the other one: 256 rows
     of 384 dims took 100 ms instead of .2 while other processes kept both cores busy.
     """
-    at_a_time = len(rows) if store.device.type != "cpu" else max(1, (TORCH_GRAIN - 1) // (stop - start))
+    at_a_time = len(rows) if store.placement != "mapped" else max(1, (TORCH_GRAIN - 1) // (stop - start))
     if len(rows) <= at_a_time:
         return torch.mv(_gather(store, rows, start, stop), query)
     parts = (rows[i : i + at_a_time] for i in range(0, len(rows), at_a_time))
@@ -90,7 +108,7 @@ def _one_query(store: VectorStore, query: torch.Tensor, rows: torch.Tensor, star
 
 def _gather(store: VectorStore, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Dims [start, stop) of some rows as float32 [r, stop - start], to be overwritten."""
-    if store.device.type != "cpu":
+    if store.placement != "mapped":
         return store.gather(rows, start, stop).float()
     wide = _scratch.take(len(rows), stop - start, torch.float32)
     if store.matrix.dtype == torch.float32:

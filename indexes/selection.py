@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from indexes._placement import free_bytes
 from indexes.base import family
 from indexes.errors import CoarseIndexError
 from indexes.ivf import PQ_DIMS, cells
@@ -20,6 +23,11 @@ FLAT_ROWS = 8_192
 # 720,000 x 128: .946 in 155 us), and their construction takes minutes: the same links, built with less care.
 HNSW_SETTINGS = ((50_000, 16, 200), (500_000, 24, 300))
 LARGE_HNSW_SETTINGS = (24, 200)
+
+# Families that search on a GPU, in the order in which they are offered there. Not measured on one yet: bins first, as
+# they hold under filters, need no training and no library besides torch, and cost what reading the prefixes does.
+ON_GPU: tuple[str, ...] = ("torch-bins", "faiss-cagra", "faiss-gpu-ivf", "faiss-gpu-flat")
+GPU_SHARE = 0.5  # of the memory that is free on the GPU: products, survivors and a build's second copy need the rest
 
 
 @dataclass(frozen=True)
@@ -38,20 +46,27 @@ def hnsw_settings(n: int) -> dict[str, int]:
     return {"degree": degree, "ef_construction": ef_construction}
 
 
-def choose(n: int, dim: int, memory_bytes: int | None = None) -> list[Choice]:
+def choose(
+    n: int,
+    dim: int,
+    memory_bytes: int | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> list[Choice]:
     """The families that suit `n` rows of a `dim`-dimensional prefix, best first.
 
     Args:
         n: Number of rows.
         dim: Width of the prefix.
         memory_bytes: Bytes that the coarse index may hold; None for no limit.
+        device: Where the vectors lie; on a GPU the families that search there come first.
 
     Raises:
         CoarseIndexError: `n` or `dim` is below 1, or nothing fits; says the least that is needed.
     """
     if n < 1 or dim < 1:
         raise CoarseIndexError(f"{n} rows of {dim} dimensions; a coarse index needs at least 1 of each")
-    candidates = _candidates(n, dim)
+    on_gpu = gpu_candidates(n, dim, free_bytes(device)) if device.type == "cuda" else []
+    candidates = [*on_gpu, *_candidates(n, dim)]
     fitting = [c for c in candidates if memory_bytes is None or c.estimated_bytes <= memory_bytes]
     if not fitting:
         least = min(candidates, key=lambda choice: choice.estimated_bytes)
@@ -70,3 +85,15 @@ def _candidates(n: int, dim: int) -> list[Choice]:
     if dim % PQ_DIMS == 0:
         settings["ivf-pq"] = inverted
     return [Choice(name, chosen, family(name).estimate_nbytes(n, dim, chosen)) for name, chosen in settings.items()]
+
+
+def gpu_candidates(n: int, dim: int, free: int) -> list[Choice]:
+    """The families that search on a GPU of which `free` bytes are free: those that can be used here and fit."""
+    settings = {"faiss-gpu-ivf": {"nlist": cells(n)}}
+    choices = [
+        Choice(name, chosen, family(name).estimate_nbytes(n, dim, chosen))
+        for name in ON_GPU
+        if family(name).missing() is None
+        for chosen in [settings.get(name, {})]
+    ]
+    return [choice for choice in choices if choice.estimated_bytes <= GPU_SHARE * free]

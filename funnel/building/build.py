@@ -178,11 +178,11 @@ def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> tu
         settings = options.coarse_settings or _default_settings(n, width, options.coarse)
         return Choice(options.coarse, settings, family(options.coarse).estimate_nbytes(n, width, settings)), ladder
     if options.memory_mb is None:
-        return choose(n, width)[0], ladder
+        return choose(n, width, device=options.device)[0], ladder
     norms = 4 * n * max(0, len(ladder) - 2) + PrunedSearch.estimate_bytes(n, ladder)
     allowed = int(options.memory_mb * MEGABYTE) - norms
     try:
-        return choose(n, width, max(0, allowed))[0], ladder
+        return choose(n, width, max(0, allowed), options.device)[0], ladder
     except CoarseIndexError as error:
         raise InputError(f"memory_mb={options.memory_mb:g} is too little for {n:,} rows: {error}") from error
 
