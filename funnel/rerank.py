@@ -72,9 +72,9 @@ def carry_on(
         partial, start = None, 0
     n, s = rows.shape
     if store.device.type == "cuda" and not _in_host_memory(store, start, stop):
-        dots = fused_dots()
-        if dots is not None:
-            return dots(*_stored(store), queries, rows, partial, start, stop)
+        fused = fused_dots()
+        if fused is not None:
+            return fused(*_stored(store), queries, rows, partial, start, stop)
     if n == 1:
         dots = _one_query(store, queries[0, start:stop], rows[0], start, stop).unsqueeze(0)
     else:  # a row times a matrix for each query: half the time of the matrix times a column

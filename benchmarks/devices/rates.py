@@ -66,15 +66,19 @@ def device_seconds(call: Callable[[], object], device: torch.device, seconds: fl
 
 def measure_rates(device: torch.device, seconds: float, shrink: int = 1) -> Rates:
     """The rates, each the median of copies and products; shrink: divides their sizes, for a machine without a GPU."""
-    source = torch.empty(COPY_BYTES // 2 // shrink, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    copy = 2 * len(source) / device_seconds(lambda: target.copy_(source), device, seconds)
-    part = source[: len(source) // 8]
-    host = torch.empty(len(part), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    to_host = len(part) / device_seconds(lambda: host.copy_(part, non_blocking=True), device, seconds)
-    del source, target
+    copy, to_host = _copies(device, seconds, COPY_BYTES // shrink)
     side = GEMM_SIDE // shrink
     kind = torch.float32 if device.type == "cpu" else torch.float16
     left, right = (torch.randn((side, side), device=device).to(kind) for _ in range(2))
     gemm = 2 * side**3 / device_seconds(lambda: left @ right, device, seconds)
     return Rates(copy, gemm, to_host)
+
+
+def _copies(device: torch.device, seconds: float, size: int) -> tuple[float, float]:
+    """Bytes a second on the device, read and written, and from it to locked memory; the copies take `size` bytes."""
+    source = torch.empty(size // 2, dtype=torch.uint8, device=device).random_()
+    copied = torch.empty_like(source)
+    copy = size / device_seconds(lambda: copied.copy_(source), device, seconds)
+    part = source[: len(source) // 8]
+    host = torch.empty(len(part), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return copy, len(part) / device_seconds(lambda: host.copy_(part, non_blocking=True), device, seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,18 @@ from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
 from indexes.gpu import brute_force
 
-__all__ = ["Served", "best_plans", "coarse_index", "faiss_flat", "funnel", "prefixes", "recall", "torch_flat", "widths"]
+__all__ = [
+    "K",
+    "Search",
+    "best_plans",
+    "coarse_index",
+    "faiss_flat",
+    "funnel",
+    "recall",
+    "search_by",
+    "torch_flat",
+    "widths",
+]
 
 K = 10
 ROWS_AT_A_TIME = 262_144
@@ -88,7 +98,9 @@ def coarse_index(family: type[CoarseIndex], rows: torch.Tensor, width: int) -> C
 def funnel(index: CoarseIndex, store: VectorStore) -> Cascade:
     """The engine's own cascade: coarse index, a stage at twice its width where a plan asks for it, full width."""
     middle = min(2 * index.dim, store.dim)
-    norms = [store.matrix[i : i + ROWS_AT_A_TIME, :middle].float().norm(dim=1) for i in range(0, store.n, ROWS_AT_A_TIME)]
+    norms = [
+        store.matrix[i : i + ROWS_AT_A_TIME, :middle].float().norm(dim=1) for i in range(0, store.n, ROWS_AT_A_TIME)
+    ]
 
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return exact_search(store, queries, k)
@@ -113,24 +125,13 @@ def recall(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
     return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, true, strict=True)]))
 
 
-@dataclass(frozen=True)
-class Served:
-    """A plan that reached the recall on the queries it was chosen with, and its recall on the others."""
-
-    plan: Plan
-    width: int
-    recall: float
-    microseconds: float
-    search: Search
-
-
 def best_plans(
     cascade: Cascade, chosen_with: Float32, true: Int64, asked: float, batch: int, seconds: float
 ) -> list[tuple[float, Plan]]:
     """Plans of one coarse index that reach the recall, with seconds a call of `batch`: the shortest of each kind."""
     found = []
     for plan in _reaching(cascade, chosen_with, true, asked):
-        search, queries = search_by(cascade, plan), np.ascontiguousarray(np.resize(chosen_with, (batch, chosen_with.shape[1])))
+        search, queries = search_by(cascade, plan), np.ascontiguousarray(chosen_with[:batch])
         found.append((wall_seconds(lambda s=search, q=queries: s(q), cascade.store.device, seconds), plan))
     return found
 

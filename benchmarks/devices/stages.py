@@ -47,7 +47,9 @@ def stage_rows(cascade: Cascade, plan: Plan, queries: Float32, rates: Rates, sec
         last = device_seconds(lambda: top[0].best(plan.shortlist), device, seconds)
         _, rows = index.search_tensors(prefix, plan.shortlist, plan.effort)
         rows = rows.clamp(min=0)
-        exact = device_seconds(lambda: carry_on(cascade.store, query, rows, None, 0, cascade.store.dim), device, seconds)
+        exact = device_seconds(
+            lambda: carry_on(cascade.store, query, rows, None, 0, cascade.store.dim), device, seconds
+        )
     element = BYTES[working.dtype]
     scores = len(queries) * index.ntotal * element
     read = len(queries) * plan.shortlist * cascade.store.dim * BYTES[cascade.store.matrix.dtype]
@@ -65,7 +67,9 @@ def _row(name: str, took: float, bound: float) -> dict[str, Any]:
     return {"stage": name, "ms": took * 1e3, "bound_ms": bound * 1e3, "share": bound / took if took else 0.0}
 
 
-def rerank_rows(cascade: Cascade, queries: Float32, rates: Rates, seconds: float, size: int = RERANKED) -> dict[str, Any]:
+def rerank_rows(
+    cascade: Cascade, queries: Float32, rates: Rates, seconds: float, size: int = RERANKED
+) -> dict[str, Any]:
     """Bytes of rows that a rerank at full width reads a second, against the copy bandwidth; rows drawn at random.
 
     Each row counts once, as stored, though it may be moved more often; neighbours that several queries share and that
@@ -77,7 +81,11 @@ def rerank_rows(cascade: Cascade, queries: Float32, rates: Rates, seconds: float
         rows = torch.randint(store.n, (len(queries), size), device=store.device)
         took = device_seconds(lambda: carry_on(store, query, rows, None, 0, store.dim), store.device, seconds)
         got = carry_on(store, query[:8], rows[:8], None, 0, store.dim)
-        true = torch.einsum("qd,qsd->qs", query[:8].double(), store.gather(rows[:8].reshape(-1), 0, store.dim).double().view(*got.shape, -1))
+        true = torch.einsum(
+            "qd,qsd->qs",
+            query[:8].double(),
+            store.gather(rows[:8].reshape(-1), 0, store.dim).double().view(*got.shape, -1),
+        )
         off = float((got.double() - true).abs().max())
     rate = len(queries) * size * store.dim * BYTES[store.matrix.dtype] / took
     return {"ms": took * 1e3, "bytes_per_second": rate, "share": rate / rates.copy, "largest_error": off}
