@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.escalation import hard, looked_at
+from funnel.graphs import LARGEST_REPLAYED, Replays
 from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
@@ -41,7 +42,7 @@ class Cascade:
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
     changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
     at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
-    rows are stored, what leads from one to the other.
+    rows are stored, what leads from one to the other. replays: small batches on a GPU.
     """
 
     coarse: CoarseIndex
@@ -51,6 +52,7 @@ class Cascade:
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     turn: Turn | None = None
+    replays: Replays = field(init=False, default_factory=Replays, compare=False, repr=False)
 
     @property
     def alone(self) -> bool:
@@ -201,8 +203,13 @@ class Cascade:
 
     def piece_on_device(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """As `_piece`, from the queries' way to the device to the answers' way back without a wait between."""
+        device, small = self.store.device, len(queries) <= LARGEST_REPLAYED
         with torch.inference_mode():
-            scores, rows = to_host(*self.on_tensors(to_device(queries, self.store.device), plan, k))
+            if small and device.type == "cuda" and self.store.placement == "device" and self.coarse.recordable:
+                key = (len(queries), plan, k)
+                scores, rows = self.replays.answer(key, queries, device, lambda query: self.on_tensors(query, plan, k))
+            else:
+                scores, rows = to_host(*self.on_tensors(to_device(queries, device), plan, k))
         return scores, rows
 
     def on_tensors(self, query: torch.Tensor, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:

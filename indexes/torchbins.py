@@ -27,6 +27,7 @@ class TorchBinsIndex(DeviceRows):
 
     name: ClassVar[str] = "torch-bins"
     default_settings: ClassVar[Mapping[str, int]] = {"kept": 1}
+    recordable: ClassVar[bool] = True
 
     @classmethod
     def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.devices.rates import Rates, device_seconds, wait
 from funnel.cascade import Cascade, Float32
+from funnel.graphs import capture
 from funnel.ondevice import to_device
 from funnel.plan import Plan
 from funnel.rerank import carry_on
@@ -114,18 +115,7 @@ def graph_gain(cascade: Cascade, plan: Plan, queries: Float32, seconds: float) -
         return None
     with torch.inference_mode():
         query = to_device(np.ascontiguousarray(queries), device)
-
-        def work() -> tuple[torch.Tensor, torch.Tensor]:
-            return cascade.on_tensors(query, plan, 10)
-
-        launched = device_seconds(work, device, seconds)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            work()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-        replayed = device_seconds(graph.replay, device, seconds)
+        launched = device_seconds(lambda: cascade.on_tensors(query, plan, 10), device, seconds)
+        replay = capture(lambda asked: cascade.on_tensors(asked, plan, 10), query)
+        replayed = device_seconds(lambda: replay(query), device, seconds)
     return {"launched_ms": launched * 1e3, "replayed_ms": replayed * 1e3}

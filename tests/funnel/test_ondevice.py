@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from funnel import FunnelIndex
 from funnel.cascade import Cascade, Float32
+from funnel.errors import InputError
 from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan, Stage
 from funnel.planning.calibration import record
@@ -121,3 +123,17 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     array = np.arange(4, dtype=np.float32)
     tensor = to_device(array, torch.device("cpu"))
     assert np.shares_memory(to_host(tensor)[0], array)
+
+
+def test_an_index_over_bins_is_built_opened_and_searched(tmp_path: Path) -> None:
+    rows, queries = clustered_rows(1_500, DIM), clustered_rows(450, DIM, seed=8)
+    built = FunnelIndex.build(
+        rows, tmp_path / "index", adaptor="pca", queries=queries[:300], dims=LADDER, coarse="torch-bins", progress=False
+    )
+    for placement in ("auto", "int8", "host"):
+        index = FunnelIndex.open(built.path, device="cpu", placement=placement)
+        ids, _ = index.search_vectors(queries[300:], k=10, recall=0.9)
+        true = np.argsort(-(queries[300:] @ rows.T), axis=1)[:, :10]
+        assert np.mean([np.isin(t, f).mean() for t, f in zip(true, ids, strict=True)]) >= 0.88
+    with pytest.raises(InputError, match="placement is 'gpu'; choose one of"):
+        FunnelIndex.open(built.path, placement="gpu")
