@@ -28,7 +28,7 @@ from benchmarks.devices.searches import (
     widths,
 )
 from benchmarks.devices.spectrum import MADE, Made, make_rows
-from benchmarks.devices.stages import graph_gain, rerank_rows, stage_rows, waits
+from benchmarks.devices.stages import block_rows, graph_gain, rerank_rows, stage_rows, waits
 from funnel.cascade import Float32, Int64
 from funnel.plan import Plan
 from indexes import VectorStore, exact_search, family
@@ -94,6 +94,7 @@ def _funnels(
                 else:
                     facts["stages"] = stage_rows(cascade, plan, measured, rates, seconds)
                     facts["rerank"] = rerank_rows(cascade, measured, rates, seconds)
+                    facts["blocks"] = block_rows(cascade.coarse, plan.effort, measured, seconds)
         del cascade
     return sorted(rows, key=lambda row: int(row["batch"]))
 
@@ -159,8 +160,11 @@ def show(facts: dict[str, Any]) -> None:
         rerank = facts["rerank"]
         click.echo(
             f"\nrerank of random rows: {rerank['bytes_per_second'] / 1e9:,.0f} GB/s, {rerank['share']:.2f} of copying; "
-            f"off by {rerank['largest_error']:.1e} at most"
+            f"off by {rerank['largest_error']:.1e} at most; {rerank['ms']:.3f} ms, gathered and then multiplied "
+            f"{rerank['gathered_ms']:.3f}"
         )
+    for cells, ms in facts.get("blocks", {}).items():
+        click.echo(f"products and bins block by block, {cells >> 20} M products at a time: {ms:.3f} ms")
     for batch, gain in facts.get("graph", {}).items():
         if gain is not None:
             click.echo(

@@ -7,9 +7,10 @@ Triton, which comes with torch's CUDA builds; without it, and on the CPU, rerank
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -29,7 +30,26 @@ def fused_dots() -> Dots | None:
         kernel = importlib.import_module("funnel.kernels").dots
     except ImportError:
         return None
+    return _checked(_launcher(kernel)) if torch.cuda.is_available() else _launcher(kernel)
 
+
+def _checked(dots: Dots) -> Dots | None:
+    """The function, if it compiles here and a small product comes out right; None, and a warning, if not."""
+    device = torch.device("cuda")
+    matrix = torch.arange(96, device=device, dtype=torch.float16).view(2, 48) / 96
+    query, rows = matrix[1:].float(), torch.tensor([[1, 0, 1]], device=device)
+    expected = torch.mv(matrix.float(), query[0])[rows]
+    try:
+        right = torch.allclose(dots(matrix, None, query, rows, None, 0, 48), expected, rtol=1e-4)
+        why = "" if right else "its products are wrong"
+    except Exception as error:  # Triton raises errors of its own, of the compiler it calls, and of the driver
+        right, why = False, f"{type(error).__name__}: {error}".splitlines()[0]
+    if not right:
+        warnings.warn(f"reranking gathers and multiplies, as the Triton kernel cannot be used: {why}", stacklevel=3)
+    return dots if right else None
+
+
+def _launcher(kernel: Any) -> Dots:
     def dots(
         matrix: torch.Tensor,
         scales: torch.Tensor | None,

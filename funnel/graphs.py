@@ -6,7 +6,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
-from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -20,29 +19,23 @@ __all__ = ["LARGEST_REPLAYED", "Replays", "capture"]
 
 LARGEST_REPLAYED = 32  # queries: larger batches keep the device busy for longer than their launches take
 TRIED_AFTER = 16  # calls alike: plans that are only timed in passing are not recorded
-MOST_TRIED = 32  # batch sizes, plans and ks; what comes after is launched
+MOST_TRIED = 16  # batch sizes, plans and ks; what comes after is launched
 TIMED = 9  # calls of either kind, whose medians are compared
-QUICKER = 0.9  # a graph is kept where it takes at most this share of the time: it holds memory
+QUICKER = 0.9  # a graph is kept where it takes at most this share of the time: each holds the memory of its work
 
 Work: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-
-
-@lru_cache(maxsize=1)
-def _pool() -> Any:
-    """The memory that all graphs share: they are replayed one at a time, and their answers are copied at once."""
-    return torch.cuda.graph_pool_handle()
 
 
 def capture(work: Work, query: torch.Tensor) -> Work:
     """What `work` does for queries of this shape, as a graph. Raises RuntimeError where it cannot be recorded."""
     own, current = query.clone(), torch.cuda.current_stream(query.device)
-    side = torch.cuda.Stream(query.device)
+    side = torch.cuda.Stream(query.device)  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.stream(side):  # once beforehand, so that nothing is compiled or set up while it is recorded
         work(own)
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         answers = work(own)
 
     def replay(asked: torch.Tensor) -> tuple[torch.Tensor, ...]:

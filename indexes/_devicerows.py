@@ -42,9 +42,9 @@ class DeviceRows(CoarseIndex):
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pending: list[torch.Tensor] = []
-        self._rows = torch.empty((0, dim), dtype=torch.float16, device=self._device)
+        self._rows = torch.empty((0, dim), dtype=torch.float16, device="cuda" if torch.cuda.is_available() else "cpu")
+        self._device = self._rows.device  # with its number, as stores have it
         self._order = torch.empty(0, dtype=torch.int32, device=self._device)  # place here -> the number of the row
         self._finishing = Lock()
 

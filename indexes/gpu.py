@@ -157,8 +157,12 @@ class _OnGpu(FaissIndex):
 
     @property
     def device(self) -> torch.device:
-        """The GPU."""
-        return torch.device("cuda", torch.cuda.current_device())
+        """The GPU; the CPU where the index stayed in host memory."""
+        return torch.device("cuda", torch.cuda.current_device()) if self._on_gpu else torch.device("cpu")
+
+    @property
+    def _on_gpu(self) -> bool:
+        return hasattr(self._index, "getDevice")
 
     def _adopt(self, index: Any) -> None:
         super()._adopt(to_gpu(index))
@@ -325,7 +329,7 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
     ) -> tuple[Float32Array, Int64Array]:
         """See `CoarseIndex.search`."""
         self._finish()
-        if not self._on_gpu:
+        if not self._on_gpu:  # fewer rows than a graph takes
             return self._in_host_memory().search(queries, shortlist, effort, allowed)
         return super().search(queries, shortlist, effort, allowed)
 
@@ -342,11 +346,6 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
         """Build what is still to be built, and write the copy in host memory."""
         self._finish()
         super().save(path)
-
-    @property
-    def _on_gpu(self) -> bool:
-        """Not so with fewer rows than a graph takes."""
-        return hasattr(self._index, "getDevice")
 
     def _adopt(self, index: Any) -> None:
         if index.ntotal > self._fewest_rows:

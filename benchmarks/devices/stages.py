@@ -13,13 +13,16 @@ from funnel.cascade import Cascade, Float32
 from funnel.graphs import capture
 from funnel.ondevice import to_device
 from funnel.plan import Plan
-from funnel.rerank import carry_on
+from funnel.rerank import carry_on, gathered
+from indexes import CoarseIndex, TorchBinsIndex, _devicerows
 from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import DeviceRows
+from indexes._fusedbins import fused_bins
 
-__all__ = ["graph_gain", "rerank_rows", "stage_rows", "waits"]
+__all__ = ["block_rows", "graph_gain", "rerank_rows", "stage_rows", "waits"]
 
 RERANKED = 256  # candidates a query of the rerank that is held against the copy bandwidth
+BLOCKS = (16_777_216, 67_108_864, 268_435_456)  # products held at a time; the least of them fit the cache of an H100
 BYTES = {torch.float16: 2, torch.float32: 4}
 
 
@@ -45,9 +48,12 @@ def stage_rows(cascade: Cascade, plan: Plan, queries: Float32, rates: Rates, sec
                 top[0].update(block, start)
 
         gemm, both = device_seconds(products, device, seconds), device_seconds(binned, device, seconds)
+        fused = fused_bins() if device.type == "cuda" else None
+        once = None if fused is None else device_seconds(lambda: fused(working, index._rows, size), device, seconds)
         last = device_seconds(lambda: top[0].best(plan.shortlist), device, seconds)
         _, rows = index.search_tensors(prefix, plan.shortlist, plan.effort)
         rows = rows.clamp(min=0)
+        whole = device_seconds(lambda: index.search_tensors(prefix, plan.shortlist, plan.effort), device, seconds)
         exact = device_seconds(
             lambda: carry_on(cascade.store, query, rows, None, 0, cascade.store.dim), device, seconds
         )
@@ -56,12 +62,33 @@ def stage_rows(cascade: Cascade, plan: Plan, queries: Float32, rates: Rates, sec
     read = len(queries) * plan.shortlist * cascade.store.dim * BYTES[cascade.store.matrix.dtype]
     operations = 2 * len(queries) * index.ntotal * cascade.width
     moved = scores + index.ntotal * cascade.width * 2
-    return [
+    least = max(operations / rates.gemm, index.ntotal * cascade.width * 2 / rates.copy)
+    stages = [
         _row("products", gemm, max(operations / rates.gemm, moved / rates.copy)),
         _row("bins", max(0.0, both - gemm), scores / rates.copy),
         _row("last top-k", last, len(queries) * plan.effort * element / rates.copy),
+        _row("coarse search as served", whole, least),
         _row("rerank at full width", exact, read / rates.copy),
     ]
+    return stages if once is None else [*stages[:2], _row("products and bins in one kernel", once, least), *stages[2:]]
+
+
+def block_rows(index: CoarseIndex, effort: int, queries: Float32, seconds: float) -> dict[int, float]:
+    """Milliseconds of a coarse search block by block, by the number of products held at a time."""
+    assert isinstance(index, TorchBinsIndex)
+    before, found = _devicerows.PRODUCTS_AT_A_TIME_CUDA, {}
+    size = rows_of_a_bin(index.ntotal, effort)
+    with torch.inference_mode():
+        prefix = to_device(np.ascontiguousarray(queries[:, : index.dim]), index.device)
+        working = index._working(prefix)
+        try:
+            for cells in BLOCKS:
+                _devicerows.PRODUCTS_AT_A_TIME_CUDA = cells
+                took = device_seconds(lambda: index._blockwise(working, 100, size, None), index.device, seconds)
+                found[cells] = took * 1e3
+        finally:
+            _devicerows.PRODUCTS_AT_A_TIME_CUDA = before
+    return found
 
 
 def _row(name: str, took: float, bound: float) -> dict[str, Any]:
@@ -88,8 +115,10 @@ def rerank_rows(
             store.gather(rows[:8].reshape(-1), 0, store.dim).double().view(*got.shape, -1),
         )
         off = float((got.double() - true).abs().max())
+        plain = device_seconds(lambda: gathered(store, query, rows, 0, store.dim), store.device, seconds)
     rate = len(queries) * size * store.dim * BYTES[store.matrix.dtype] / took
-    return {"ms": took * 1e3, "bytes_per_second": rate, "share": rate / rates.copy, "largest_error": off}
+    facts = {"ms": took * 1e3, "gathered_ms": plain * 1e3, "bytes_per_second": rate, "share": rate / rates.copy}
+    return {**facts, "largest_error": off}
 
 
 def waits(cascade: Cascade, plan: Plan, queries: Float32) -> int | None:

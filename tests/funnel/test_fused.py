@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
 from funnel import fused
+from tests.interpreted import run_check
 
-ROOT = Path(fused.__file__).parent.parent
 CHECK = """
-import sys, torch
 from funnel.fused import fused_dots
 
-device = torch.device(sys.argv[1])
 dots, generator = fused_dots(), torch.Generator().manual_seed(0)
 queries = torch.randn(3, 150, generator=generator).to(device)
 rows = torch.randint(0, 50, (3, 21), generator=generator).to(device)
@@ -42,12 +36,7 @@ print("same")
     importlib.util.find_spec("triton") is None, reason="Triton, which torch's CUDA builds bring, is not here"
 )
 def test_the_kernel_gives_the_plain_products() -> None:
-    on_gpu = torch.cuda.is_available()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    if not on_gpu:
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-c", CHECK, "cuda" if on_gpu else "cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = run_check(CHECK)
     assert result.stdout.strip() == "same", result.stderr
 
 

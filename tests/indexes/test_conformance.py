@@ -18,6 +18,8 @@ SHORTLIST = 100
 TOP = 10
 # Sums of the same products in another order differ by this much.
 TOLERANCE = 1e-5
+# On a GPU products are float16, and which kernel forms them is settled by a measurement.
+GPU_TOLERANCE = 2e-3
 # Families that look at every row whatever the effort.
 SCANNING = {"torch-bins"}
 # Families that need FAISS on a GPU. Where there is none they run on FAISS's own index in host memory, in place of its
@@ -51,6 +53,10 @@ def built(name: str, rows: Float32Array, chunks: int = 1) -> CoarseIndex:
     for chunk in np.array_split(rows, chunks):
         index.add(chunk)
     return index
+
+
+def tolerance(index: CoarseIndex, elsewhere: float = TOLERANCE) -> float:
+    return elsewhere if index.device.type == "cpu" else GPU_TOLERANCE
 
 
 def best(index: CoarseIndex) -> int:
@@ -117,7 +123,8 @@ def test_every_shortlist_is_the_head_of_the_largest(index: CoarseIndex, queries:
         largest = index.largest_shortlist(effort)
         scores, rows = index.search(queries, largest, effort)
         for shortlist in {1, largest // 3, largest - 1} - {0}:
-            assert_same(index.search(queries, shortlist, effort), (scores[:, :shortlist], rows[:, :shortlist]))
+            found = index.search(queries, shortlist, effort)
+            assert_same(found, (scores[:, :shortlist], rows[:, :shortlist]), tolerance(index))
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -127,7 +134,7 @@ def test_batch_and_single_queries_agree(index: CoarseIndex, queries: Float32Arra
         parts = [index.search(queries[i : i + batch], TOP, effort) for i in range(0, len(queries), batch)]
         joined = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         # FastScan rounds its look-up tables to 8 bits.
-        assert_same(whole, joined, tolerance=1e-2 if index.name == "ivf-pq" else TOLERANCE)
+        assert_same(whole, joined, tolerance(index, 1e-2 if index.name == "ivf-pq" else TOLERANCE))
 
 
 def test_no_queries_give_no_results(index: CoarseIndex) -> None:
@@ -172,8 +179,12 @@ def test_save_and_load_give_identical_results(index: CoarseIndex, queries: Float
     assert (loaded.ntotal, loaded.nbytes) == (index.ntotal, index.nbytes)
     assert loaded.efforts() == index.efforts()
     for effort in index.efforts():
-        for mine, theirs in zip(index.search(queries, TOP, effort), loaded.search(queries, TOP, effort), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        mine, theirs = index.search(queries, TOP, effort), loaded.search(queries, TOP, effort)
+        if index.device.type != "cpu":
+            assert_same(mine, theirs, GPU_TOLERANCE)
+            continue
+        for one, other in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_load_refuses_another_dimension(index: CoarseIndex, tmp_path: Path) -> None:
@@ -279,7 +290,7 @@ def test_threads_with_different_efforts_do_not_disturb_each_other(index: CoarseI
     with ThreadPoolExecutor(2) as pool:
         for which, together in enumerate(pool.map(repeat, (0, 1))):
             for result in together:
-                assert_same(alone[which], result)
+                assert_same(alone[which], result, tolerance(index))
 
 
 def test_wrong_rows_are_refused(name: str, rows: Float32Array) -> None:
