@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-__all__ = ["dots"]
-
 
 @triton.jit  # type: ignore[untyped-decorator]
 def dots(  # type: ignore[no-untyped-def]  # its arguments are pointers and numbers
