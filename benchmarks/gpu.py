@@ -35,6 +35,7 @@ from indexes import VectorStore, exact_search, family
 from indexes.selection import ON_GPU
 
 ASKED = 0.95
+MARGIN = 0.005  # two standard errors of a recall@10 of 1,024 queries, so that a plan keeps it on the others
 BATCHES = (1, 32, 1_024)  # twice as many queries as the largest: half choose the plans, half measure them
 SMALL_BATCHES = (1, 4, 64)
 SETS = ((1_000_000, 384), (1_000_000, 1_024), (10_000_000, 384), (10_000_000, 1_024))
@@ -74,29 +75,39 @@ def _funnels(
     for width in widths(store.dim):
         cascade = funnel(coarse_index(family(name), made.rows, width), store)
         for batch in batches:
-            for took, plan in best_plans(cascade, chosen_with, true[:largest], ASKED, batch, seconds / 2):
+            for took, plan in best_plans(cascade, chosen_with, true[:largest], ASKED + MARGIN, batch, seconds / 2):
                 if batch not in best or took < best[batch][0]:
                     best[batch] = (took, width, plan)
         del cascade
     rows: list[dict[str, Any]] = []
     for width in sorted({width for _, width, _ in best.values()}):
-        cascade = funnel(coarse_index(family(name), made.rows, width), store)
-        for batch, (_, chosen, plan) in best.items():
-            if chosen != width:
-                continue
-            search, what = search_by(cascade, plan), f"{width} dims, {plan}"
-            rows += _timed(f"funnel, {name}", what, search, measured, true[largest:], (batch,), store, seconds)
-            rows[-1] |= _correct(search, measured, store)
-            if name == ON_GPU[0]:
-                facts.setdefault("waits", {})[batch] = waits(cascade, plan, np.ascontiguousarray(measured[:batch]))
-                if batch < largest:
-                    facts.setdefault("graph", {})[batch] = graph_gain(cascade, plan, measured[:batch], seconds)
-                else:
-                    facts["stages"] = stage_rows(cascade, plan, measured, rates, seconds)
-                    facts["rerank"] = rerank_rows(cascade, measured, rates, seconds)
-                    facts["blocks"] = block_rows(cascade.coarse, plan.effort, measured, seconds)
-        del cascade
+        plans = {batch: plan for batch, (_, chosen, plan) in best.items() if chosen == width}
+        rows += _served(name, width, plans, made.rows, store, (measured, true[largest:]), seconds, facts, rates)
     return sorted(rows, key=lambda row: int(row["batch"]))
+
+
+def _served(
+    name: str, width: int, plans: dict[int, Plan], rows: torch.Tensor, store: VectorStore,
+    measured: tuple[Float32, Int64], seconds: float, facts: dict[str, Any], rates: Rates,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The plans chosen for one width, measured with the other queries; stages and the like go into facts."""
+    cascade = funnel(coarse_index(family(name), rows, width), store)
+    queries, true = measured
+    served = []
+    for batch, plan in plans.items():
+        search, what = search_by(cascade, plan), f"{width} dims, {plan}"
+        served += _timed(f"funnel, {name}", what, search, queries, true, (batch,), store, seconds)
+        served[-1] |= _correct(search, queries, store)
+        if name != ON_GPU[0]:
+            continue
+        facts.setdefault("waits", {})[batch] = waits(cascade, plan, np.ascontiguousarray(queries[:batch]))
+        if batch < len(queries):
+            facts.setdefault("graph", {})[batch] = graph_gain(cascade, plan, queries[:batch], seconds)
+        else:
+            facts["stages"] = stage_rows(cascade, plan, queries, rates, seconds)
+            facts["rerank"] = rerank_rows(cascade, queries, rates, seconds)
+            facts["blocks"] = block_rows(cascade.coarse, plan.effort, queries, seconds)
+    return served
 
 
 def _timed(
@@ -136,11 +147,12 @@ def judge(sets: list[dict[str, Any]]) -> list[Target]:
         if "rerank" in facts:
             share = facts["rerank"]["share"]
             targets.append(Target.at_least(f"{label}: rerank, share of the copy bandwidth", share, RERANK_SHARE))
-        ours = [row["microseconds"] for row in at_largest if row["search"].startswith("funnel")]
+        funnels = [row for row in at_largest if row["search"].startswith("funnel")]
+        ours = [row["microseconds"] for row in funnels if row["recall"] >= ASKED]
         for peer, bound in (("torch flat", TIMES_TORCH), ("faiss gpu flat", TIMES_FAISS)):
             theirs = [row["microseconds"] for row in at_largest if row["search"].startswith(peer)]
-            if ours and theirs:
-                times = min(theirs) / min(ours)
+            if theirs:  # without a funnel that reaches the recall, the target is missed
+                times = min(theirs) / min(ours) if ours else 0.0
                 targets.append(Target.at_least(f"{label}: funnel at {ASKED}, times {peer}", times, bound))
     return targets
 
@@ -211,6 +223,8 @@ def gpu(device: str, only: tuple[str, ...], out: Path | None) -> None:
         facts["sets"].append(one)
         show(one)
         del made
+        if on_gpu:
+            torch.cuda.empty_cache()
     facts["seconds"] = time.perf_counter() - begun
     report("gpu", judge(facts["sets"]) if on_gpu else [], facts, out)
     click.echo(f"{facts['seconds']:.0f} s in all" + ("" if on_gpu else f"; {NO_GPU}"))

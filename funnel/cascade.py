@@ -201,21 +201,33 @@ class Cascade:
         """Whether the coarse index gives its shortlists where they are reranked, on a GPU."""
         return self.store.device.type != "cpu" and self.coarse.device == self.store.device
 
-    def piece_on_device(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
-        """As `_piece`, from the queries' way to the device to the answers' way back without a wait between."""
+    def piece_on_device(
+        self, queries: Float32, plan: Plan, k: int, allowed: torch.Tensor | None = None
+    ) -> tuple[Float32, Int64]:
+        """As `_piece`, from the queries' way to the device to the answers' way back without a wait between.
+
+        allowed: bool [n] on the device, which stored rows may be returned.
+        """
         device, small = self.store.device, len(queries) <= LARGEST_REPLAYED
         with torch.inference_mode():
-            if small and device.type == "cuda" and self.store.placement == "device" and self.coarse.recordable:
+            if small and allowed is None and device.type == "cuda" and self._recordable:
                 key = (len(queries), plan, k)
                 scores, rows = self.replays.answer(key, queries, device, lambda query: self.on_tensors(query, plan, k))
             else:
-                scores, rows = to_host(*self.on_tensors(to_device(queries, device), plan, k))
+                scores, rows = to_host(*self.on_tensors(to_device(queries, device), plan, k, allowed))
         return scores, rows
 
-    def on_tensors(self, query: torch.Tensor, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def _recordable(self) -> bool:
+        """Whether a search runs on the device from its begin to its end."""
+        return self.store.placement == "device" and self.coarse.recordable
+
+    def on_tensors(
+        self, query: torch.Tensor, plan: Plan, k: int, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
         prefixes = query[:, : self.width].contiguous()
-        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort)
+        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
         # To ask whether any is missing would be to wait: they are masked whether or not.
         return self._all_stages(query, rows, True, plan, k)
 

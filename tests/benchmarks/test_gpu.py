@@ -35,7 +35,7 @@ def test_without_a_gpu_the_same_code_runs_small_and_says_so(tmp_path: Path) -> N
 
 def test_the_targets_are_those_of_the_largest_sets_and_batch() -> None:
     def row(search: str, batch: int, us: float) -> dict[str, object]:
-        return {"search": search, "batch": batch, "microseconds": us}
+        return {"search": search, "batch": batch, "microseconds": us, "recall": 0.951}
 
     small = {"rows": 1, "dim": 8, "searches": [row("torch flat", 1_024, 1.0)], "rerank": {"share": 0.9}}
     large = {
@@ -52,6 +52,8 @@ def test_the_targets_are_those_of_the_largest_sets_and_batch() -> None:
     }
     targets = judge([small, large])
     assert [(round(target.value, 3), target.met) for target in targets] == [(0.4, False), (4.0, True), (1.5, True)]
+    large["searches"][3]["recall"] = 0.949  # type: ignore[index]
+    assert [target.met for target in judge([large])] == [False, False, False]
 
 
 def test_an_unknown_set_is_refused() -> None:

@@ -102,6 +102,17 @@ def test_calibration_records_what_the_codes_rank(cascade: Cascade, queries: Floa
     assert difference[-1] <= 1e-6
 
 
+def test_a_filter_holds_on_the_way_of_a_device(cascade: Cascade, queries: Float32) -> None:
+    allowed = torch.zeros(ROWS, dtype=torch.bool)
+    allowed[::9] = True
+    true = queries.astype(np.float64) @ stored_rows(cascade).astype(np.float64).T
+    expected = np.argsort(-true[:, ::9], axis=1)[:, :10] * 9
+    for plan in PLANS:
+        rows = cascade.piece_on_device(queries, plan, 10, allowed)[1]
+        assert (rows % 9 == 0).all()
+        assert np.mean([np.isin(t, f).mean() for t, f in zip(expected, rows, strict=True)]) >= 0.95
+
+
 def test_places_without_a_candidate_stay_empty(queries: Float32, tmp_path: Path) -> None:
     cascade = cascade_over(clustered_rows(30, DIM), tmp_path, LADDER, "torch-bins", "float16")[0]
     scores, rows = cascade.piece_on_device(queries[:3], Plan(30, 64, (Stage(24, 50),)), 40)
