@@ -14,7 +14,7 @@ from funnel.escalation import hard, looked_at
 from funnel.graphs import LARGEST_REPLAYED, Replays
 from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
-from funnel.rerank import best, carry_on, rows_at_a_time
+from funnel.rerank import best, carry_on, queries_together, rows_at_a_time
 from funnel.turn import Turn, answers_alone
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
@@ -239,7 +239,7 @@ class Cascade:
         self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`_stages` for as many queries at a time as their rows allow."""
-        at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
+        at_a_time = queries_together(self.store, plan.shortlist)
         if len(query) <= at_a_time:
             return self._stages(query, rows, some_missing, plan, k)
         parts = [

@@ -9,7 +9,7 @@ import torch
 from funnel.fused import fused_dots
 from indexes import VectorStore
 
-__all__ = ["best", "carry_on", "gathered", "rows_at_a_time"]
+__all__ = ["best", "carry_on", "gathered", "queries_together", "rows_at_a_time"]
 
 # Elements gathered at a time on one thread: 3 MB as float32. From 0.8 to 1.2 million the time a query is the same
 # within the noise (80 us at a shortlist of 64, coarse search included); at 0.1 million it is half as long again, at
@@ -17,6 +17,7 @@ __all__ = ["best", "carry_on", "gathered", "rows_at_a_time"]
 CELLS_AT_A_TIME = 800_000
 # A GPU wants the opposite: few, large launches; 256 MB of float32.
 CELLS_AT_A_TIME_CUDA = 64_000_000
+QUERIES_TOGETHER_FUSED = 8_192  # with 1,024 candidates each: 64 MB of row numbers
 TORCH_GRAIN = 32_768  # elements from which torch spreads an operation (at::internal::GRAIN_SIZE)
 VIEWS_KEPT = 256  # shapes a thread remembers: plans have a handful, the last piece of a batch adds odd ones
 
@@ -52,6 +53,13 @@ def rows_at_a_time(candidates: int, width: int, device: torch.device) -> int:
     """How many queries to rerank together when each has `candidates` rows of `width` dims."""
     cells = CELLS_AT_A_TIME if device.type == "cpu" else CELLS_AT_A_TIME_CUDA
     return max(1, cells // max(1, candidates * width))
+
+
+def queries_together(store: VectorStore, candidates: int) -> int:
+    """How many queries to take through all stages together: as many as come, where nothing is gathered."""
+    if store.device.type == "cuda" and store.placement == "device" and fused_dots() is not None:
+        return QUERIES_TOGETHER_FUSED
+    return rows_at_a_time(candidates, store.dim, store.device)
 
 
 def carry_on(

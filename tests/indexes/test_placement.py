@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from indexes import CoarseIndexError, VectorStore
+from indexes import CoarseIndexError, VectorStore, exact_search
 from indexes._placement import Codes, code_bytes, fitting
 from indexes.base import Float32Array
 from tests.indexes.test_vectors import DEVICES, written
@@ -53,6 +53,29 @@ def test_parts_of_rows_come_from_the_codes_within_half_a_step(path: Path, rows: 
 def test_a_row_of_zeros_has_codes_of_zero() -> None:
     codes = Codes(iter([(0, np.zeros((3, 4), np.float32))]), 3, 4, torch.device("cpu"))
     assert not codes.gather(torch.tensor([0, 2]), 0, 3).any()
+
+
+@pytest.mark.parametrize("placement", ["device", "int8", "host"])
+def test_flat_search_is_exact_wherever_the_rows_lie(
+    path: Path, queries: Float32Array, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexes.exact.ROWS_AT_A_TIME_CUDA", 400)
+    expected = exact_search(VectorStore.open(path), queries, 10)
+    found = exact_search(VectorStore.open(path, "cpu", placement), queries, 10)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_rows_in_memory_are_a_store_too(path: Path, rows: Float32Array, queries: Float32Array) -> None:
+    store = VectorStore.held(torch.from_numpy(rows.astype(np.float16)))
+    assert (store.n, store.dim, store.placement, store.resident_bytes) == (*rows.shape, "device", rows.size * 2)
+    expected = exact_search(VectorStore.open(path), queries, 5)
+    np.testing.assert_array_equal(exact_search(store, queries, 5)[1], expected[1])
+    joined = np.concatenate([chunk for _, chunk in store.chunks(400)])
+    np.testing.assert_array_equal(joined, rows.astype(np.float16))
+    store.release()
+    with pytest.raises(CoarseIndexError, match=r"torch.float64 tensor of shape \[2, 3\]; give a contiguous float16"):
+        VectorStore.held(torch.zeros(2, 3, dtype=torch.float64))
 
 
 def test_unknown_placements_are_refused(path: Path) -> None:
