@@ -43,6 +43,7 @@ SMALL_SETS = ((3_000, 48), (6_000, 96))  # without a GPU: to see that it runs
 CELLS = (67_108_864, 268_435_456)  # scores of torch's flat search held at a time: the quicker of both counts
 EVERY_FAMILY = SETS[0]  # graphs and lists take minutes to build over more
 RERANK_SHARE, TIMES_TORCH, TIMES_FAISS = 0.5, 3.6, 1.0
+COMPARED = 64  # queries asked in small batches and in one
 SECONDS, SMALL_SECONDS = 0.4, 0.01  # of each timing
 NO_GPU = "on the CPU, to see that it runs: no figure of these is one of a GPU"
 
@@ -97,7 +98,7 @@ def _served(
     for batch, plan in plans.items():
         search, what = search_by(cascade, plan), f"{width} dims, {plan}"
         served += _timed(f"funnel, {name}", what, search, queries, true, (batch,), store, seconds)
-        served[-1] |= _correct(search, queries, store)
+        served[-1] |= {**_correct(search, queries, store), "agreement": _agreement(search, queries, batch)}
         if name != ON_GPU[0]:
             continue
         facts.setdefault("waits", {})[batch] = waits(cascade, plan, np.ascontiguousarray(queries[:batch]))
@@ -108,6 +109,13 @@ def _served(
             facts["rerank"] = rerank_rows(cascade, queries, rates, seconds)
             facts["blocks"] = block_rows(cascade.coarse, plan.effort, queries, seconds)
     return served
+
+
+def _agreement(search: Search, queries: Float32, batch: int) -> float:
+    """The share of rows that small batches, which may be replayed graphs by now, have in common with all in one."""
+    few = np.ascontiguousarray(queries[:COMPARED])
+    parts = [search(np.ascontiguousarray(few[i : i + batch]))[1] for i in range(0, len(few), batch)]
+    return recall(np.concatenate(parts), search(queries)[1][: len(few)])
 
 
 def _timed(
@@ -164,6 +172,13 @@ def show(facts: dict[str, Any]) -> None:
     for row in sorted(facts["searches"], key=lambda row: (row["batch"], row["microseconds"])):
         click.echo(
             f"| {row['search']} | {row['batch']:,} | {row['recall']:.4f} | {row['microseconds']:,.2f} | {row['plan']} |"
+        )
+    errors = [row["largest_error"] for row in facts["searches"] if "largest_error" in row]
+    agreements = [row["agreement"] for row in facts["searches"] if "agreement" in row]
+    if errors:
+        click.echo(
+            f"\nfunnels: scores off by {max(errors):.1e} at most; "
+            f"small batches share {min(agreements):.4f} of their rows with all queries asked in one"
         )
     click.echo("\n| stage, largest batch | ms | bound at the measured rates, ms | share |\n|:--|--:|--:|--:|")
     for row in facts.get("stages", ()):

@@ -122,18 +122,20 @@ def rerank_rows(
 
 
 def waits(cascade: Cascade, plan: Plan, queries: Float32) -> int | None:
-    """How often torch waits for the device in a call, besides for its answer; None on the CPU."""
-    if cascade.store.device.type != "cuda":
+    """How often torch waits for the device between the queries' way there and the answers' back; None on the CPU."""
+    device = cascade.store.device
+    if device.type != "cuda":
         return None
-    cascade.run(queries, plan, 10)
-    wait(cascade.store.device)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            cascade.run(queries, plan, 10)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        query = to_device(queries, device)
+        cascade.on_tensors(query, plan, 10)
+        wait(device)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            cascade.on_tensors(query, plan, 10)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(each.message) for each in seen)
 
 
