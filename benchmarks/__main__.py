@@ -10,6 +10,7 @@ from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.encoding import encoding
 from benchmarks.exact import exact
+from benchmarks.gpu import gpu
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
@@ -28,9 +29,24 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, encoding, demo, memory, matryoshka, drift,
-    scale, wide,
-):  # fmt: skip
+    adaptors,
+    budget,
+    demo,
+    drift,
+    encoding,
+    exact,
+    gpu,
+    latency,
+    matryoshka,
+    memory,
+    peers,
+    promise,
+    scale,
+    scifact,
+    tail,
+    texts,
+    wide,
+):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -109,19 +109,21 @@ class FunnelIndex:
         encoder: EncoderSource | None = None,
         device: str = "auto",
         verify: str = "full",
+        placement: str = "auto",
     ) -> FunnelIndex:
         """Open the index in the folder `path`.
 
         encoder: needed for text queries where the index was built with a callable; else it is loaded by its name
         on the first text. device: "auto", "cpu" or "cuda". verify: "full" hashes every file first, "lazy" the
-        large ones block by block on first touch.
+        large ones block by block on first touch. placement: on CUDA, where the vectors lie: "device", "int8" (codes
+        there, the rows themselves in locked host memory) or "host"; "auto" takes the first that fits its free memory.
 
         Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, InputError.
         """
         if verify not in ("full", "lazy"):
             raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
         folder = IndexFolder(path)
-        return cls(folder.path, open_generation(folder, device_of(device), verify), encoder)
+        return cls(folder.path, open_generation(folder, device_of(device), verify, placement), encoder)
 
     def search(
         self,
