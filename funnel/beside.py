@@ -31,7 +31,7 @@ def sample_texts(count: int) -> list[str]:
 class Beside:
     """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
 
-    documents: None where the index holds bare vectors. rows: how many it holds. lexical: gives BM25 over them.
+    documents: None where the index holds bare vectors. rows: how many it holds. lexical: BM25 over them.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Beside:
         encoder: QueryEncoder,
         documents: DocumentStore | None,
         rows: int,
-        lexical: Callable[[], Lexical] | None = None,
+        lexical: Lexical | None = None,
     ) -> None:
         self._lexical = lexical
         self._encoder = encoder
@@ -96,8 +96,8 @@ class Beside:
         assert documents is not None and lexical is not None
         sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
         texts = [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
-        words = lexical()
-        return lambda number: words.rank_all(texts[number % SETS], depth)
+        lexical.open()
+        return lambda number: lexical.rank_all(texts[number % SETS], depth)
 
     def _read(self, batch: int, k: int) -> Callable[[int], object]:
         documents = self._documents

@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune, info, export in cli_*."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from funnel.cli_adaptors import adaptor, train
+from funnel.cli_files import export, info
 from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
 from funnel.errors import FunnelError, InputError
@@ -56,6 +57,8 @@ def cli(debug: bool) -> None:
 cli.add_command(train)
 cli.add_command(adaptor)
 cli.add_command(tune)
+cli.add_command(info)
+cli.add_command(export)
 
 
 @cli.command()

@@ -38,7 +38,7 @@ DEFAULT_WEIGHT = 0.5
 DEPTH = 100
 
 
-def read_weight(hybrid: float | bool, texts: Sequence[str] | None, documents: object | None) -> float:
+def read_weight(hybrid: float | bool, texts: Sequence[str] | None, lexical: Lexical | None) -> float:
     """The weight of the lexical list. InputError where it is none, or there are no texts to search for or in."""
     if hybrid is True:
         hybrid = DEFAULT_WEIGHT
@@ -50,7 +50,7 @@ def read_weight(hybrid: float | bool, texts: Sequence[str] | None, documents: ob
         raise InputError(
             f"hybrid={hybrid:g} searches for the words of a query, and vectors were given; give texts, or leave it out"
         )
-    if documents is None:
+    if lexical is None:
         raise InputError(
             f"hybrid={hybrid:g} needs documents to look for words in, and this index holds vectors alone; build it "
             "from documents with texts, or leave hybrid out"
@@ -122,11 +122,12 @@ class Lexical:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """One hybrid call: k hits, the weight of the lexical list, and how many of each list are fused."""
+    """One hybrid call: k hits, the weight of the lexical list, how many of each list are fused, and what gives it."""
 
     k: int
     weight: float
     depth: int
+    lexical: Lexical
 
     @classmethod
     def read(
@@ -134,7 +135,7 @@ class Hybrid:
         hybrid: float | bool | None,
         texts: Sequence[str] | None,
         vectors: npt.NDArray[Any] | None,
-        documents: object | None,
+        lexical: Lexical | None,
         k: int,
         rows: int,
         plan: Plan | Explanation | None,
@@ -144,16 +145,18 @@ class Hybrid:
             return None
         k = check_k(k, rows)
         chosen = plan.plan if isinstance(plan, Explanation) else plan
-        return cls(k, read_weight(hybrid, texts, documents), list_depth(k, rows, chosen))
+        weight = read_weight(hybrid, texts, lexical)
+        assert lexical is not None
+        return cls(k, weight, list_depth(k, rows, chosen), lexical)
 
-    def rank(self, lexical: Lexical, texts: Sequence[str], deadline: Deadline | None) -> list[Ranking | None]:
+    def rank(self, texts: Sequence[str], deadline: Deadline | None) -> list[Ranking | None]:
         """The lexical list of every text; opening the tables is done once, and does not count for a deadline."""
         if self.weight == 0.0:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * len(texts)
         if deadline is not None:
             with deadline.paused():
-                lexical.open()
-        return lexical.rank_all(texts, self.depth, deadline)
+                self.lexical.open()
+        return self.lexical.rank_all(texts, self.depth, deadline)
 
     def fuse(
         self, dense: tuple[Float32, Int64], lexical: Sequence[Ranking | None]

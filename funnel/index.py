@@ -24,8 +24,10 @@ from funnel.deadline import Deadline
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
+from funnel.exporting import Exported, export_index
 from funnel.hits import Answers, Hits, Served, make_hits
 from funnel.hybrid import Hybrid, Lexical
+from funnel.info import Info, read_info
 from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
 from funnel.opening import Opened, open_generation
 from funnel.plan import FLAT, Plan
@@ -41,15 +43,18 @@ __all__ = ["FunnelIndex"]
 
 
 class FunnelIndex:
-    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
+    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads.
+
+    lexical: BM25 over its documents; None where it holds bare vectors.
+    """
 
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
         self.path = path
         self._opened = opened
         device = str(opened.searcher.cascade.store.device)
         self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
-        self._words: Lexical | None = None
-        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows, self._lexical)
+        self.lexical = None if opened.documents is None else Lexical([(0, opened.documents)])
+        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows, self.lexical)
         self._choices: dict[tuple[object, ...], Served] = {}
         self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
 
@@ -154,7 +159,7 @@ class FunnelIndex:
         budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
-        fused = Hybrid.read(hybrid, texts, vectors, self._opened.documents, k, len(self), plan)
+        fused = Hybrid.read(hybrid, texts, vectors, self.lexical, k, len(self), plan)
         asked = Asked(
             k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms,
             share=share, from_text=texts is not None, hits=True, fused=None if fused is None else k,
@@ -167,7 +172,7 @@ class FunnelIndex:
         if fused is None:
             hits = self._hits(*self._search(vectors, asked, audit))
         else:
-            words = fused.rank(self._lexical(), texts or [], asked.deadline)
+            words = fused.rank(texts or [], asked.deadline)
             scores, positions, served, each = self._search(vectors, asked, audit)
             scores, positions, ranks = fused.fuse((scores, positions), words)
             hits = fused.marked(self._hits(scores, positions, served, each), ranks, words)
@@ -239,6 +244,14 @@ class FunnelIndex:
         self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
         self._choices = {}  # last, so that no choice of the old calibration can enter it
 
+    def export(self, path: str | os.PathLike[str], **options: bool) -> Exported:
+        """Write every row to a .npy, .parquet or .faiss file that is read without funnel: see `export_index`."""
+        return export_index(self.path, self._opened, path, **options)
+
+    def info(self) -> Info:
+        """Rows, widths, adaptor, coarse index, calibration, sizes of the live generation: see `Info`."""
+        return read_info(self.path, self.resident_bytes)
+
     def ids(self) -> list[Any]:
         """Every id, in input order."""
         return self._searcher.ids.all()
@@ -300,15 +313,6 @@ class FunnelIndex:
     def _searcher(self) -> Searcher:
         return self._opened.searcher
 
-    def _lexical(self) -> Lexical:
-        """BM25 over the documents of the generation that is open."""
-        documents = self._opened.documents
-        assert documents is not None
-        found = self._words
-        if found is None or found.stores[0][1] is not documents:
-            found = self._words = Lexical([(0, documents)])
-        return found
-
     def _search(
         self, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
@@ -361,16 +365,8 @@ class FunnelIndex:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         choices, batch = self._choices, batch_class(n_queries)
         key = (
-            k,
-            batch,
-            asked.recall,
-            asked.share,
-            asked.latency_ms,
-            asked.budget,
-            asked.from_text,
-            asked.hits,
-            asked.fused,
-        )
+            k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits, asked.fused,
+        )  # fmt: skip
         served = choices.get(key)
         if served is None:
             choice = self.choose(asked, k, n_queries)

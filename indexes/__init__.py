@@ -3,7 +3,7 @@
 Stands on its own: FAISS, numpy and torch, and nothing of `funnel`.
 """
 
-from indexes._faiss import use_one_thread
+from indexes._faiss import FaissIndex, load_faiss, use_one_thread
 from indexes.base import CoarseIndex, families, family
 from indexes.baseline import FlatBaseline
 from indexes.errors import CoarseIndexError, MissingBackendError
@@ -23,6 +23,7 @@ __all__ = [
     "ClusterTree",
     "CoarseIndex",
     "CoarseIndexError",
+    "FaissIndex",
     "FlatBaseline",
     "FlatIndex",
     "HnswFloat16Index",
@@ -41,6 +42,7 @@ __all__ = [
     "families",
     "family",
     "hnsw_settings",
+    "load_faiss",
     "release_freed",
     "stored_order",
     "symqg_installed",
