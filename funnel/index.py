@@ -365,7 +365,8 @@ class FunnelIndex:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         choices, batch = self._choices, batch_class(n_queries)
         key = (
-            k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits, asked.fused,
+            k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits,
+            asked.fused,
         )  # fmt: skip
         served = choices.get(key)
         if served is None:
