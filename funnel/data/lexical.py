@@ -96,7 +96,9 @@ class LexicalIndex:
         """
         connection = self._connection()
         if stopped is not None:
-            connection.set_progress_handler(lambda: int(stopped()), OPCODES_BETWEEN_LOOKS)
+            if stopped():  # a short search is over before the handler is called
+                return None
+            connection.set_progress_handler(stopped, OPCODES_BETWEEN_LOOKS)
         try:
             expression = self.expression(text)
             found = [] if expression is None else self._best(connection, expression, depth, allowed)

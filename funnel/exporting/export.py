@@ -61,6 +61,7 @@ def export_index(
     if folder.resolve() in target.resolve().parents:
         raise InputError(f"{target} lies inside the index {folder}; export to another folder")
     rows, beside = Rows(opened, adapted), target.with_suffix(".ids.npy")
+    wanted: dict[Path, Callable[[Path], None]]
     if target.suffix == ".parquet":
         wanted = {target: lambda file: write_parquet(rows, file, progress)}
         what = f"vectors {rows.space}"
