@@ -13,6 +13,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.errors import DamagedIndexError, NotAnIndexError
 from funnel.info import read_info
+from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, ROWS, segment_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +50,17 @@ def test_memory_as_measured_and_as_the_settings_give_it(graph_folder: Path, grap
 
 def test_of_texts(text_folder: Path) -> None:
     info = read_info(text_folder)
-    assert info.documents and info.calibration is None
+    assert info.documents and info.calibration is not None
+    assert info.calibration["kind"] == "uncertified: calibrated on corpus rows"
     assert "documents.sqlite" in info.sizes
-    assert "small enough for flat search" in str(info)
     assert json.loads(json.dumps(info.to_json()))["rows"] == 300
+
+
+def test_of_few_rows(tmp_path: Path) -> None:
+    FunnelIndex.build(clustered_rows(50), tmp_path / "index", adaptor="identity", progress=False)
+    info = read_info(tmp_path / "index")
+    assert info.calibration is None and not info.documents
+    assert "small enough for flat search" in str(info)
 
 
 def test_said_in_words(graph_folder: Path) -> None:

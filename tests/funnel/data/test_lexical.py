@@ -100,9 +100,9 @@ def test_depth_and_allowed(words: LexicalIndex) -> None:
     ],
 )  # fmt: skip
 def test_a_query_is_never_syntax(words: LexicalIndex, text: str) -> None:
-    quoted = sorted(set(words_of(text)))
-    found = ranked(words, text)
-    assert set(found) == {row for word in quoted for row in ranked(words, word)}
+    by_word = [set(ranked(words, word)) for word in set(words_of(text))]
+    telling = [rows for rows in by_word if 0 < len(rows) <= words.rows / 2]
+    assert set(ranked(words, text)) == set().union(*(telling or by_word))
 
 
 @given(st.text(max_size=60))
@@ -144,7 +144,7 @@ def test_a_search_is_stopped_midway(tmp_path: Path) -> None:
             return len(looks) > 1
 
         assert words.rank("word1 common1 common2", 10, stopped=second_look) is None
-        assert len(looks) == 2
+        assert len(looks) >= 2
         assert words.rank("word1 common1 common2", 10, stopped=lambda: False) is not None
 
 
