@@ -18,7 +18,7 @@ __all__ = ["Beside", "sample_texts"]
 
 _VERBS = ("open", "sort", "merge", "parse")
 _NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
-SAMPLE_WORDS = 12  # a scientific claim or a question has 8 to 13 (scifact's claims 12, vaswani's queries 11)
+SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
 
 

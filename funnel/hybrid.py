@@ -34,8 +34,8 @@ Ranking = tuple[Int64, Float32]
 """Positions, best first, and their scores."""
 
 RRF_K = 60  # the paper's own; rankings depend on it little
-DEFAULT_WEIGHT = 0.5
-DEPTH = 100
+DEFAULT_WEIGHT = 0.5  # even: no judgements were asked
+DEPTH = 100  # the deepest k that is certified from the record
 
 
 def read_weight(hybrid: float | bool, texts: Sequence[str] | None, lexical: Lexical | None) -> float:
