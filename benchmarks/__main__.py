@@ -11,6 +11,7 @@ from benchmarks.drift import drift
 from benchmarks.encoding import encoding
 from benchmarks.exact import exact
 from benchmarks.gpu import gpu
+from benchmarks.hybrid import hybrid
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
@@ -36,6 +37,7 @@ for command in (
     encoding,
     exact,
     gpu,
+    hybrid,
     latency,
     matryoshka,
     memory,

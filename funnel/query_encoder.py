@@ -1,4 +1,4 @@
-"""The encoder of an opened index, loaded when the first text comes."""
+"""The encoder of a build, and that of an opened index, which is loaded when the first text comes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from funnel.data.encoding import Encoder, EncoderSource, load_encoder
+from funnel.data.corpus import Corpus
+from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.errors import EncoderError
 
-__all__ = ["QueryEncoder"]
+__all__ = ["QueryEncoder", "build_encoder"]
+
+
+def build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
+    """The encoder to build with: the user's, or the default one where the corpus has no vectors."""
+    if encoder is None and corpus.has_vectors:
+        return None
+    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
 
 
 class QueryEncoder:

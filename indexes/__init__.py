@@ -3,7 +3,7 @@
 Stands on its own: FAISS, numpy and torch, and nothing of `funnel`.
 """
 
-from indexes._faiss import use_one_thread
+from indexes._faiss import FaissIndex, load_faiss, use_one_thread
 from indexes._placement import check_placement
 from indexes.base import CoarseIndex, families, family
 from indexes.baseline import FlatBaseline
@@ -29,6 +29,7 @@ __all__ = [
     "CoarseIndexError",
     "FaissGpuFlatIndex",
     "FaissGpuIvfIndex",
+    "FaissIndex",
     "FlatBaseline",
     "FlatIndex",
     "HnswFloat16Index",
@@ -49,6 +50,7 @@ __all__ = [
     "families",
     "family",
     "hnsw_settings",
+    "load_faiss",
     "release_freed",
     "stored_order",
     "symqg_installed",
