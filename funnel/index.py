@@ -21,6 +21,7 @@ from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.queries import QueriesSource
 from funnel.deadline import Deadline
+from funnel.depth import Kept
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
@@ -297,13 +298,14 @@ class FunnelIndex:
             return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
         prepared = searcher.prepare(vectors)
         each = None
+        kept: Kept = ()
         if deadline is None:
             served = self._served(asked, k, len(prepared))
-            scores, positions = searcher.run(prepared, served.plan, k)
+            scores, positions, kept = searcher.traced(prepared, served.plan, k)
         else:
             scores, positions, served, each = self._until(deadline, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(scores, served.plan)
+            monitor.see(scores, served.plan, kept)
             if audit is not None or monitor.audits:
                 monitor.check(prepared, scores, lambda: asked.name, audit)
         if monitor.void:

@@ -16,6 +16,7 @@ from funnel.adaptors import Adaptor
 from funnel.cascade import Cascade, Float32, Int64, some_missing
 from funnel.data.rows import unit_rows
 from funnel.deadline import Deadline
+from funnel.depth import Kept
 from funnel.errors import BudgetError, InputError
 from funnel.exactness import pruning_of
 from funnel.ids import Ids
@@ -113,8 +114,13 @@ class Searcher:
 
     def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
-        scores, rows = self.cascade.run(prepared, plan, k)
-        return scores, self._positions(rows)
+        scores, positions, _ = self.traced(prepared, plan, k)
+        return scores, positions
+
+    def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
+        """As `run`, and from where in the coarse shortlist the hits came."""
+        scores, rows, kept = self.cascade.traced(prepared, plan, k)
+        return scores, self._positions(rows), kept
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
