@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from indexes import Pruning
 __all__ = ["Searcher"]
 
 Measured = TypeVar("Measured")
+Asked = ParamSpec("Asked")
 
 SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
 ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
@@ -191,9 +192,9 @@ class Searcher:
         times = times_ms(_Timed(self, self.sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
         return Latency(float(np.median(times)), float(np.percentile(times, 95)))
 
-    def hold(self, plan: Plan, k: int, batch: int) -> Held:
-        """What can be promised of whole calls of `batch` queries, by one caller and by two at once."""
-        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch))
+    def hold(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held:
+        """What can be promised of whole calls of `batch` queries, by one caller and by two at once: see `held_ms`."""
+        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch), allowed)
 
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
@@ -277,15 +278,15 @@ class _Timed:
 
 
 def _without_cycle(
-    searcher: Searcher, measure: Callable[[Searcher, Plan, int, int], Measured]
-) -> Callable[[Plan, int, int], Measured]:
+    searcher: Searcher, measure: Callable[Concatenate[Searcher, Asked], Measured]
+) -> Callable[Asked, Measured]:
     """A searcher's measure for what it holds: were they to hold each other, the coarse index would outlive its use."""
     reference = weakref.ref(searcher)
 
-    def call(plan: Plan, k: int, batch: int) -> Measured:
+    def call(*asked: Asked.args, **named: Asked.kwargs) -> Measured:
         alive = reference()
         assert alive is not None, "a planner is asked through its searcher"
-        return measure(alive, plan, k, batch)
+        return measure(alive, *asked, **named)
 
     return call
 

@@ -106,7 +106,7 @@ class Drift:
 
 
 class _Pending:
-    """Searches under one plan that wait for a look. Single queries are noted as numbers, which takes half a microsecond."""
+    """Searches under one plan that wait for a look. Single queries are noted as numbers: half a microsecond each."""
 
     def __init__(self) -> None:
         self._count = 0

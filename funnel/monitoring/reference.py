@@ -22,7 +22,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 def returned(calibration: Calibration, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | None:
-    """Of a search for k: the exact scores of the hits at `ranks` (from 0), and their depth: float32 [q, len(ranks) + 1].
+    """Of a search for k: exact scores of the hits at `ranks` (from 0), and their depth: float32 [q, len(ranks) + 1].
 
     q: the real queries. NaN where the plan returns fewer hits, and for the depth (see funnel.depth) where it returns
     fewer than k or does not rerank. None where it cannot be followed on the record.
