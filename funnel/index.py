@@ -159,6 +159,8 @@ class FunnelIndex:
                     self._encoder.load()
             vectors = self.encode_queries(texts or [])
         hits = self._hits(*self._search(vectors, asked, audit))
+        if asked.began:
+            asked.took(len(hits), self._monitor.punctuality.note)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -180,7 +182,10 @@ class FunnelIndex:
         """
         asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, share=share)
         scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
-        return Answers(self._searcher.ids.at(positions), scores, served)
+        answers = Answers(self._searcher.ids.at(positions), scores, served)
+        if asked.began:
+            asked.took(len(scores), self._monitor.punctuality.note)
+        return answers
 
     def explain(
         self,
@@ -343,6 +348,7 @@ class FunnelIndex:
         key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
         served = choices.get(key)
         if served is None:
+            asked.began = 0.0  # planning on first use does not count
             choice = self.choose(asked, k, n_queries)
             served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
         return served

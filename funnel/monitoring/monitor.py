@@ -17,6 +17,7 @@ from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM, RANKS, Drift
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
+from funnel.monitoring.punctuality import Punctuality
 from funnel.monitoring.reference import returned
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
@@ -43,6 +44,7 @@ class Monitor:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
+        self.punctuality = Punctuality()
         self._lock = Lock()
         self._broken: tuple[str, str] | None = None  # why, and since when
         watched = calibration is not None and calibration.certifies
@@ -131,6 +133,7 @@ class Monitor:
             calibrated="" if calibration is None else calibration.date,
             calibration_queries=0 if calibration is None else calibration.n_queries,
             audits=self._audit.lines(),
+            latencies=self.punctuality.lines(),
         )
 
     def _reference(self, plan: Plan, k: int) -> Float32 | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["CALLERS", "Held", "held_ms", "window_p95s"]
+__all__ = ["CALLERS", "PERCENTILE", "Held", "held_ms", "window_p95s"]
 
 # A latency is promised to so many threads that call at once: whichever is slower counts. Two are it nearly always, so
 # that they come first: what fails, fails sooner.
