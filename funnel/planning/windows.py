@@ -68,21 +68,28 @@ def held_ms(call: Callable[[int], object], allowed: float | None = None) -> Held
 def _held(call: Callable[[int], object], callers: int, allowed: float | None) -> Held:
     """What so many callers hold."""
     found: list[float] = []
-    enough, ms = WINDOWS, math.inf
+    asked, enough = 0, WINDOWS
     for look in LOOKS if allowed is not None else (WINDOWS,):
-        started = time.perf_counter()
-        found += window_p95s(call, callers, min(look, enough) - len(found), WINDOW_SECONDS, MOST_SECONDS)
+        more, started = min(look, enough) - asked, time.perf_counter()
+        found += window_p95s(call, callers, more, WINDOW_SECONDS, MOST_SECONDS)
+        asked += more
         if allowed is None or max(found) > allowed:
             break
-        if len(found) == LOOKS[0]:  # calls may be so slow that all of the windows would take too long
-            seconds = (time.perf_counter() - started) / len(found)
+        if look == LOOKS[0]:  # calls may be so slow that all of the windows would take too long
+            seconds = (time.perf_counter() - started) / more
             enough = max(FEWEST_WINDOWS, min(WINDOWS, int(MOST_SECONDS / seconds)))
-        if len(found) >= enough or max(found) * (WINDOWS + 1) / (len(found) + 1) <= allowed:
+        if asked >= enough or max(found) * _caution(len(found)) <= allowed:
             break
     if allowed is None or max(found) <= allowed:
-        short = allowed is not None and len(found) < enough
-        ms = max(found) * ((WINDOWS + 1) / (len(found) + 1) if short else 1.0)
+        ms = max(found) * (_caution(len(found)) if allowed is not None and asked < enough else 1.0)
+    else:
+        ms = math.inf
     return Held(callers, float(np.median(found)), max(found), ms, len(found))
+
+
+def _caution(windows: int) -> float:
+    """What the largest of so few windows is multiplied by, see LOOKS."""
+    return (WINDOWS + 1) / (windows + 1)
 
 
 def window_p95s(
