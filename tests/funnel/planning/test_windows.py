@@ -83,7 +83,6 @@ def test_the_slower_number_of_callers_counts(quick: None) -> None:
     held = held_ms(call)
     assert held.callers == max(CALLERS) == 2
     assert held.ms == held.largest >= held.typical >= 50
-    assert held.windows == windows.WINDOWS
     assert "called by 2 threads at once" in str(held)
     assert "called by one thread" in str(Held(1, 1.0, 2.0, 2.0, 19))
 
