@@ -165,7 +165,9 @@ class _Watched:
         self._begin()
 
     def _scaled(self, columns: Float32) -> Float32:
-        return columns / np.array([1.0] * len(RANKS) + [self._deepest], dtype=np.float32)
+        scaled = columns.copy()
+        scaled[:, -1] /= self._deepest
+        return scaled
 
     def _begin(self) -> None:
         self._window += 1

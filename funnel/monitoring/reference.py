@@ -52,7 +52,8 @@ def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | N
     recorded = run.scores.get(plan.effort)
     if recorded is None or recorded.shape[1] < plan.shortlist:
         return None
-    scores, kept = torch.from_numpy(np.array(recorded[:, : plan.shortlist])), []
+    scores = torch.from_numpy(np.array(recorded[:, : plan.shortlist]))
+    kept: list[torch.Tensor] = []
     for stage in plan.stages:
         if stage.width not in run.widths:
             return None
