@@ -21,6 +21,7 @@ from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.encoding import Encoder, EncoderSource
 from funnel.data.queries import QueriesSource
 from funnel.deadline import Deadline
+from funnel.depth import Kept
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
@@ -178,6 +179,8 @@ class FunnelIndex:
             scores, positions, served, each = self._search(vectors, asked, audit)
             scores, positions, ranks = fused.fuse((scores, positions), words)
             hits = fused.marked(self._hits(scores, positions, served, each), ranks, words)
+        if asked.began:
+            asked.took(len(hits), self._monitor.punctuality.note)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -199,7 +202,10 @@ class FunnelIndex:
         """
         asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, share=share)
         scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
-        return Answers(self._searcher.ids.at(positions), scores, served)
+        answers = Answers(self._searcher.ids.at(positions), scores, served)
+        if asked.began:
+            asked.took(len(scores), self._monitor.punctuality.note)
+        return answers
 
     def explain(
         self,
@@ -325,13 +331,14 @@ class FunnelIndex:
             return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
         prepared = searcher.prepare(vectors)
         each = None
+        kept: Kept = ()
         if deadline is None:
             served = self._served(asked, k, len(prepared))
-            scores, positions = searcher.run(prepared, served.plan, k)
+            scores, positions, kept = searcher.traced(prepared, served.plan, k)
         else:
             scores, positions, served, each = self._until(deadline, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(scores, served.plan)
+            monitor.see(scores, served.plan, kept)
             if audit is not None or monitor.audits:
                 monitor.check(prepared, scores, lambda: asked.name, audit)
         if monitor.void:
@@ -372,6 +379,7 @@ class FunnelIndex:
         )  # fmt: skip
         served = choices.get(key)
         if served is None:
+            asked.began = 0.0  # planning on first use does not count
             choice = self.choose(asked, k, n_queries)
             served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
         return served

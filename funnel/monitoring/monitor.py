@@ -11,12 +11,14 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from funnel.depth import Kept
 from funnel.errors import DriftWarning
 from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM, RANKS, Drift
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
-from funnel.monitoring.reference import returned_scores
+from funnel.monitoring.punctuality import Punctuality
+from funnel.monitoring.reference import returned
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
@@ -42,6 +44,7 @@ class Monitor:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
+        self.punctuality = Punctuality()
         self._lock = Lock()
         self._broken: tuple[str, str] | None = None  # why, and since when
         watched = calibration is not None and calibration.certifies
@@ -64,9 +67,9 @@ class Monitor:
         """
         self._audit = Audit(checked_share(sample, "sample"), seed)
 
-    def see(self, scores: Float32, plan: Plan) -> None:
-        """Note the scores of one call, float32 [n, k], n from 1, under a plan. May warn, once."""
-        if self._drift is not None and self._drift.see(scores, plan):
+    def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
+        """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
+        if self._drift is not None and self._drift.see(scores, plan, kept):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
@@ -130,12 +133,13 @@ class Monitor:
             calibrated="" if calibration is None else calibration.date,
             calibration_queries=0 if calibration is None else calibration.n_queries,
             audits=self._audit.lines(),
+            latencies=self.punctuality.lines(),
         )
 
-    def _reference(self, plan: Plan) -> Float32 | None:
+    def _reference(self, plan: Plan, k: int) -> Float32 | None:
         """Read when the first searches under a plan are tested: until then the record stays on disk."""
         assert self._calibration is not None
-        return returned_scores(self._calibration, plan, RANKS)
+        return returned(self._calibration, plan, k, RANKS)
 
     def _void(self, why: str) -> None:
         with self._lock:
