@@ -112,6 +112,7 @@ def train_adaptor(
     dims: Sequence[int] | None = None,
     queries: QueriesSource | Queries | None = None,
     qrels: str | Path | Qrels | None = None,
+    dev_qrels: str | Path | Qrels | None = None,
     encoder: EncoderSource | None = None,
     recipe: Recipe | None = None,
     cache: str | os.PathLike[str] | None = None,
@@ -128,6 +129,8 @@ def train_adaptor(
         queries: real queries; without judgements they are only held out, to stop and to choose by.
         qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
             phase.
+        dev_qrels: judgements of other queries of that collection, held out to stop and to choose by their nDCG@10;
+            default: those in a folder's qrels/dev.tsv, else a share of `qrels`.
         encoder: of the texts; default all-MiniLM-L6-v2.
         recipe: in place of the kind's own; not with "auto".
         cache: folder for embeddings; default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
@@ -148,34 +151,49 @@ def train_adaptor(
             f"the queries have {asked.vectors.shape[1]} dims, the corpus {documents.vectors.shape[1]}; "
             "both need the same encoder"
         )
-    judgements = _judgements(qrels)
-    if judgements is not None and asked is None:
+    held_out = _judgements(_dev_of(qrels) if dev_qrels is None else dev_qrels, "dev") or {}
+    trained_on = _judgements(qrels, "train") or {}
+    if asked is None and (trained_on or held_out):
         raise InputError("qrels were given without queries; give the queries that they judge")
-    numbers = rows_to_train_on(documents.ids, judgements or {}, seed)
+    numbers = rows_to_train_on(documents.ids, (trained_on, held_out), seed)
     documents = Embedded(documents.name, [documents.ids[i] for i in numbers], documents.vectors[numbers])
-    judged = None
-    if judgements is not None and asked is not None:
-        judged = Judged.read(judgements, asked.ids, asked.vectors, documents.ids)
-    held_out = None if asked is None else asked.vectors
+    apart = {query: grades for query, grades in trained_on.items() if query not in held_out}
+    judged, dev = (_joined(found, asked, documents) for found in (apart, held_out))
+    unjudged = None if asked is None else asked.vectors
     if kind == AUTO:
         choice = choose_adaptor(
-            documents.vectors, dims=dims, judged=judged, queries=held_out, seed=seed, progress=progress,
+            documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, seed=seed, progress=progress,
             keep_on_interrupt=True,
         )  # fmt: skip
     else:
         trained = fit_adaptor(
-            kind, documents.vectors, dims=dims, judged=judged, queries=held_out, recipe=recipe, seed=seed,
+            kind, documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, recipe=recipe, seed=seed,
             progress=progress, keep_on_interrupt=True,
         )  # fmt: skip
-        choice = AdaptorChoice(trained.adaptor, f"{kind}: asked for", trained.log.figure, {}, {kind: trained.log})
+        why = f"{kind}: asked for" + "".join(given.note for given in (judged, dev) if given is not None)
+        choice = AdaptorChoice(trained.adaptor, why, trained.log.figure, {}, {kind: trained.log})
     choice.save(out)
     return choice
 
 
-def _judgements(qrels: str | Path | Qrels | None) -> Qrels | None:
+def _judgements(qrels: str | Path | Qrels | None, split: str) -> Qrels | None:
     if qrels is None or isinstance(qrels, Mapping):
         return qrels
-    return read_qrels(qrels, "train")
+    return read_qrels(qrels, split)
+
+
+def _dev_of(qrels: str | Path | Qrels | None) -> Path | None:
+    """The folder of the judgements, where it holds qrels/dev.tsv."""
+    if qrels is None or isinstance(qrels, Mapping):
+        return None
+    return Path(qrels) if (Path(qrels) / "qrels" / "dev.tsv").is_file() else None
+
+
+def _joined(qrels: Qrels, asked: Embedded | None, documents: Embedded) -> Judged | None:
+    """Judgements with their vectors; None where there are none."""
+    if not qrels or asked is None:
+        return None
+    return Judged.read(qrels, asked.ids, asked.vectors, documents.ids)
 
 
 def _encode(texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:

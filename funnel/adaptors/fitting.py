@@ -70,6 +70,7 @@ def fit_adaptor(
     *,
     dims: Sequence[int] | None = None,
     judged: Judged | None = None,
+    dev: Judged | None = None,
     queries: NDArray[Any] | None = None,
     recipe: Recipe | None = None,
     data: TrainingSet | None = None,
@@ -84,6 +85,7 @@ def fit_adaptor(
         sample: float [n, d], or chunks of such rows; with judgements, all documents, in the order their numbers mean.
         dims: widths to train for; default: half octaves up to half of d or 256.
         judged: queries with relevant documents, for the supervised phase.
+        dev: others, held out to stop by their nDCG@10; by default a share of `judged`.
         queries: float [q, d], real queries to be held out in place of rows.
         recipe: losses, weights and steps; default: the kind's own.
         data: the training set of the sample, where it was made before.
@@ -99,7 +101,7 @@ def fit_adaptor(
     recipe = recipe or RECIPES[kind]
     vectors = whole(sample)
     widths = training_widths(dims, vectors.shape[1])
-    data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, queries)
+    data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, dev, queries)
     student = _student(kind, data.rows, widths, seed, recipe.settings)
     return train(student, kind, data, recipe, widths, seed=seed, progress=progress, keep_on_interrupt=keep_on_interrupt)
 

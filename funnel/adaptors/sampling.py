@@ -96,12 +96,14 @@ class TrainingSet:
         least: int,
         judged: Judged | None = None,
         seed: int = 0,
+        dev: Judged | None = None,
         queries: NDArray[Any] | None = None,
     ) -> None:
         """Draw everything that is drawn once.
 
         sample: float [n, d]; with judgements, all documents, in the order their numbers mean. least: the narrowest
-        width. queries: float [q, d], to be held out in place of rows; fewer than 40 are not used.
+        width. dev: judged queries of the same documents, to be held out in place of a share of `judged`. queries:
+        float [q, d], to be held out in place of rows; fewer than 40 are not used.
 
         Raises InputError for rows that cannot be used, and where fewer than `least` of them differ.
         """
@@ -119,7 +121,7 @@ class TrainingSet:
         count = min(HELD_OUT, round(HELD_OUT_SHARE * len(shuffled))) if asked is None else 0
         self._trained = shuffled[2 * count :]
         held = scaled(rows[shuffled[: 2 * count]]) if asked is None else self._drawn(asked)
-        if judged is None:  # one copy of the rows, which all that follows looks into
+        if judged is None and dev is None:  # one copy of the rows, which all that follows looks into
             self.rows = _scaled_in_place(rows[self._trained])
             self._trained = torch.arange(len(self.rows))
             against = self.rows[:COMPARED_ROWS]
@@ -128,11 +130,16 @@ class TrainingSet:
             against = self.rows[self._trained[:COMPARED_ROWS]]
         self.held_out = HeldOutRows.of(held[::2], against)
         self.compared = HeldOutRows.of(held[1::2], against)
-        self.judged: Judged | None = None
+        self.judged = judged
         self.held_out_judged: HeldOutJudged | None = None
         self.compared_judged: HeldOutJudged | None = None
-        if judged is not None:
+        if dev is not None:
+            self._hold_out(*dev.sampled(2 * HELD_OUT_JUDGED, self._generator).split(0.5, self._generator))
+        elif judged is not None:
             self._split(judged)
+        if self.judged is not None:
+            self._hard = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
+            self._own = own_rows(self.judged.queries, self.rows)
         self._anchors, self._near = self._neighbours()
         self._order, self._next = torch.empty(0, dtype=torch.int64), 0
         self._judged_order, self._judged_next = self._order, 0
@@ -144,9 +151,9 @@ class TrainingSet:
         share = min(HELD_OUT_JUDGED_SHARE, HELD_OUT_JUDGED / len(judged))
         self.judged, first = judged.split(share, self._generator)
         self.judged, second = self.judged.split(share, self._generator)
-        found = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
-        self._hard = found
-        self._own = own_rows(self.judged.queries, self.rows)
+        self._hold_out(first, second)
+
+    def _hold_out(self, first: Judged, second: Judged) -> None:
         self.held_out_judged = HeldOutJudged(first, self.rows)
         self.compared_judged = HeldOutJudged(second, self.rows)
 

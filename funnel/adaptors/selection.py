@@ -72,6 +72,7 @@ def choose_adaptor(
     *,
     dims: Sequence[int] | None = None,
     judged: Judged | None = None,
+    dev: Judged | None = None,
     queries: NDArray[Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     seed: int = 0,
@@ -89,6 +90,7 @@ def choose_adaptor(
         sample: float [n, d], or chunks of such rows; with judgements, all documents.
         dims: widths compared; default: half octaves up to half of d or 256.
         judged: queries with relevant documents.
+        dev: others, held out to stop and to choose by their nDCG@10; by default a share of `judged`.
         queries: float [q, d], real queries to be held out in place of rows.
         recipes: by kind, in place of the default ones.
         seed: of everything random.
@@ -106,7 +108,7 @@ def choose_adaptor(
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
     recipes = {"rotation": RECIPES["rotation"], "mlp": JUDGED_MLP, **(recipes or {})}
     kinds = ("rotation",) if judged is None else ("rotation", "mlp")
-    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, queries)
+    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries)
     trained = {
         kind: fit_adaptor(
             kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,
@@ -123,10 +125,11 @@ def choose_adaptor(
     compared = {kind: held_out.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
     moved = _towards_pca(candidates, compared, held_out, data.rows)
     kept, why = _best(compared)
+    left_out = "".join(given.note for given in (judged, dev) if given is not None)
     figure = "shortlist recall" if data.compared_judged is None else "nDCG@10"
     return AdaptorChoice(
         candidates[kept],
-        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}{moved}",
+        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}{moved}{left_out}",
         figure,
         {kind: {width: float(v.mean()) for width, v in found.items()} for kind, found in compared.items()},
         {kind: result.log for kind, result in trained.items()},

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,31 @@ def test_judgements_are_read_and_trained_on(tmp_path):
     )  # fmt: skip
     assert choice.logs["rotation"].figure == "nDCG@10"
     assert choice.logs["rotation"].judged > 30
+    left_out = r"; judgements left out, as their ids are not in the corpus or the queries: 2 \(xd\d+, xd\d+\)"
+    assert re.fullmatch(f"rotation: asked for{left_out}", choice.why)
+
+
+@pytest.mark.parametrize("given", ["folder", "argument", "without training judgements"])
+def test_dev_judgements_are_held_out(given, tmp_path):
+    corpus, queries, qrels = judged_corpus(tmp_path)
+    header, *lines = qrels.read_text().splitlines()
+    folder = tmp_path / "qrels"
+    folder.mkdir()
+    dev = {line.split("\t")[0] for line in lines[:10]}
+    (folder / "train.tsv").write_text("\n".join([header, *lines]))  # those that dev judges as well train nothing
+    (folder / "dev.tsv").write_text("\n".join([header, *lines[:10]]))
+    how = {
+        "folder": {"qrels": tmp_path},
+        "argument": {"qrels": folder / "train.tsv", "dev_qrels": folder / "dev.tsv"},
+        "without training judgements": {"dev_qrels": folder},
+    }[given]
+    recipe = replace(SHORT, phases=(replace(SHORT.phases[0], steps=5),))
+    choice = train_adaptor(
+        corpus, tmp_path / "out", kind="rotation", dims=[4], queries=str(queries), recipe=recipe, progress=False, **how
+    )
+    log = choice.logs["rotation"]
+    assert log.figure == "nDCG@10"
+    assert log.judged == (0 if given == "without training judgements" else len(lines) - len(dev))
 
 
 def test_judgements_that_name_another_corpus_are_refused(tmp_path):

@@ -85,6 +85,21 @@ def test_fewer_rows_than_the_narrowest_width_are_refused():
         TrainingSet(clustered(80, 128), RECIPE, 90)
 
 
+def test_dev_queries_are_held_out_and_every_judged_one_trains():
+    rows = clustered(200, 12)
+    judged, dev = (
+        Judged(torch.from_numpy(clustered(count, 12, seed=count)), [torch.tensor([3])] * count, [torch.ones(1)] * count)
+        for count in (30, 9)
+    )
+    data = TrainingSet(rows, RECIPE, 4, judged, dev=dev)
+    assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
+    assert torch.equal(data.judged.queries, judged.queries)
+    held = torch.cat([data.held_out_judged.judged.queries, data.compared_judged.judged.queries])
+    assert torch.equal(held.sort(dim=0).values, dev.queries.sort(dim=0).values)
+    alone = TrainingSet(rows, RECIPE, 4, dev=dev)
+    assert alone.judged is None and alone.held_out_judged is not None and len(alone.rows) == 200
+
+
 def test_a_judged_batch_holds_answers_grades_and_negatives():
     rows = clustered(200, 12)
     rng = np.random.default_rng(0)

@@ -41,6 +41,16 @@ def test_the_log_holds_every_loss_and_figure():
     assert log.seconds > 0
 
 
+def test_progress_shows_every_loss_and_the_held_out_figure(capsys):
+    recipe = with_phase(weights={"distillation": 1.0, "pairwise": 0.5}, steps=20)
+    log = fit_adaptor("rotation", clustered(300), dims=(4,), recipe=recipe, progress=True).log
+    shown = capsys.readouterr().err
+    assert "train rotation" in shown and "20/20" in shown
+    last = log.steps[-1]
+    assert f"distillation={last['distillation']:.4f}, pairwise={last['pairwise']:.4f}" in shown
+    assert "shortlist recall=" in shown
+
+
 def test_the_best_state_is_given_back_not_the_last():
     recipe = with_phase(steps=40, learning_rate=3.0)  # far too large: the untrained state is the best
     trained = fit_adaptor("rotation", clustered(1_500), dims=(4, 8), recipe=recipe)
