@@ -18,11 +18,13 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, choose_adaptor, fit_adaptor
 from funnel.adaptors.heldout import HeldOutRows
 from funnel.adaptors.neighbours import nearest
+from funnel.data.corpus import open_corpus
+from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
 from funnel.data.queries import read_qrels
 from funnel.reports.adaptors import shares_plot
 from funnel.reports.judged import JudgedSet, SetFigures, mean_shares, measure
 from funnel.reports.tables import Column, text_table
-from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_queries
+from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 
 __all__ = ["adaptors"]
 
@@ -37,6 +39,7 @@ WIDTHS = (32, 48, 64, 96, 128, 192)
 KEPT = {128: 0.99, 96: 0.98, 64: 0.95}
 WIDEST_FOR_MLP = 128  # the widest prefix at which the published mlp is to be better than truncation
 VERSES, VERSES_WIDTH = "kjv-crossrefs", 64
+ROWS_AT_A_TIME = 8_192
 PARTS = ("vectors", "sets", "judged", "verses")
 
 
@@ -93,13 +96,19 @@ def on_vectors(folder: Path) -> Part:
 
 
 def on_sets(folder: Path, figure: Path | None) -> Part:
-    """Each kind trained on the documents alone, judged by the test queries."""
+    """Each kind trained on the documents alone, their vectors or texts, and judged by the test queries."""
     sets = []
     for name in SETS:
         judged = _precomputed(folder / name)
-        documents = judged.documents.vectors
-        ways = {"truncation": Identity(judged.dim), "pca": PCA.fit(documents)}
-        ways |= {kind: fit_adaptor(kind, documents, progress=True).adaptor for kind in ("rotation", "mlp")}
+        documents, pieces = judged.documents.vectors, judged.documents.pieces
+        ways = {
+            "truncation": Identity(judged.dim),
+            "pca": PCA.fit(documents),
+            "vectors alone": fit_adaptor("rotation", documents, progress=True).adaptor,
+            "rotation": fit_adaptor("rotation", documents, pieces=pieces, progress=True).adaptor,
+            "auto": choose_adaptor(documents, pieces=pieces, progress=True).adaptor,
+            "mlp": fit_adaptor("mlp", documents, progress=True).adaptor,
+        }
         sets.append(measure(judged, ways, WIDTHS))
         _show(f"{name}, nDCG@10", sets[-1].figures["ndcg@10"])
     kept = mean_shares(sets)
@@ -197,7 +206,10 @@ def _with_and_without(
 
 def _precomputed(folder: Path) -> JudgedSet:
     """A set whose embeddings lie beside it, judged by its test queries."""
-    documents = Embedded(folder.name, _ids(folder / "corpus.jsonl"), load_rows(folder / "minilm-corpus.f16.npy"))
+    texts = [document for batch in open_corpus(str(folder)).documents(ROWS_AT_A_TIME) for document in batch]
+    pieces = embed_pieces(texts, load_encoder(DEFAULT_ENCODER), EmbeddingCache())
+    rows = load_rows(folder / "minilm-corpus.f16.npy")
+    documents = Embedded(folder.name, [str(document.id) for document in texts], rows, pieces)
     queries = Embedded("queries", _ids(folder / "queries.jsonl"), load_rows(folder / "minilm-queries.f16.npy"))
     return _judged_set(documents, queries, read_qrels(folder, "test"))
 

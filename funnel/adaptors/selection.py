@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, Sample
-from funnel.adaptors.fitting import JUDGED_MLP, RECIPES, fit_adaptor, training_widths, whole
+from funnel.adaptors.fitting import JUDGED_MLP, fit_adaptor, recipe_for, training_widths, whole
 from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows
 from funnel.adaptors.identity import Identity
 from funnel.adaptors.judgements import Judged
@@ -74,6 +74,7 @@ def choose_adaptor(
     judged: Judged | None = None,
     dev: Judged | None = None,
     queries: NDArray[Any] | None = None,
+    pieces: NDArray[Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -92,6 +93,8 @@ def choose_adaptor(
         judged: queries with relevant documents.
         dev: others, held out to stop and to choose by their nDCG@10; by default a share of `judged`.
         queries: float [q, d], real queries to be held out in place of rows.
+        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
+            of what a rotation is trained on, and held out where there are no queries. At least 1,000.
         recipes: by kind, in place of the default ones.
         seed: of everything random.
         progress: show bars on stderr.
@@ -106,9 +109,9 @@ def choose_adaptor(
     if different < max(LEAST_TO_TRAIN, widths[0]):
         why = f"pca: {different:,} different vectors are too few to train and compare on"
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
-    recipes = {"rotation": RECIPES["rotation"], "mlp": JUDGED_MLP, **(recipes or {})}
+    recipes = {"rotation": recipe_for("rotation", pieces), "mlp": JUDGED_MLP, **(recipes or {})}
     kinds = ("rotation",) if judged is None else ("rotation", "mlp")
-    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries)
+    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries, pieces)
     trained = {
         kind: fit_adaptor(
             kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.adaptors import Adaptor, Rotation
+from funnel.adaptors import RECIPES, Adaptor, Rotation, fitting
 from funnel.errors import EncoderError, InputError
 from funnel.training import EmbeddingCache, embed_corpus, embed_queries, train_adaptor
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
+from tests.funnel.corpora import hashed_words
 
 TEXTS = [f"the {adjective} {noun}" for adjective in ("red", "old", "wet") for noun in ("cat", "boat", "tree", "sky")]
 
@@ -64,6 +65,41 @@ def test_a_corpus_of_vectors_keeps_its_own(tmp_path):
     assert found.ids[59] == "d59"
     asked = embed_queries(rows[:5], None, EmbeddingCache(tmp_path))
     np.testing.assert_allclose(asked.vectors, rows[:5], atol=1e-6)
+
+
+class Recording:
+    """Word counts, hashed; keeps the queries it was asked for."""
+
+    dim = 16
+
+    def __init__(self):
+        self.queries = []
+
+    def encode(self, texts):
+        return hashed_words(texts)
+
+    def encode_query(self, texts):
+        self.queries += texts
+        return hashed_words(texts)
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("rotation", True), ("auto", True), ("mlp", False)])
+def test_a_rotation_is_trained_on_pieces_of_the_texts_as_well(kind, trained, tmp_path, monkeypatch):
+    short = replace(SHORT, phases=(replace(SHORT.phases[0], steps=3),))
+    monkeypatch.setattr(fitting, "ON_PIECES", replace(short, pieces=0.5))
+    monkeypatch.setitem(RECIPES, "mlp", replace(short, phases=(replace(short.phases[0], weights={"topk": 1.0}),)))
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{number}" for number in rng.integers(0, 500, 40)) for _ in range(1_100)]
+    encoder = Recording()
+    corpus = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
+    choice = train_adaptor(corpus, tmp_path, kind=kind, dims=[4], encoder=encoder, cache=tmp_path, progress=False)
+    (log,) = choice.logs.values()
+    if not trained:
+        assert encoder.queries == [] and log.rows < 1_100
+        return
+    assert len(encoder.queries) == 2_200
+    assert all(any(piece in text for text in texts) for piece in encoder.queries[::100])
+    assert log.rows == 1_100  # none is held out: pieces are
 
 
 def test_a_trained_adaptor_is_saved_and_an_index_built_with_it(tmp_path):
