@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
-from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, choose_adaptor, fit_adaptor
+from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, Qrels, choose_adaptor, fit_adaptor
 from funnel.adaptors.heldout import HeldOutRows
 from funnel.adaptors.neighbours import nearest
 from funnel.data.corpus import open_corpus
@@ -104,7 +104,7 @@ def on_sets(folder: Path, figure: Path | None) -> Part:
         ways = {
             "truncation": Identity(judged.dim),
             "pca": PCA.fit(documents),
-            "vectors alone": fit_adaptor("rotation", documents, progress=True).adaptor,
+            "rotation, vectors alone": fit_adaptor("rotation", documents, progress=True).adaptor,
             "rotation": fit_adaptor("rotation", documents, pieces=pieces, progress=True).adaptor,
             "auto": choose_adaptor(documents, pieces=pieces, progress=True).adaptor,
             "mlp": fit_adaptor("mlp", documents, progress=True).adaptor,
@@ -148,7 +148,7 @@ def on_verses(folder: Path) -> Part:
     documents = replace(embed_corpus(str(folder), None, cache), name=folder.name)
     queries = embed_queries(str(folder), None, cache)
     judged = _judged_set(documents, queries, read_qrels(folder, "test"))
-    figures, choices = _with_and_without(judged, queries, read_qrels(folder, "train"))
+    figures, choices = _with_and_without(judged, queries, read_qrels(folder, "train"), read_qrels(folder, "dev"))
     reached = figures.figures["ndcg@10"]["judged"][VERSES_WIDTH]
     name = f"{VERSES}: nDCG@10 at {VERSES_WIDTH} dims, of the full embedding's {figures.full['ndcg@10']:.4f}"
     facts = {"figures": asdict(figures), "why": {way: choice.why for way, choice in choices.items()}}
@@ -186,14 +186,15 @@ def _shortlist(width: int, shortlist: int) -> str:
 
 
 def _with_and_without(
-    judged: JudgedSet, queries: Embedded, qrels: Mapping[str, Mapping[str, int]]
+    judged: JudgedSet, queries: Embedded, qrels: Qrels, dev: Qrels | None = None
 ) -> tuple[SetFigures, dict[str, AdaptorChoice]]:
     """The adaptor chosen on the documents alone, and the one chosen with judgements to train on."""
     documents = judged.documents
     training = Judged.read(qrels, queries.ids, queries.vectors, documents.ids)
+    held_out = None if dev is None else Judged.read(dev, queries.ids, queries.vectors, documents.ids)
     choices = {
-        "unsupervised": choose_adaptor(documents.vectors, progress=True),
-        "judged": choose_adaptor(documents.vectors, judged=training, progress=True),
+        "unsupervised": choose_adaptor(documents.vectors, pieces=documents.pieces, progress=True),
+        "judged": choose_adaptor(documents.vectors, judged=training, dev=held_out, progress=True),
     }
     ways: dict[str, Adaptor] = {"truncation": Identity(judged.dim), "pca": PCA.fit(documents.vectors)}
     ways |= {way: choice.adaptor for way, choice in choices.items()}

@@ -22,7 +22,7 @@ from funnel.adaptors.pca import PCA, SecondMoment
 from funnel.adaptors.recipes import Recipe
 from funnel.adaptors.rotation import blended
 from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
-from funnel.adaptors.training import TrainingLog
+from funnel.adaptors.training import Trained, TrainingLog
 
 __all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
 
@@ -98,7 +98,7 @@ def choose_adaptor(
         recipes: by kind, in place of the default ones.
         seed: of everything random.
         progress: show bars on stderr.
-        keep_on_interrupt: on Ctrl-C go on with the best state so far.
+        keep_on_interrupt: on Ctrl-C choose among the best states so far; what was not begun is not trained.
 
     Raises:
         InputError: rows or dims that cannot be used. Fewer than 1,000 different rows are no error: PCA is kept.
@@ -112,13 +112,14 @@ def choose_adaptor(
     recipes = {"rotation": recipe_for("rotation", pieces), "mlp": JUDGED_MLP, **(recipes or {})}
     kinds = ("rotation",) if judged is None else ("rotation", "mlp")
     data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries, pieces)
-    trained = {
-        kind: fit_adaptor(
+    trained: dict[str, Trained] = {}
+    for kind in kinds:
+        trained[kind] = fit_adaptor(
             kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,
             keep_on_interrupt=keep_on_interrupt,
-        )
-        for kind in kinds
-    }  # fmt: skip
+        )  # fmt: skip
+        if trained[kind].log.interrupted:
+            break
     candidates: dict[str, Adaptor] = {
         "identity": Identity(vectors.shape[1], widths),
         "pca": PCA.fit(data.rows.numpy(), dims=widths),

@@ -8,10 +8,12 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.adaptors import RECIPES, Adaptor, Rotation, fitting
+from funnel.adaptors.sampling import TrainingSet
 from funnel.errors import EncoderError, InputError
 from funnel.training import EmbeddingCache, embed_corpus, embed_queries, train_adaptor
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
+from tests.funnel.adaptors.test_training import interrupted_at
 from tests.funnel.corpora import hashed_words
 
 TEXTS = [f"the {adjective} {noun}" for adjective in ("red", "old", "wet") for noun in ("cat", "boat", "tree", "sky")]
@@ -167,6 +169,18 @@ def test_dev_judgements_are_held_out(given, tmp_path):
     log = choice.logs["rotation"]
     assert log.figure == "nDCG@10"
     assert log.judged == (0 if given == "without training judgements" else len(lines) - len(dev))
+
+
+def test_an_interrupted_training_saves_its_best_state(tmp_path, monkeypatch):
+    interrupted_at(25, monkeypatch)
+    rows = clustered(1_500)
+    train_adaptor(rows, tmp_path / "out", kind="rotation", dims=[4, 8], recipe=SHORT, progress=False)
+    log = json.loads((tmp_path / "out" / "training.json").read_text())["logs"]["rotation"]
+    assert log["stopped"] == ["interrupted after step 25"]
+    assert log["best_step"] == 20
+    adaptor = Adaptor.load(tmp_path / "out")
+    held = TrainingSet(rows, SHORT, 4).held_out.figures(adaptor.map, [4, 8])
+    assert held == pytest.approx({int(width): figure for width, figure in log["evaluations"][1]["figures"].items()})
 
 
 def test_judgements_that_name_another_corpus_are_refused(tmp_path):
