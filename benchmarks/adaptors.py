@@ -15,14 +15,16 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
-from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, choose_adaptor, fit_adaptor
+from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, Qrels, choose_adaptor, fit_adaptor
 from funnel.adaptors.heldout import HeldOutRows
 from funnel.adaptors.neighbours import nearest
+from funnel.data.corpus import open_corpus
+from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
 from funnel.data.queries import read_qrels
 from funnel.reports.adaptors import shares_plot
 from funnel.reports.judged import JudgedSet, SetFigures, mean_shares, measure
 from funnel.reports.tables import Column, text_table
-from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_queries
+from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 
 __all__ = ["adaptors"]
 
@@ -37,6 +39,7 @@ WIDTHS = (32, 48, 64, 96, 128, 192)
 KEPT = {128: 0.99, 96: 0.98, 64: 0.95}
 WIDEST_FOR_MLP = 128  # the widest prefix at which the published mlp is to be better than truncation
 VERSES, VERSES_WIDTH = "kjv-crossrefs", 64
+ROWS_AT_A_TIME = 8_192
 PARTS = ("vectors", "sets", "judged", "verses")
 
 
@@ -93,13 +96,19 @@ def on_vectors(folder: Path) -> Part:
 
 
 def on_sets(folder: Path, figure: Path | None) -> Part:
-    """Each kind trained on the documents alone, judged by the test queries."""
+    """Each kind trained on the documents alone, their vectors or texts, and judged by the test queries."""
     sets = []
     for name in SETS:
         judged = _precomputed(folder / name)
-        documents = judged.documents.vectors
-        ways = {"truncation": Identity(judged.dim), "pca": PCA.fit(documents)}
-        ways |= {kind: fit_adaptor(kind, documents, progress=True).adaptor for kind in ("rotation", "mlp")}
+        documents, pieces = judged.documents.vectors, judged.documents.pieces
+        ways = {
+            "truncation": Identity(judged.dim),
+            "pca": PCA.fit(documents),
+            "rotation, vectors alone": fit_adaptor("rotation", documents, progress=True).adaptor,
+            "rotation": fit_adaptor("rotation", documents, pieces=pieces, progress=True).adaptor,
+            "auto": choose_adaptor(documents, pieces=pieces, progress=True).adaptor,
+            "mlp": fit_adaptor("mlp", documents, progress=True).adaptor,
+        }
         sets.append(measure(judged, ways, WIDTHS))
         _show(f"{name}, nDCG@10", sets[-1].figures["ndcg@10"])
     kept = mean_shares(sets)
@@ -139,7 +148,7 @@ def on_verses(folder: Path) -> Part:
     documents = replace(embed_corpus(str(folder), None, cache), name=folder.name)
     queries = embed_queries(str(folder), None, cache)
     judged = _judged_set(documents, queries, read_qrels(folder, "test"))
-    figures, choices = _with_and_without(judged, queries, read_qrels(folder, "train"))
+    figures, choices = _with_and_without(judged, queries, read_qrels(folder, "train"), read_qrels(folder, "dev"))
     reached = figures.figures["ndcg@10"]["judged"][VERSES_WIDTH]
     name = f"{VERSES}: nDCG@10 at {VERSES_WIDTH} dims, of the full embedding's {figures.full['ndcg@10']:.4f}"
     facts = {"figures": asdict(figures), "why": {way: choice.why for way, choice in choices.items()}}
@@ -177,14 +186,15 @@ def _shortlist(width: int, shortlist: int) -> str:
 
 
 def _with_and_without(
-    judged: JudgedSet, queries: Embedded, qrels: Mapping[str, Mapping[str, int]]
+    judged: JudgedSet, queries: Embedded, qrels: Qrels, dev: Qrels | None = None
 ) -> tuple[SetFigures, dict[str, AdaptorChoice]]:
     """The adaptor chosen on the documents alone, and the one chosen with judgements to train on."""
     documents = judged.documents
     training = Judged.read(qrels, queries.ids, queries.vectors, documents.ids)
+    held_out = None if dev is None else Judged.read(dev, queries.ids, queries.vectors, documents.ids)
     choices = {
-        "unsupervised": choose_adaptor(documents.vectors, progress=True),
-        "judged": choose_adaptor(documents.vectors, judged=training, progress=True),
+        "unsupervised": choose_adaptor(documents.vectors, pieces=documents.pieces, progress=True),
+        "judged": choose_adaptor(documents.vectors, judged=training, dev=held_out, progress=True),
     }
     ways: dict[str, Adaptor] = {"truncation": Identity(judged.dim), "pca": PCA.fit(documents.vectors)}
     ways |= {way: choice.adaptor for way, choice in choices.items()}
@@ -197,7 +207,10 @@ def _with_and_without(
 
 def _precomputed(folder: Path) -> JudgedSet:
     """A set whose embeddings lie beside it, judged by its test queries."""
-    documents = Embedded(folder.name, _ids(folder / "corpus.jsonl"), load_rows(folder / "minilm-corpus.f16.npy"))
+    texts = [document for batch in open_corpus(str(folder)).documents(ROWS_AT_A_TIME) for document in batch]
+    pieces = embed_pieces(texts, load_encoder(DEFAULT_ENCODER), EmbeddingCache())
+    rows = load_rows(folder / "minilm-corpus.f16.npy")
+    documents = Embedded(folder.name, [str(document.id) for document in texts], rows, pieces)
     queries = Embedded("queries", _ids(folder / "queries.jsonl"), load_rows(folder / "minilm-queries.f16.npy"))
     return _judged_set(documents, queries, read_qrels(folder, "test"))
 

@@ -18,6 +18,7 @@ __all__ = ["adaptor", "train"]
 @click.option("--dims", callback=widths, help="Widths to train for, such as 32,64,128.")
 @click.option("--queries", type=PATH, help="Real queries, held out to stop and to choose by; with --qrels trained on.")
 @click.option("--qrels", type=PATH, help="Judgements of the queries (BEIR .tsv, or a folder): supervised training.")
+@click.option("--dev-qrels", type=PATH, help="Judgements held out to stop and to choose by.  [default: qrels/dev.tsv]")
 @ENCODER
 @CACHE
 @SEED
@@ -29,6 +30,7 @@ def train(
     dims: list[int] | None,
     queries: Path | None,
     qrels: Path | None,
+    dev_qrels: Path | None,
     encoder: str | None,
     cache: Path | None,
     seed: int,
@@ -48,6 +50,7 @@ def train(
         dims=dims,
         queries=None if queries is None else str(queries),
         qrels=qrels,
+        dev_qrels=dev_qrels,
         encoder=encoder,
         cache=cache,
         seed=seed,

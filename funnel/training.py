@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,39 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from funnel.adaptors import AdaptorChoice, Judged, Qrels, Recipe, choose_adaptor, fit_adaptor, rows_to_train_on
+from funnel.adaptors import (
+    AdaptorChoice,
+    Judged,
+    Qrels,
+    Recipe,
+    choose_adaptor,
+    fit_adaptor,
+    rows_to_train_on,
+)
 from funnel.data.corpus import CorpusSource, open_corpus
+from funnel.data.documents import Document
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.pieces import pieces_of
 from funnel.data.queries import Queries, QueriesSource, open_queries, read_qrels
 from funnel.errors import EncoderError, InputError
 
-__all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_queries", "train_adaptor"]
+__all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_pieces", "embed_queries", "train_adaptor"]
 
 AUTO = "auto"
 CACHE_VARIABLE = "FUNNEL_CACHE"
 ROWS_AT_A_TIME = 8_192
+# As many pieces of documents as a rotation has anchors, and those held out.
+MOST_PIECES = 9_192
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Ids and float32 unit vectors [n, d] of a collection."""
+    """Ids and float32 unit vectors [n, d] of a collection; of a corpus, its pieces too, where they were asked for."""
 
     name: str
     ids: Sequence[str]
     vectors: npt.NDArray[np.float32]
+    pieces: npt.NDArray[np.float32] | None = None
 
 
 class EmbeddingCache:
@@ -71,9 +84,16 @@ class EmbeddingCache:
 
 
 def embed_corpus(
-    corpus: CorpusSource, encoder: EncoderSource | None, cache: EmbeddingCache, progress: bool = True
+    corpus: CorpusSource,
+    encoder: EncoderSource | None,
+    cache: EmbeddingCache,
+    progress: bool = True,
+    pieces_seed: int | None = None,
 ) -> Embedded:
     """All vectors of a corpus in memory: its own, or those of its texts.
+
+    With pieces_seed also those of pieces cut from its texts (see `pieces_of`), encoded as queries are; none where the
+    corpus brings its own vectors.
 
     Raises InputError for a corpus that cannot be read, EncoderError where the encoder cannot be loaded.
     """
@@ -88,7 +108,16 @@ def embed_corpus(
         return Embedded(opened.name, ids, np.stack([_vector(document) for document in documents]))
     used = load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
     texts = [document.content for document in documents]
-    return Embedded(opened.name, ids, cache.encode(texts, used, False, progress))
+    vectors = cache.encode(texts, used, False, progress)
+    pieces = None if pieces_seed is None else embed_pieces(documents, used, cache, pieces_seed, progress)
+    return Embedded(opened.name, ids, vectors, pieces)
+
+
+def embed_pieces(
+    documents: Sequence[Document], encoder: Encoder, cache: EmbeddingCache, seed: int = 0, progress: bool = True
+) -> npt.NDArray[np.float32]:
+    """The vectors of pieces cut from documents (see `pieces_of`), encoded as queries are: float32 [p, d]."""
+    return cache.encode(pieces_of(documents, MOST_PIECES, seed), encoder, True, progress)
 
 
 def embed_queries(
@@ -112,6 +141,7 @@ def train_adaptor(
     dims: Sequence[int] | None = None,
     queries: QueriesSource | Queries | None = None,
     qrels: str | Path | Qrels | None = None,
+    dev_qrels: str | Path | Qrels | None = None,
     encoder: EncoderSource | None = None,
     recipe: Recipe | None = None,
     cache: str | os.PathLike[str] | None = None,
@@ -119,6 +149,8 @@ def train_adaptor(
     progress: bool = True,
 ) -> AdaptorChoice:
     """Train an adaptor and save it, with training.json, into the folder `out`.
+
+    Without judgements, half of what a rotation is trained on are pieces of the texts, encoded as queries are.
 
     Args:
         corpus: as of `FunnelIndex.build`: texts, which are encoded once and kept in the cache, or vectors.
@@ -128,6 +160,8 @@ def train_adaptor(
         queries: real queries; without judgements they are only held out, to stop and to choose by.
         qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
             phase.
+        dev_qrels: judgements of other queries of that collection, held out to stop and to choose by their nDCG@10;
+            default: those in a folder's qrels/dev.tsv, else a share of `qrels`.
         encoder: of the texts; default all-MiniLM-L6-v2.
         recipe: in place of the kind's own; not with "auto".
         cache: folder for embeddings; default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
@@ -141,41 +175,62 @@ def train_adaptor(
         EncoderError: the encoder cannot be loaded, or gives another width.
     """
     store = EmbeddingCache(cache)
-    documents = embed_corpus(corpus, encoder, store, progress)
+    documents = embed_corpus(corpus, encoder, store, progress, seed if _takes_pieces(kind, recipe, qrels) else None)
     asked = None if queries is None else embed_queries(queries, encoder, store, progress)
     if asked is not None and asked.vectors.shape[1] != documents.vectors.shape[1]:
         raise EncoderError(
             f"the queries have {asked.vectors.shape[1]} dims, the corpus {documents.vectors.shape[1]}; "
             "both need the same encoder"
         )
-    judgements = _judgements(qrels)
-    if judgements is not None and asked is None:
+    held_out = _judgements(_dev_of(qrels) if dev_qrels is None else dev_qrels, "dev") or {}
+    trained_on = _judgements(qrels, "train") or {}
+    if asked is None and (trained_on or held_out):
         raise InputError("qrels were given without queries; give the queries that they judge")
-    numbers = rows_to_train_on(documents.ids, judgements or {}, seed)
-    documents = Embedded(documents.name, [documents.ids[i] for i in numbers], documents.vectors[numbers])
-    judged = None
-    if judgements is not None and asked is not None:
-        judged = Judged.read(judgements, asked.ids, asked.vectors, documents.ids)
-    held_out = None if asked is None else asked.vectors
+    numbers = rows_to_train_on(documents.ids, (trained_on, held_out), seed)
+    documents = replace(documents, ids=[documents.ids[i] for i in numbers], vectors=documents.vectors[numbers])
+    apart = {query: grades for query, grades in trained_on.items() if query not in held_out}
+    judged, dev = (_joined(found, asked, documents) for found in (apart, held_out))
+    unjudged = None if asked is None else asked.vectors
     if kind == AUTO:
         choice = choose_adaptor(
-            documents.vectors, dims=dims, judged=judged, queries=held_out, seed=seed, progress=progress,
-            keep_on_interrupt=True,
+            documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, pieces=documents.pieces, seed=seed,
+            progress=progress, keep_on_interrupt=True,
         )  # fmt: skip
     else:
         trained = fit_adaptor(
-            kind, documents.vectors, dims=dims, judged=judged, queries=held_out, recipe=recipe, seed=seed,
-            progress=progress, keep_on_interrupt=True,
+            kind, documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, pieces=documents.pieces,
+            recipe=recipe, seed=seed, progress=progress, keep_on_interrupt=True,
         )  # fmt: skip
-        choice = AdaptorChoice(trained.adaptor, f"{kind}: asked for", trained.log.figure, {}, {kind: trained.log})
+        why = f"{kind}: asked for" + "".join(given.note for given in (judged, dev) if given is not None)
+        choice = AdaptorChoice(trained.adaptor, why, trained.log.figure, {}, {kind: trained.log})
     choice.save(out)
     return choice
 
 
-def _judgements(qrels: str | Path | Qrels | None) -> Qrels | None:
+def _takes_pieces(kind: str, recipe: Recipe | None, qrels: object) -> bool:
+    """Whether pieces of documents are trained on: judgements bring queries of their own."""
+    wanted = kind in (AUTO, "rotation") if recipe is None else recipe.pieces > 0
+    return qrels is None and wanted
+
+
+def _judgements(qrels: str | Path | Qrels | None, split: str) -> Qrels | None:
     if qrels is None or isinstance(qrels, Mapping):
         return qrels
-    return read_qrels(qrels, "train")
+    return read_qrels(qrels, split)
+
+
+def _dev_of(qrels: str | Path | Qrels | None) -> Path | None:
+    """The folder of the judgements, where it holds qrels/dev.tsv."""
+    if qrels is None or isinstance(qrels, Mapping):
+        return None
+    return Path(qrels) if (Path(qrels) / "qrels" / "dev.tsv").is_file() else None
+
+
+def _joined(qrels: Qrels, asked: Embedded | None, documents: Embedded) -> Judged | None:
+    """Judgements with their vectors; None where there are none."""
+    if not qrels or asked is None:
+        return None
+    return Judged.read(qrels, asked.ids, asked.vectors, documents.ids)
 
 
 def _encode(texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:

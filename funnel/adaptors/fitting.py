@@ -14,13 +14,13 @@ from funnel.adaptors.base import Sample, adaptor_class, chunks_of
 from funnel.adaptors.judgements import Judged
 from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import RotationStudent
-from funnel.adaptors.sampling import TrainingSet
+from funnel.adaptors.sampling import LEAST_PIECES, TrainingSet
 from funnel.adaptors.training import Student, Trained, train
 from funnel.adaptors.widths import default_widths
 from funnel.errors import InputError
 from funnel.widths import checked_widths
 
-__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "training_widths"]
+__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "recipe_for", "training_widths"]
 
 # Neighbour distillation, weight 1 for every width. On held-out rows the figure is level after 200 steps; rankings of
 # real queries, which lie further from the rows, gain another point or two up to 600, so that the last state within the
@@ -33,6 +33,14 @@ ROTATION = Recipe(
         Phase("supervised", {"listwise": 1.0, "distillation": 0.1}, steps=600, learning_rate=2e-3, judged=True),
     ),
     tolerance=0.001,
+)
+# Pieces lie nearer to queries than documents do, and longer training on them pays. 809 claims of scifact, not trained
+# on, kept .870 / .937 / .961 of nDCG@10 at 64 / 96 / 128 dims with documents alone, .888 / .944 / .972 with pieces as
+# half of the anchors, and .895 / .952 / .969 after 1,200 steps at twice the rate.
+ON_PIECES = replace(
+    ROTATION,
+    phases=(replace(ROTATION.phases[0], steps=1_200, learning_rate=2e-3), *ROTATION.phases[1:]),
+    pieces=0.5,
 )
 # The published losses. The learning rate is three times that of the rotation, as it starts at no change at all, and
 # the reconstruction, a mean over entries, has to be light for anything to be learnt.
@@ -54,6 +62,16 @@ RECIPES = {"rotation": ROTATION, "mlp": PUBLISHED, "deep-mlp": PUBLISHED, "atten
 TRAINED_KINDS = tuple(RECIPES)
 
 
+def recipe_for(kind: str, pieces: NDArray[Any] | None) -> Recipe:
+    """The recipe of a kind: a rotation's where there are pieces enough to train on is another.
+
+    Raises InputError for a kind that is not trained.
+    """
+    if kind not in RECIPES:
+        raise InputError(f"the adaptor kind {kind!r} is not trained; choose one of {', '.join(TRAINED_KINDS)}")
+    return ON_PIECES if kind == "rotation" and pieces is not None and len(pieces) >= LEAST_PIECES else RECIPES[kind]
+
+
 def training_widths(dims: Sequence[int] | None, dim: int) -> tuple[int, ...]:
     """The widths to train: the user's below the full width, or the default ones.
 
@@ -70,7 +88,9 @@ def fit_adaptor(
     *,
     dims: Sequence[int] | None = None,
     judged: Judged | None = None,
+    dev: Judged | None = None,
     queries: NDArray[Any] | None = None,
+    pieces: NDArray[Any] | None = None,
     recipe: Recipe | None = None,
     data: TrainingSet | None = None,
     seed: int = 0,
@@ -84,7 +104,10 @@ def fit_adaptor(
         sample: float [n, d], or chunks of such rows; with judgements, all documents, in the order their numbers mean.
         dims: widths to train for; default: half octaves up to half of d or 256.
         judged: queries with relevant documents, for the supervised phase.
+        dev: others, held out to stop by their nDCG@10; by default a share of `judged`.
         queries: float [q, d], real queries to be held out in place of rows.
+        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
+            of what a rotation is trained on, and held out where there are no queries. At least 1,000.
         recipe: losses, weights and steps; default: the kind's own.
         data: the training set of the sample, where it was made before.
         seed: of everything random.
@@ -94,12 +117,10 @@ def fit_adaptor(
     Raises:
         InputError: the kind is not trained, or rows or dims that cannot be used.
     """
-    if kind not in RECIPES:
-        raise InputError(f"the adaptor kind {kind!r} is not trained; choose one of {', '.join(TRAINED_KINDS)}")
-    recipe = recipe or RECIPES[kind]
+    recipe = recipe or recipe_for(kind, pieces)
     vectors = whole(sample)
     widths = training_widths(dims, vectors.shape[1])
-    data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, queries)
+    data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, dev, queries, pieces)
     student = _student(kind, data.rows, widths, seed, recipe.settings)
     return train(student, kind, data, recipe, widths, seed=seed, progress=progress, keep_on_interrupt=keep_on_interrupt)
 

@@ -32,12 +32,14 @@ class Judged:
         documents: for each query, int64 numbers of the documents judged above 0.
         grades: for each query, their grades, float32.
         left_out: how many judgements named an id that is not there.
+        missing: the first few of those ids.
     """
 
     queries: torch.Tensor
     documents: Sequence[torch.Tensor]
     grades: Sequence[torch.Tensor]
     left_out: int = 0
+    missing: Sequence[str] = ()
 
     @classmethod
     def read(
@@ -74,7 +76,17 @@ class Judged:
         if not rows:
             raise InputError("no query has a document judged above 0; give qrels that name this corpus and queries")
         vectors = torch.nn.functional.normalize(torch.from_numpy(queries[rows].astype(np.float32)), dim=1)
-        return cls(vectors, documents, grades, len(missing))
+        return cls(vectors, documents, grades, len(missing), missing[:NAMED])
+
+    @property
+    def note(self) -> str:
+        """What was left out, in words that can follow a sentence; empty where nothing was."""
+        if not self.left_out:
+            return ""
+        return (
+            f"; judgements left out, as their ids are not in the corpus or the queries: {self.left_out:,} "
+            f"({', '.join(self.missing)})"
+        )
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -83,6 +95,10 @@ class Judged:
         """Some of the queries, by number."""
         chosen = numbers.tolist()
         return Judged(self.queries[numbers], [self.documents[i] for i in chosen], [self.grades[i] for i in chosen])
+
+    def sampled(self, most: int, generator: torch.Generator) -> Judged:
+        """At most so many of the queries, drawn at random."""
+        return self.part(torch.randperm(len(self), generator=generator)[:most])
 
     def split(self, share: float, generator: torch.Generator) -> tuple[Judged, Judged]:
         """Two parts drawn at random, the second of the share given and of at least one query.
@@ -96,11 +112,11 @@ class Judged:
         return self.part(order[held:]), self.part(order[:held])
 
 
-def rows_to_train_on(ids: Sequence[str], qrels: Qrels, seed: int, most: int = MOST_ROWS) -> NDArray[np.int64]:
+def rows_to_train_on(ids: Sequence[str], qrels: Sequence[Qrels], seed: int, most: int = MOST_ROWS) -> NDArray[np.int64]:
     """Numbers of the rows that training holds in memory, rising: those judged, and others drawn evenly up to `most`."""
     if len(ids) <= most:
         return np.arange(len(ids))
-    named = {document for judged in qrels.values() for document in judged}
+    named = {document for part in qrels for judged in part.values() for document in judged}
     kept = np.array([name in named for name in ids])
     others = np.random.default_rng(seed).permutation(np.flatnonzero(~kept))
     kept[others[: max(0, most - int(kept.sum()))]] = True

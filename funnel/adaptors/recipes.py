@@ -62,6 +62,7 @@ class Recipe:
         near: true nearest neighbours of each anchor, precomputed, among the candidates.
         random: rows drawn anew in each step, the other candidates.
         anchors: rows that are anchors at all, drawn once: their neighbours are searched for exactly.
+        pieces: share of a step's anchors that are pieces of documents, texts like queries, where there are any.
         judged_batch: judged queries in a step of a phase with judgements.
         hard: documents from the top of its ranking that each judged query adds to a step.
         judged_random: random documents added to them.
@@ -80,6 +81,7 @@ class Recipe:
     near: int = 8
     random: int = 1_024
     anchors: int = 8_192
+    pieces: float = 0.0
     judged_batch: int = 96
     hard: int = 8
     judged_random: int = 512

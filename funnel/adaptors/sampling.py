@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows, own_rows
+from funnel.adaptors.heldout import SAME, HeldOutJudged, HeldOutRows, own_rows
 from funnel.adaptors.judgements import Judged
 from funnel.adaptors.neighbours import nearest, scaled
 from funnel.adaptors.recipes import Recipe
 from funnel.errors import InputError
 
-__all__ = ["Batch", "JudgedBatch", "TrainingSet", "checked_rows", "distinct_numbers"]
+__all__ = ["LEAST_PIECES", "Batch", "JudgedBatch", "TrainingSet", "checked_rows", "distinct_numbers"]
 
 HELD_OUT = 500  # rows held out, twice: the standard error of a share of .95 is about .004
 HELD_OUT_SHARE = 0.05  # of a small corpus
+LEAST_PIECES = 1_000  # so that 50 of them are held out, twice
 LEAST_ROWS = 40  # so that two of them are held out, twice
 COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
 HELD_OUT_JUDGED = 500  # judged queries held out, at most
@@ -43,8 +44,8 @@ class JudgedBatch:
 class Batch:
     """Anchors, and candidates that all of them share: the true neighbours of each, and random rows.
 
-    anchors: [b, d]. candidates: [c, d], each row once. near: int64 [b, k], where among the candidates an anchor's own
-    neighbours are. own: bool [b, c], that candidate is the anchor.
+    anchors: [b, d], rows first, then pieces. candidates: [c, d], each row once. near: int64 [b, k], where among the
+    candidates an anchor's own neighbours are. own: bool [b, c], that candidate is the anchor, or equals the piece.
     """
 
     anchors: torch.Tensor
@@ -80,6 +81,26 @@ def _scaled_in_place(rows: torch.Tensor) -> torch.Tensor:
     return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(torch.finfo(rows.dtype).tiny))
 
 
+def _held_out_of(count: int) -> int:
+    """How many of so many rows are held out, twice."""
+    return min(HELD_OUT, round(HELD_OUT_SHARE * count))
+
+
+class _Order:
+    """Numbers below a count in random order, each once before any comes again."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._order, self._next = torch.empty(0, dtype=torch.int64), 0
+
+    def draw(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """The next numbers, at most as many as there are."""
+        if self._next + size > len(self._order):
+            self._order, self._next = torch.randperm(self._count, generator=generator), 0
+        self._next += size
+        return self._order[self._next - size : self._next]
+
+
 class TrainingSet:
     """Rows, anchors and held-out queries of one training.
 
@@ -96,12 +117,17 @@ class TrainingSet:
         least: int,
         judged: Judged | None = None,
         seed: int = 0,
+        dev: Judged | None = None,
         queries: NDArray[Any] | None = None,
+        pieces: NDArray[Any] | None = None,
     ) -> None:
         """Draw everything that is drawn once.
 
         sample: float [n, d]; with judgements, all documents, in the order their numbers mean. least: the narrowest
-        width. queries: float [q, d], to be held out in place of rows; fewer than 40 are not used.
+        width. dev: judged queries of the same documents, to be held out in place of a share of `judged`. queries:
+        float [q, d], to be held out in place of rows; fewer than 40 are not used. pieces: float [p, d], texts like
+        queries that were cut from the documents: some of the anchors, and held out in place of rows where there are no
+        queries; fewer than 1,000 are not used.
 
         Raises InputError for rows that cannot be used, and where fewer than `least` of them differ.
         """
@@ -116,10 +142,14 @@ class TrainingSet:
             )
         shuffled = distinct[torch.randperm(len(distinct), generator=self._generator)]
         asked = None if queries is None or len(queries) < LEAST_ROWS else scaled(checked_rows(queries))
-        count = min(HELD_OUT, round(HELD_OUT_SHARE * len(shuffled))) if asked is None else 0
+        self._pieces = self._usable(pieces, rows.shape[1])
+        if asked is None and len(self._pieces):
+            held_out = 2 * _held_out_of(len(self._pieces))
+            asked, self._pieces = self._pieces[:held_out], self._pieces[held_out:]
+        count = _held_out_of(len(shuffled)) if asked is None else 0
         self._trained = shuffled[2 * count :]
         held = scaled(rows[shuffled[: 2 * count]]) if asked is None else self._drawn(asked)
-        if judged is None:  # one copy of the rows, which all that follows looks into
+        if judged is None and dev is None:  # one copy of the rows, which all that follows looks into
             self.rows = _scaled_in_place(rows[self._trained])
             self._trained = torch.arange(len(self.rows))
             against = self.rows[:COMPARED_ROWS]
@@ -128,14 +158,29 @@ class TrainingSet:
             against = self.rows[self._trained[:COMPARED_ROWS]]
         self.held_out = HeldOutRows.of(held[::2], against)
         self.compared = HeldOutRows.of(held[1::2], against)
-        self.judged: Judged | None = None
+        self.judged = judged
         self.held_out_judged: HeldOutJudged | None = None
         self.compared_judged: HeldOutJudged | None = None
-        if judged is not None:
+        if dev is not None:
+            self._hold_out(*dev.sampled(2 * HELD_OUT_JUDGED, self._generator).split(0.5, self._generator))
+        elif judged is not None:
             self._split(judged)
+        if self.judged is not None:
+            self._hard = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
+            self._own = own_rows(self.judged.queries, self.rows)
         self._anchors, self._near = self._neighbours()
-        self._order, self._next = torch.empty(0, dtype=torch.int64), 0
-        self._judged_order, self._judged_next = self._order, 0
+        self._pieces = self._pieces[: recipe.anchors]
+        self._near_pieces = nearest(self._pieces, self.rows, min(recipe.near, len(self.rows)))[1]
+        self._rows_order, self._pieces_order = (_Order(len(part)) for part in (self._anchors, self._pieces))
+        self._judged_order = _Order(0 if self.judged is None else len(self.judged))
+
+    def _usable(self, pieces: NDArray[Any] | None, dim: int) -> torch.Tensor:
+        """Pieces in random order, each vector once; none where they are too few, or the recipe wants none."""
+        if pieces is None or len(pieces) < LEAST_PIECES or not self._recipe.pieces:
+            return torch.empty((0, dim))
+        found = scaled(checked_rows(pieces))
+        distinct = distinct_numbers(found)
+        return found[distinct[torch.randperm(len(distinct), generator=self._generator)]]
 
     def _drawn(self, queries: torch.Tensor) -> torch.Tensor:
         return queries[torch.randperm(len(queries), generator=self._generator)[: 2 * HELD_OUT]]
@@ -144,9 +189,9 @@ class TrainingSet:
         share = min(HELD_OUT_JUDGED_SHARE, HELD_OUT_JUDGED / len(judged))
         self.judged, first = judged.split(share, self._generator)
         self.judged, second = self.judged.split(share, self._generator)
-        found = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
-        self._hard = found
-        self._own = own_rows(self.judged.queries, self.rows)
+        self._hold_out(first, second)
+
+    def _hold_out(self, first: Judged, second: Judged) -> None:
         self.held_out_judged = HeldOutJudged(first, self.rows)
         self.compared_judged = HeldOutJudged(second, self.rows)
 
@@ -157,21 +202,25 @@ class TrainingSet:
 
     @property
     def steps_in_an_epoch(self) -> int:
-        """Steps in which every anchor comes once."""
-        return -(-len(self._anchors) // self.batch)
+        """Steps in which every row that is an anchor comes once."""
+        return -(-len(self._anchors) // max(1, self.batch - self._pieces_in_a_batch))
+
+    @property
+    def _pieces_in_a_batch(self) -> int:
+        return min(len(self._pieces), round(self._recipe.pieces * self.batch))
 
     def draw(self) -> Batch:
         """The next anchors, each once before any comes again, and random rows."""
-        size = self.batch
-        if self._next + size > len(self._order):
-            self._order, self._next = torch.randperm(len(self._anchors), generator=self._generator), 0
-        chosen = self._order[self._next : self._next + size]
-        self._next += size
-        anchors, near = self._anchors[chosen], self._near[chosen]
+        count = self._pieces_in_a_batch
+        chosen = self._rows_order.draw(self.batch - count, self._generator)
+        cut = self._pieces_order.draw(count, self._generator)
+        anchors, pieces = self._anchors[chosen], self._pieces[cut]
+        near = torch.cat([self._near[chosen], self._near_pieces[cut]])
         drawn = torch.randint(len(self._trained), (self._recipe.random,), generator=self._generator)
         numbers = torch.from_numpy(np.union1d(near.numpy(), self._trained[drawn].numpy()))
-        own = anchors[:, None] == numbers[None, :]
-        return Batch(self.rows[anchors], self.rows[numbers], torch.searchsorted(numbers, near), own)
+        candidates = self.rows[numbers]
+        own = torch.cat([anchors[:, None] == numbers[None, :], pieces @ candidates.T >= SAME])
+        return Batch(torch.cat([self.rows[anchors], pieces]), candidates, torch.searchsorted(numbers, near), own)
 
     def draw_judged(self) -> JudgedBatch:
         """The next judged queries, each once before any comes again.
@@ -182,11 +231,7 @@ class TrainingSet:
         judged = self.judged
         assert judged is not None, "drawn in a phase that needs judgements"
         size = min(len(judged), self._recipe.judged_batch)
-        if self._judged_next + size > len(self._judged_order):
-            self._judged_order = torch.randperm(len(judged), generator=self._generator)
-            self._judged_next = 0
-        chosen = self._judged_order[self._judged_next : self._judged_next + size]
-        self._judged_next += size
+        chosen = self._judged_order.draw(size, self._generator)
         answers = torch.cat([self._some_of(judged.documents[i]) for i in chosen.tolist()])
         places = torch.randint(self._hard.shape[1], (size, self._recipe.hard), generator=self._generator)
         random = torch.randint(len(self.rows), (self._recipe.judged_random,), generator=self._generator)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, Sample
-from funnel.adaptors.fitting import JUDGED_MLP, RECIPES, fit_adaptor, training_widths, whole
+from funnel.adaptors.fitting import JUDGED_MLP, fit_adaptor, recipe_for, training_widths, whole
 from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows
 from funnel.adaptors.identity import Identity
 from funnel.adaptors.judgements import Judged
@@ -22,7 +22,7 @@ from funnel.adaptors.pca import PCA, SecondMoment
 from funnel.adaptors.recipes import Recipe
 from funnel.adaptors.rotation import blended
 from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
-from funnel.adaptors.training import TrainingLog
+from funnel.adaptors.training import Trained, TrainingLog
 
 __all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
 
@@ -72,7 +72,9 @@ def choose_adaptor(
     *,
     dims: Sequence[int] | None = None,
     judged: Judged | None = None,
+    dev: Judged | None = None,
     queries: NDArray[Any] | None = None,
+    pieces: NDArray[Any] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -89,11 +91,14 @@ def choose_adaptor(
         sample: float [n, d], or chunks of such rows; with judgements, all documents.
         dims: widths compared; default: half octaves up to half of d or 256.
         judged: queries with relevant documents.
+        dev: others, held out to stop and to choose by their nDCG@10; by default a share of `judged`.
         queries: float [q, d], real queries to be held out in place of rows.
+        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
+            of what a rotation is trained on, and held out where there are no queries. At least 1,000.
         recipes: by kind, in place of the default ones.
         seed: of everything random.
         progress: show bars on stderr.
-        keep_on_interrupt: on Ctrl-C go on with the best state so far.
+        keep_on_interrupt: on Ctrl-C choose among the best states so far; what was not begun is not trained.
 
     Raises:
         InputError: rows or dims that cannot be used. Fewer than 1,000 different rows are no error: PCA is kept.
@@ -104,16 +109,17 @@ def choose_adaptor(
     if different < max(LEAST_TO_TRAIN, widths[0]):
         why = f"pca: {different:,} different vectors are too few to train and compare on"
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
-    recipes = {"rotation": RECIPES["rotation"], "mlp": JUDGED_MLP, **(recipes or {})}
+    recipes = {"rotation": recipe_for("rotation", pieces), "mlp": JUDGED_MLP, **(recipes or {})}
     kinds = ("rotation",) if judged is None else ("rotation", "mlp")
-    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, queries)
-    trained = {
-        kind: fit_adaptor(
+    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries, pieces)
+    trained: dict[str, Trained] = {}
+    for kind in kinds:
+        trained[kind] = fit_adaptor(
             kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,
             keep_on_interrupt=keep_on_interrupt,
-        )
-        for kind in kinds
-    }  # fmt: skip
+        )  # fmt: skip
+        if trained[kind].log.interrupted:
+            break
     candidates: dict[str, Adaptor] = {
         "identity": Identity(vectors.shape[1], widths),
         "pca": PCA.fit(data.rows.numpy(), dims=widths),
@@ -123,10 +129,11 @@ def choose_adaptor(
     compared = {kind: held_out.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
     moved = _towards_pca(candidates, compared, held_out, data.rows)
     kept, why = _best(compared)
+    left_out = "".join(given.note for given in (judged, dev) if given is not None)
     figure = "shortlist recall" if data.compared_judged is None else "nDCG@10"
     return AdaptorChoice(
         candidates[kept],
-        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}{moved}",
+        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}{moved}{left_out}",
         figure,
         {kind: {width: float(v.mean()) for width, v in found.items()} for kind, found in compared.items()},
         {kind: result.log for kind, result in trained.items()},

@@ -67,6 +67,7 @@ class TrainingLog:
         evaluations: of each: step, phase, seconds since the start, figure by width, their mean.
         best_step: the step of the state that was kept.
         stopped: why each phase ended.
+        interrupted: whether it was ended by Ctrl-C.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class TrainingLog:
     best_step: int = 0
     stopped: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def train(
         if not keep_on_interrupt:
             raise
         run.log.stopped.append(f"interrupted after step {run.step}")
+        run.log.interrupted = True
     finally:
         run.bar.close()
     run.log.seconds = time.perf_counter() - run.started

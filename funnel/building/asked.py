@@ -84,7 +84,7 @@ def judged_rows(
     if not asked.qrels:
         return intake.sample, None
     ids = [str(name) for name in Ids.open(segment).all()]
-    numbers = rows_to_train_on(ids, asked.qrels, seed)
+    numbers = rows_to_train_on(ids, [asked.qrels], seed)
     kept = np.zeros(len(ids), dtype=bool)
     kept[numbers] = True
     rows, done, seen = np.empty((len(numbers), intake.dim), dtype=np.float32), 0, 0

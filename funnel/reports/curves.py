@@ -25,6 +25,8 @@ WAY_COLOURS = {
     "mlp": GREEN,
     "deep-mlp": PURPLE,
     "attention": SKY,
+    "rotation, vectors alone": SKY,
+    "auto": PURPLE,
 }
 LOSS_COLOURS = {
     "distillation": SINGLE_COLOUR,

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +7,14 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.adaptors import Adaptor, Rotation
+from funnel.adaptors import RECIPES, Adaptor, Rotation, fitting
+from funnel.adaptors.sampling import TrainingSet
 from funnel.errors import EncoderError, InputError
 from funnel.training import EmbeddingCache, embed_corpus, embed_queries, train_adaptor
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
+from tests.funnel.adaptors.test_training import interrupted_at
+from tests.funnel.corpora import hashed_words
 
 TEXTS = [f"the {adjective} {noun}" for adjective in ("red", "old", "wet") for noun in ("cat", "boat", "tree", "sky")]
 
@@ -65,6 +69,41 @@ def test_a_corpus_of_vectors_keeps_its_own(tmp_path):
     np.testing.assert_allclose(asked.vectors, rows[:5], atol=1e-6)
 
 
+class Recording:
+    """Word counts, hashed; keeps the queries it was asked for."""
+
+    dim = 16
+
+    def __init__(self):
+        self.queries = []
+
+    def encode(self, texts):
+        return hashed_words(texts)
+
+    def encode_query(self, texts):
+        self.queries += texts
+        return hashed_words(texts)
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("rotation", True), ("auto", True), ("mlp", False)])
+def test_a_rotation_is_trained_on_pieces_of_the_texts_as_well(kind, trained, tmp_path, monkeypatch):
+    short = replace(SHORT, phases=(replace(SHORT.phases[0], steps=3),))
+    monkeypatch.setattr(fitting, "ON_PIECES", replace(short, pieces=0.5))
+    monkeypatch.setitem(RECIPES, "mlp", replace(short, phases=(replace(short.phases[0], weights={"topk": 1.0}),)))
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{number}" for number in rng.integers(0, 500, 40)) for _ in range(1_100)]
+    encoder = Recording()
+    corpus = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
+    choice = train_adaptor(corpus, tmp_path, kind=kind, dims=[4], encoder=encoder, cache=tmp_path, progress=False)
+    (log,) = choice.logs.values()
+    if not trained:
+        assert encoder.queries == [] and log.rows < 1_100
+        return
+    assert len(encoder.queries) == 2_200
+    assert all(any(piece in text for text in texts) for piece in encoder.queries[::100])
+    assert log.rows == 1_100  # none is held out: pieces are
+
+
 def test_a_trained_adaptor_is_saved_and_an_index_built_with_it(tmp_path):
     rows = clustered(1_500)
     choice = train_adaptor(
@@ -105,6 +144,43 @@ def test_judgements_are_read_and_trained_on(tmp_path):
     )  # fmt: skip
     assert choice.logs["rotation"].figure == "nDCG@10"
     assert choice.logs["rotation"].judged > 30
+    left_out = r"; judgements left out, as their ids are not in the corpus or the queries: 2 \(xd\d+, xd\d+\)"
+    assert re.fullmatch(f"rotation: asked for{left_out}", choice.why)
+
+
+@pytest.mark.parametrize("given", ["folder", "argument", "without training judgements"])
+def test_dev_judgements_are_held_out(given, tmp_path):
+    corpus, queries, qrels = judged_corpus(tmp_path)
+    header, *lines = qrels.read_text().splitlines()
+    folder = tmp_path / "qrels"
+    folder.mkdir()
+    dev = {line.split("\t")[0] for line in lines[:10]}
+    (folder / "train.tsv").write_text("\n".join([header, *lines]))  # those that dev judges as well train nothing
+    (folder / "dev.tsv").write_text("\n".join([header, *lines[:10]]))
+    how = {
+        "folder": {"qrels": tmp_path},
+        "argument": {"qrels": folder / "train.tsv", "dev_qrels": folder / "dev.tsv"},
+        "without training judgements": {"dev_qrels": folder},
+    }[given]
+    recipe = replace(SHORT, phases=(replace(SHORT.phases[0], steps=5),))
+    choice = train_adaptor(
+        corpus, tmp_path / "out", kind="rotation", dims=[4], queries=str(queries), recipe=recipe, progress=False, **how
+    )
+    log = choice.logs["rotation"]
+    assert log.figure == "nDCG@10"
+    assert log.judged == (0 if given == "without training judgements" else len(lines) - len(dev))
+
+
+def test_an_interrupted_training_saves_its_best_state(tmp_path, monkeypatch):
+    interrupted_at(25, monkeypatch)
+    rows = clustered(1_500)
+    train_adaptor(rows, tmp_path / "out", kind="rotation", dims=[4, 8], recipe=SHORT, progress=False)
+    log = json.loads((tmp_path / "out" / "training.json").read_text())["logs"]["rotation"]
+    assert log["stopped"] == ["interrupted after step 25"]
+    assert log["best_step"] == 20
+    adaptor = Adaptor.load(tmp_path / "out")
+    held = TrainingSet(rows, SHORT, 4).held_out.figures(adaptor.map, [4, 8])
+    assert held == pytest.approx({int(width): figure for width, figure in log["evaluations"][1]["figures"].items()})
 
 
 def test_judgements_that_name_another_corpus_are_refused(tmp_path):

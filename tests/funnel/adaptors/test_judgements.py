@@ -18,13 +18,14 @@ def test_judgements_are_joined_by_id():
     assert torch.equal(judged.queries, torch.eye(3, 4)[[1, 0]])
     assert [documents.tolist() for documents in judged.documents] == [[2, 0], [1]]
     assert [grades.tolist() for grades in judged.grades] == [[2.0, 1.0], [1.0]]
-    assert judged.left_out == 0
+    assert (judged.left_out, judged.note) == (0, "")
 
 
 def test_a_few_missing_ids_are_counted_and_left_out():
     qrels = {"a": {f"d{i}": 1 for i in range(40)} | {"nowhere": 1}}
     judged = read(qrels, documents=[f"d{i}" for i in range(40)])
     assert judged.left_out == 1
+    assert judged.note == "; judgements left out, as their ids are not in the corpus or the queries: 1 (nowhere)"
     assert len(judged.documents[0]) == 40
 
 
@@ -51,8 +52,8 @@ def test_a_split_keeps_every_query_once():
 
 def test_too_many_rows_are_drawn_from_and_the_judged_are_kept():
     ids = [str(i) for i in range(200)]
-    numbers = rows_to_train_on(ids, {"q": {"7": 1, "199": 0, "nowhere": 1}}, seed=0, most=50)
+    numbers = rows_to_train_on(ids, [{"q": {"7": 1, "nowhere": 1}}, {"r": {"199": 0}}], seed=0, most=50)
     assert len(set(numbers)) == 50
     assert {7, 199} <= set(numbers)
     assert (np.diff(numbers) > 0).all()
-    assert rows_to_train_on(ids, {}, seed=0, most=200).tolist() == list(range(200))
+    assert rows_to_train_on(ids, [], seed=0, most=200).tolist() == list(range(200))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,60 @@ def test_rows_that_cannot_be_trained_on(rows, message):
 def test_fewer_rows_than_the_narrowest_width_are_refused():
     with pytest.raises(InputError, match=r"expected at least 90 \(the narrowest width is 90\)"):
         TrainingSet(clustered(80, 128), RECIPE, 90)
+
+
+def test_dev_queries_are_held_out_and_every_judged_one_trains():
+    rows = clustered(200, 12)
+    judged, dev = (
+        Judged(torch.from_numpy(clustered(count, 12, seed=count)), [torch.tensor([3])] * count, [torch.ones(1)] * count)
+        for count in (30, 9)
+    )
+    data = TrainingSet(rows, RECIPE, 4, judged, dev=dev)
+    assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
+    assert torch.equal(data.judged.queries, judged.queries)
+    held = torch.cat([data.held_out_judged.judged.queries, data.compared_judged.judged.queries])
+    assert torch.equal(held.sort(dim=0).values, dev.queries.sort(dim=0).values)
+    alone = TrainingSet(rows, RECIPE, 4, dev=dev)
+    assert alone.judged is None and alone.held_out_judged is not None and len(alone.rows) == 200
+
+
+def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows():
+    rows, pieces = clustered(300, 8), clustered(1_200, 8, seed=1)
+    pieces[:400] = pieces[400:800]  # twice the same: counted once
+    data = TrainingSet(rows, replace(RECIPE, pieces=0.5, batch=20, anchors=720), 4, pieces=pieces)
+    assert len(data.rows) == 300
+    held = torch.cat([data.held_out.queries, data.compared.queries])
+    assert len(held) == 80
+    seen = []
+    for _ in range(72):  # 720 pieces are left to train on
+        batch = data.draw()
+        numbers = among(batch.anchors[:10], data.rows)
+        assert torch.equal(batch.own[:10], numbers[:, None] == among(batch.candidates, data.rows)[None, :])
+        assert len(batch.anchors) == len(batch.own) == 20 and not batch.own[10:].any()
+        true = (batch.anchors[10:] @ data.rows.T).topk(RECIPE.near).values
+        found = (batch.candidates[batch.near[10:]] * batch.anchors[10:, None]).sum(2)
+        torch.testing.assert_close(found, true, atol=1e-5, rtol=0)
+        seen.append(batch.anchors[10:])
+    drawn = torch.cat(seen)
+    assert len(drawn.unique(dim=0)) == 720
+    assert not (drawn[:, None] == held[None]).all(2).any()
+
+
+def test_a_piece_that_is_a_row_is_not_its_own_neighbour():
+    rows = clustered(1_100, 8)
+    batch = TrainingSet(rows, replace(RECIPE, pieces=1.0), 4, pieces=rows).draw()
+    assert (batch.own.sum(1) == 1).all()
+    assert torch.equal(batch.candidates[batch.own.int().argmax(1)], batch.anchors)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1_200), (0.5, 999)])
+def test_pieces_that_are_too_few_or_not_wanted_change_nothing(share, count):
+    rows = clustered(300, 8)
+    data = TrainingSet(rows, replace(RECIPE, pieces=share), 4, pieces=clustered(count, 8, seed=1))
+    plain = TrainingSet(rows, RECIPE, 4)
+    for with_pieces, without in ((data.draw(), plain.draw()), (data.draw(), plain.draw())):
+        assert torch.equal(with_pieces.anchors, without.anchors)
+    assert torch.equal(data.held_out.queries, plain.held_out.queries)
 
 
 def test_a_judged_batch_holds_answers_grades_and_negatives():

@@ -9,7 +9,7 @@ from funnel.adaptors import selection as module
 from funnel.adaptors.sampling import TrainingSet
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
-from tests.funnel.adaptors.test_training import judged_rows
+from tests.funnel.adaptors.test_training import interrupted_at, judged_rows
 
 RECIPES = {"rotation": SHORT}
 
@@ -105,3 +105,14 @@ def test_with_judgements_an_mlp_takes_part():
     choice = choose_adaptor(rows, dims=(4, 8), judged=judged, recipes={"rotation": quick, "mlp": quick})
     assert set(choice.figures) == {"identity", "pca", "rotation", "mlp"}
     assert choice.figure == "nDCG@10"
+
+
+def test_an_interrupt_begins_no_further_training(monkeypatch):
+    rows, judged = judged_rows(1_200)
+    interrupted_at(25, monkeypatch)
+    slow = replace(SHORT, phases=(replace(SHORT.phases[0], steps=60),))
+    choice = choose_adaptor(
+        rows, dims=(4, 8), judged=judged, recipes={"rotation": slow, "mlp": slow}, keep_on_interrupt=True
+    )
+    assert set(choice.figures) == {"identity", "pca", "rotation"}
+    assert choice.logs["rotation"].interrupted and choice.logs["rotation"].best_step in (0, 20)

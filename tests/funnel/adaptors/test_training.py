@@ -27,6 +27,20 @@ def judged_rows(n=400, queries=60, dim=16):
     )
 
 
+def interrupted_at(step, monkeypatch):
+    """As Ctrl-C in that step, counted over all trainings."""
+    real = module.losses_of
+
+    def interrupted(*args, **kwargs):
+        interrupted.calls += 1
+        if interrupted.calls == step:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(module, "losses_of", interrupted)
+
+
 def test_the_log_holds_every_loss_and_figure():
     recipe = with_phase(weights={"distillation": 1.0, "pairwise": {0: 0.5, 1: 0.0}}, steps=40)
     log = fit_adaptor("rotation", clustered(1_500), dims=(4, 8), recipe=recipe, seed=5).log
@@ -39,6 +53,16 @@ def test_the_log_holds_every_loss_and_figure():
     assert set(log.evaluations[0]["figures"]) == {4, 8}
     assert (log.kind, log.dims, log.seed, log.figure) == ("rotation", [4, 8], 5, "shortlist recall")
     assert log.seconds > 0
+
+
+def test_progress_shows_every_loss_and_the_held_out_figure(capsys):
+    recipe = with_phase(weights={"distillation": 1.0, "pairwise": 0.5}, steps=20)
+    log = fit_adaptor("rotation", clustered(300), dims=(4,), recipe=recipe, progress=True).log
+    shown = capsys.readouterr().err
+    assert "train rotation" in shown and "20/20" in shown
+    last = log.steps[-1]
+    assert f"distillation={last['distillation']:.4f}, pairwise={last['pairwise']:.4f}" in shown
+    assert "shortlist recall=" in shown
 
 
 def test_the_best_state_is_given_back_not_the_last():
@@ -86,16 +110,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_best(monkeypa
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_interrupt_leaves_the_best_state_or_is_passed_on(monkeypatch, keep):
-    real = module.losses_of
-
-    def interrupted(*args, **kwargs):
-        interrupted.calls += 1
-        if interrupted.calls == 25:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    interrupted.calls = 0
-    monkeypatch.setattr(module, "losses_of", interrupted)
+    interrupted_at(25, monkeypatch)
     train = lambda: fit_adaptor("rotation", clustered(1_500), dims=(4, 8), recipe=SHORT, keep_on_interrupt=keep)  # noqa: E731
     if not keep:
         with pytest.raises(KeyboardInterrupt):
@@ -104,6 +119,7 @@ def test_an_interrupt_leaves_the_best_state_or_is_passed_on(monkeypatch, keep):
     log = train().log
     assert log.best_step == 20
     assert log.stopped == ["interrupted after step 25"]
+    assert log.interrupted
 
 
 def test_the_second_phase_trains_on_judgements():
