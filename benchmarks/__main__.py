@@ -9,6 +9,7 @@ from benchmarks.budget import budget
 from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.exact import exact
+from benchmarks.filters import filters
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
@@ -25,7 +26,7 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift,
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, filters,
 ):  # fmt: skip
     benchmarks.add_command(command)
 

@@ -22,11 +22,15 @@ __all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budge
 class Asked:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
-    from_text: whether the queries are to be encoded. hits: whether documents are to be read. Raises InputError for a
+    from_text: whether the queries are to be encoded. hits: whether documents are to be read. where, allowed_ids: a
+    filter, or None. Raises InputError for a
     deadline that is none, or that a latency budget may use up.
     """
 
-    __slots__ = ("budget", "deadline", "from_text", "hits", "k", "latency_ms", "plan", "recall", "share")
+    __slots__ = (
+        *("allowed_ids", "budget", "deadline", "from_text", "hits", "k", "latency_ms"),
+        *("plan", "recall", "share", "where"),
+    )
 
     def __init__(
         self,
@@ -40,10 +44,13 @@ class Asked:
         share: float | None = None,
         from_text: bool = False,
         hits: bool = False,
+        where: str | None = None,
+        allowed_ids: Any = None,
     ) -> None:
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share = share
         self.from_text, self.hits = from_text, hits
+        self.where, self.allowed_ids = where, allowed_ids
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
             latency = latency_ms if budget is None else budget.latency_ms
@@ -52,6 +59,11 @@ class Asked:
                     f"deadline_ms={deadline_ms:g} is shorter than the latency of {latency:g} ms that was asked for "
                     "and may be used; ask for a latency within the deadline, or give a longer deadline"
                 )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some rows only may be returned."""
+        return self.where is not None or self.allowed_ids is not None
 
     @property
     def wanted(self) -> Budget:

@@ -129,6 +129,7 @@ def build(
 @click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
 @click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
+@click.option("--where", help="Only documents whose metadata meet this, such as \"year >= 2020 AND lang = 'en'\".")
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
 def search(
@@ -139,6 +140,7 @@ def search(
     share: float | None,
     latency_ms: float | None,
     deadline_ms: float | None,
+    where: str | None,
     vector: Path | None,
     as_json: bool,
 ) -> None:
@@ -154,15 +156,15 @@ def search(
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
     budget = Budget(recall, latency_ms, share=share)
-    promise = None if as_json else _promise(opened, k, budget, vectors)
+    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors)
     if vectors is not None:
-        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms)
+        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms, where=where)
         _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
-        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms)
+        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms, where=where)
         _say(promise)
         promise = None
         _show(line, found, as_json)
@@ -207,6 +209,8 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
     click.echo(f"\n{query}")
     if not hits.served.complete:
         click.echo(f"({hits.served}; scores are cosines on a prefix)", err=True)
+    elif hits.served.allowed_rows is not None:
+        click.echo(f"({hits.served})", err=True)
     for rank, hit in enumerate(hits, 1):
         title = f"  {hit.title}" if hit.title else ""
         click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")

@@ -1,4 +1,4 @@
-"""The stored rows that a filter allows, and the two ways to search them: exactly, and by a plan that sees them alone."""
+"""The stored rows that a filter allows, searched exactly or by a plan that sees no others."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ class AllowedRows:
     def nbytes(self) -> int:
         """Bytes held: row numbers, and the coarse index's own form of them."""
         return self.rows.nbytes + self.of.store.n // 8
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """bool [n]."""
+        mask = np.zeros(self.of.store.n, dtype=np.bool_)
+        mask[self.rows] = True
+        return mask
 
     @cached_property
     def cascade(self) -> Cascade:

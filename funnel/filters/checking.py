@@ -1,11 +1,10 @@
-"""Whether a condition makes sense for the columns there are: none is misspelt, none compared with what it never holds."""
+"""Whether a condition fits the columns there are: none is misspelt, or compared with what it never holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from funnel.errors import InputError
 from funnel.filters.columns import Values
 from funnel.filters.compiling import KINDS
 from funnel.filters.expression import Between, Comparison, Condition, In, IsNull, Test, tests_of

@@ -79,7 +79,9 @@ class ColumnCache:
     def catalogue(self) -> dict[str, Values]:
         """Every column by name: `id`, `title`, and whatever the documents have as metadata."""
         with self._lock:
-            return self._sound(lambda connection: {name: values for name, (_, values) in _catalogue(connection).items()})
+            return self._sound(
+                lambda connection: {name: values for name, (_, values) in _catalogue(connection).items()}
+            )
 
     def positions(self, condition: Condition) -> npt.NDArray[np.int64]:
         """The positions of the documents for which the condition holds: int64, in no order.
@@ -178,11 +180,9 @@ def _take_out(documents: DocumentStore, tables: Mapping[str, str], connection: s
 
 def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
     """What each document has by name, in order of position. Raises DamagedIndexError where some are missing."""
-    expected = 0
-    for position, identifier, title, metadata in documents.fields():
+    for expected, (position, identifier, title, metadata) in enumerate(documents.fields()):
         if position != expected:
             raise DamagedIndexError(f"{documents.path} lacks the document at position {expected}; restore it")
-        expected += 1
         yield {**metadata, "id": identifier, "title": title}
 
 

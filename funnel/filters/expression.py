@@ -9,7 +9,20 @@ from typing import Any, TypeAlias
 
 from funnel.filters.tokens import KEYWORDS, REFUSED, Literal
 
-__all__ = ["And", "Between", "Column", "Comparison", "Condition", "In", "IsNull", "Like", "Not", "Or", "Test", "tests_of"]
+__all__ = [
+    "And",
+    "Between",
+    "Column",
+    "Comparison",
+    "Condition",
+    "In",
+    "IsNull",
+    "Like",
+    "Not",
+    "Or",
+    "Test",
+    "tests_of",
+]
 
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 

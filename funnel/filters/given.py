@@ -19,7 +19,7 @@ EXPECTED = "a list, set or array of the index's ids"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenIds:
-    """Ids, all of them texts or all whole numbers. numbers: int64, or None where they are texts. digest: of them all."""
+    """Ids, all texts or all whole numbers. numbers: int64, or None where they are texts. digest: of them all."""
 
     texts: frozenset[str]
     numbers: npt.NDArray[np.int64] | None
@@ -40,7 +40,9 @@ class GivenIds:
                 return cls._of_numbers(np.array(values, dtype=np.int64))
             except OverflowError:
                 raise InputError("allowed_ids holds a number beyond 64 bits; no index has such an id") from None
-        odd = next(v for v in values if isinstance(v, bool) or not isinstance(v, str | int | np.integer) or _mixed(v, values))
+        odd = next(
+            v for v in values if isinstance(v, bool) or not isinstance(v, str | int | np.integer) or _mixed(v, values)
+        )
         raise InputError(
             f"allowed_ids holds {odd!r} ({type(odd).__name__}) beside {values[0]!r}; expected texts only or "
             "whole numbers only, as the index's ids are"

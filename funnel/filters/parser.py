@@ -1,9 +1,9 @@
 """From a where text to a condition: recursive descent over a small, closed subset of SQL.
 
-    condition := term (OR term)*          term := factor (AND factor)*          factor := NOT factor | test
-    test      := ( condition ) | column operator literal | literal operator column
-               | column [NOT] IN ( literal, ... ) | column [NOT] BETWEEN literal AND literal
-               | column [NOT] LIKE text [ESCAPE text] | column IS [NOT] NULL
+condition := term (OR term)*          term := factor (AND factor)*          factor := NOT factor | test
+test      := ( condition ) | column operator literal | literal operator column
+           | column [NOT] IN ( literal, ... ) | column [NOT] BETWEEN literal AND literal
+           | column [NOT] LIKE text [ESCAPE text] | column IS [NOT] NULL
 """
 
 from __future__ import annotations

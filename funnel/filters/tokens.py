@@ -16,11 +16,13 @@ Literal: TypeAlias = bool | int | float | str
 
 MAX_LENGTH = 100_000  # characters of a where text; longer lists of ids are given as allowed_ids
 AROUND = 40  # characters shown to either side of a fault
-KEYWORDS = frozenset("AND OR NOT IN BETWEEN LIKE ESCAPE IS NULL TRUE FALSE".split())
+KEYWORDS = frozenset(("AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "ESCAPE", "IS", "NULL", "TRUE", "FALSE"))
 # What SQL has and this subset has not: named in the error rather than taken for a column.
 REFUSED = frozenset(
-    "SELECT FROM WHERE INSERT UPDATE DELETE DROP UNION JOIN GROUP ORDER LIMIT CASE EXISTS GLOB REGEXP MATCH CAST "
-    "COLLATE ATTACH PRAGMA".split()
+    (
+        *("SELECT", "FROM", "WHERE", "INSERT", "UPDATE", "DELETE", "DROP", "UNION", "JOIN", "GROUP", "ORDER", "LIMIT"),
+        *("CASE", "EXISTS", "GLOB", "REGEXP", "MATCH", "CAST", "COLLATE", "ATTACH", "PRAGMA"),
+    )
 )
 LARGEST_INT = 2**63 - 1  # SQLite's; beyond it a number is a float, as SQLite reads it
 INT_CHARACTERS = 40  # longer ones are beyond it, or begin with zeros
