@@ -28,7 +28,7 @@ from funnel.filtered.explaining import explain_filtered
 from funnel.filtered.searching import Filters
 from funnel.hits import Answers, Hit, Hits, Served
 from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
-from funnel.opening import Opened, open_generation
+from funnel.opening import Opened, coarse_width, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
@@ -270,7 +270,7 @@ class FunnelIndex:
         manifest = self.manifest
         return (
             f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "
-            f"{manifest.ladder[0]} dims, {self.certification})"
+            f"{coarse_width(manifest)} dims, {self.certification})"
         )
 
     @property

@@ -24,9 +24,10 @@ from funnel.planning.calibrate import calibrate
 from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Verification
+from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, exact_search, family
 
-__all__ = ["Opened", "make_cascade", "open_generation", "rerank_widths"]
+__all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ class Opened:
         return SegmentRows(self.searcher.ids, self.searcher.order, self.documents, key)
 
 
-def rerank_widths(ladder: tuple[int, ...], coarse: str) -> tuple[int, ...]:
+def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
     """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
-    return ladder if coarse == "ivf-pq" or len(ladder) == 1 else ladder[1:]
+    return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
+
+
+def coarse_width(manifest: Manifest) -> int:
+    """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
+    return int(str(manifest.settings.get("coarse_width", manifest.ladder[0])))
 
 
 def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -67,12 +73,15 @@ def make_cascade(
     segment: Path,
     ladder: tuple[int, ...],
     widths: tuple[int, ...],
+    adaptor: Adaptor | None = None,
+    *,
     release: bool,
     keep: bool = False,
 ) -> Cascade:
     """The parts put together.
 
-    segment: the folder of norms.npy. widths: of reranks. release: give mapped pages back after passes over the matrix
+    segment: the folder of norms.npy. widths: of reranks. adaptor: that of the stored rows, where a coarse index may be
+    over the user's own. release: give mapped pages back after passes over the matrix
     (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
 
@@ -86,9 +95,14 @@ def make_cascade(
         inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
         exact=flat,
         truth=flat,
+        turn=turn_of(adaptor) if adaptor is not None and answers_alone(coarse, store.dim) else None,
     )
+
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
     norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
-    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
 def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> Opened:
@@ -106,13 +120,14 @@ def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> O
     if norms in verification.verifiers:  # read whole, below
         verification.verifiers[norms].ensure(0, manifest.files[norms].size)
     settings: dict[str, Any] = dict(manifest.settings)
-    widths = rerank_widths(manifest.ladder, settings["coarse"])
-    coarse, rebuilt = _coarse(folder, manifest, verification, store, segment)
+    widths = rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest))
+    adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
+    coarse, rebuilt = _coarse(folder, manifest, verification, store, segment, adaptor)
     keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
-    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, release=False, keep=keep)
+    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, adaptor, release=False, keep=keep)
     searcher = Searcher(
         cascade=cascade,
-        adaptor=Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)),
+        adaptor=adaptor,
         ids=Ids.open(segment),
         order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
         widths=widths,
@@ -139,7 +154,12 @@ def _guard(store: VectorStore, verification: Verification, path: str) -> None:
 
 
 def _coarse(
-    folder: IndexFolder, manifest: Manifest, verification: Verification, store: VectorStore, segment: Path
+    folder: IndexFolder,
+    manifest: Manifest,
+    verification: Verification,
+    store: VectorStore,
+    segment: Path,
+    adaptor: Adaptor,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
     name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
@@ -153,7 +173,7 @@ def _coarse(
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
-            return family(name).load(segment / "coarse.faiss", manifest.ladder[0], settings), None
+            return family(name).load(segment / "coarse.faiss", coarse_width(manifest), settings), None
         except CoarseIndexError as error:
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=4)
@@ -161,7 +181,7 @@ def _coarse(
     if vectors in verification.verifiers:  # read whole, past the guard of the map
         verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
-    return build_coarse(store, manifest.ladder[0], name, settings, seed, progress=False), why
+    return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
 
 
 def _built_with(settings: Mapping[str, object]) -> str:
