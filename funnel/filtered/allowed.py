@@ -58,15 +58,23 @@ class AllowedRows:
     @cached_property
     def cascade(self) -> Cascade:
         """The cascade whose coarse index returns allowed rows only, so that every stage sees no other."""
-        return replace(self.of, coarse=self.of.coarse.restricted(self.rows))
+        return replace(self.of, coarse=self.of.coarse.restricted(self.rows), exact=self._flat, truth=self._flat)
 
     def exact(self, queries: Float32, k: int, deadline: Deadline | None = None) -> Found:
         """The true best k allowed rows of each query: every one is compared at full width, up to the deadline.
 
         queries: float32 [q, d] as the cascade takes them. k: at most as many as are allowed; k rows at least are seen.
         """
-        asked, store = self.of.as_stored(queries), self.of.store
-        done = np.full(len(queries), FLAT.steps, dtype=np.int64)
+        return self._scanned(self.of.as_stored(queries), k, deadline)
+
+    def _flat(self, asked: Float32, k: int) -> tuple[Float32, Int64]:
+        found = self._scanned(asked, k, None)
+        return found.scores, found.rows
+
+    def _scanned(self, asked: Float32, k: int, deadline: Deadline | None) -> Found:
+        """As `exact`, of queries as rows are stored."""
+        store = self.of.store
+        done = np.full(len(asked), FLAT.steps, dtype=np.int64)
         if store.device.type != "cpu":
             return Found(*self._on_device(asked, k), done)
         count = 1 if len(self) * store.dim <= CELLS_OF_ONE_THREAD else min(workers().count, len(self) // k)

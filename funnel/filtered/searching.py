@@ -176,7 +176,8 @@ class Filters:
             return Served(plan, 1.0 if plan.is_flat else math.nan, allowed_rows=count)
         budget = asked.wanted
         due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)
-        if budget.exact or not (due or filtered.choices):
+        busy = budget.latency_ms is None and filtered.planning.locked()  # another thread plans: it is not waited for
+        if budget.exact or busy or not (due or filtered.choices):
             return Served(FLAT, 1.0, allowed_rows=count)
         if asked.deadline is None:
             choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
