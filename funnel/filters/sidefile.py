@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class SideFile:
     def __init__(self, key: str, folder: Path | None = None) -> None:
         self._key = key
         self._folder = default_folder() if folder is None else folder
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._elsewhere = False
         self._connection: sqlite3.Connection | None = None
 
     @property
@@ -94,8 +95,9 @@ class SideFile:
         try:
             return self._rewritten(source, change)
         except (OSError, sqlite3.OperationalError):
-            self._go_elsewhere()
+            pass
         try:
+            self._go_elsewhere()
             return self._rewritten(source, change)
         except (OSError, sqlite3.OperationalError) as error:
             raise NoSpaceError(
@@ -125,9 +127,10 @@ class SideFile:
         return self._connection
 
     def _go_elsewhere(self) -> None:
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="funnel-filters-", ignore_cleanup_errors=True)
-            self._folder = Path(self._temporary.name)
+        if not self._elsewhere:
+            self._elsewhere = True
+            self._folder = Path(tempfile.mkdtemp(prefix="funnel-filters-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Close the connection; it is opened again when it is needed."""
