@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from funnel.filters.columns import Values
 from funnel.filters.compiling import KINDS
-from funnel.filters.expression import Between, Comparison, Condition, In, IsNull, Test, tests_of
+from funnel.filters.expression import Between, Comparison, Condition, In, IsNull, Test, each_test
 from funnel.filters.parser import kind_of
 from funnel.filters.tokens import Literal, fault
 
@@ -18,7 +18,7 @@ NAMED = 20  # columns that an error lists before it only counts
 
 def check_columns(where: str, condition: Condition, columns: Mapping[str, Values]) -> None:
     """InputError, with the place in the text, for an unknown column and for a literal of a kind it never holds."""
-    for test in tests_of(condition):
+    for test in each_test(condition):
         name, start = test.column.name, test.column.start
         if name not in columns:
             raise fault(where, start, f"there is no column {name!r}; {_known(name, columns)}")

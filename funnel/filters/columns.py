@@ -20,7 +20,7 @@ import numpy.typing as npt
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError
 from funnel.filters.compiling import ALL_ROWS, KINDS, compiled, indexable
-from funnel.filters.expression import Condition, tests_of
+from funnel.filters.expression import Condition, each_test
 from funnel.filters.sidefile import SideFile
 from funnel.filters.tokens import LARGEST_INT
 
@@ -51,8 +51,13 @@ class Values:
     example: str = ""
 
     def __add__(self, more: Values) -> Values:
-        counts = (getattr(self, kind) + getattr(more, kind) for kind in (*KINDS, "other"))
-        return Values(*counts, self.example or more.example)
+        numbers, texts, booleans, others = (a + b for a, b in zip(self.counts, more.counts, strict=True))
+        return Values(numbers, texts, booleans, others, self.example or more.example)
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The numbers, texts, booleans and others."""
+        return self.number, self.text, self.boolean, self.other
 
 
 def merged(catalogues: Iterable[Mapping[str, Values]]) -> dict[str, Values]:
@@ -120,7 +125,7 @@ class ColumnCache:
 
     def _positions(self, connection: sqlite3.Connection, condition: Condition) -> npt.NDArray[np.int64]:
         numbers = {name: number for name, (number, _) in _catalogue(connection).items()}
-        names = {test.column.name for test in tests_of(condition)} & numbers.keys()
+        names = {test.column.name for test in each_test(condition)} & numbers.keys()
         tables = {name: f"c{numbers[name]}" for name in names}
         indexes = {(tables[name], cell) for name, cell in indexable(condition) if name in tables}
         there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -158,7 +163,10 @@ def _looked_through(documents: DocumentStore) -> dict[str, Values]:
             counts.setdefault(name, [0, 0, 0, 0])[kind] += 1
             if name not in examples:
                 examples[name] = repr(value)[:EXAMPLE]
-    return {name: Values(*count, examples.get(name, "")) for name, count in counts.items()}
+    return {
+        name: Values(number, text, boolean, other, examples.get(name, ""))
+        for name, (number, text, boolean, other) in counts.items()
+    }
 
 
 def _take_out(documents: DocumentStore, tables: Mapping[str, str], connection: sqlite3.Connection) -> None:
@@ -207,4 +215,4 @@ def _number(value: int) -> int | float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf

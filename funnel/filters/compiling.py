@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from funnel.filters.expression import (
     And,
@@ -20,7 +21,7 @@ from funnel.filters.expression import (
     Like,
     Not,
     Test,
-    tests_of,
+    each_test,
 )
 from funnel.filters.parser import kind_of
 from funnel.filters.tokens import Literal
@@ -41,7 +42,7 @@ class Statement:
 
 def compiled(condition: Condition, tables: Mapping[str, str]) -> Statement:
     """The statement for a condition. tables: column -> table; a column without one is null in every row."""
-    used = sorted({tables[test.column.name] for test in tests_of(condition) if test.column.name in tables})
+    used = sorted({tables[test.column.name] for test in each_test(condition) if test.column.name in tables})
     first, *others = used or [ALL_ROWS]
     joins = "".join(f" JOIN {other} ON {other}.position = {first}.position" for other in others)
     parameters: list[Literal] = []
@@ -52,7 +53,7 @@ def compiled(condition: Condition, tables: Mapping[str, str]) -> Statement:
 def indexable(condition: Condition) -> set[tuple[str, str]]:
     """Column and cell of every test that an index answers: equality and ranges, where they are not negated."""
     wanted = set()
-    for test in tests_of(condition):
+    for test in each_test(condition):
         if isinstance(test, Comparison) and test.operator != "<>":
             wanted.add((test.column.name, kind_of(test.value)))
         elif isinstance(test, In) and not test.negated:
@@ -64,11 +65,17 @@ def indexable(condition: Condition) -> set[tuple[str, str]]:
 
 def _sql(condition: Condition, tables: Mapping[str, str], parameters: list[Literal]) -> str:
     if isinstance(condition, Not):
-        return f"NOT ({_sql(condition.of, tables, parameters)})"
+        return f"NOT {_inside(condition.of, And | Or, tables, parameters)}"
     if isinstance(condition, Test):
         return _test(condition, tables.get(condition.column.name), parameters)
-    joint = " AND " if isinstance(condition, And) else " OR "
-    return joint.join(f"({_sql(part, tables, parameters)})" for part in condition.parts)
+    joint, wrapped = (" AND ", And | Or) if isinstance(condition, And) else (" OR ", Or)
+    return joint.join(_inside(part, wrapped, tables, parameters) for part in condition.parts)
+
+
+def _inside(part: Condition, wrapped: Any, tables: Mapping[str, str], parameters: list[Literal]) -> str:
+    """A part in parentheses only where precedence asks for them: SQLite's parser takes few within each other."""
+    sql = _sql(part, tables, parameters)
+    return f"({sql})" if isinstance(part, wrapped) else sql
 
 
 def _test(test: Test, table: str | None, parameters: list[Literal]) -> str:

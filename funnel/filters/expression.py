@@ -21,7 +21,7 @@ __all__ = [
     "Not",
     "Or",
     "Test",
-    "tests_of",
+    "each_test",
 ]
 
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
@@ -135,13 +135,13 @@ Test: TypeAlias = Comparison | In | Between | Like | IsNull
 Condition: TypeAlias = Test | Not | And | Or
 
 
-def tests_of(condition: Condition) -> Iterator[Test]:
+def each_test(condition: Condition) -> Iterator[Test]:
     """Every test of one column, from left to right."""
     if isinstance(condition, Not):
-        yield from tests_of(condition.of)
+        yield from each_test(condition.of)
     elif isinstance(condition, And | Or):
         for part in condition.parts:
-            yield from tests_of(part)
+            yield from each_test(part)
     else:
         yield condition
 

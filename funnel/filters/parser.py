@@ -16,7 +16,8 @@ from funnel.filters.tokens import Literal, Token, fault, tokens
 
 __all__ = ["MAX_DEPTH", "MAX_TESTS", "MAX_VALUES", "kind_of", "parse"]
 
-MAX_DEPTH = 50  # parentheses and NOTs within each other
+# Parentheses and NOTs within each other: SQLite parses on a stack of 100, and "a OR b AND (" takes 5 of it a level.
+MAX_DEPTH = 16
 # SQLite takes an expression 1,000 deep, and a chain of ANDs is as deep as it is long.
 MAX_TESTS = 500
 MAX_VALUES = 10_000  # literals: SQLite binds 32,766 at most (version 3.32)

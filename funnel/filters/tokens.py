@@ -128,8 +128,8 @@ def _text(where: str, said: str, at: int, quote: str) -> str:
 
 
 def _number(where: str, said: str, at: int) -> int | float:
-    if said.lstrip("+-").isdecimal() and len(said) <= INT_CHARACTERS and abs(number := int(said)) <= LARGEST_INT:
-        return number
+    if said.lstrip("+-").isdecimal() and len(said) <= INT_CHARACTERS and abs(whole := int(said)) <= LARGEST_INT:
+        return whole
     if math.isinf(number := float(said)):
         raise fault(where, at, "a number is too large")
     return number

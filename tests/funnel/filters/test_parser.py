@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from funnel.errors import InputError
 from funnel.filters.compiling import compiled
-from funnel.filters.expression import And, Column, Comparison, Condition, In, Like, Not, Or, tests_of
+from funnel.filters.expression import And, Column, Comparison, Condition, In, Like, Not, Or, each_test
 from funnel.filters.parser import MAX_DEPTH, MAX_TESTS, MAX_VALUES, parse
 from funnel.filters.tokens import MAX_LENGTH
 from tests.funnel.filters.strategies import NAMES, conditions
@@ -59,7 +59,7 @@ def test_any_text_is_read_or_refused_in_one_way(where: str) -> None:
         condition = parse(where)
     except InputError:
         return
-    statement = compiled(condition, {test.column.name: "c0" for test in tests_of(condition)})
+    statement = compiled(condition, {test.column.name: "c0" for test in each_test(condition)})
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE c0 (position, number, text, boolean, present)")
     assert connection.execute(statement.sql, statement.parameters).fetchall() == []
@@ -128,8 +128,10 @@ def test_what_is_no_text_is_refused() -> None:
 
 def test_the_longest_conditions_run_in_sqlite() -> None:
     wheres = [
-        "(" * MAX_DEPTH + " OR ".join(["NOT year = 1"] * MAX_TESTS) + ")" * MAX_DEPTH,
-        "NOT " * (MAX_DEPTH - 1) + f"year IN ({', '.join(['1'] * MAX_VALUES)})",
+        "(" * (MAX_DEPTH - 1) + " OR ".join(["NOT year = 1"] * MAX_TESTS) + ")" * (MAX_DEPTH - 1),
+        "NOT " * MAX_DEPTH + f"year IN ({', '.join(['1'] * MAX_VALUES)})",
+        "year = 1 OR year = 2 AND (" * MAX_DEPTH + "year NOT IN (1, 2)" + ")" * MAX_DEPTH,
+        "year = 1 OR year = 2 AND NOT (" * (MAX_DEPTH // 2) + "year NOT IN (1, 2)" + ")" * (MAX_DEPTH // 2),
     ]
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE c0 (position, number, text, boolean, present)")
