@@ -37,7 +37,7 @@ EFFORT_STEP = 1.2  # from one effort that is tried to the next
 FAR_OFF, LEAP = 0.15, 2.0  # so much recall short of the budget, the next effort is a larger step away
 SHORTLISTS = (1, 2, 4)  # times the shortlist of the unfiltered plan
 SECONDS_PER_TIMING = 0.1
-# What planning takes, in exact searches of the sample: truth, and some plans each cheaper than it TODO.
+# What planning takes, in exact searches of the sample: truth, and some plans, each cheaper than it.
 PLANNING_SEARCHES = 3.0
 
 Groups = tuple[npt.NDArray[np.float64], ...]

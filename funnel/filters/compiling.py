@@ -20,6 +20,7 @@ from funnel.filters.expression import (
     IsNull,
     Like,
     Not,
+    Or,
     Test,
     each_test,
 )
