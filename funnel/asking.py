@@ -26,13 +26,15 @@ class Asked:
 
     began: when, in seconds, where a latency is to be kept; 0 where none is, or where the call had to be planned first.
     from_text: whether the queries are to be encoded. hits: whether documents are to be read. fused: of a hybrid search,
-    whose k is the depth of its lists: how many hits are kept of them. Raises InputError for a
+    whose k is the depth of its lists: how many hits are kept of them. where, allowed_ids: a filter, or None. Raises
+    InputError for a
     deadline that is none, or that a latency budget may use up.
     """
 
     __slots__ = (
-        "began", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms", "plan", "recall", "share",
-    )  # fmt: skip
+        *("allowed_ids", "began", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms"),
+        *("plan", "recall", "share", "where"),
+    )
 
     def __init__(
         self,
@@ -47,11 +49,14 @@ class Asked:
         from_text: bool = False,
         hits: bool = False,
         fused: int | None = None,
+        where: str | None = None,
+        allowed_ids: Any = None,
     ) -> None:
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share = share
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
         self.from_text, self.hits, self.fused = from_text, hits, fused
+        self.where, self.allowed_ids = where, allowed_ids
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
             latency = latency_ms if budget is None else budget.latency_ms
@@ -66,6 +71,11 @@ class Asked:
         latency = self.latency_ms if self.budget is None else self.budget.latency_ms
         assert latency is not None
         note(latency, batch_class(n_queries), (perf_counter() - self.began) * 1e3)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some rows only may be returned."""
+        return self.where is not None or self.allowed_ids is not None
 
     @property
     def wanted(self) -> Budget:

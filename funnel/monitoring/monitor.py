@@ -82,11 +82,14 @@ class Monitor:
         scores: Float32,
         budget: Callable[[], tuple[str, float | None]],
         audit: object,
+        filtered: Flat | None = None,
     ) -> None:
         """Audit one call, if its turn has come.
 
         prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
-        promised. audit: the share for this call alone; None: the share that is set. Raises InputError for no share.
+        promised. audit: the share for this call alone; None: the share that is set. filtered: flat search over the rows
+        that a filter allows; such calls are kept apart, as nothing is certified of them. Raises InputError for no
+        share.
         """
         running = self._audit
         share = running.share if audit is None else checked_share(audit, "audit")
@@ -96,8 +99,10 @@ class Monitor:
         if not len(drawn):
             return
         k = scores.shape[1]
-        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
+        found = true_recalls(scores[drawn], (filtered or self._flat)(np.ascontiguousarray(prepared[drawn]), k)[0])
         name, promised = budget()
+        if filtered is not None:
+            name, promised = f"{name} under filters", None
         line = running.add(name, k, promised, found)
         if line.broken and self._drift is not None:
             self._void(f"{line}: below what was promised")
