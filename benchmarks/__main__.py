@@ -10,6 +10,7 @@ from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.encoding import encoding
 from benchmarks.exact import exact
+from benchmarks.filters import filters
 from benchmarks.gpu import gpu
 from benchmarks.hybrid import hybrid
 from benchmarks.latency import latency
@@ -36,6 +37,7 @@ for command in (
     drift,
     encoding,
     exact,
+    filters,
     gpu,
     hybrid,
     latency,

@@ -8,16 +8,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
+from benchmarks.texts import lines_of
 from funnel import FunnelIndex, Plan
 from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
+from funnel.depth import Kept, depths
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import running_interval
 from funnel.monitoring.drift import RANKS, Drift
@@ -25,7 +29,9 @@ from funnel.monitoring.drift import RANKS, Drift
 __all__ = ["drift"]
 
 INDEXED, CALIBRATION = 50_000, 2_000
-HELD_OUT = 14_000  # rows that are not indexed: with the 6,000 queries a pool ten times the calibration sample
+# Beside the 6,000 queries: rows that are not indexed, and texts of package-texts that are not, encoded here.
+HELD_OUT, TEXTS = 14_000, 6_000
+SAME = 1.0 - 5e-4  # a text whose best hit is as close as this is indexed
 BUDGETS = (0.80, 0.90, 0.95, 0.99, 1.0)
 K = 10
 STREAMS, STREAM = 1_000, 5_000
@@ -36,10 +42,29 @@ CAUGHT = 500
 VERSES = 2_000
 AUDITS, AUDITED, LOOK = 300, 1_000, 20
 PARTS = ("alarms", "switch", "audit", "live", "cost")
-WATCHING_US = 10  # of a single query in the mean: searches take from 100 us on
+WATCHING_US = 3  # of a single query in the mean: the whole of the engine's own Python is to take 30
 
 Float32 = npt.NDArray[np.float32]
-ByPlan = dict[Plan, Float32]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a plan returned: scores float32 [n, K], falling, and depth float32 [n], NaN where there is none."""
+
+    scores: Float32
+    depth: Float32
+
+    def at(self, places: npt.NDArray[np.int64]) -> tuple[Float32, Kept]:
+        """Of some queries, as a monitor sees it."""
+        depth = self.depth[places]
+        return self.scores[places], () if np.isnan(depth).any() else (torch.from_numpy(depth[:, None]),)
+
+    def statistics(self, places: npt.NDArray[np.int64]) -> Float32:
+        """Of some queries, as a record gives it."""
+        return np.column_stack([self.scores[places][:, RANKS], self.depth[places]])
+
+
+ByPlan = dict[Plan, Found]
 
 
 @click.command()
@@ -60,7 +85,12 @@ def drift(data: Path | None, only: tuple[str, ...], index: Path | None, out: Pat
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         opened = _index(index or Path(temporary) / "index", corpus[:INDEXED], pool, generator)
-        found = _scores(opened, pool) if {"alarms", "switch", "audit"} & set(parts) else {}
+        more = (
+            np.concatenate([pool, _texts(folder, opened, facts)])
+            if {"alarms", "switch", "audit"} & set(parts)
+            else pool
+        )
+        found = _scores(opened, more) if {"alarms", "switch", "audit"} & set(parts) else {}
         if "alarms" in parts:
             _alarms(found, generator, targets, facts)
         if "switch" in parts:
@@ -84,14 +114,27 @@ def _index(path: Path, rows: Float32, pool: Float32, generator: np.random.Genera
     return FunnelIndex.open(path)
 
 
+def _texts(folder: Path, index: FunnelIndex, facts: dict[str, Any]) -> Float32:
+    """Texts of package-texts, drawn at random, without those that are indexed: unit rows."""
+    texts = list(lines_of(folder / "package-texts" / "corpus.txt.gz"))
+    drawn = np.random.default_rng(5).choice(len(texts), TEXTS, replace=False)
+    started = time.perf_counter()
+    rows = np.asarray(load_encoder(DEFAULT_ENCODER).encode_query([texts[i] for i in drawn]), dtype=np.float32)
+    facts["texts encoded a second"] = TEXTS / (time.perf_counter() - started)
+    new = index.searcher.cascade.flat(index.searcher.prepare(rows), 1)[0][:, 0] < SAME
+    facts["texts of package-texts in the pool"] = int(new.sum())
+    return rows[new]
+
+
 def _scores(index: FunnelIndex, queries: Float32) -> ByPlan:
-    """What the plan of each budget returns for the queries: float32 [n, K], falling; flat search last."""
+    """What the plan of each budget returns for the queries; flat search last."""
     return {plan: _run(index, queries, plan) for plan in (index.explain(K, recall=r, batch=32).plan for r in BUDGETS)}
 
 
-def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Float32:
+def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Found:
     """Past the monitor of the index itself."""
-    return index.searcher.run(index.searcher.prepare(queries), plan, K)[0]
+    scores, _, kept = index.searcher.traced(index.searcher.prepare(queries), plan, K)
+    return Found(scores, depths(kept) if kept else np.full(len(scores), np.nan, dtype=np.float32))
 
 
 def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> dict[str, Float32]:
@@ -108,7 +151,7 @@ def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> d
 
 
 def _watching(found: ByPlan, sample: npt.NDArray[np.int64], seed: int) -> Drift:
-    return Drift(lambda plan: found[plan][sample][:, RANKS], seed)
+    return Drift(lambda plan, k: found[plan].statistics(sample), seed)
 
 
 def _feed(
@@ -121,14 +164,15 @@ def _feed(
         plan = plans[int(generator.integers(len(plans)))]
         part = sample[start : start + size]
         start += len(part)
-        if watch.see(found[plan][part], plan):
+        scores, kept = found[plan].at(part)
+        if watch.see(scores, plan, kept):
             return start
     return None
 
 
 def _alarms(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
     """Streams drawn with replacement from the pool that the calibration queries are drawn from."""
-    plans, count = list(found), len(found[next(iter(found))])
+    plans, count = list(found), len(found[next(iter(found))].scores)
     for name, asked in (("one budget", 1), ("five budgets in turn", len(plans))):
         alarms, least, started = 0, [], time.perf_counter()
         for trial in range(STREAMS):
@@ -155,7 +199,7 @@ def _switches(
     facts: dict[str, Any],
 ) -> None:
     """A stream of the known kind, and then another: how many queries until the alarm, in the worst of the trials."""
-    plans, count = list(found), len(found[next(iter(found))])
+    plans, count = list(found), len(found[next(iter(found))].scores)
     delays: dict[str, Any] = {}
     for name, rows in others.items():
         other = {plan: _run(index, rows, plan) for plan in plans}
@@ -190,7 +234,11 @@ def _delay(
     foreign = generator.random(AFTER) < share
     known, new = generator.integers(count, size=AFTER), generator.integers(others, size=AFTER)
     for plan in chosen:
-        mixed[plan] = np.where(foreign[:, None], other[plan][new], found[plan][known])
+        new_, known_ = other[plan], found[plan]
+        mixed[plan] = Found(
+            np.where(foreign[:, None], new_.scores[new], known_.scores[known]),
+            np.where(foreign, new_.depth[new], known_.depth[known]),
+        )
     at = _feed(watch, mixed, np.arange(AFTER), generator, chosen)
     return float("inf") if at is None else at
 
@@ -198,10 +246,10 @@ def _delay(
 def _audits(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
     """Does the running interval ever leave out the pool's mean recall? Every LOOK audited queries it is looked at."""
     *plans, flat = found
-    threshold = found[flat][:, K - 1 :] - 1e-6
+    threshold = found[flat].scores[:, K - 1 :] - 1e-6
     missed, widths = 0, []
     for trial in range(AUDITS):
-        hits = (found[plans[trial % len(plans)]] >= threshold).sum(axis=1)
+        hits = (found[plans[trial % len(plans)]].scores >= threshold).sum(axis=1)
         drawn = hits[generator.integers(len(hits), size=AUDITED)]
         outside = False
         for end in range(LOOK, AUDITED + 1, LOOK):
@@ -239,10 +287,12 @@ def _live(index: FunnelIndex, pool: Float32, others: Float32, targets: list[Targ
 
 def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[str, Any]) -> None:
     """What noting a single query takes, and every 64th of them testing, beside the search itself."""
-    scores = _run(index, pool[:STREAM], index.explain(K, recall=0.95).plan)
-    watch = Drift(lambda plan: scores[:, RANKS])
-    plan = Plan(1, 1)
-    taken = np.array([_us(lambda i=i: watch.see(scores[i : i + 1], plan)) for i in range(len(scores))])
+    plan = index.explain(K, recall=0.95).plan
+    prepared = index.searcher.prepare(pool[:STREAM])
+    single = [index.searcher.traced(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
+    known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
+    watch = Drift(lambda plan, k: known)
+    taken = np.array([_us(lambda one=one: watch.see(one[0], plan, one[2])) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),

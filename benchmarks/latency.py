@@ -36,6 +36,7 @@ SECONDS_PER_DEADLINE = 2.5
 @click.option("--adaptor", default="auto", show_default=True)
 @click.option("--windows", default=WINDOWS, show_default=True, help="Windows of a second for each figure.")
 @click.option("--only", type=click.Choice(["windows", "deadlines"]), help="One part alone.")
+@click.option("--batch", "batches", type=int, multiple=True, help="Windows of this batch size alone; several times.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
 def latency(
     vectors: Path | None,
@@ -44,6 +45,7 @@ def latency(
     adaptor: str,
     windows: int,
     only: str | None,
+    batches: tuple[int, ...],
     out: Path | None,
 ) -> None:
     """Windows of a second in which a latency is held, and what a deadline leaves.
@@ -60,7 +62,8 @@ def latency(
         built = FunnelIndex.open(path) if (path / "CURRENT").exists() else None
         built = built or FunnelIndex.build(str(corpus), path, queries=known, adaptor=adaptor)
         if only != "deadlines":
-            facts["windows"], made = measure_windows(built, unseen, windows)
+            budgets = {batch: ms for batch, ms in BUDGETS_MS.items() if batch in (batches or BUDGETS_MS)}
+            facts["windows"], made = measure_windows(built, unseen, windows, budgets)
             targets += made
         if only != "windows":
             facts["deadlines"], made = measure_deadlines(built, unseen)
@@ -69,11 +72,11 @@ def latency(
 
 
 def measure_windows(
-    index: FunnelIndex, queries: npt.NDArray[np.float32], windows: int
+    index: FunnelIndex, queries: npt.NDArray[np.float32], windows: int, budgets: dict[int, float]
 ) -> tuple[list[dict[str, Any]], list[Target]]:
     """For each batch size and number of callers, the share of windows whose 95th percentile is within the budget."""
     rows, targets = [], []
-    for batch, budget in BUDGETS_MS.items():
+    for batch, budget in budgets.items():
         started = time.perf_counter()
         try:
             explained = index.explain(K, latency_ms=budget, batch=batch)
@@ -91,7 +94,7 @@ def measure_windows(
                 "batch": batch, "budget_ms": budget, "callers": callers, "plan": str(explained.plan),
                 "recall": explained.recall, "planned": str(explained.held), "quick_p95_ms": explained.p95_ms,
                 "windows": len(found), "held_share": share, "p95_median_ms": float(np.median(found)),
-                "p95_largest_ms": max(found), "seconds_to_plan": seconds,
+                "p95_largest_ms": max(found), "seconds_to_plan": seconds, "health": str(index.health().latencies[-1]),
             }  # fmt: skip
             click.echo(
                 f"  {callers} at once: held in {share:.0%} of {len(found)} windows, p95 {row['p95_median_ms']:.3g} ms "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from funnel.errors import InputError
 from funnel.explanation import Explanation
 from funnel.plan import Plan
 from funnel.planning.budget import Budget
+from funnel.planning.costs import batch_class
 
 __all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
 
@@ -22,12 +24,17 @@ __all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budge
 class Asked:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
+    began: when, in seconds, where a latency is to be kept; 0 where none is, or where the call had to be planned first.
     from_text: whether the queries are to be encoded. hits: whether documents are to be read. fused: of a hybrid search,
-    whose k is the depth of its lists: how many hits are kept of them. Raises InputError for a
+    whose k is the depth of its lists: how many hits are kept of them. where, allowed_ids: a filter, or None. Raises
+    InputError for a
     deadline that is none, or that a latency budget may use up.
     """
 
-    __slots__ = ("budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms", "plan", "recall", "share")
+    __slots__ = (
+        *("allowed_ids", "began", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms"),
+        *("plan", "recall", "share", "where"),
+    )
 
     def __init__(
         self,
@@ -42,10 +49,14 @@ class Asked:
         from_text: bool = False,
         hits: bool = False,
         fused: int | None = None,
+        where: str | None = None,
+        allowed_ids: Any = None,
     ) -> None:
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share = share
+        self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
         self.from_text, self.hits, self.fused = from_text, hits, fused
+        self.where, self.allowed_ids = where, allowed_ids
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
             latency = latency_ms if budget is None else budget.latency_ms
@@ -54,6 +65,17 @@ class Asked:
                     f"deadline_ms={deadline_ms:g} is shorter than the latency of {latency:g} ms that was asked for "
                     "and may be used; ask for a latency within the deadline, or give a longer deadline"
                 )
+
+    def took(self, n_queries: int, note: Callable[[float, int, float], None]) -> None:
+        """Give note(latency_ms, batch, ms) how long the call took; a latency was to be kept."""
+        latency = self.latency_ms if self.budget is None else self.budget.latency_ms
+        assert latency is not None
+        note(latency, batch_class(n_queries), (perf_counter() - self.began) * 1e3)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some rows only may be returned."""
+        return self.where is not None or self.allowed_ids is not None
 
     @property
     def wanted(self) -> Budget:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.depth import Kept, depths
 from funnel.escalation import hard, looked_at
 from funnel.graphs import LARGEST_REPLAYED, Replays
 from funnel.ondevice import to_device, to_host
@@ -77,18 +78,26 @@ class Cascade:
         queries: float32 [n, d], unit rows, C-contiguous. Returns scores float32 [n, k] and stored rows
         int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end.
         """
+        scores, rows, _ = self.traced(queries, plan, k)
+        return scores, rows
+
+    def traced(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
+        """As `run`, and from where in the coarse shortlist the hits came."""
         if plan.is_flat:
-            return self.flat(queries, k)
+            return *self.flat(queries, k), ()
         if len(queries) == 1:
             return self._answer(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
+        depth = np.empty((len(queries), 1), dtype=np.float32)
 
         def piece(places: slice | Int64) -> None:
-            scores[places], rows[places] = self._answer(queries[places], plan, k)
+            scores[places], rows[places], kept = self._answer(queries[places], plan, k)
+            if kept:
+                depth[places, 0] = depths(kept)
 
         self._spread(queries, piece)
-        return scores, rows
+        return scores, rows, () if self.alone or self.on_device else (torch.from_numpy(depth),)
 
     def shortlist(self, queries: Float32, shortlist: int, effort: int) -> Int64:
         """The coarse search alone: stored rows int64 [n, shortlist], best first, -1 where fewer were found."""
@@ -171,30 +180,34 @@ class Cascade:
         prefixes = np.ascontiguousarray(queries[:, : self.width])
         return self.coarse.search(prefixes, shortlist, effort)
 
-    def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+    def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
         escalation = plan.escalation
         if escalation is None:
             return self._piece(queries, plan, k)
         seen = looked_at(plan.survivors, escalation.k)
-        scores, rows = self._piece(queries, plan, max(k, seen))
+        scores, rows, kept = self._piece(queries, plan, max(k, seen))
         again = np.flatnonzero(hard(escalation, np.ascontiguousarray(scores[:, :seen])))
-        scores, rows = scores[:, :k], rows[:, :k]
+        scores, rows, kept = scores[:, :k], rows[:, :k], kept and (*kept[:-1], kept[-1][:, :k])
+        depth = depths(kept) if kept else None
         if len(again):
-            scores[again], rows[again] = self._piece(queries[again], escalation.then, k)
-        return scores, rows
+            scores[again], rows[again], second = self._piece(queries[again], escalation.then, k)
+            if depth is not None:
+                depth[again] = depths(second)
+        return scores, rows, () if depth is None else (torch.from_numpy(depth)[:, None],)
 
-    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """Coarse search and every stage for a few queries, on this thread."""
         if self.on_device and not self.alone:
-            return self.piece_on_device(queries, plan, k)
+            return *self.piece_on_device(queries, plan, k), ()
         found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         if self.alone:
-            return _head(found, shortlist, k)
+            return *_head(found, shortlist, k), ()
         with torch.inference_mode():
             query, rows = self.tensors(queries, shortlist)
-            scores, best_rows = to_host(*self._all_stages(query, rows, some_missing(shortlist), plan, k))
-        return scores, best_rows
+            top, best_rows, kept = self._all_stages(query, rows, some_missing(shortlist), plan, k)
+            scores, places = to_host(top, best_rows)
+        return scores, places, kept
 
     @property
     def on_device(self) -> bool:
@@ -229,7 +242,7 @@ class Cascade:
         prefixes = query[:, : self.width].contiguous()
         _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
         # To ask whether any is missing would be to wait: they are masked whether or not.
-        return self._all_stages(query, rows, True, plan, k)
+        return self._all_stages(query, rows, True, plan, k)[:2]
 
     def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and rows on the device of the store."""
@@ -237,7 +250,7 @@ class Cascade:
 
     def _all_stages(
         self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Kept]:
         """`_stages` for as many queries at a time as their rows allow."""
         at_a_time = queries_together(self.store, plan.shortlist)
         if len(query) <= at_a_time:
@@ -246,24 +259,28 @@ class Cascade:
             self._stages(query[start : start + at_a_time], rows[start : start + at_a_time], some_missing, plan, k)
             for start in range(0, len(query), at_a_time)
         ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        kept = tuple(torch.cat(step) for step in zip(*(part[2] for part in parts), strict=True))
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), kept
 
     def _stages(
         self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Kept]:
         missing = None
         if some_missing:
             missing = rows < 0
             rows = rows.clamp(min=0)
         partial, start = None, 0
+        kept = []
         for stage in plan.stages:
             partial, scores = self.scores_at(query, rows, missing, partial, start, stage.width)
             _, places = best(scores, stage.keep)
+            kept.append(places)
             rows, partial = rows.gather(1, places), partial.gather(1, places)
             missing = None if missing is None else missing.gather(1, places)
             start = stage.width
         _, scores = self.scores_at(query, rows, missing, partial, start, self.store.dim)
-        return final(scores, rows, missing, k)
+        top, found, places = final(scores, rows, missing, k)
+        return top, found, (*kept, places)
 
     def scores_at(
         self,
@@ -304,8 +321,8 @@ def some_missing(rows: Int64) -> bool:
 
 def final(
     scores: torch.Tensor, rows: torch.Tensor, missing: torch.Tensor | None, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best k by these scores, falling: scores and rows [n, k], -inf and -1 where there are fewer."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The best k by these scores, falling: scores and rows [n, k], -inf and -1 where there are fewer; their places."""
     top, places = best(scores, k)
     found = rows.gather(1, places)
     if missing is not None:
@@ -314,4 +331,4 @@ def final(
         pad = (0, k - top.shape[1])
         top = torch.nn.functional.pad(top, pad, value=-torch.inf)
         found = torch.nn.functional.pad(found, pad, value=-1)
-    return top, found
+    return top, found, places

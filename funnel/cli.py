@@ -136,6 +136,7 @@ def build(
 @click.option(
     "--hybrid", type=float, help="Fuse with BM25 over titles and texts: the weight of that list, such as 0.5."
 )
+@click.option("--where", help="Only documents whose metadata meet this, such as \"year >= 2020 AND lang = 'en'\".")
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
 def search(
@@ -147,6 +148,7 @@ def search(
     latency_ms: float | None,
     deadline_ms: float | None,
     hybrid: float | None,
+    where: str | None,
     vector: Path | None,
     as_json: bool,
 ) -> None:
@@ -162,15 +164,16 @@ def search(
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
     budget = Budget(recall, latency_ms, share=share)
-    promise = None if as_json else _promise(opened, k, budget, vectors, hybrid)
+    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
+    asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
     if vectors is not None:
-        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms, hybrid=hybrid)
+        found: Any = opened.search(vectors, k, **asked)
         _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
-        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms, hybrid=hybrid)
+        found = opened.search(line, k, **asked)
         _say(promise)
         promise = None
         _show(line, found, as_json)
@@ -222,6 +225,8 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
     if not hits.served.complete:
         how = "ranked by a prefix" if hits.served.lexical is not None else "scores are cosines on a prefix"
         click.echo(f"({hits.served}{f'; {how}' if hits.served.skipped else ''})", err=True)
+    elif hits.served.allowed_rows is not None:
+        click.echo(f"({hits.served})", err=True)
     for rank, hit in enumerate(hits, 1):
         title = f"  {hit.title}" if hit.title else ""
         click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")

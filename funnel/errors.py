@@ -7,7 +7,7 @@ FunnelError
 ├── MissingPackageError     an optional package is needed (also an ImportError)
 └── StorageError            the index on disk (also an OSError)
     ├── NotAnIndexError     the folder holds no index
-    ├── FormatVersionError  the index was written by a newer funnel
+    ├── FormatVersionError  the index was written by a newer funnel, or its calibration by a much older one
     ├── DamagedIndexError   a file is missing, cut short or changed; names the file
     └── NoSpaceError        the disk is full; the generation before is untouched
 
@@ -65,7 +65,7 @@ class NotAnIndexError(StorageError):
 
 
 class FormatVersionError(StorageError):
-    """The index was written in a newer format than this version reads."""
+    """The index, or a part of it, was written in a format that this version does not read."""
 
 
 class DamagedIndexError(StorageError):

@@ -11,7 +11,7 @@ from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 from funnel.searcher import Searcher
 
-__all__ = ["explain_budget"]
+__all__ = ["checked_batch", "explain_budget"]
 
 COUNTED = 64  # queries whose coarse searches are counted in bytes
 
@@ -21,8 +21,7 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
 
     Raises InputError for a batch that is none, BudgetError as `Searcher.choose` does.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch is {batch!r}; expected a whole number from 1")
+    checked_batch(batch)
     choice = searcher.choose(wanted, k, batch)
     plan, size = choice.plan, batch_class(batch)
     latency, cascade = searcher.measured(plan, k, size), searcher.cascade
@@ -43,6 +42,12 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
     held = None if wanted.latency_ms is None else searcher.held(plan, k, size)
     times = (latency.p50, latency.p95)
     return Explanation.of(str(wanted), k, size, plan, lines, times, choice.certificate, exact, held)
+
+
+def checked_batch(batch: object) -> None:
+    """InputError for a batch that is none."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch is {batch!r}; expected a whole number from 1")
 
 
 def _coarse_bytes(searcher: Searcher, plan: Plan) -> int | None:

@@ -60,6 +60,7 @@ class Served:
     skipped: int = 0
     rows_seen: float = 1.0
     lexical: bool | None = None
+    allowed_rows: int | None = None
 
     @property
     def stages(self) -> int:
@@ -89,15 +90,24 @@ class Served:
             "rows_seen": self.rows_seen,
             "void": self.void,
             **hybrid,
+            "allowed_rows": self.allowed_rows,
         }
 
     def __str__(self) -> str:
+        said = f"{self.plan}: {self._how_far}estimated recall {self.estimated_recall:.4f}"
+        if self.allowed_rows is None:
+            return said
+        basis = "exact" if self.plan.is_flat else "measured under this filter, not certified"
+        return f"{said} among {self.allowed_rows:,} allowed rows ({basis})"
+
+    @property
+    def _how_far(self) -> str:
         if self.complete:
-            return f"{self.plan}: estimated recall {self.estimated_recall:.4f}"
+            return ""
         if not self.skipped:
-            return f"{self.plan}: stopped before BM25 was done; the dense list alone"
+            return "stopped before BM25 was done, the dense list alone, "
         what = f"{self.rows_seen:.0%} of the rows" if self.plan.is_flat else f"step {self.stages_done} of {self.stages}"
-        return f"{self.plan}: stopped after {what}, estimated recall {self.estimated_recall:.4f}"
+        return f"stopped after {what}, "
 
 
 class Hits(list[Hit]):

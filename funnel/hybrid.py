@@ -88,6 +88,16 @@ class Lexical:
                 self._indexes = tuple(store.lexical() or self._beside(store) for _, store in self.stores)
             return self._indexes
 
+    def among(self, allowed: npt.NDArray[np.bool_]) -> Lexical:
+        """The same, over the documents that are allowed too: bool by position in the index."""
+        masks = []
+        for (first, store), own in zip(self.stores, self._allowed, strict=True):
+            mask = allowed[first : first + len(store)]
+            masks.append(mask if own is None else mask & own)
+        narrowed = Lexical(self.stores, masks)
+        narrowed._indexes = self.open()
+        return narrowed
+
     def _beside(self, store: DocumentStore) -> LexicalIndex:
         folder = tempfile.mkdtemp(prefix="funnel-words-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

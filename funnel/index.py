@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.encoding import Encoder, EncoderSource
 from funnel.data.queries import QueriesSource
 from funnel.deadline import Deadline
+from funnel.depth import Kept
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
 from funnel.exporting import Exported, export_index
+from funnel.filtered.explaining import explain_filtered
+from funnel.filtered.searching import Filters
 from funnel.hits import Answers, Hits, Served, make_hits
 from funnel.hybrid import Hybrid, Lexical
 from funnel.info import Info, read_info
@@ -57,6 +60,7 @@ class FunnelIndex:
         self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows, self.lexical)
         self._choices: dict[tuple[object, ...], Served] = {}
         self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
+        self._filters = Filters(opened.searcher, [opened.rows_by_id])
 
     @classmethod
     def build(
@@ -145,6 +149,8 @@ class FunnelIndex:
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
         hybrid: float | bool | None = None,
+        where: str | None = None,
+        allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Hits | list[Hits]:
         """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
@@ -156,16 +162,25 @@ class FunnelIndex:
         The coarse search is always finished. What is done once and remembered, such as planning, does not count.
         hybrid: fuse with BM25 over titles and texts by reciprocal ranks; the weight of that list from 0 to 1, or True
         for the default. The budget then speaks of the dense list, and `score` and `ranks` are as `Hit` says.
+        where: a condition over metadata, id and title, such as "year >= 2020 AND lang = 'en'". allowed_ids: the ids
+        that may be returned. There are fewer hits than k where fewer rows are allowed. The recall is then that among
+        the allowed rows, measured under the filter and not certified.
 
         The first call with a new latency_ms measures plans for some seconds. Raises BudgetError when no plan meets the
         budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
+        allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
         fused = Hybrid.read(hybrid, texts, vectors, self.lexical, k, len(self), plan)
         asked = Asked(
-            k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms,
-            share=share, from_text=texts is not None, hits=True, fused=None if fused is None else k,
-        )  # fmt: skip
+            *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
+            share=share,
+            from_text=texts is not None,
+            hits=True,
+            fused=None if fused is None else k,
+            where=where,
+            allowed_ids=allowed_ids,
+        )
         if vectors is None:
             if asked.deadline is not None:
                 with asked.deadline.paused():
@@ -174,10 +189,14 @@ class FunnelIndex:
         if fused is None:
             hits = self._hits(*self._search(vectors, asked, audit))
         else:
+            if asked.filtered:
+                fused = replace(fused, lexical=fused.lexical.among(self._filters.by_position(where, allowed_ids)))
             words = fused.rank(texts or [], asked.deadline)
             scores, positions, served, each = self._search(vectors, asked, audit)
             scores, positions, ranks = fused.fuse((scores, positions), words)
             hits = fused.marked(self._hits(scores, positions, served, each), ranks, words)
+        if asked.began:
+            asked.took(len(hits), self._monitor.punctuality.note)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -192,14 +211,22 @@ class FunnelIndex:
         plan: Plan | Explanation | None = None,
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
+        where: str | None = None,
+        allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Answers:
         """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
-        queries: [n_queries, d]. ids are int64, or str in an object array. Takes a deadline and raises as `search` does.
+        queries: [n_queries, d]. ids are int64, or str in an object array; -1 or None, with a score of -inf, where a
+        filter allows fewer than k. Takes a deadline and filters, and raises, as `search` does.
         """
-        asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, share=share)
+        asked = Asked(
+            *(k, recall, latency_ms, budget, plan, deadline_ms), share=share, where=where, allowed_ids=allowed_ids
+        )
         scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
-        return Answers(self._searcher.ids.at(positions), scores, served)
+        answers = Answers(self._searcher.ids.at(positions), scores, served)
+        if asked.began:
+            asked.took(len(scores), self._monitor.punctuality.note)
+        return answers
 
     def explain(
         self,
@@ -211,14 +238,19 @@ class FunnelIndex:
         budget: Budget | None = None,
         batch: int = 1,
         run: bool = False,
+        where: str | None = None,
+        allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Explanation:
         """The plan that serves a budget: stages, recall estimate and lower bound, p50 and p95 milliseconds.
 
         batch: queries in one call. run: run the plan on the calibration queries, and say what each stage took and what
-        recall was after it. A latency is of the search alone, from vectors. Raises as `search` does.
+        recall was after it. A latency is of the search alone, from vectors. where, allowed_ids: under this filter;
+        its steps are not run one by one. Raises as `search` does.
         """
-        k = check_k(k, len(self))
-        explained = explain_budget(self._searcher, wanted_budget(recall, latency_ms, budget, share), k, batch, run)
+        k, wanted = check_k(k, len(self)), wanted_budget(recall, latency_ms, budget, share)
+        if where is not None or allowed_ids is not None:
+            return explain_filtered(self._searcher, self._filters, where, allowed_ids, wanted, k, batch, run)
+        explained = explain_budget(self._searcher, wanted, k, batch, run)
         return replace(explained, certificate=self._monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
@@ -244,6 +276,7 @@ class FunnelIndex:
         """
         opened = tune_index(self.path, self._opened, self._encoder, queries, seed, progress)
         self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
+        self._filters = Filters(opened.searcher, [opened.rows_by_id])
         self._choices = {}  # last, so that no choice of the old calibration can enter it
 
     def export(self, path: str | os.PathLike[str], **options: bool) -> Exported:
@@ -324,19 +357,35 @@ class FunnelIndex:
         if vectors.ndim == 2 and not len(vectors):
             return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
         prepared = searcher.prepare(vectors)
+        if asked.filtered:
+            return self._filtered(prepared, asked, k, audit)
         each = None
+        kept: Kept = ()
         if deadline is None:
             served = self._served(asked, k, len(prepared))
-            scores, positions = searcher.run(prepared, served.plan, k)
+            scores, positions, kept = searcher.traced(prepared, served.plan, k)
         else:
             scores, positions, served, each = self._until(deadline, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(scores, served.plan)
+            monitor.see(scores, served.plan, kept)
             if audit is not None or monitor.audits:
                 monitor.check(prepared, scores, lambda: asked.name, audit)
         if monitor.void:
             served, each = monitor.served(served), each and [monitor.served(one) for one in each]
         return scores, positions, served, each
+
+    def _filtered(
+        self, prepared: npt.NDArray[np.float32], asked: Asked, k: int, audit: float | bool | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
+        """As `_search`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
+        monitor, n_queries = self._monitor, len(prepared)
+        found = self._filters.search(prepared, asked, k, lambda wanted: self._beside_ms(asked, wanted, k, n_queries))
+        if found.served.complete and found.reach and (audit is not None or monitor.audits):
+            monitor.check(prepared, found.scores[:, : found.reach], lambda: asked.name, audit, found.exact)
+        if not monitor.void:
+            return found.scores, found.positions, found.served, found.each
+        each = found.each and [monitor.served(one) for one in found.each]
+        return found.scores, found.positions, monitor.served(found.served), each
 
     def _until(
         self, deadline: Deadline, prepared: npt.NDArray[np.float32], asked: Asked, k: int
@@ -357,11 +406,14 @@ class FunnelIndex:
 
     def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
-        wanted, beside_ms = asked.wanted, 0.0
-        if wanted.latency_ms is not None:
-            batch = batch_class(n_queries)
-            beside_ms = self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused)
-        return self._searcher.choose(wanted, k, n_queries, beside_ms)
+        wanted = asked.wanted
+        return self._searcher.choose(wanted, k, n_queries, self._beside_ms(asked, wanted, k, n_queries))
+
+    def _beside_ms(self, asked: Asked, wanted: Budget, k: int, n_queries: int) -> float:
+        if wanted.latency_ms is None:
+            return 0.0
+        batch = batch_class(n_queries)
+        return self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused)
 
     def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
@@ -372,6 +424,7 @@ class FunnelIndex:
         )  # fmt: skip
         served = choices.get(key)
         if served is None:
+            asked.began = 0.0  # planning on first use does not count
             choice = self.choose(asked, k, n_queries)
             served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
         return served

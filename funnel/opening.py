@@ -18,6 +18,7 @@ from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError, InputError
 from funnel.exactness import pruned_exact
+from funnel.filters.segment import SegmentRows
 from funnel.ids import Ids
 from funnel.planning.calibrate import calibrate
 from funnel.planning.records import Calibration
@@ -37,6 +38,13 @@ class Opened:
     searcher: Searcher
     documents: DocumentStore | None
     rebuilt: str | None
+
+    @property
+    def rows_by_id(self) -> SegmentRows:
+        """The stored rows by what filters ask for; columns are cached under the hash of the documents' file."""
+        path = f"segments/{self.manifest.segments[0].id}/documents.sqlite"
+        key = self.manifest.files[path].sha256 if self.documents is not None else ""
+        return SegmentRows(self.searcher.ids, self.searcher.order, self.documents, key)
 
 
 def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:

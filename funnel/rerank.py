@@ -9,7 +9,7 @@ import torch
 from funnel.fused import fused_dots
 from indexes import VectorStore
 
-__all__ = ["best", "carry_on", "gathered", "queries_together", "rows_at_a_time"]
+__all__ = ["best", "carry_on", "gather_rows", "gathered", "queries_together", "rows_at_a_time"]
 
 # Elements gathered at a time on one thread: 3 MB as float32. From 0.8 to 1.2 million the time a query is the same
 # within the noise (80 us at a shortlist of 64, coarse search included); at 0.1 million it is half as long again, at
@@ -92,7 +92,7 @@ def gathered(store: VectorStore, queries: torch.Tensor, rows: torch.Tensor, star
     if n == 1:
         return _one_query(store, queries[0, start:stop], rows[0], start, stop).unsqueeze(0)
     # A row times a matrix for each query: half the time of the matrix times a column.
-    wanted = _gather(store, rows.reshape(-1), start, stop).view(n, s, stop - start)
+    wanted = gather_rows(store, rows.reshape(-1), start, stop).view(n, s, stop - start)
     return torch.bmm(queries[:, None, start:stop], wanted.transpose(1, 2)).squeeze(1)
 
 
@@ -114,12 +114,12 @@ def _one_query(store: VectorStore, query: torch.Tensor, rows: torch.Tensor, star
     """
     at_a_time = len(rows) if store.placement != "mapped" else max(1, (TORCH_GRAIN - 1) // (stop - start))
     if len(rows) <= at_a_time:
-        return torch.mv(_gather(store, rows, start, stop), query)
+        return torch.mv(gather_rows(store, rows, start, stop), query)
     parts = (rows[i : i + at_a_time] for i in range(0, len(rows), at_a_time))
-    return torch.cat([torch.mv(_gather(store, part, start, stop), query) for part in parts])
+    return torch.cat([torch.mv(gather_rows(store, part, start, stop), query) for part in parts])
 
 
-def _gather(store: VectorStore, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+def gather_rows(store: VectorStore, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Dims [start, stop) of some rows as float32 [r, stop - start], to be overwritten."""
     if store.placement != "mapped":
         return store.gather(rows, start, stop).float()

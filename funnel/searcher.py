@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from funnel.adaptors import Adaptor
 from funnel.cascade import Cascade, Float32, Int64, some_missing
 from funnel.data.rows import unit_rows
 from funnel.deadline import Deadline
+from funnel.depth import Kept
 from funnel.errors import BudgetError, InputError
 from funnel.exactness import pruning_of
 from funnel.ids import Ids
@@ -38,6 +39,7 @@ from indexes import Pruning
 __all__ = ["Searcher"]
 
 Measured = TypeVar("Measured")
+Asked = ParamSpec("Asked")
 
 SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
 ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
@@ -113,8 +115,13 @@ class Searcher:
 
     def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
-        scores, rows = self.cascade.run(prepared, plan, k)
-        return scores, self._positions(rows)
+        scores, positions, _ = self.traced(prepared, plan, k)
+        return scores, positions
+
+    def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
+        """As `run`, and from where in the coarse shortlist the hits came."""
+        scores, rows, kept = self.cascade.traced(prepared, plan, k)
+        return scores, self._positions(rows), kept
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
@@ -185,9 +192,9 @@ class Searcher:
         times = times_ms(_Timed(self, self.sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
         return Latency(float(np.median(times)), float(np.percentile(times, 95)))
 
-    def hold(self, plan: Plan, k: int, batch: int) -> Held:
-        """What can be promised of whole calls of `batch` queries, by one caller and by two at once."""
-        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch))
+    def hold(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held:
+        """What can be promised of whole calls of `batch` queries, by one caller and by two at once: see `held_ms`."""
+        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch), allowed)
 
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
@@ -271,15 +278,15 @@ class _Timed:
 
 
 def _without_cycle(
-    searcher: Searcher, measure: Callable[[Searcher, Plan, int, int], Measured]
-) -> Callable[[Plan, int, int], Measured]:
+    searcher: Searcher, measure: Callable[Concatenate[Searcher, Asked], Measured]
+) -> Callable[Asked, Measured]:
     """A searcher's measure for what it holds: were they to hold each other, the coarse index would outlive its use."""
     reference = weakref.ref(searcher)
 
-    def call(plan: Plan, k: int, batch: int) -> Measured:
+    def call(*asked: Asked.args, **named: Asked.kwargs) -> Measured:
         alive = reference()
         assert alive is not None, "a planner is asked through its searcher"
-        return measure(alive, plan, k, batch)
+        return measure(alive, *asked, **named)
 
     return call
 

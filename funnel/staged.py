@@ -129,7 +129,7 @@ class StagedRun:
         )
         for part in self._parts:
             with torch.inference_mode():
-                scores, rows = final(part.scores, part.rows, part.missing, k)
+                scores, rows, _ = final(part.scores, part.rows, part.missing, k)
                 norms = part.query[:, : part.start or self._cascade.width].norm(dim=1, keepdim=True)
                 scores = scores / norms.clamp(min=torch.finfo(norms.dtype).tiny)
             result.scores[part.places] = scores.cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -61,6 +62,7 @@ class FaissIndex(CoarseIndex):
         self._faiss = load_faiss()
         self._pointer = self._faiss.swig_ptr
         self._parameters: dict[int, Any] = {}
+        self._selector: Any = None
         self._adopt(self._make())
 
     @classmethod
@@ -110,14 +112,25 @@ class FaissIndex(CoarseIndex):
     def _effort_parameters(self, effort: int) -> Any:
         parameters = self._parameters.get(effort)
         if parameters is None:
-            parameters = self._parameters[effort] = self._search_parameters(effort, None)
+            parameters = self._parameters[effort] = self._search_parameters(effort, self._selector)
         return parameters
+
+    def restricted(self, allowed: Allowed) -> CoarseIndex:
+        if not self.supports_filter:
+            return super().restricted(allowed)
+        view = copy.copy(self)
+        view._parameters, view._selector = {}, self._bitmap(allowed)
+        return view
 
     def _filtered(self, effort: int, allowed: Allowed) -> Any:
         if not self.supports_filter:
             raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
-        bits = np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little")
-        return self._search_parameters(effort, self._faiss.IDSelectorBitmap(bits))
+        if self._selector is not None:
+            raise CoarseIndexError(f"{self.name} is restricted to some rows already; search it without allowed")
+        return self._search_parameters(effort, self._bitmap(allowed))
+
+    def _bitmap(self, allowed: Allowed) -> Any:
+        return self._faiss.IDSelectorBitmap(np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little"))
 
     def largest_shortlist(self, effort: int) -> int:
         return min(MAX_SHORTLIST, self.ntotal)

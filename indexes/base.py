@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from indexes.errors import CoarseIndexError
+from indexes.restricted import RestrictedIndex
 
 __all__ = [
     "Allowed",
     "CoarseIndex",
     "Float32Array",
     "Int64Array",
+    "Mask",
     "allowed_mask",
     "check_prefixes",
     "check_sample",
@@ -29,6 +31,7 @@ __all__ = [
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 Allowed = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
 IndexType = TypeVar("IndexType", bound="CoarseIndex")
@@ -153,6 +156,17 @@ class CoarseIndex(ABC):
         mask = None if allowed is None else allowed.numpy()
         scores, rows = self.search(queries.numpy(), shortlist, effort, mask)
         return torch.from_numpy(scores), torch.from_numpy(rows)
+
+    def restricted(self, allowed: Allowed) -> CoarseIndex:
+        """This index as one that returns allowed rows only: a view for searching, to which nothing is added.
+
+        allowed: as `search` takes it; here it is prepared once. A family that cannot filter is over-fetched: it finds
+        what it finds without a filter at that effort, and rows that are not allowed are dropped.
+
+        Raises:
+            CoarseIndexError: `allowed` has the wrong shape.
+        """
+        return cast(CoarseIndex, RestrictedIndex(self, allowed_mask(allowed, self.ntotal)))
 
     def near_keys(self, queries: Float32Array) -> Int64Array | None:
         """Numbers int64 [n_queries] such that queries with near numbers look at the same rows; None where the

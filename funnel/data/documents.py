@@ -214,6 +214,13 @@ class DocumentStore:
             for (identifier,) in self._connection().execute("SELECT id FROM documents ORDER BY position"):
                 yield identifier
 
+    def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
+        """Position, id, title and metadata of every document in order of position, streamed."""
+        with _reading(self.path):
+            query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
+            for position, identifier, title, metadata in self._connection().execute(query):
+                yield position, identifier, title, json.loads(metadata)
+
     def find(self, document_id: str | int) -> int | None:
         """The position of an id, or None."""
         with _reading(self.path):

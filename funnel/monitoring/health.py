@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from funnel.monitoring.audit import AuditLine
+from funnel.monitoring.punctuality import LatencyLine
 
 __all__ = ["HOLDS", "UNWATCHED", "VOID", "Health"]
 
@@ -20,6 +21,7 @@ class Health:
     void, ISO 8601. queries: live queries seen. compared: those that were compared with the calibration queries,
     repeats left out. p_value: the probability of such evidence of a change, or more, had there been none, over all
     looks together; 0.01 voids. calibrated, calibration_queries: when, and on how many. audits: true recall by budget.
+    latencies: what calls with a latency budget took.
     """
 
     state: str
@@ -31,16 +33,18 @@ class Health:
     calibrated: str
     calibration_queries: int
     audits: tuple[AuditLine, ...]
+    latencies: tuple[LatencyLine, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against the certificates."""
-        return self.state != VOID
+        """Whether nothing speaks against the certificates, nor against a latency that was promised."""
+        return self.state != VOID and all(line.held for line in self.latencies)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
-        record = {name: getattr(self, name) for name in self.__slots__ if name != "audits"}
-        return {**record, "audits": [line.to_json() for line in self.audits]}
+        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("audits", "latencies")}
+        lines = {"audits": [line.to_json() for line in self.audits]}
+        return {**record, **lines, "latencies": [line.to_json() for line in self.latencies]}
 
     def __str__(self) -> str:
         since = "" if self.since is None else f" since {self.since}"
@@ -50,5 +54,5 @@ class Health:
                 f"  {self.queries:,} live queries, {self.compared:,} compared with {self.calibration_queries:,} of "
                 f"{self.calibrated}; p {self.p_value:.2g}"
             )
-        lines += [f"  {line}" for line in self.audits]
+        lines += [f"  {line}" for line in (*self.audits, *self.latencies)]
         return "\n".join(lines)

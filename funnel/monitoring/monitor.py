@@ -11,12 +11,14 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from funnel.depth import Kept
 from funnel.errors import DriftWarning
 from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM, RANKS, Drift
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
-from funnel.monitoring.reference import returned_scores
+from funnel.monitoring.punctuality import Punctuality
+from funnel.monitoring.reference import returned
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
@@ -42,6 +44,7 @@ class Monitor:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
+        self.punctuality = Punctuality()
         self._lock = Lock()
         self._broken: tuple[str, str] | None = None  # why, and since when
         watched = calibration is not None and calibration.certifies
@@ -64,9 +67,9 @@ class Monitor:
         """
         self._audit = Audit(checked_share(sample, "sample"), seed)
 
-    def see(self, scores: Float32, plan: Plan) -> None:
-        """Note the scores of one call, float32 [n, k], n from 1, under a plan. May warn, once."""
-        if self._drift is not None and self._drift.see(scores, plan):
+    def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
+        """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
+        if self._drift is not None and self._drift.see(scores, plan, kept):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
@@ -79,11 +82,14 @@ class Monitor:
         scores: Float32,
         budget: Callable[[], tuple[str, float | None]],
         audit: object,
+        filtered: Flat | None = None,
     ) -> None:
         """Audit one call, if its turn has come.
 
         prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
-        promised. audit: the share for this call alone; None: the share that is set. Raises InputError for no share.
+        promised. audit: the share for this call alone; None: the share that is set. filtered: flat search over the rows
+        that a filter allows; such calls are kept apart, as nothing is certified of them. Raises InputError for no
+        share.
         """
         running = self._audit
         share = running.share if audit is None else checked_share(audit, "audit")
@@ -93,8 +99,10 @@ class Monitor:
         if not len(drawn):
             return
         k = scores.shape[1]
-        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
+        found = true_recalls(scores[drawn], (filtered or self._flat)(np.ascontiguousarray(prepared[drawn]), k)[0])
         name, promised = budget()
+        if filtered is not None:
+            name, promised = f"{name} under filters", None
         line = running.add(name, k, promised, found)
         if line.broken and self._drift is not None:
             self._void(f"{line}: below what was promised")
@@ -130,12 +138,13 @@ class Monitor:
             calibrated="" if calibration is None else calibration.date,
             calibration_queries=0 if calibration is None else calibration.n_queries,
             audits=self._audit.lines(),
+            latencies=self.punctuality.lines(),
         )
 
-    def _reference(self, plan: Plan) -> Float32 | None:
+    def _reference(self, plan: Plan, k: int) -> Float32 | None:
         """Read when the first searches under a plan are tested: until then the record stays on disk."""
         assert self._calibration is not None
-        return returned_scores(self._calibration, plan, RANKS)
+        return returned(self._calibration, plan, k, RANKS)
 
     def _void(self, why: str) -> None:
         with self._lock:

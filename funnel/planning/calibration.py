@@ -35,9 +35,11 @@ TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-t
 # Efforts rise until held-out rows miss fewer than this share of the true top 100: a thousand perfect queries certify
 # no recall above .997, five thousand none above .9994.
 ENOUGH_RECALL = 0.999
-# They end as well where the coarse search alone takes this share of the time of flat search: with reranking and its
-# lower recall such a plan is never worth serving.
+# They end as well where the coarse search alone takes this share of the time of flat search, in batch and for a single
+# query: with reranking and its lower recall such a plan is never worth serving. In batch flat search is a product of
+# matrices, so that there it may be as quick as a graph that answers a single query in a tenth of its time.
 DEAREST = 0.6
+SINGLE_CALLS = 7  # of each that are compared; medians, as other processes disturb some
 # Queries that plans are followed for at once: the scores of 1,000 x 1,024 candidates at 8 widths are 33 MB.
 QUERIES_AT_A_TIME = 1_000
 # Candidates of all efforts held at once (64 MB as int32): some 2,000 queries of a graph, 400 of lists. In fewer pieces
@@ -134,8 +136,8 @@ def record(
 
     queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
     efforts: which to run; None: those up to the first that finds all but a share of 1e-3 of the true neighbours, or
-    takes most of the time of flat search. folder: where scores and shortlists are kept, in files without a name that
-    go with the record; None, or one that cannot be written to: in memory.
+    takes most of the time of flat search in batch and by itself. folder: where scores and shortlists are kept, in files
+    without a name that go with the record; None, or one that cannot be written to: in memory.
     """
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
     depth = min(LARGEST_K, cascade.store.n - (1 if own_rows is not None else 0))
@@ -168,6 +170,7 @@ def _worth_running(
 ) -> tuple[int, ...]:
     """The efforts up to the first that finds enough or is too dear; looked for by halves, as both grow with effort."""
     offered, depth = cascade.coarse.efforts(), truth.shape[1]
+    single_seconds = _single_seconds(queries, lambda query: cascade.flat(query, depth))
 
     def ends(effort: int) -> bool:
         size = cascade.coarse.largest_shortlist(effort)
@@ -175,7 +178,9 @@ def _worth_running(
         found = cascade.shortlist(queries, size, effort)
         dear = time.perf_counter() - started > DEAREST * flat_seconds
         if dear and size >= 2 * depth:  # room for every k, whatever the clock says
-            return True
+            single = _single_seconds(queries, lambda query: cascade.shortlist(query, size, effort))
+            if single > DEAREST * single_seconds:
+                return True
         rows = _drop_own(found, own)
         scores = np.empty((*rows.shape, 1), dtype=np.float32)
         _score(cascade, queries, rows, (cascade.store.dim,), scores)
@@ -183,6 +188,16 @@ def _worth_running(
         return bool(true.mean() >= ENOUGH_RECALL * depth)
 
     return offered[: bisect_left(offered[:-1], True, key=ends) + 1]
+
+
+def _single_seconds(queries: Float32, call: Callable[[Float32], object]) -> float:
+    """The median of single queries, in seconds."""
+    times = []
+    for number in range(min(SINGLE_CALLS, len(queries))):
+        started = time.perf_counter()
+        call(queries[number : number + 1])
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
 
 
 def _place(listed: dict[int, npt.NDArray[np.int32]], places: dict[int, Places], rows: int) -> npt.NDArray[np.int32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import RLock
@@ -30,7 +31,7 @@ class Latencies:
     def __init__(
         self,
         measure: Callable[[Plan, int, int], Latency],
-        hold: Callable[[Plan, int, int], Held] | None,
+        hold: Callable[[Plan, int, int, float | None], Held] | None,
         known: Iterable[list[Any]],
     ) -> None:
         self._measure = measure
@@ -50,31 +51,36 @@ class Latencies:
                 self._quick[key] = self._measure(plan, k, batch)
             return self._quick[key]
 
-    def held(self, plan: Plan, k: int, batch: int) -> Held | None:
-        """What can be promised of it; None where nothing but the quick figure is measured."""
+    def held(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held | None:
+        """What can be promised of it; None where nothing but the quick figure is measured.
+
+        allowed: milliseconds, where no more is to be known than whether they can be promised. What was measured for
+        others is enough where it decides that.
+        """
         key = (plan, k, batch)
         if self._hold is None:
             return None
         with self._lock:
-            if key not in self._held:
-                self._held[key] = self._hold(plan, k, batch)
-            return self._held[key]
+            held = self._held.get(key)
+            if held is None or (allowed is None and held.ms == math.inf) or _undecided(held, allowed):
+                held = self._held[key] = self._hold(plan, k, batch, allowed)
+            return held
 
     def within(self, plan: Plan, k: int, batch: int, allowed: float) -> bool:
         """Whether so many milliseconds can be promised.
 
-        What is held takes seconds to measure: not where the quick figure is above already, nor where a plan that is no
-        slower by its quick figure could not hold it.
+        What is held may take seconds to measure: not where the quick figure is above already, nor where a plan that is
+        no slower by its quick figure could not hold it.
         """
         with self._lock:
             quick = self.of(plan, k, batch).p95
             if quick > allowed:
                 return False
             if (plan, k, batch) not in self._held:
-                failed = [key for key, held in self._held.items() if key[2] == batch and held.ms > allowed]
+                failed = [key for key, held in self._held.items() if key[2] == batch and held.largest > allowed]
                 if any(self.of(*key).p95 <= quick for key in failed):
                     return False
-            held = self.held(plan, k, batch)
+            held = self.held(plan, k, batch, allowed)
             return held is None or held.ms <= allowed
 
     def known(self, plan: Plan, k: int, batch: int) -> Held | None:
@@ -86,9 +92,14 @@ class Latencies:
         with self._lock:
             held = self.known(plan, k, batch)
             if held is not None:
-                return f"{held.ms:.3g} ms at the 95th percentile ({held})"
+                return f"{held.largest:.3g} ms at the 95th percentile ({held})"
             return f"{self.of(plan, k, batch).p95:.3g} ms at the 95th percentile"
 
     def records(self) -> list[list[object]]:
         """The quick figures, as `Calibration.latencies` keeps them."""
         return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in self._quick.items()]
+
+
+def _undecided(held: Held, allowed: float | None) -> bool:
+    """Whether it takes more windows to know that so many milliseconds can be promised, or cannot."""
+    return allowed is not None and held.largest <= allowed < held.ms

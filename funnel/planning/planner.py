@@ -27,8 +27,10 @@ __all__ = ["Choice", "Latency", "Planner"]
 
 # A plan whose predicted cost is beyond the latency by more than this is not tried: predictions are within 1.5x.
 PREDICTION_SLACK = 1.5
-# From a plan that could not hold a latency to the next that is tried: so much cheaper at most.
-LEAST_STEP = 0.5
+# From a plan that could not hold a latency to the next that is tried: as much cheaper as this was too slow, within
+# these bounds. One stall shows in few windows; and of several plans at the edge, one would hold it by luck: each that
+# is tried may break it in one window of 20 (at .85 one was served whose median window took .84 of what was allowed).
+LEAST_STEP, MOST_STEP = 0.35, 0.7
 # Escalating plans took up to so many times as long, next to uniform ones, as predicted (`benchmarks tail`): one is
 # served only where it gains more than that.
 ESCALATION_CAUTION = 1.15
@@ -45,8 +47,8 @@ class Choice:
 class Planner:
     """Chooses the cheapest plan that meets a budget; remembers what it chose.
 
-    measure(plan, k, batch) runs whole calls and gives their Latency; hold(plan, k, batch) measures what of it can be
-    promised (None: what `measure` gives is). costs are those of this machine.
+    measure(plan, k, batch) runs whole calls and gives their Latency; hold(plan, k, batch, allowed) measures what of it
+    can be promised, see `held_ms` (None: what `measure` gives is). costs are those of this machine.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Planner:
         calibration: Calibration,
         costs: Costs,
         measure: Callable[[Plan, int, int], Latency],
-        hold: Callable[[Plan, int, int], Held] | None = None,
+        hold: Callable[[Plan, int, int, float | None], Held] | None = None,
     ) -> None:
         self.calibration = calibration
         self.costs = costs
@@ -203,8 +205,8 @@ class Planner:
             if self.latencies.within(plan, frontier.k, batch, allowed):
                 return Choice(plan, self.certificate(plan, budget, frontier.k))
             held = self.latencies.known(plan, frontier.k, batch)
-            if held is not None:  # the next one as much cheaper as this was too slow: each takes seconds to measure
-                dearest = min(dearest, cost * max(allowed / held.ms, LEAST_STEP))
+            if held is not None:
+                dearest = min(dearest, cost * min(MOST_STEP, max(allowed / held.typical, LEAST_STEP)))
         raise BudgetError(
             f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest ({fastest}) "
             f"takes {self.latencies.said(fastest, frontier.k, batch)}. Allow more time, or build with fewer dims"

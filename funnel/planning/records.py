@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, FormatVersionError
 from funnel.plan import Plan
 from funnel.planning.arrays import map_arrays, write_arrays
 from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 
-__all__ = ["CACHED_KS", "CORPUS_LIKE_QUERIES", "REAL", "UNCERTIFIED", "Calibration"]
+__all__ = ["CACHED_KS", "CORPUS_LIKE_QUERIES", "FORMAT_VERSION", "REAL", "UNCERTIFIED", "Calibration"]
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
@@ -28,6 +28,10 @@ UNCERTIFIED = "uncertified: calibrated on corpus rows"
 # his queries are documents: what is in the index is found more easily than what is not.
 CORPUS_LIKE_QUERIES = 0.5
 JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
+# Of these two files. 1: scores and shortlists were kept for every effort apart. 2: candidates, each scored once, and
+# places among them. Neither stood in the file before it was named there: SINCE_2 tells them apart.
+FORMAT_VERSION = 2
+SINCE_2 = "corpus/candidates"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -115,6 +119,7 @@ class Calibration:
         write_arrays(folder / ARRAYS_NAME, arrays)
         plans = {str(k): [plan.to_json() for plan in frontier.plans] for k, frontier in self.frontiers.items()}
         record = {
+            "format_version": FORMAT_VERSION,
             "by_effort": self.by_effort,
             "dim": self.dim,
             "date": self.date,
@@ -136,12 +141,13 @@ class Calibration:
     def load(cls, folder: Path) -> Calibration:
         """The calibration in the folder; its runs stay on disk until a k needs them.
 
-        Raises DamagedIndexError naming the file that cannot be understood.
+        Raises DamagedIndexError naming the file that cannot be understood, FormatVersionError for another format.
         """
         try:
             record = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
             certifies = record["n_queries"] > 0
             arrays = map_arrays(folder / ARRAYS_NAME)
+            _check_format(folder / JSON_NAME, record.get("format_version", 2 if SINCE_2 in arrays else 1))
             frontiers = {
                 int(k): Frontier(
                     int(k),
@@ -170,6 +176,21 @@ class Calibration:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error
+
+
+def _check_format(path: Path, version: object) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"format_version is {version!r}")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path} is of calibration format {version}, this funnel reads {FORMAT_VERSION}: upgrade funnel-retrieval, "
+            "or build the index again"
+        )
+    if version < FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path} is of calibration format {version}, written by an older funnel, and this one reads "
+            f"{FORMAT_VERSION}: build the index again"
+        )
 
 
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:

@@ -280,6 +280,35 @@ def test_a_wrong_filter_is_refused(
         index.search(queries, TOP, best(index), allowed)
 
 
+def test_a_restricted_index_returns_allowed_rows_only(
+    index: CoarseIndex, rows: Float32Array, queries: Float32Array
+) -> None:
+    """Families that cannot filter are over-fetched: with a third allowed, a third of what they find is left."""
+    numbers, before = np.arange(0, len(rows), 3), index.search(queries, TOP, best(index))
+    view = index.restricted(numbers)
+    assert (view.ntotal, view.efforts(), view.exact_scores) == (index.ntotal, index.efforts(), index.exact_scores)
+    true = numbers[truth(rows[numbers], queries)]
+    for count in (1, len(queries)):
+        scores, found = view.search(queries[:count], SHORTLIST, best(index))
+        assert (scores.dtype, found.dtype, found.shape) == (np.float32, np.int64, (count, SHORTLIST))
+        assert np.isin(found, [-1, *numbers]).all()
+        np.testing.assert_array_equal(found < 0, np.isneginf(scores))
+        assert (scores[:, 1:] <= scores[:, :-1]).all()
+        assert recall(found, true[:count]) >= 0.9
+        assert_same(view.search(queries[:count], TOP, best(index)), (scores[:, :TOP], found[:, :TOP]))
+    np.testing.assert_array_equal(index.search(queries, TOP, best(index))[1], before[1])
+
+
+def test_an_index_restricted_to_nothing_finds_nothing(index: CoarseIndex, queries: Float32Array) -> None:
+    scores, found = index.restricted(np.zeros(index.ntotal, np.bool_)).search(queries, TOP, best(index))
+    assert (found == -1).all() and np.isneginf(scores).all()
+
+
+def test_a_restriction_of_the_wrong_shape_is_refused(index: CoarseIndex) -> None:
+    with pytest.raises(CoarseIndexError, match=r"allowed is bool \[3\]; give bool \[1500\]"):
+        index.restricted(np.ones(3, np.bool_))
+
+
 def test_threads_with_different_efforts_do_not_disturb_each_other(index: CoarseIndex, queries: Float32Array) -> None:
     efforts = (index.efforts()[0], best(index))
     alone = [index.search(queries, TOP, effort) for effort in efforts]

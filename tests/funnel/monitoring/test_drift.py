@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from funnel.monitoring import drift as drift_module
 from funnel.monitoring.drift import ALARM, BLOCK, RANKS, WINDOW, Drift
@@ -22,7 +23,13 @@ def scores(count: int, seed: int, mean: float = 0.6) -> Float32:
 
 
 def watching(reference: Float32, seed: int = 0) -> Drift:
-    return Drift(lambda plan: reference[:, RANKS], seed)
+    return Drift(lambda plan, k: statistics(reference), seed)
+
+
+def statistics(found: Float32, depth: Float32 | None = None) -> Float32:
+    """As a record gives them; without a depth, none is compared."""
+    last = np.full(len(found), np.nan, dtype=np.float32) if depth is None else depth
+    return np.column_stack([found[:, RANKS], last])
 
 
 def feed(drift: Drift, live: Float32, batch: int = 50, plan: Plan = FLAT) -> int | None:
@@ -76,14 +83,87 @@ def test_each_plan_is_compared_with_what_it_returned_itself() -> None:
     """A weak plan returns lower scores, in calibration as in life."""
     weak = Plan(16, 16)
     reference, lowered = scores(1_000, 1), np.float32(0.1)
-    drift = Drift(lambda plan: reference[:, RANKS] - lowered * (plan == weak))
+    drift = Drift(lambda plan, k: statistics(reference - lowered * (plan == weak)))
     assert feed(drift, scores(1_000, 2)) is None
     assert feed(drift, scores(1_000, 3) - lowered, plan=weak) is None
     assert feed(drift, scores(1_000, 4) - lowered) is not None
 
 
+def depths(count: int, seed: int, mean: float = 12.0) -> Float32:
+    return np.random.default_rng(seed).gamma(9.0, mean / 9.0, count).clip(4.5, 31.0).astype(np.float32)
+
+
+def feed_depths(drift: Drift, live: Float32, depth: Float32, batch: int, plan: Plan) -> int | None:
+    for start in range(0, len(live), batch):
+        part = slice(start, start + batch)
+        if drift.see(live[part], plan, (torch.from_numpy(depth[part, None]),)):
+            return start + batch
+    return None
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_a_change_of_depth_alone_is_found(batch: int) -> None:
+    plan, reference = Plan(32, 32), statistics(scores(1_000, 1), depths(1_000, 1))
+    drift = Drift(lambda plan, k: reference)
+    assert feed_depths(drift, scores(2_000, 2), depths(2_000, 2), batch, plan) is None
+    at = feed_depths(drift, scores(600, 3), depths(600, 3, mean=18.0), batch, plan)
+    assert at is not None
+    assert at <= 300
+
+
+def test_the_same_kind_raises_no_alarm_by_any_of_three_statistics() -> None:
+    plan, alarms = Plan(32, 32), 0
+    for seed in range(100):
+        reference = statistics(scores(300, seed), depths(300, seed))
+        drift = Drift(lambda plan, k, known=reference: known, seed)
+        live = scores(1_000, 1_000 + seed), depths(1_000, 2_000 + seed)
+        alarms += feed_depths(drift, *live, 50, plan) is not None
+    assert alarms <= 3
+
+
+def test_places_kept_by_steps_are_put_together() -> None:
+    """A single query hands on what each step kept: the place of a hit is looked up through all of them."""
+    generator = np.random.default_rng(0)
+    plan, found = Plan(32, 32), scores(BLOCK, 2)
+    first = torch.from_numpy(generator.permuted(np.tile(np.arange(32), (BLOCK, 1)), axis=1)[:, :20])
+    second = torch.from_numpy(generator.permuted(np.tile(np.arange(20), (BLOCK, 1)), axis=1)[:, :10])
+    asked: list[Float32] = []
+    drift = Drift(lambda plan, k: None)
+    drift._test = lambda columns, plan, k: asked.append(columns)  # type: ignore[method-assign]
+    for i in range(BLOCK):
+        drift.see(found[i : i + 1], plan, (first[i : i + 1], second[i : i + 1]))
+    (columns,) = asked
+    expected = [first[i][second[i]].float().mean().item() for i in range(BLOCK)]
+    assert columns == pytest.approx(np.column_stack([found[:, RANKS], expected]))
+
+
+def test_a_search_that_found_too_few_has_no_depth() -> None:
+    asked: list[Float32] = []
+    drift = Drift(lambda plan, k: None)
+    drift._test = lambda columns, plan, k: asked.append(columns)  # type: ignore[method-assign]
+    few, kept = scores(BLOCK, 2), (torch.ones(BLOCK, 1),)
+    few[::2, 6:] = -np.inf
+    drift.see(few, Plan(32, 32), kept)
+    for i in range(BLOCK):
+        drift.see(few[i : i + 1], Plan(32, 32), (torch.ones(1, 1),))
+    for columns in asked:
+        assert np.isnan(columns[:, 2]).tolist() == [True, False] * (BLOCK // 2)
+
+
+def test_searches_for_another_k_are_compared_among_themselves() -> None:
+    """The hits of a smaller k lie less deep."""
+    plan, shallow, deep = Plan(32, 32), depths(1_000, 1, mean=8.0), depths(1_000, 1, mean=16.0)
+    drift = Drift(lambda plan, k: statistics(scores(1_000, 1), deep if k == 10 else shallow))
+    for start in range(0, 900, 30):
+        part = slice(start, start + 30)
+        live = scores(900, 2)[part]
+        assert not drift.see(live, plan, (torch.from_numpy(depths(900, 2, mean=16.0)[part, None]),))
+        assert not drift.see(live[:, :5], plan, (torch.from_numpy(depths(900, 3, mean=8.0)[part, None]),))
+    assert drift.compared > 1_500
+
+
 def test_plans_without_a_record_are_counted_and_not_compared() -> None:
-    drift = Drift(lambda plan: None)
+    drift = Drift(lambda plan, k: None)
     assert feed(drift, scores(600, 3, mean=0.1)) is None
     assert (drift.seen, drift.compared) == (600, 0)
 
@@ -101,7 +181,7 @@ def test_a_new_window_begins_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drift_module, "WINDOW", 400)
     drift = watching(scores(1_000, 1))
     assert feed(drift, scores(400, 2)) is None
-    watched = drift._plans[FLAT]
+    watched = drift._watched[FLAT, 10]
     assert watched is not None
     assert feed(drift, scores(20 * 400, 5)) is None
     assert watched._window >= 18

@@ -1,4 +1,4 @@
-"""What a plan returned for the calibration queries is what it returns when it is run."""
+"""What a plan returned for the calibration queries, and from how deep, is what it returns when it is run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from funnel.cascade import Cascade
+from funnel.depth import depths
 from funnel.escalation import ease
-from funnel.monitoring.reference import returned_scores
+from funnel.monitoring.reference import returned
 from funnel.plan import FLAT, Escalation, Plan, Stage
 from funnel.planning.calibration import record
 from funnel.planning.escalating import best_scores
@@ -46,11 +47,35 @@ def calibration(cascade: Cascade) -> Calibration:
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_scores_are_those_of_a_run(cascade: Cascade, calibration: Calibration, plan: Plan) -> None:
     assert calibration.queries is not None
-    scores, _ = cascade.run(calibration.queries.queries, plan, 10)
-    found = returned_scores(calibration, plan, (0, 9))
+    scores, _, kept = cascade.traced(calibration.queries.queries, plan, 10)
+    found = returned(calibration, plan, 10, (0, 9))
     assert found is not None
     # A graph walked for a smaller shortlist is the same walk: the record's prefix is what the plan gets.
-    assert found == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+    assert found[:, :2] == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+    if plan.is_flat:
+        assert kept == ()
+        assert np.isnan(found[:, 2]).all()
+    else:
+        assert found[:, 2] == pytest.approx(depths(kept), abs=1e-4)
+        assert 4.5 <= found[:, 2].min() < found[:, 2].max() < plan.shortlist
+
+
+def test_depth_is_of_the_k_that_was_asked_for(cascade: Cascade, calibration: Calibration) -> None:
+    assert calibration.queries is not None
+    for k in (1, 4, 10):
+        found = returned(calibration, PLANS[2], k, (0, 9))
+        assert found is not None
+        kept = cascade.traced(calibration.queries.queries, PLANS[2], k)[2]
+        assert found[:, 2] == pytest.approx(depths(kept), abs=1e-4)
+        assert np.isnan(found[:, 1]).all() == (k < 10)
+
+
+def test_what_is_not_reranked_has_no_depth(calibration: Calibration) -> None:
+    alone = replace(calibration, costs=replace(calibration.costs, rerank={1: {}, 32: {}, 256: {}}))
+    found = returned(alone, PLANS[1], 10, (0, 9))
+    assert found is not None
+    assert np.isnan(found[:, 2]).all()
+    assert np.isfinite(found[:, :2]).all()
 
 
 def test_scores_of_a_plan_that_escalates_are_those_of_a_run(cascade: Cascade, calibration: Calibration) -> None:
@@ -58,26 +83,32 @@ def test_scores_of_a_plan_that_escalates_are_those_of_a_run(cascade: Cascade, ca
     first, second, k = PLANS[2], PLANS[3], 10
     judged = ease(best_scores(calibration.queries, first, k), k, 1.0, 0.5)
     plan = replace(first, escalation=Escalation(k, 1.0, 0.5, float(np.quantile(judged, 0.4)), second))
-    scores, _ = cascade.run(calibration.queries.queries, plan, k)
+    scores, _, kept = cascade.traced(calibration.queries.queries, plan, k)
     assert not np.allclose(scores, cascade.run(calibration.queries.queries, first, k)[0])
-    assert returned_scores(calibration, plan, (0, 9)) == pytest.approx(scores[:, [0, 9]], abs=1e-5)
-    assert returned_scores(calibration, replace(plan, effort=48), (0, 9)) is None
+    found = returned(calibration, plan, k, (0, 9))
+    assert found is not None
+    assert found[:, :2] == pytest.approx(scores[:, [0, 9]], abs=1e-5)
+    assert found[:, 2] == pytest.approx(depths(kept), abs=1e-4)
+    assert returned(calibration, replace(plan, effort=48), k, (0, 9)) is None
 
 
 def test_the_record_on_disk_serves_as_well(calibration: Calibration, tmp_path: Path) -> None:
     calibration.save(tmp_path)
     loaded = Calibration.load(tmp_path)
     for plan in PLANS:
-        assert np.array_equal(returned_scores(loaded, plan, (0, 9)), returned_scores(calibration, plan, (0, 9)))
+        once, again = (returned(each, plan, 10, (0, 9)) for each in (calibration, loaded))
+        assert once is not None
+        assert again is not None
+        assert np.array_equal(once, again, equal_nan=True)
 
 
 def test_a_rank_beyond_what_is_returned_is_not_a_number(calibration: Calibration) -> None:
-    found = returned_scores(calibration, Plan(32, 32, (Stage(48, 5),)), (0, 9))
+    found = returned(calibration, Plan(32, 32, (Stage(48, 5),)), 10, (0, 9))
     assert found is not None
     assert np.isfinite(found[:, 0]).all()
-    assert np.isnan(found[:, 1]).all()
+    assert np.isnan(found[:, 1:]).all()
 
 
 @pytest.mark.parametrize("plan", [Plan(999, 32), Plan(32, 400), Plan(32, 32, (Stage(40, 20),))], ids=str)
 def test_plans_without_a_record(calibration: Calibration, plan: Plan) -> None:
-    assert returned_scores(calibration, plan, (0, 9)) is None
+    assert returned(calibration, plan, 10, (0, 9)) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from funnel.cascade import Cascade, Float32
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, FormatVersionError
 from funnel.planning.calibrate import CORPUS_ROWS, calibrate, held_out_rows
-from funnel.planning.records import CACHED_KS, REAL, UNCERTIFIED, Calibration, depth_of
+from funnel.planning.records import CACHED_KS, FORMAT_VERSION, REAL, UNCERTIFIED, Calibration, depth_of
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.planning.conftest import DIM, QUERIES, Recorded
@@ -137,6 +138,48 @@ def test_a_damaged_file_is_named(saved: Path, tmp_path: Path, file: str, content
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DamagedIndexError, match=file.replace(".", r"\.")):
         Calibration.load(tmp_path)
+
+
+def with_version(saved: Path, folder: Path, version: object) -> Path:
+    for path in saved.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    record = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    record["format_version"] = version
+    if version is None:
+        del record["format_version"]
+    (folder / "calibration.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def test_the_format_stands_in_the_file(saved: Path) -> None:
+    assert json.loads((saved / "calibration.json").read_text(encoding="utf-8"))["format_version"] == FORMAT_VERSION
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (FORMAT_VERSION + 1, rf"format {FORMAT_VERSION + 1}, this funnel reads {FORMAT_VERSION}: upgrade"),
+        (1, "format 1, written by an older funnel, .*build the index again"),
+    ],
+)
+def test_another_format_is_refused_by_its_number(saved: Path, tmp_path: Path, version: int, message: str) -> None:
+    with pytest.raises(FormatVersionError, match=r"calibration\.json is of calibration " + message):
+        Calibration.load(with_version(saved, tmp_path, version))
+
+
+@pytest.mark.parametrize("version", ["2", 0, True, [2]])
+def test_no_number_of_a_format(saved: Path, tmp_path: Path, version: object) -> None:
+    with pytest.raises(DamagedIndexError, match=r"calibration\.json: not a calibration"):
+        Calibration.load(with_version(saved, tmp_path, version))
+
+
+def test_before_it_was_named_the_format_is_told_by_its_arrays(saved: Path, tmp_path: Path) -> None:
+    folder = with_version(saved, tmp_path, None)
+    assert Calibration.load(folder).runs()[1] is not None
+    arrays = dict(np.load(folder / "calibration.npz"))
+    np.savez(folder / "calibration.npz", **{name: a for name, a in arrays.items() if "candidates" not in name})
+    with pytest.raises(FormatVersionError, match="format 1, written by an older funnel"):
+        Calibration.load(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +298,26 @@ def test_efforts_end_where_the_coarse_search_is_as_dear_as_flat_search(
     deep = [effort for effort in cascade.coarse.efforts() if cascade.coarse.largest_shortlist(effort) >= 2 * LARGEST_K]
     assert run.efforts == tuple(effort for effort in cascade.coarse.efforts() if effort <= deep[0])
     assert run.efforts != cascade.coarse.efforts()
+
+
+@pytest.mark.parametrize(("single_ms", "ended"), [(20.0, False), (0.0, True)])
+def test_what_is_dear_in_batch_alone_is_run_on(
+    recorded: Recording, monkeypatch: pytest.MonkeyPatch, single_ms: float, ended: bool
+) -> None:
+    """Flat search of a single query takes 20 ms or no time, of a batch none: it is a product of matrices there."""
+    cascade, corpus, _ = recorded("hnsw-sq8")
+    monkeypatch.setattr(calibration, "ENOUGH_RECALL", 1.1)
+    known = dict(zip(map(bytes, corpus.queries), range(len(corpus.queries)), strict=True))
+    truth = cascade.truth(corpus.queries, LARGEST_K + 1)
+
+    def in_no_time(queries: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
+        places = [known[bytes(query)] for query in queries]
+        return truth[0][places, :k], truth[1][places, :k]
+
+    def flat(queries: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
+        time.sleep(single_ms / 1e3)
+        return in_no_time(queries, k)
+
+    quick = replace(cascade, truth=in_no_time, exact=flat)
+    run = record(quick, corpus.queries, corpus.own_rows, corpus.widths)
+    assert (run.efforts != cascade.coarse.efforts()) is ended

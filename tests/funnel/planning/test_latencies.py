@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 from funnel.plan import FLAT, Plan
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.windows import Held
@@ -14,9 +16,10 @@ def latencies(ratio: float, quick: list[Plan], held: list[Plan]) -> Latencies:
         quick.append(plan)
         return Latency(plan.effort * 0.9, plan.effort)
 
-    def hold(plan: Plan, k: int, batch: int) -> Held:
+    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
         held.append(plan)
-        return Held(2, plan.effort, plan.effort * ratio, 19)
+        largest = plan.effort * ratio
+        return Held(2, plan.effort, largest, largest if allowed is None or largest <= allowed else math.inf, 19)
 
     return Latencies(measure, hold, [])
 
@@ -56,8 +59,35 @@ def test_a_plan_no_quicker_than_one_that_failed_is_not_measured_either() -> None
     assert known.within(PLANS[0], 10, 1, 25.0)
     assert not known.within(Plan(22, 100), 10, 32, 25.0)  # nothing is known of other batch sizes
     assert held == [PLANS[1], PLANS[0], Plan(22, 100)]
-    assert known.known(PLANS[1], 10, 1) == Held(2, 20, 30.0, 19)
+    assert known.known(PLANS[1], 10, 1) == Held(2, 20, 30.0, math.inf, 19)
     assert known.known(PLANS[2], 10, 1) is None
+
+
+def test_what_was_measured_for_another_latency_is_enough_where_it_decides() -> None:
+    held: list[Plan] = []
+    known = latencies(1.5, [], held)
+    assert not known.within(PLANS[1], 10, 1, 25.0)
+    assert not known.within(PLANS[1], 10, 1, 28.0)  # a window took 30 ms
+    assert held == [PLANS[1]]
+    assert known.within(PLANS[1], 10, 1, 30.0)  # not known before: measuring had been given up
+    assert known.within(PLANS[1], 10, 1, 35.0)
+    assert not known.within(PLANS[1], 10, 1, 29.0)
+    assert held == [PLANS[1]] * 2
+
+
+def test_a_latency_granted_on_few_windows_is_none_for_a_shorter_one() -> None:
+    asked: list[float | None] = []
+
+    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
+        asked.append(allowed)
+        return Held(2, 1.0, 1.2, 6.0, 3) if allowed is not None and allowed >= 6.0 else Held(2, 1.0, 1.3, 1.3, 19)
+
+    known = Latencies(lambda *_: Latency(0.9, 1.0), hold, [])
+    assert known.within(PLANS[0], 10, 1, 8.0)
+    assert known.within(PLANS[0], 10, 1, 6.0)
+    assert known.within(PLANS[0], 10, 1, 2.0)
+    assert not known.within(PLANS[0], 10, 1, 1.2)
+    assert asked == [8.0, 2.0]
 
 
 def test_without_windows_the_quick_figure_is_all_there_is() -> None:

@@ -362,10 +362,10 @@ def test_where_a_latency_is_not_held_the_next_plan_tried_is_cheaper_by_as_much()
     calibration = make_calibration(RECALLS)
     held: list[Plan] = []
 
-    def hold(plan: Plan, k: int, batch: int) -> Held:
+    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
         held.append(plan)
         ms = 2 * calibration.costs.predict(plan, batch, DIM)
-        return Held(2, ms, ms, 19)
+        return Held(2, ms, ms, ms if allowed is None or ms <= allowed else math.inf, 19)
 
     def measure(plan: Plan, k: int, batch: int) -> Latency:
         ms = calibration.costs.predict(plan, batch, DIM)

@@ -1,0 +1,65 @@
+"""What is planned under a filter, explained as a budget without one is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from funnel.errors import InputError
+from funnel.explaining import checked_batch
+from funnel.explanation import Explanation, StageLine, stage_lines
+from funnel.filtered.planning import FilterChoice
+from funnel.filtered.searching import Filters
+from funnel.planning.budget import Budget
+from funnel.planning.costs import batch_class
+from funnel.searcher import Searcher
+
+__all__ = ["explain_filtered"]
+
+
+def explain_filtered(
+    searcher: Searcher,
+    filters: Filters,
+    where: str | None,
+    allowed_ids: Any,
+    wanted: Budget,
+    k: int,
+    batch: int,
+    run: bool = False,
+) -> Explanation:
+    """The plan that serves a budget under a filter; its recall is measured under it, and not certified.
+
+    A step's milliseconds and recall are known for the whole plan alone. Raises InputError where steps are to be run,
+    where no row is allowed, and as `Filters` does.
+    """
+    if run:
+        raise InputError(
+            "run=True with a filter: the steps of a plan under a filter are not run one by one; leave it out"
+        )
+    filtered = filters.filtered(where, allowed_ids)
+    count = len(filtered.allowed)
+    if not count:
+        raise InputError("the filter allows no row: there is nothing to explain, and searches give no hits")
+    checked_batch(batch)
+    k = min(k, count)
+    choice = filters.choose(filtered, wanted, k, batch, 0.0)
+    certificate = filters.planner.certificate(filtered, choice, wanted, k)
+    exact = "" if not choice.plan.is_flat else f"each of the {count:,} allowed rows at full width"
+    lines = _lines(searcher, choice, k, count)
+    times = (choice.p50, choice.p95)
+    return Explanation.of(str(wanted), k, batch_class(batch), choice.plan, lines, times, certificate, exact, None)
+
+
+def _lines(searcher: Searcher, choice: FilterChoice, k: int, count: int) -> tuple[StageLine, ...]:
+    steps = choice.plan.steps
+    unknown = [math.nan] * (steps - 1)
+    widths = (searcher.cascade.width, searcher.dim)
+    return stage_lines(
+        choice.plan,
+        k,
+        count,
+        widths,
+        searcher.cascade.store.dtype.itemsize,
+        [*unknown, choice.p50],
+        [*unknown, choice.estimate],
+    )

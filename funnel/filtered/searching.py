@@ -1,0 +1,205 @@
+"""Searches under a filter: from `where` and `allowed_ids` to rows, to a plan, to answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.asking import Asked
+from funnel.cascade import Float32, Int64
+from funnel.errors import InputError
+from funnel.filtered.allowed import AllowedRows
+from funnel.filtered.planning import FilterChoice, Filtered, FilterPlanner
+from funnel.filters.checking import check_columns
+from funnel.filters.columns import merged
+from funnel.filters.expression import Condition
+from funnel.filters.given import GivenIds
+from funnel.filters.parser import parse
+from funnel.filters.segment import SegmentRows
+from funnel.hits import Served
+from funnel.plan import FLAT
+from funnel.planning.budget import Budget
+from funnel.planning.costs import batch_class
+from funnel.searcher import Searcher
+from funnel.staged import Found
+from funnel.stopped import served_each, served_in_all
+
+__all__ = ["FilteredSearch", "Filters", "read_filter", "segment_masks"]
+
+# Filters that are remembered, and the bytes that they hold together: those not used for longest go first.
+FILTERS_KEPT, BYTES_KEPT = 64, 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredSearch:
+    """What a search under a filter gave.
+
+    scores: float32 [n, k] and positions: int64 [n, k] in input order, -inf and -1 where fewer rows are allowed. exact:
+    runs exact search over the allowed rows, as an audit needs it. reach: how many columns can be filled.
+    """
+
+    scores: Float32
+    positions: Int64
+    served: Served
+    each: list[Served] | None
+    reach: int
+    exact: Callable[[Float32, int], tuple[Float32, Int64]]
+
+
+def read_filter(
+    where: str | None, allowed_ids: Any
+) -> tuple[tuple[str | None, str], Condition | None, GivenIds | None]:
+    """A short name to remember a filter by, and its two parts. Raises InputError for what cannot be read."""
+    condition = None if where is None else parse(where)
+    given = None if allowed_ids is None else GivenIds.read(allowed_ids)
+    return (where, "" if given is None else given.digest), condition, given
+
+
+def segment_masks(
+    segments: Sequence[SegmentRows], where: str | None, condition: Condition | None, given: GivenIds | None
+) -> list[npt.NDArray[np.bool_]]:
+    """The allowed stored rows of each segment: bool [rows] each.
+
+    Raises InputError for a column that no segment has, and for a value of a kind that it never holds.
+    """
+    if condition is not None and where is not None:
+        columns = merged(segment.catalogue() for segment in segments)
+        if not columns:
+            raise InputError(
+                "where needs metadata, and this index holds bare vectors; give allowed_ids, or build it from documents"
+            )
+        check_columns(where, condition, columns)
+    masks = []
+    for segment in segments:
+        mask = np.ones(len(segment), dtype=np.bool_)
+        if given is not None:
+            mask &= segment.holding(given)
+        if condition is not None and mask.any():
+            mask &= segment.matching(condition)
+        masks.append(mask)
+    return masks
+
+
+class Filters:
+    """The filters of one opened index: remembered, planned for, searched under. Safe in threads."""
+
+    def __init__(self, searcher: Searcher, segments: Sequence[SegmentRows]) -> None:
+        self._searcher = searcher
+        self._segments = segments
+        self._planner = FilterPlanner(searcher)
+        self._known: OrderedDict[tuple[str | None, str], Filtered] = OrderedDict()
+        self._lock = Lock()
+
+    def filtered(self, where: str | None, allowed_ids: Any) -> Filtered:
+        """The filter, worked out on first use. Raises InputError."""
+        plain = (where, "") if allowed_ids is None else None  # so that a text in use is not parsed again
+        name, condition, given = (plain, None, None) if plain in self._known else read_filter(where, allowed_ids)
+        assert name is not None
+        with self._lock:
+            known = self._known.get(name)
+            if known is not None:
+                self._known.move_to_end(name)
+                return known
+        if condition is None and given is None:  # forgotten in another thread meanwhile
+            _, condition, given = read_filter(where, allowed_ids)
+        (mask,) = segment_masks(self._segments, where, condition, given)
+        made = Filtered(AllowedRows.from_mask(mask, self._searcher.cascade))
+        with self._lock:
+            made = self._known.setdefault(name, made)
+            total = sum(one.allowed.nbytes for one in self._known.values())
+            while len(self._known) > 1 and (len(self._known) > FILTERS_KEPT or total > BYTES_KEPT):
+                _, dropped = self._known.popitem(last=False)
+                total -= dropped.allowed.nbytes
+        return made
+
+    def by_position(self, where: str | None, allowed_ids: Any) -> npt.NDArray[np.bool_]:
+        """The allowed rows as bool [rows] by input position. Raises InputError."""
+        mask = np.zeros(self._searcher.rows, dtype=np.bool_)
+        mask[self._searcher.order[self.filtered(where, allowed_ids).allowed.rows]] = True
+        return mask
+
+    def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
+        """The plan for a budget under a filter, measured on first use and remembered; k: at most what is allowed."""
+        key = (budget, k, batch_class(n_queries), beside_ms if budget.latency_ms is not None else 0.0)
+        choice = filtered.choices.get(key)
+        if choice is None:
+            with filtered.planning:
+                choice = filtered.choices.get(key) or self._planner.choose(filtered, *key)
+                filtered.choices[key] = choice
+        return choice
+
+    @property
+    def planner(self) -> FilterPlanner:
+        """What chooses plans under filters."""
+        return self._planner
+
+    def search(self, prepared: Float32, asked: Asked, k: int, beside_ms: Callable[[Budget], float]) -> FilteredSearch:
+        """The best k allowed rows of each query. Raises InputError for the filter, BudgetError for the budget.
+
+        prepared: float32 [n, d] as `Searcher.prepare` gives it, n from 1.
+        """
+        deadline = asked.deadline
+        filtered = self.filtered(asked.where, asked.allowed_ids)
+        allowed = filtered.allowed
+        reach = min(k, len(allowed))
+
+        def exact(queries: Float32, count: int) -> tuple[Float32, Int64]:
+            found = allowed.exact(queries, count)
+            return found.scores, found.rows
+
+        if not reach:
+            scores, rows = np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64)
+            served = Served(FLAT, 1.0, allowed_rows=0)
+            return FilteredSearch(*self._padded(scores, rows, k), served, None, 0, exact)
+        served = self._served(filtered, asked, reach, len(prepared), beside_ms)
+        if deadline is None:
+            started = time.perf_counter()
+            scores, rows = allowed.run(prepared, served.plan, reach)
+            if served.plan.is_flat:
+                filtered.spent_ms += (time.perf_counter() - started) * 1e3
+            return FilteredSearch(*self._padded(scores, rows, k), served, None, reach, exact)
+        found = allowed.run_until(prepared, served.plan, reach, deadline)
+        each = self._each(found, served)
+        padded = self._padded(found.scores, found.rows, k)
+        return FilteredSearch(*padded, served_in_all(each, found, served), each, reach, exact)
+
+    def _served(
+        self, filtered: Filtered, asked: Asked, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
+    ) -> Served:
+        """How a call is answered: exactly, until planning for the filter pays."""
+        count = len(filtered.allowed)
+        if asked.plan is not None:
+            plan = asked.explicit
+            self._searcher.check(plan, k)
+            return Served(plan, 1.0 if plan.is_flat else math.nan, allowed_rows=count)
+        budget = asked.wanted
+        due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)
+        busy = budget.latency_ms is None and filtered.planning.locked()  # another thread plans: it is not waited for
+        if budget.exact or busy or not (due or filtered.choices):
+            return Served(FLAT, 1.0, allowed_rows=count)
+        if asked.deadline is None:
+            choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
+        else:
+            with asked.deadline.paused():
+                choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
+        return Served(choice.plan, choice.estimate, allowed_rows=count)
+
+    def _each(self, found: Found, served: Served) -> list[Served]:
+        """One record a query; what a plan finds under a filter after some of its steps was not measured."""
+        recalls = [math.nan] * (served.stages - 1) + [served.estimated_recall]
+        return served_each(found, served, recalls)
+
+    def _padded(self, scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
+        """Scores and input positions [n, k], with -inf and -1 where there are fewer."""
+        fill = ((0, 0), (0, k - rows.shape[1]))
+        rows = np.pad(rows, fill, constant_values=-1)
+        positions = np.where(rows < 0, -1, self._searcher.order[rows])
+        return np.pad(scores, fill, constant_values=-np.inf), positions

@@ -1,0 +1,81 @@
+"""Whether live calls keep the latency they asked for: plans were measured while the machine was as busy as then."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from funnel.planning.windows import PERCENTILE
+
+__all__ = ["FEWEST", "RECENT", "LatencyLine", "Punctuality"]
+
+RECENT = 512  # calls of one latency and batch size that are looked at: 25 of them may be late
+FEWEST = 100  # calls before anything is said of them: 5 may be late then
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyLine:
+    """How calls with one latency budget fared. Calls that first had to be planned are left out.
+
+    latency_ms: what was asked for. batch: the batch size that such calls count as. calls: all of them; late: those that
+    took longer. p95_ms: of the last RECENT calls, end to end. held: whether that is within the latency, or fewer than
+    FEWEST calls have come.
+    """
+
+    latency_ms: float
+    batch: int
+    calls: int
+    late: int
+    p95_ms: float
+    held: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        said = "held" if self.held else "not held: reopen the index, or tune it, to measure plans on this machine again"
+        return (
+            f"latency {self.latency_ms:g} ms at batch {self.batch}: 95th percentile {self.p95_ms:.3g} ms of the last "
+            f"{min(self.calls, RECENT):,} calls, {self.late:,} of {self.calls:,} late; {said}"
+        )
+
+
+class _Calls:
+    __slots__ = ("calls", "late", "recent")
+
+    def __init__(self) -> None:
+        self.calls, self.late = 0, 0
+        self.recent: deque[float] = deque(maxlen=RECENT)
+
+
+class Punctuality:
+    """Counts live calls with a latency budget. Safe in threads; noting one takes half a microsecond."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[float, int], _Calls] = {}
+        self._lock = Lock()
+
+    def note(self, latency_ms: float, batch: int, ms: float) -> None:
+        """A call of a batch size took so many milliseconds, and was to take latency_ms at most."""
+        with self._lock:
+            seen = self._seen.get((latency_ms, batch))
+            if seen is None:
+                seen = self._seen[latency_ms, batch] = _Calls()
+            seen.calls += 1
+            seen.late += ms > latency_ms
+            seen.recent.append(ms)
+
+    def lines(self) -> tuple[LatencyLine, ...]:
+        """What was seen so far, by latency and batch size."""
+        with self._lock:
+            seen = [(*key, one.calls, one.late, list(one.recent)) for key, one in sorted(self._seen.items())]
+        result = []
+        for latency_ms, batch, calls, late, recent in seen:
+            p95 = float(np.percentile(recent, PERCENTILE))
+            result.append(LatencyLine(latency_ms, batch, calls, late, p95, calls < FEWEST or p95 <= latency_ms))
+        return tuple(result)

@@ -1,0 +1,38 @@
+"""A coarse index that returns allowed rows only, for families that cannot prepare a filter themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from indexes.base import CoarseIndex, Float32Array, Int64Array, Mask
+
+__all__ = ["RestrictedIndex"]
+
+
+class RestrictedIndex:
+    """Everything as the index has it, but for `search`.
+
+    A family that filters does so itself. One that cannot is asked for as many rows as the effort finds, and those that
+    are not allowed are dropped: a filter that leaves few rows then leaves few results.
+    """
+
+    def __init__(self, index: CoarseIndex, mask: Mask) -> None:
+        self._of = index
+        self._mask = mask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def search(self, queries: Float32Array, shortlist: int, effort: int) -> tuple[Float32Array, Int64Array]:
+        """See `CoarseIndex.search`."""
+        if self._of.supports_filter:
+            return self._of.search(queries, shortlist, effort, self._mask)
+        scores, rows = self._of.search(queries, max(shortlist, self._of.largest_shortlist(effort)), effort)
+        dropped = (rows < 0) | ~self._mask[rows]
+        order = np.argsort(dropped, axis=1, kind="stable")[:, :shortlist]
+        dropped = np.take_along_axis(dropped, order, axis=1)
+        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return np.where(dropped, np.float32(-np.inf), scores), np.where(dropped, -1, rows)
