@@ -8,16 +8,21 @@ from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
 from benchmarks.demo import demo
 from benchmarks.drift import drift
+from benchmarks.encoding import encoding
 from benchmarks.exact import exact
 from benchmarks.filters import filters
+from benchmarks.gpu import gpu
+from benchmarks.hybrid import hybrid
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
 from benchmarks.promise import promise
+from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
 from benchmarks.texts import texts
+from benchmarks.wide import wide
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,8 +31,26 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, filters,
-):  # fmt: skip
+    adaptors,
+    budget,
+    demo,
+    drift,
+    encoding,
+    exact,
+    filters,
+    gpu,
+    hybrid,
+    latency,
+    matryoshka,
+    memory,
+    peers,
+    promise,
+    scale,
+    scifact,
+    tail,
+    texts,
+    wide,
+):
     benchmarks.add_command(command)
 
 benchmarks()

@@ -22,13 +22,13 @@ __all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budge
 class Asked:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
-    from_text: whether the queries are to be encoded. hits: whether documents are to be read. where, allowed_ids: a
-    filter, or None. Raises InputError for a
-    deadline that is none, or that a latency budget may use up.
+    from_text: whether the queries are to be encoded. hits: whether documents are to be read. fused: of a hybrid search,
+    whose k is the depth of its lists: how many hits are kept of them. where, allowed_ids: a filter, or None. Raises
+    InputError for a deadline that is none, or that a latency budget may use up.
     """
 
     __slots__ = (
-        *("allowed_ids", "budget", "deadline", "from_text", "hits", "k", "latency_ms"),
+        *("allowed_ids", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms"),
         *("plan", "recall", "share", "where"),
     )
 
@@ -44,12 +44,13 @@ class Asked:
         share: float | None = None,
         from_text: bool = False,
         hits: bool = False,
+        fused: int | None = None,
         where: str | None = None,
         allowed_ids: Any = None,
     ) -> None:
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share = share
-        self.from_text, self.hits = from_text, hits
+        self.from_text, self.hits, self.fused = from_text, hits, fused
         self.where, self.allowed_ids = where, allowed_ids
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:

@@ -1,4 +1,4 @@
-"""What a call takes beside the search: encoding its texts and reading its documents."""
+"""What a call takes beside the search: encoding its texts, BM25 in a hybrid one, and reading its documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from funnel.data.documents import DocumentStore
 from funnel.errors import BudgetError
+from funnel.hybrid import Lexical
 from funnel.planning.costs import times_ms
 from funnel.planning.windows import Held, held_ms
 from funnel.query_encoder import QueryEncoder
@@ -17,6 +18,7 @@ __all__ = ["Beside", "sample_texts"]
 
 _VERBS = ("open", "sort", "merge", "parse")
 _NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
+SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
 
 
@@ -29,27 +31,38 @@ def sample_texts(count: int) -> list[str]:
 class Beside:
     """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
 
-    documents: None where the index holds bare vectors. rows: how many it holds.
+    documents: None where the index holds bare vectors. rows: how many it holds. lexical: BM25 over them.
     """
 
-    def __init__(self, encoder: QueryEncoder, documents: DocumentStore | None, rows: int) -> None:
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        documents: DocumentStore | None,
+        rows: int,
+        lexical: Lexical | None = None,
+    ) -> None:
+        self._lexical = lexical
         self._encoder = encoder
         self._documents = documents
         self._rows = rows
         self._held: dict[tuple[str, int, int], Held] = {}
         self._lock = Lock()
 
-    def ms(self, batch: int, k: int, from_text: bool, hits: bool, latency_ms: float) -> float:
+    def ms(self, batch: int, k: int, from_text: bool, hits: bool, latency_ms: float, fused: int | None = None) -> float:
         """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
 
-        batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read.
+        batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read. fused: the
+        number of them in a hybrid search, whose lists are k long; BM25 is timed on beginnings of documents.
         Raises BudgetError where this takes all of latency_ms by itself.
         """
         total = 0.0
         if from_text:
             total += self._ms("encoding", batch, 0, self._encode(batch), latency_ms)
+        if fused is not None and self._lexical is not None:
+            total += self._ms("BM25 for", batch, k, self._rank(batch, k), latency_ms - total)
         if hits and self._documents is not None:
-            total += self._ms("reading the documents of", batch, k, self._read(batch, k), latency_ms - total)
+            read = k if fused is None else fused
+            total += self._ms("reading the documents of", batch, read, self._read(batch, read), latency_ms - total)
         return total
 
     def _ms(self, what: str, batch: int, k: int, call: Callable[[int], object], allowed: float) -> float:
@@ -76,6 +89,15 @@ class Beside:
     def _encode(self, batch: int) -> Callable[[int], object]:
         texts = sample_texts(batch)
         return lambda _: self._encoder.encode(texts)
+
+    def _rank(self, batch: int, depth: int) -> Callable[[int], object]:
+        """BM25 for a batch of the first words of documents, other ones each time."""
+        documents, lexical = self._documents, self._lexical
+        assert documents is not None and lexical is not None
+        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
+        texts = [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
+        lexical.open()
+        return lambda number: lexical.rank_all(texts[number % SETS], depth)
 
     def _read(self, batch: int, k: int) -> Callable[[int], object]:
         documents = self._documents

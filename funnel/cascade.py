@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 
 from funnel.escalation import hard, looked_at
+from funnel.graphs import LARGEST_REPLAYED, Replays
+from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
-from funnel.rerank import best, carry_on, rows_at_a_time
+from funnel.rerank import best, carry_on, queries_together, rows_at_a_time
 from funnel.turn import Turn, answers_alone
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
@@ -40,7 +42,7 @@ class Cascade:
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
     changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
     at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
-    rows are stored, what leads from one to the other.
+    rows are stored, what leads from one to the other. replays: small batches on a GPU.
     """
 
     coarse: CoarseIndex
@@ -50,6 +52,7 @@ class Cascade:
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     turn: Turn | None = None
+    replays: Replays = field(init=False, default_factory=Replays, compare=False, repr=False)
 
     @property
     def alone(self) -> bool:
@@ -183,32 +186,73 @@ class Cascade:
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
+        if self.on_device and not self.alone:
+            return self.piece_on_device(queries, plan, k)
         found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         if self.alone:
             return _head(found, shortlist, k)
-        at_a_time = rows_at_a_time(plan.shortlist, self.store.dim, self.store.device)
         with torch.inference_mode():
-            if len(queries) <= at_a_time:
-                scores, rows = self._stages(queries, shortlist, plan, k)
-                return scores.cpu().numpy(), rows.cpu().numpy()
-            parts = [
-                self._stages(queries[start : start + at_a_time], shortlist[start : start + at_a_time], plan, k)
-                for start in range(0, len(queries), at_a_time)
-            ]
-            scores, rows = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-            return scores.cpu().numpy(), rows.cpu().numpy()
+            query, rows = self.tensors(queries, shortlist)
+            scores, best_rows = to_host(*self._all_stages(query, rows, some_missing(shortlist), plan, k))
+        return scores, best_rows
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the coarse index gives its shortlists where they are reranked, on a GPU."""
+        return self.store.device.type != "cpu" and self.coarse.device == self.store.device
+
+    def piece_on_device(
+        self, queries: Float32, plan: Plan, k: int, allowed: torch.Tensor | None = None
+    ) -> tuple[Float32, Int64]:
+        """As `_piece`, from the queries' way to the device to the answers' way back without a wait between.
+
+        allowed: bool [n] on the device, which stored rows may be returned.
+        """
+        device, small = self.store.device, len(queries) <= LARGEST_REPLAYED
+        with torch.inference_mode():
+            if small and allowed is None and device.type == "cuda" and self._recordable:
+                key = (len(queries), plan, k)
+                scores, rows = self.replays.answer(key, queries, device, lambda query: self.on_tensors(query, plan, k))
+            else:
+                scores, rows = to_host(*self.on_tensors(to_device(queries, device), plan, k, allowed))
+        return scores, rows
+
+    @property
+    def _recordable(self) -> bool:
+        """Whether a search runs on the device from its begin to its end."""
+        return self.store.placement == "device" and self.coarse.recordable
+
+    def on_tensors(
+        self, query: torch.Tensor, plan: Plan, k: int, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
+        prefixes = query[:, : self.width].contiguous()
+        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
+        # To ask whether any is missing would be to wait: they are masked whether or not.
+        return self._all_stages(query, rows, True, plan, k)
 
     def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and rows on the device of the store."""
-        device = self.store.device
-        if device.type == "cpu":
-            return torch.from_numpy(queries), torch.from_numpy(rows)
-        return torch.from_numpy(queries).to(device), torch.from_numpy(rows).to(device)
+        return to_device(queries, self.store.device), to_device(rows, self.store.device)
 
-    def _stages(self, queries: Float32, shortlist: Int64, plan: Plan, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        query, rows = self.tensors(queries, shortlist)
+    def _all_stages(
+        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_stages` for as many queries at a time as their rows allow."""
+        at_a_time = queries_together(self.store, plan.shortlist)
+        if len(query) <= at_a_time:
+            return self._stages(query, rows, some_missing, plan, k)
+        parts = [
+            self._stages(query[start : start + at_a_time], rows[start : start + at_a_time], some_missing, plan, k)
+            for start in range(0, len(query), at_a_time)
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _stages(
+        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         missing = None
-        if some_missing(shortlist):
+        if some_missing:
             missing = rows < 0
             rows = rows.clamp(min=0)
         partial, start = None, 0

@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune, info, export in cli_*."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import errno
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from funnel.cli_adaptors import adaptor, train
+from funnel.cli_files import export, info
 from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
 from funnel.errors import FunnelError, InputError
@@ -55,6 +57,8 @@ def cli(debug: bool) -> None:
 cli.add_command(train)
 cli.add_command(adaptor)
 cli.add_command(tune)
+cli.add_command(info)
+cli.add_command(export)
 
 
 @cli.command()
@@ -130,6 +134,9 @@ def build(
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
 @click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
 @click.option("--where", help="Only documents whose metadata meet this, such as \"year >= 2020 AND lang = 'en'\".")
+@click.option(
+    "--hybrid", type=float, help="Fuse with BM25 over titles and texts: the weight of that list, such as 0.5."
+)
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
 def search(
@@ -141,6 +148,7 @@ def search(
     latency_ms: float | None,
     deadline_ms: float | None,
     where: str | None,
+    hybrid: float | None,
     vector: Path | None,
     as_json: bool,
 ) -> None:
@@ -156,15 +164,15 @@ def search(
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
     budget = Budget(recall, latency_ms, share=share)
-    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors)
+    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
     if vectors is not None:
-        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms, where=where)
+        found: Any = opened.search(vectors, k, budget=budget, deadline_ms=deadline_ms, hybrid=hybrid, where=where)
         _say(promise)
         for row, hits in enumerate(found):
             _show(f"{vector}:{row}", hits, as_json)
         return
     for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
-        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms, where=where)
+        found = opened.search(line, k, budget=budget, deadline_ms=deadline_ms, hybrid=hybrid, where=where)
         _say(promise)
         promise = None
         _show(line, found, as_json)
@@ -176,13 +184,18 @@ def _say(promise: str | None) -> None:
         click.echo(promise, err=True)
 
 
-def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any) -> str:
+def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: float | None) -> str:
     from funnel.asking import Asked
+    from funnel.hybrid import list_depth
     from funnel.planning.budget import check_k
 
-    asked = Asked(k, None, None, budget, None, None, from_text=vectors is None, hits=True)
-    choice = index.choose(asked, check_k(k, len(index)), 1 if vectors is None else len(vectors))
-    return f"{choice.plan} ({choice.certificate})"
+    k, fused = check_k(k, len(index)), None
+    if hybrid is not None:
+        k, fused = list_depth(k, len(index)), k
+    asked = Asked(k, None, None, budget, None, None, from_text=vectors is None, hits=True, fused=fused)
+    choice = index.choose(asked, k, 1 if vectors is None else len(vectors))
+    said = f"{choice.plan} ({choice.certificate})"
+    return said if hybrid is None else f"dense list of {k}: {said}; fused with BM25 of weight {hybrid:g}"
 
 
 def _read_vectors(path: Path) -> Any:
@@ -201,6 +214,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
     if as_json:
         found = [
             {"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text, "metadata": hit.metadata}
+            | ({} if hit.ranks is None else {"ranks": asdict(hit.ranks)})
             for hit in hits
         ]
         record = {"query": query, "hits": found, "served": hits.served.to_json()}
@@ -208,7 +222,8 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
         return
     click.echo(f"\n{query}")
     if not hits.served.complete:
-        click.echo(f"({hits.served}; scores are cosines on a prefix)", err=True)
+        how = "ranked by a prefix" if hits.served.lexical is not None else "scores are cosines on a prefix"
+        click.echo(f"({hits.served}{f'; {how}' if hits.served.skipped else ''})", err=True)
     elif hits.served.allowed_rows is not None:
         click.echo(f"({hits.served})", err=True)
     for rank, hit in enumerate(hits, 1):

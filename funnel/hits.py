@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from funnel.data.documents import DocumentStore
+from funnel.ids import Ids
 from funnel.plan import Plan
 
-__all__ = ["Answers", "Hit", "Hits", "Served"]
+__all__ = ["Answers", "Hit", "Hits", "Ranks", "Served", "make_hits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where a hit of a hybrid search stood in the two lists, from 1, and its scores there; None where it was not."""
+
+    dense: int | None = None
+    cosine: float | None = None
+    lexical: int | None = None
+    bm25: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result: the user's id, the cosine to the query, and the document where the index holds one."""
+    """One result: the user's id, the cosine to the query, and the document where the index holds one.
+
+    Of a hybrid search the score is the sum of weighted reciprocal ranks, at most 1/61, and `ranks` says what it came
+    from; else that is None.
+    """
 
     id: str | int
     score: float
     title: str = ""
     text: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +50,8 @@ class Served:
     NaN where it was not measured. void: whether live searches had shown by then that the estimate does not hold for
     them (see `FunnelIndex.health`). skipped: steps that a deadline left out; in a batch the most of any query.
     rows_seen: the share of the rows that flat search compared; less than 1 where a deadline stopped it, and then the
-    estimate too.
+    estimate too. lexical: of a hybrid search, whose other fields speak of its dense list: whether BM25 was done by the
+    deadline; else None.
     """
 
     plan: Plan
@@ -41,6 +59,7 @@ class Served:
     void: bool = False
     skipped: int = 0
     rows_seen: float = 1.0
+    lexical: bool | None = None
     allowed_rows: int | None = None
 
     @property
@@ -56,11 +75,12 @@ class Served:
     @property
     def complete(self) -> bool:
         """Whether every step was done; if not, `score` is the cosine on the prefix of the last one that was."""
-        return self.skipped == 0
+        return self.skipped == 0 and self.lexical is not False
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values; an estimate that was not measured is None."""
         known = self.estimated_recall == self.estimated_recall
+        hybrid = {} if self.lexical is None else {"lexical": self.lexical}
         return {
             "plan": self.plan.to_json(),
             "estimated_recall": self.estimated_recall if known else None,
@@ -70,9 +90,12 @@ class Served:
             "rows_seen": self.rows_seen,
             "void": self.void,
             "allowed_rows": self.allowed_rows,
+            **hybrid,
         }
 
     def __str__(self) -> str:
+        if not self.complete and not self.skipped:
+            return f"{self.plan}: stopped before BM25 was done; the dense list alone"
         said = f"{self.plan}: {self._how_far}estimated recall {self.estimated_recall:.4f}"
         if self.allowed_rows is None:
             return said
@@ -95,6 +118,36 @@ class Hits(list[Hit]):
     def __init__(self, hits: Iterable[Hit], served: Served) -> None:
         super().__init__(hits)
         self.served = served
+
+
+def make_hits(
+    documents: DocumentStore | None,
+    ids: Ids,
+    scores: npt.NDArray[np.float32],
+    positions: npt.NDArray[np.int64],
+    served: Sequence[Served],
+) -> list[Hits]:
+    """Hits for each query, with the documents where there are any; positions below 0 give none.
+
+    scores, positions: [n, k]. served: one a query.
+    """
+    if documents is None:
+        return [
+            Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
+            for *row, how in zip(ids.at(positions), scores, positions, served, strict=True)
+        ]
+    result = []
+    for row_scores, row, how in zip(scores, positions, served, strict=True):
+        hits = (
+            Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
+            for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
+        )
+        result.append(Hits(hits, how))
+    return result
+
+
+def _plain(value: Any) -> str | int:
+    return value if isinstance(value, str) else int(value)
 
 
 class Answers(tuple[npt.NDArray[Any], npt.NDArray[np.float32]]):

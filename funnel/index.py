@@ -17,23 +17,26 @@ from funnel.beside import Beside
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
-from funnel.data.corpus import Corpus, CorpusSource, open_corpus
-from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.corpus import CorpusSource, open_corpus
+from funnel.data.encoding import Encoder, EncoderSource
 from funnel.data.queries import QueriesSource
 from funnel.deadline import Deadline
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
+from funnel.exporting import Exported, export_index
 from funnel.filtered.explaining import explain_filtered
 from funnel.filtered.searching import Filters
-from funnel.hits import Answers, Hit, Hits, Served
+from funnel.hits import Answers, Hits, Served, make_hits
+from funnel.hybrid import Hybrid, Lexical
+from funnel.info import Info, read_info
 from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
 from funnel.opening import Opened, coarse_width, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
-from funnel.query_encoder import QueryEncoder
+from funnel.query_encoder import QueryEncoder, build_encoder
 from funnel.searcher import Searcher, device_of
 from funnel.stopped import served_each, served_in_all
 from funnel.storage import IndexFolder, Manifest
@@ -42,14 +45,18 @@ __all__ = ["FunnelIndex"]
 
 
 class FunnelIndex:
-    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
+    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads.
+
+    lexical: BM25 over its documents; None where it holds bare vectors.
+    """
 
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
         self.path = path
         self._opened = opened
         device = str(opened.searcher.cascade.store.device)
         self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
-        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows)
+        self.lexical = None if opened.documents is None else Lexical([(0, opened.documents)])
+        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows, self.lexical)
         self._choices: dict[tuple[object, ...], Served] = {}
         self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
         self._filters = Filters(opened.searcher, [opened.rows_by_id])
@@ -97,7 +104,7 @@ class FunnelIndex:
         folder = Path(path)
         target = device_of(device)
         opened = open_corpus(corpus, ids)
-        chosen = _build_encoder(opened, encoder, exact_encoding, device)
+        chosen = build_encoder(opened, encoder, exact_encoding, device)
         options = BuildOptions(
             adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress, corpus_like_queries
         )
@@ -112,19 +119,21 @@ class FunnelIndex:
         encoder: EncoderSource | None = None,
         device: str = "auto",
         verify: str = "full",
+        placement: str = "auto",
     ) -> FunnelIndex:
         """Open the index in the folder `path`.
 
         encoder: needed for text queries where the index was built with a callable; else it is loaded by its name
         on the first text. device: "auto", "cpu" or "cuda". verify: "full" hashes every file first, "lazy" the
-        large ones block by block on first touch.
+        large ones block by block on first touch. placement: on CUDA, where the vectors lie: "device", "int8" (codes
+        there, the rows themselves in locked host memory) or "host"; "auto" takes the first that fits its free memory.
 
         Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, InputError.
         """
         if verify not in ("full", "lazy"):
             raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
         folder = IndexFolder(path)
-        return cls(folder.path, open_generation(folder, device_of(device), verify), encoder)
+        return cls(folder.path, open_generation(folder, device_of(device), verify, placement), encoder)
 
     def search(
         self,
@@ -138,6 +147,7 @@ class FunnelIndex:
         plan: Plan | Explanation | None = None,
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
+        hybrid: float | bool | None = None,
         where: str | None = None,
         allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Hits | list[Hits]:
@@ -149,6 +159,8 @@ class FunnelIndex:
         alone. deadline_ms: so long after the call began, encoding included, no further stage is begun, and the best so
         far is returned: `served.complete` is False then, and scores are cosines on the prefix of the last stage done.
         The coarse search is always finished. What is done once and remembered, such as planning, does not count.
+        hybrid: fuse with BM25 over titles and texts by reciprocal ranks; the weight of that list from 0 to 1, or True
+        for the default. The budget then speaks of the dense list, and `score` and `ranks` are as `Hit` says.
         where: a condition over metadata, id and title, such as "year >= 2020 AND lang = 'en'". allowed_ids: the ids
         that may be returned. There are fewer hits than k where fewer rows are allowed. The recall is then that among
         the allowed rows, measured under the filter and not certified.
@@ -157,20 +169,30 @@ class FunnelIndex:
         budget, InputError, EncoderError.
         """
         texts, vectors, single = read_query(query, self.dim)
+        fused = Hybrid.read(hybrid, texts, vectors, self.lexical, k, len(self), plan)
         asked = Asked(
-            *(k, recall, latency_ms, budget, plan, deadline_ms),
+            *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
             share=share,
             from_text=texts is not None,
             hits=True,
+            fused=None if fused is None else k,
             where=where,
             allowed_ids=allowed_ids,
         )
+        if fused is not None and asked.filtered:
+            raise InputError("hybrid with where or allowed_ids: BM25's list is not filtered; leave one of them out")
         if vectors is None:
             if asked.deadline is not None:
                 with asked.deadline.paused():
                     self._encoder.load()
             vectors = self.encode_queries(texts or [])
-        hits = self._hits(*self._search(vectors, asked, audit))
+        if fused is None:
+            hits = self._hits(*self._search(vectors, asked, audit))
+        else:
+            words = fused.rank(texts or [], asked.deadline)
+            scores, positions, served, each = self._search(vectors, asked, audit)
+            scores, positions, ranks = fused.fuse((scores, positions), words)
+            hits = fused.marked(self._hits(scores, positions, served, each), ranks, words)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -249,6 +271,14 @@ class FunnelIndex:
         self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
         self._filters = Filters(opened.searcher, [opened.rows_by_id])
         self._choices = {}  # last, so that no choice of the old calibration can enter it
+
+    def export(self, path: str | os.PathLike[str], **options: bool) -> Exported:
+        """Write every row to a .npy, .parquet or .faiss file that is read without funnel: see `export_index`."""
+        return export_index(self.path, self._opened, path, **options)
+
+    def info(self) -> Info:
+        """Rows, widths, adaptor, coarse index, calibration, sizes of the live generation: see `Info`."""
+        return read_info(self.path, self.resident_bytes)
 
     def ids(self) -> list[Any]:
         """Every id, in input order."""
@@ -374,12 +404,16 @@ class FunnelIndex:
     def _beside_ms(self, asked: Asked, wanted: Budget, k: int, n_queries: int) -> float:
         if wanted.latency_ms is None:
             return 0.0
-        return self._beside.ms(batch_class(n_queries), k, asked.from_text, asked.hits, wanted.latency_ms)
+        batch = batch_class(n_queries)
+        return self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused)
 
     def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         choices, batch = self._choices, batch_class(n_queries)
-        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
+        key = (
+            k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits,
+            asked.fused,
+        )  # fmt: skip
         served = choices.get(key)
         if served is None:
             choice = self.choose(asked, k, n_queries)
@@ -402,29 +436,5 @@ class FunnelIndex:
         served: Served,
         each: Sequence[Served] | None,
     ) -> list[Hits]:
-        documents, found = self._opened.documents, each or [served] * len(scores)
-        if documents is None:
-            ids = self._searcher.ids.at(positions)
-            return [
-                Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
-                for *row, how in zip(ids, scores, positions, found, strict=True)
-            ]
-        result = []
-        for row_scores, row, how in zip(scores, positions, found, strict=True):
-            hits = (
-                Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
-                for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
-            )
-            result.append(Hits(hits, how))
-        return result
-
-
-def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
-    """The encoder to build with: the user's, or the default one where the corpus has no vectors."""
-    if encoder is None and corpus.has_vectors:
-        return None
-    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
-
-
-def _plain(value: Any) -> str | int:
-    return value if isinstance(value, str) else int(value)
+        each = each or [served] * len(scores)
+        return make_hits(self._opened.documents, self._searcher.ids, scores, positions, each)

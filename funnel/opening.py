@@ -16,7 +16,7 @@ from funnel.adaptors import Adaptor
 from funnel.building.segment import build_coarse
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import DocumentStore
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, InputError
 from funnel.exactness import pruned_exact
 from funnel.filters.segment import SegmentRows
 from funnel.ids import Ids
@@ -25,7 +25,7 @@ from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Verification
 from funnel.turn import answers_alone, turn_of
-from indexes import CoarseIndex, CoarseIndexError, VectorStore, exact_search, family
+from indexes import CoarseIndex, CoarseIndexError, VectorStore, check_placement, exact_search, family
 
 __all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
 
@@ -85,6 +85,8 @@ def make_cascade(
     (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
 
+    coarse.place(store.device)
+
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return exact_search(store, queries, k, release=release)
 
@@ -105,16 +107,20 @@ def make_cascade(
     return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
-def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> Opened:
-    """Open the live generation.
+def open_generation(folder: IndexFolder, device: torch.device, verify: str, placement: str = "auto") -> Opened:
+    """Open the live generation. placement: where the vectors lie, see `VectorStore`.
 
-    Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
+    Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, or InputError for the placement.
     """
+    try:
+        check_placement(placement, device)
+    except CoarseIndexError as error:
+        raise InputError(str(error)) from error
     manifest = folder.manifest()
     verification = folder.verify(manifest, "lazy" if verify == "lazy" else "full")
     part = manifest.segments[0]
     segment = folder.path / "segments" / part.id
-    store = VectorStore.open(segment / "vectors.npy", device)
+    store = VectorStore.open(segment / "vectors.npy", device, placement)
     _guard(store, verification, f"segments/{part.id}/vectors.npy")
     norms = f"segments/{part.id}/norms.npy"
     if norms in verification.verifiers:  # read whole, below

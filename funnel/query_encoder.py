@@ -1,4 +1,4 @@
-"""The encoder of an opened index, loaded when the first text comes."""
+"""The encoder of a build, and that of an opened index, which is loaded when the first text comes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from funnel.data.encoding import Encoder, EncoderSource, load_encoder
+from funnel.data.corpus import Corpus
+from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.errors import EncoderError
 
-__all__ = ["QueryEncoder"]
+__all__ = ["QueryEncoder", "build_encoder"]
+
+
+def build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
+    """The encoder to build with: the user's, or the default one where the corpus has no vectors."""
+    if encoder is None and corpus.has_vectors:
+        return None
+    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
 
 
 class QueryEncoder:
@@ -21,7 +29,8 @@ class QueryEncoder:
     """
 
     def __init__(self, given: EncoderSource | Encoder | None, settings: Mapping[str, object], dim: int, device: str):
-        self._encoder = given
+        self._given = given
+        self._loaded: Encoder | None = None
         self._settings = settings
         self._dim = dim
         self._device = device
@@ -32,11 +41,12 @@ class QueryEncoder:
 
     def load(self) -> Encoder:
         """The encoder itself. Raises EncoderError where there is none, or it is of another width."""
-        loaded = load_encoder(self._by_name() if self._encoder is None else self._encoder)
-        if loaded.dim != self._dim:
-            raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
-        self._encoder = loaded
-        return loaded
+        if self._loaded is None:
+            loaded = self._by_name() if self._given is None else load_encoder(self._given)
+            if loaded.dim != self._dim:
+                raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
+            self._loaded = loaded
+        return self._loaded
 
     def _by_name(self) -> Encoder:
         name = self._settings["encoder"]
@@ -49,4 +59,11 @@ class QueryEncoder:
             raise EncoderError(
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
-        return load_encoder(str(name), exact=bool(self._settings["exact_encoding"]), device=self._device)
+        exact = bool(self._settings["exact_encoding"])
+        if not exact and self._device == "cpu":
+            from funnel.data.stored import stored_encoder
+
+            stored = stored_encoder(str(name))
+            if stored is not None:
+                return stored
+        return load_encoder(str(name), exact=exact, device=self._device)

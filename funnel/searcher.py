@@ -250,7 +250,7 @@ class Searcher:
         return self.ids.at(positions), scores
 
     def _costs(self, calibration: Calibration) -> Costs:
-        if calibration.costs.machine == fingerprint(self.cascade.store.device):
+        if calibration.costs.machine == fingerprint(self.cascade.store.device, self.cascade.store.placement):
             return calibration.costs
         corpus, queries = calibration.runs()
         timed = queries or corpus

@@ -116,7 +116,7 @@ class FaissIndex(CoarseIndex):
         return parameters
 
     def restricted(self, allowed: Allowed) -> CoarseIndex:
-        if not self.supports_filter:
+        if not self.supports_filter or type(self).search is not FaissIndex.search:  # GPU indexes ignore selectors
             return super().restricted(allowed)
         view = copy.copy(self)
         view._parameters, view._selector = {}, self._bitmap(allowed)
@@ -153,14 +153,17 @@ class FaissIndex(CoarseIndex):
         return index
 
     def _check_same(self, found: Any, path: Path) -> None:
-        if type(found) is not type(self._index):
-            raise CoarseIndexError(
-                f"{path} holds a {type(found).__name__}; {self.name} is a {type(self._index).__name__}"
-            )
-        expected = self._full_signature(self._index)
+        blank = self._blank()
+        if type(found) is not type(blank):
+            raise CoarseIndexError(f"{path} holds a {type(found).__name__}; {self.name} is a {type(blank).__name__}")
+        expected = self._full_signature(blank)
         for key, value in self._full_signature(found).items():
             if value != expected[key]:
                 raise CoarseIndexError(f"{path} has {key} {value}; the settings say {expected[key]}")
+
+    def _blank(self) -> Any:
+        """An index of this kind as files hold it: what one that is read is compared with."""
+        return self._index
 
     def _full_signature(self, index: Any) -> dict[str, object]:
         return {"dim": index.d, "metric": index.metric_type, **self._signature(index)}

@@ -9,6 +9,7 @@ from typing import ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from indexes.errors import CoarseIndexError
 from indexes.restricted import RestrictedIndex
@@ -59,6 +60,8 @@ class CoarseIndex(ABC):
     default_settings: ClassVar[Mapping[str, int]]
     supports_filter: ClassVar[bool]
     supports_delete: ClassVar[bool]
+    # Whether `search_tensors` is made of torch's operations alone, so that a CUDA graph can hold it.
+    recordable: ClassVar[bool] = False
     # Queries searched together on one thread at most: enough to pay for the call, few enough to spread a batch.
     queries_at_a_time: ClassVar[int] = 128
 
@@ -72,6 +75,11 @@ class CoarseIndex(ABC):
     @abstractmethod
     def library(cls) -> str:
         """The library and version that build this family here, such as "faiss 1.15.1": files are of one version."""
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why this family cannot be built here, and what to do about it; None where it can."""
+        return None
 
     @classmethod
     def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
@@ -139,6 +147,26 @@ class CoarseIndex(ABC):
             CoarseIndexError: `allowed` has the wrong shape.
         """
         return cast(CoarseIndex, RestrictedIndex(self, allowed_mask(allowed, self.ntotal)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where `search_tensors` takes and gives tensors."""
+        return torch.device("cpu")
+
+    def place(self, device: torch.device) -> None:  # noqa: B027 - most families have one place
+        """Keep what is searched on `device`, in a family that can lie on several."""
+
+    def search_tensors(
+        self, queries: torch.Tensor, shortlist: int, effort: int, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `search`, with tensors on `device`; families that live on one do not wait for it.
+
+        queries: float32 [n_queries, dim], C-contiguous; allowed: bool [ntotal] or None. Returns scores float32
+        [n_queries, shortlist] and rows int64 [n_queries, shortlist], -inf and -1 where fewer rows were found.
+        """
+        mask = None if allowed is None else allowed.numpy()
+        scores, rows = self.search(queries.numpy(), shortlist, effort, mask)
+        return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def near_keys(self, queries: Float32Array) -> Int64Array | None:
         """Numbers int64 [n_queries] such that queries with near numbers look at the same rows; None where the

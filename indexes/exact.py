@@ -26,7 +26,7 @@ def exact_search(
     after each block, for passes over matrices larger than memory. Returns scores float32 [n, k], falling, and
     rows int64 [n, k].
     """
-    if store.device.type != "cpu":
+    if store.placement != "mapped":
         return _on_device(store, queries, k)
     top = RunningTop(queries, k)
     if store.small and not release:
@@ -69,7 +69,7 @@ class RunningTop:
 
 
 def _on_device(store: VectorStore, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
-    """The same with torch, where the matrix lies on a GPU: one copy back at the end."""
+    """The same with torch, where the matrix is put on a device (or read from a tensor): one copy back at the end."""
     with torch.inference_mode():
         query = torch.from_numpy(queries).to(store.device)
         scores: torch.Tensor | None = None

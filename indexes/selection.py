@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from indexes._placement import free_bytes
 from indexes.base import family
 from indexes.errors import CoarseIndexError
 from indexes.ivf import PQ_DIMS, cells
@@ -29,6 +32,11 @@ SYMQG_SETTINGS = {"degree": 32, "ef_construction": 200}
 # Of the machine's memory, what a coarse index may take where no limit was stated: building it takes as much again.
 MACHINE_SHARE = 0.4
 
+# Families that search on a GPU, in the order in which they are offered there. Not measured on one yet: bins first, as
+# they hold under filters, need no training and no library besides torch, and cost what reading the prefixes does.
+ON_GPU: tuple[str, ...] = ("torch-bins", "faiss-cagra", "faiss-gpu-ivf", "faiss-gpu-flat")
+GPU_SHARE = 0.5  # of the memory that is free on the GPU: products, survivors and a build's second copy need the rest
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,7 +55,13 @@ def hnsw_settings(n: int) -> dict[str, int]:
     return {"degree": degree, "ef_construction": ef_construction}
 
 
-def choose(n: int, dim: int, memory_bytes: int | None = None, full: int | None = None) -> list[Choice]:
+def choose(
+    n: int,
+    dim: int,
+    memory_bytes: int | None = None,
+    full: int | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> list[Choice]:
     """The families that suit `n` rows of a `dim`-dimensional prefix, best first.
 
     Args:
@@ -55,13 +69,15 @@ def choose(n: int, dim: int, memory_bytes: int | None = None, full: int | None =
         dim: Width of the prefix.
         memory_bytes: Bytes that the coarse index may hold; None for no limit but the machine's.
         full: The full width of the rows; where given, indexes over it are considered too.
+        device: Where the vectors lie; on a GPU the families that search there come first.
 
     Raises:
         CoarseIndexError: `n` or `dim` is below 1, or nothing fits; says the least that is needed.
     """
     if n < 1 or dim < 1:
         raise CoarseIndexError(f"{n} rows of {dim} dimensions; a coarse index needs at least 1 of each")
-    candidates = _candidates(n, dim)
+    on_gpu = gpu_candidates(n, dim, free_bytes(device)) if device.type == "cuda" else []
+    candidates = [*on_gpu, *_candidates(n, dim)]
     fitting = [c for c in candidates if memory_bytes is None or c.estimated_bytes <= memory_bytes]
     if not fitting:
         least = min(candidates, key=lambda choice: choice.estimated_bytes)
@@ -93,3 +109,15 @@ def _candidates(n: int, dim: int) -> list[Choice]:
     return [
         Choice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen)) for name, chosen in settings.items()
     ]
+
+
+def gpu_candidates(n: int, dim: int, free: int) -> list[Choice]:
+    """The families that search on a GPU of which `free` bytes are free: those that can be used here and fit."""
+    settings = {"faiss-gpu-ivf": {"nlist": cells(n)}}
+    choices = [
+        Choice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
+        for name in ON_GPU
+        if family(name).missing() is None
+        for chosen in [settings.get(name, {})]
+    ]
+    return [choice for choice in choices if choice.estimated_bytes <= GPU_SHARE * free]

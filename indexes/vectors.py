@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from indexes._placement import Codes, pinned, settled
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
 
@@ -25,6 +26,7 @@ STORED_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 # Matrices up to here are held as float32 once they were searched in full: converting them anew would take most of the
 # time of a single flat search. 10,000 rows at 384 dims are 15 MB.
 SMALL_BYTES = 16_777_216
+ROWS_CODED_AT_A_TIME = 65_536
 
 
 class VectorWriter:
@@ -105,8 +107,11 @@ class VectorStore:
     """A matrix [n, dim] of unit rows. Made by `open`.
 
     Attributes:
-        matrix: torch [n, dim], float16 or float32. On the CPU a private map of the file: do not write to it.
-        device: Where `matrix` lies.
+        matrix: torch [n, dim], float16 or float32. Where it is mapped, a private map of the file: do not write to it.
+        device: Where searches run: what is gathered comes to lie there.
+        placement: Where the vectors lie: "mapped" (the file), "device", "int8" (codes on the device, `matrix` in pinned
+            host memory) or "host" (`matrix` in pinned host memory).
+        codes: The int8 codes, under "int8".
     """
 
     def __init__(
@@ -116,18 +121,44 @@ class VectorStore:
         shape: tuple[int, int],
         dtype: np.dtype[np.generic],
         start: int,
+        placement: str = "auto",
     ) -> None:
         self.path = path
-        self._map = _map(path)
-        mapped = np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
-        self.matrix = torch.from_numpy(mapped).to(device)
+        self._map: mmap.mmap | None = _map(path)
         self.dtype = dtype
-        self.device = self.matrix.device
         self.n, self.dim = shape
         self._start = start
+        self.placement = settled(placement, device, *shape, dtype.itemsize)
+        mapped = torch.from_numpy(np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape))
+        in_host = self.placement in ("int8", "host")
+        self.matrix = pinned(mapped, device) if in_host else mapped.to(device)
+        self.device = torch.empty(0, device=device).device
+        coded = self.placement == "int8"
+        self.codes = Codes(self.chunks(ROWS_CODED_AT_A_TIME), self.n, self.dim, self.device) if coded else None
+        self._begin()
+
+    def _begin(self) -> None:
         self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._whole: torch.Tensor | None = None
         self._guard: Callable[[Int64Array], None] | None = None
+
+    @classmethod
+    def held(cls, matrix: torch.Tensor) -> VectorStore:
+        """A store of rows [n, dim] that are in memory already, on any device, and in no file.
+
+        Raises CoarseIndexError for anything but a row-major float16 or float32 matrix.
+        """
+        if matrix.ndim != 2 or matrix.dtype not in (torch.float16, torch.float32) or not matrix.is_contiguous():
+            raise CoarseIndexError(
+                f"a {matrix.dtype} tensor of shape {list(matrix.shape)}; give a contiguous float16 or float32 [n, dim]"
+            )
+        store = cls.__new__(cls)
+        store.path, store._map, store._start = Path(), None, 0
+        store.dtype = np.dtype(np.float16 if matrix.dtype == torch.float16 else np.float32)
+        store.n, store.dim = matrix.shape
+        store.matrix, store.device, store.placement, store.codes = matrix, matrix.device, "device", None
+        store._begin()
+        return store
 
     @classmethod
     def create(
@@ -142,14 +173,18 @@ class VectorStore:
         return VectorWriter(Path(path), rows, dim, dtype)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> VectorStore:
-        """Map the file at `path`; for another device than the CPU, copy it there.
+    def open(
+        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", placement: str = "auto"
+    ) -> VectorStore:
+        """Map the file at `path`; for another device than the CPU, put the vectors where `placement` says.
+
+        "auto" takes the first of "device", "int8" and "host" that fits what is free on the device.
 
         Raises:
-            CoarseIndexError: The file does not hold such a matrix.
+            CoarseIndexError: The file does not hold such a matrix, the placement is unknown or of another device.
             OSError: The file cannot be opened.
         """
-        return cls(Path(path), torch.device(device), *_read_header(Path(path)))
+        return cls(Path(path), torch.device(device), *_read_header(Path(path)), placement)
 
     @property
     def nbytes(self) -> int:
@@ -160,7 +195,9 @@ class VectorStore:
     def resident_bytes(self) -> int:
         """Bytes held in memory; a mapped matrix counts 0, as the system may drop its pages at any time."""
         held = 0 if self._whole is None else self._whole.nbytes
-        return held if self.device.type == "cpu" else held + self.nbytes
+        if self.placement == "mapped":
+            return held
+        return held + self.nbytes + (0 if self.codes is None else self.codes.nbytes)
 
     @property
     def small(self) -> bool:
@@ -175,7 +212,7 @@ class VectorStore:
 
     def release(self) -> None:
         """Give the mapped pages back to the system; they are read again when next used."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def guard(self, check: Callable[[Int64Array], None]) -> None:
@@ -186,7 +223,7 @@ class VectorStore:
         """Rows `start` to `stop` as float32 [stop - start, dim]."""
         if self._guard is not None:
             self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
-        return self.matrix[start:stop].float()
+        return self.matrix[start:stop].to(self.device, non_blocking=True).float()
 
     def prefixes(self, start: int, stop: int, width: int) -> torch.Tensor:
         """The first `width` dims of rows `start` to `stop`, as stored: a view of the map."""
@@ -195,14 +232,28 @@ class VectorStore:
         return self.matrix[start:stop, :width]
 
     def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path."""
+        """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path.
+
+        Under "int8" whole rows are the stored ones, and parts of them what the codes say.
+        """
         if self._guard is not None:
             self._guard(rows.numpy())
+        if self.codes is not None and stop - start < self.dim:
+            return self.codes.gather(rows, start, stop)
+        if self.placement in ("int8", "host"):
+            return self._from_host(rows, start, stop)
         view = self._views.get((start, stop))
         if view is None:
             # A view: index_select then copies the wanted dimensions only.
             view = self._views[start, stop] = self.matrix[:, start:stop]
         return torch.index_select(view, 0, rows, out=out)
+
+    def _from_host(self, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The host gathers, as rows lie apart and a copy wants them together; so it waits for the row numbers."""
+        on_gpu = self.device.type != "cpu"
+        together = torch.empty((len(rows), stop - start), dtype=self.matrix.dtype, pin_memory=on_gpu)
+        torch.index_select(self.matrix[:, start:stop], 0, rows.cpu(), out=together)
+        return together.to(self.device, non_blocking=True)
 
     def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Float32Array]]:
         """Pass over rows `start` to `stop` in order, `size` at a time: (first row, float32 [c, dim]).
@@ -215,6 +266,10 @@ class VectorStore:
         if size < 1:
             raise CoarseIndexError(f"chunks of {size} rows; give at least 1")
         last = self.n if stop is None else min(stop, self.n)
+        if self._map is None:
+            for first in range(start, last, size):
+                yield first, self.matrix[first : min(first + size, last)].float().cpu().numpy()
+            return
         with open(self.path, "rb") as file:
             for first in range(start, last, size):
                 yield first, self._read(file, first, min(size, last - first))

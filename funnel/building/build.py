@@ -180,11 +180,11 @@ def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Ch
     # Widths that were asked for are kept to: one over the full width is built where these leave the choice.
     full = ladder[-1] if options.dims is None and options.device.type == "cpu" else None
     if options.memory_mb is None:
-        return choose(n, width, full=full)[0]
+        return choose(n, width, full=full, device=options.device)[0]
     norms = 4 * n * max(0, len(ladder) - 2) + PrunedSearch.estimate_bytes(n, ladder)
     allowed = int(options.memory_mb * MEGABYTE) - norms
     try:
-        return choose(n, width, max(0, allowed), full)[0]
+        return choose(n, width, max(0, allowed), full, options.device)[0]
     except CoarseIndexError as error:
         raise InputError(f"memory_mb={options.memory_mb:g} is too little for {n:,} rows: {error}") from error
 

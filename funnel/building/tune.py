@@ -43,7 +43,8 @@ def tune_index(
         calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress, limit)
         manifest = _commit(transaction, opened, calibration, progress)
     if opened.rebuilt is not None:  # the segment was written anew, its files lie elsewhere
-        return open_generation(folder, old.cascade.store.device, "lazy")
+        store = old.cascade.store
+        return open_generation(folder, store.device, "lazy", store.placement)
     stored = Calibration.load(path / "calibrations" / str(manifest.calibration))  # its record need not stay in memory
     tuned = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, stored)
     return replace(opened, manifest=manifest, searcher=tuned)

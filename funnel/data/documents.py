@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.lexical import LexicalIndex, insert_texts, make_table
 from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError
 
 __all__ = ["Document", "DocumentStore"]
@@ -70,6 +71,7 @@ class DocumentStore:
         self._connections: list[sqlite3.Connection] = []
         self._closed = False
         self._count = 0
+        self._lexical = False
 
     @classmethod
     def create(cls, path: str | Path) -> Self:
@@ -87,6 +89,7 @@ class DocumentStore:
             connection = store._connection()
             connection.execute(SCHEMA)
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            store._lexical = make_table(connection)
         return store
 
     @classmethod
@@ -109,6 +112,7 @@ class DocumentStore:
                         f"{path} has documents format {version}, expected {FORMAT_VERSION}; build it again"
                     )
                 (last,) = connection.execute("SELECT max(position) FROM documents").fetchone()
+                store._lexical = LexicalIndex.present(connection)
         except DamagedIndexError:
             store.close()
             raise
@@ -130,6 +134,8 @@ class DocumentStore:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
+                if self._lexical:
+                    insert_texts(connection, ((row[0], row[2], row[3]) for row in rows))
                 connection.execute("COMMIT")
             except sqlite3.IntegrityError:
                 connection.execute("ROLLBACK")
@@ -140,6 +146,36 @@ class DocumentStore:
                     connection.execute("ROLLBACK")
                 raise
         self._count += len(rows)
+
+    def lexical(self) -> LexicalIndex | None:
+        """The words of titles and texts; None in a store that was written without them."""
+        if not self._lexical:
+            return None
+        with _reading(self.path):
+            return LexicalIndex(self.path, self._connection)
+
+    def words_beside(self, path: Path) -> LexicalIndex:
+        """The words of titles and texts in a new file, for a store that was written without them.
+
+        Raises:
+            InputError: SQLite was built without FTS5.
+            NoSpaceError: the disk is full.
+            DamagedIndexError: the documents cannot be read.
+        """
+        with _storage_errors(path), DocumentStore(path, writable=True) as beside:
+            connection = beside._connection()
+            if not make_table(connection, "''"):
+                raise InputError(
+                    "the SQLite library of this Python has no FTS5, which looks for words; leave hybrid out"
+                )
+            connection.execute("BEGIN")
+            insert_texts(connection, self._texts())
+            connection.execute("COMMIT")
+        return LexicalIndex(path, DocumentStore(path, writable=False)._connection)
+
+    def _texts(self) -> Iterator[tuple[int, str, str]]:
+        with _reading(self.path):
+            yield from self._connection().execute("SELECT position, title, text FROM documents ORDER BY position")
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.

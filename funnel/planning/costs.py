@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import time
@@ -49,16 +50,19 @@ def batch_class(n_queries: int) -> int:
     return next((size for size in BATCH_SIZES if size >= n_queries), 1 << (n_queries - 1).bit_length())
 
 
-def fingerprint(device: torch.device) -> dict[str, str]:
-    """What the costs depend on: processor, cores, threads, device and library versions."""
-    faiss_version = getattr(__import__("faiss"), "__version__", "none")
+def fingerprint(device: torch.device, placement: str = "mapped") -> dict[str, str]:
+    """What the costs depend on: processor, cores, threads, device, where the vectors lie, and library versions."""
+    try:
+        faiss_version = getattr(importlib.import_module("faiss"), "__version__", "none")
+    except ImportError:  # a device may be searched without it
+        faiss_version = "none"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "processor": _processor(),
         "cores": str(cores),
         "threads": str(torch.get_num_threads()),
-        "device": name,
+        "device": name if placement in ("mapped", "device") else f"{name}, vectors {placement}",
         "torch": torch.__version__.split("+")[0],
         "faiss": str(faiss_version),
     }
@@ -238,7 +242,7 @@ def measure_costs(
     sizes = (*tuple(size for size in RERANK_SIZES if size < found), found)
     timed, columns = timed_efforts(efforts), sorted({*widths, *np.diff(sorted(widths)).tolist()})
     gathered = [columns[round(i)] for i in np.linspace(0, len(columns) - 1, min(len(columns), WIDTHS_TIMED))]
-    costs = Costs(fingerprint(cascade.store.device), sizes, {}, {}, {}, {})
+    costs = Costs(fingerprint(cascade.store.device, cascade.store.placement), sizes, {}, {}, {}, {})
     usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
     smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
     k = min(10, smallest.shortlist)

@@ -251,7 +251,7 @@ def _coarse_name(settings: Mapping[str, Any]) -> str:
 
 def machine_facts(index: FunnelIndex) -> MachineFacts:
     """Where it was searched."""
-    machine = fingerprint(index.searcher.cascade.store.device)
+    machine = fingerprint(index.searcher.cascade.store.device, index.searcher.cascade.store.placement)
     return {
         "processor": machine["processor"],
         "cores": int(machine["cores"]),

@@ -19,7 +19,7 @@ LAYERS = (
     ("funnel.cli", "funnel.demo", "funnel.__main__"),
     ("funnel.reports", "funnel.deepcheck"),
     ("funnel.index",),
-    ("funnel.building.build", "funnel.building.tune"),
+    ("funnel.building.build", "funnel.building.tune", "funnel.exporting"),
     ("funnel.opening",),
     ("funnel.searcher",),
     ("funnel.monitoring",),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from indexes import CoarseIndexError, choose, family, hnsw_settings
-from indexes.selection import FLAT_ROWS
+from indexes.selection import FLAT_ROWS, GPU_SHARE, ON_GPU, gpu_candidates
 
 DIMS = st.integers(1, 512)
 COUNTS = st.integers(1, 10_000_000)
@@ -57,3 +58,20 @@ def test_choices_keep_their_order_and_fit(n: int, dim: int, memory_bytes: int) -
     else:
         with pytest.raises(CoarseIndexError):
             choose(n, dim, memory_bytes)
+
+
+def test_a_gpu_is_offered_what_can_be_used_there_and_fits() -> None:
+    usable = [name for name in ON_GPU if family(name).missing() is None]
+    choices = gpu_candidates(1_000_000, 128, 10**12)
+    assert [choice.name for choice in choices] == usable and usable[0] == "torch-bins"
+    held = choices[0].estimated_bytes
+    assert held == 1_000_000 * (128 * 2 + 4)
+    assert gpu_candidates(1_000_000, 128, int(held / GPU_SHARE) + 1)[0].name == "torch-bins"
+    assert all(choice.name != "torch-bins" for choice in gpu_candidates(1_000_000, 128, int(held / GPU_SHARE) - 1))
+
+
+def test_on_a_gpu_its_families_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexes.selection.free_bytes", lambda device: 10**12)
+    names = [choice.name for choice in choose(1_000_000, 128, device=torch.device("cuda"))]
+    assert names[0] == "torch-bins" and names[-3:] == ["hnsw-sq8", "ivf-sq8", "ivf-pq"]
+    assert names[-3:] == [choice.name for choice in choose(1_000_000, 128)]

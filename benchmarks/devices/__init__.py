@@ -1,0 +1,1 @@
+"""What `benchmarks.gpu` is made of."""
