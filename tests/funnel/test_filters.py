@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 
-from funnel import FLAT, FunnelIndex, InputError
+from funnel import FLAT, FunnelIndex
 from funnel.cli import cli
+from funnel.errors import InputError
 from funnel.filtered import searching
 from tests.funnel.corpora import brute_force, documents, funnel_plan, hashed_words
 
