@@ -116,7 +116,7 @@ class FaissIndex(CoarseIndex):
         return parameters
 
     def restricted(self, allowed: Allowed) -> CoarseIndex:
-        if not self.supports_filter:
+        if not self.supports_filter or type(self).search is not FaissIndex.search:  # GPU indexes ignore selectors
             return super().restricted(allowed)
         view = copy.copy(self)
         view._parameters, view._selector = {}, self._bitmap(allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from indexes.base import CoarseIndex, Float32Array, Int64Array, Mask
@@ -13,11 +14,13 @@ __all__ = ["RestrictedIndex"]
 
 
 class RestrictedIndex:
-    """Everything as the index has it, but for `search`.
+    """Everything as the index has it, but for `search` and `search_tensors`.
 
     A family that filters does so itself. One that cannot is asked for as many rows as the effort finds, and those that
     are not allowed are dropped: a filter that leaves few rows then leaves few results.
     """
+
+    recordable = False  # a recorded search would be one without the filter
 
     def __init__(self, index: CoarseIndex, mask: Mask) -> None:
         self._of = index
@@ -25,6 +28,16 @@ class RestrictedIndex:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._of, name)
+
+    def search_tensors(
+        self, queries: torch.Tensor, shortlist: int, effort: int, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `CoarseIndex.search_tensors`."""
+        if self._of.supports_filter:
+            mask = torch.from_numpy(self._mask).to(queries.device)
+            return self._of.search_tensors(queries, shortlist, effort, mask)
+        scores, rows = self.search(queries.cpu().numpy(), shortlist, effort)
+        return torch.from_numpy(scores).to(queries.device), torch.from_numpy(rows).to(queries.device)
 
     def search(self, queries: Float32Array, shortlist: int, effort: int) -> tuple[Float32Array, Int64Array]:
         """See `CoarseIndex.search`."""
