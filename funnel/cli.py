@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; the other commands lie in cli_*."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
+from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -55,6 +56,9 @@ def cli(debug: bool) -> None:
 cli.add_command(train)
 cli.add_command(adaptor)
 cli.add_command(tune)
+cli.add_command(add)
+cli.add_command(delete)
+cli.add_command(compact)
 
 
 @cli.command()
