@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,43 +15,37 @@ from funnel.adaptors import Adaptor
 from funnel.asking import Asked, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
-from funnel.building.compact import compact_index, needs_compaction
 from funnel.building.tune import tune_index
-from funnel.building.update import Changes, add_rows, delete_ids
 from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.queries import QueriesSource
 from funnel.deadline import Deadline
-from funnel.errors import InputError, StorageError
+from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
 from funnel.hits import Answers, Hits, Served
 from funnel.monitoring import DEFAULT_AUDIT, Health
-from funnel.opening import Opened, open_generation, same_generation
+from funnel.opening import Opened, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.planner import Choice
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher, device_of
-from funnel.segments import live_positions
+from funnel.segments import Segment
 from funnel.state import State
 from funnel.stopped import served_each, served_in_all
-from funnel.storage import IndexFolder, Manifest, Transaction
+from funnel.storage import IndexFolder, Manifest
+from funnel.updates import Updates
 
 __all__ = ["FunnelIndex"]
 
-Result = TypeVar("Result")
 
-
-class FunnelIndex:
+class FunnelIndex(Updates):
     """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
 
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
-        self.path = path
         device = str(opened.searcher.cascade.store.device)
-        self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
-        self._state = State.of(opened, self._encoder)
-        self._changing = Lock()
+        super().__init__(path, opened, QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device))
 
     @classmethod
     def build(
@@ -232,98 +225,9 @@ class FunnelIndex:
             opened = tune_index(self.path, self._state.opened, self._encoder, queries, seed, progress)
             self._state = State.of(opened, self._encoder)
 
-    def add(
-        self,
-        documents: CorpusSource,
-        *,
-        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
-        progress: bool = False,
-    ) -> Changes:
-        """Add documents: durable, and found by the next search, when it returns; a crash leaves all of them or none.
-
-        documents: what `build` takes; texts without `vector` are encoded by the index's own encoder. ids: of bare
-        vectors; default the numbers behind the largest id. Gives what was changed.
-
-        Raises InputError for an id that is in the index or comes twice, another width, and rows that cannot be used;
-        EncoderError, StorageError where another process writes, NoSpaceError.
-        """
-        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, False, progress))
-
-    def upsert(
-        self,
-        documents: CorpusSource,
-        *,
-        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
-        progress: bool = False,
-    ) -> Changes:
-        """As `add`; documents whose ids are in the index take the place of those there, in one step."""
-        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, True, progress))
-
-    def delete(
-        self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | str | int, *, strict: bool = False
-    ) -> Changes:
-        """Delete documents by their ids; gives how many were deleted and how many ids were unknown.
-
-        Durable when it returns. The rows are found no more, and leave the disk with `compact`. Raises InputError, and
-        deletes nothing, for an id of a wrong type, or where strict for one that is unknown; StorageError.
-        """
-        return self._change(lambda t, o: delete_ids(t, o, ids, strict))
-
-    def compact(self, *, seed: int | None = None, progress: bool = False) -> bool:
-        """Merge all segments and leave out deleted rows; whether there was anything to do.
-
-        The new generation has a coarse index and a calibration of its own, on the queries on record. Searches go on
-        meanwhile, in this process and in others; another writer is refused until it is done. seed: None: that of the
-        build. Raises as `add` does.
-        """
-
-        def change(transaction: Transaction, opened: Opened) -> bool:
-            if not needs_compaction(opened):
-                return False
-            compact_index(transaction, opened, self._encoder, seed, progress)
-            return True
-
-        return self._change(change)
-
-    def refresh(self) -> bool:
-        """Move to the newest generation that was committed, by whatever process; whether there was one.
-
-        Searches in other threads go on, each on the generation it began with. Raises as `open` does.
-        """
-        with self._changing:
-            return self._move()
-
-    def _change(self, change: Callable[[Transaction, Opened], Result]) -> Result:
-        """Make a change to the live generation, and move to the one it gives."""
-        with self._changing:
-            with IndexFolder(self.path).begin() as transaction:
-                live = transaction.previous
-                if live is None:
-                    raise StorageError(f"{self.path} holds no index any more; build it again")
-                if not same_generation(live, self.manifest):
-                    self._move()
-                result = change(transaction, self._state.opened)
-            self._move()
-            return result
-
-    def _move(self) -> bool:
-        before = self._state
-        device = before.opened.searcher.cascade.store.device
-        opened = open_generation(IndexFolder(self.path), device, "full", before.opened)
-        if opened is before.opened:
-            return False
-        self._state = before.then(opened, self._encoder)
-        return True
-
     def ids(self) -> list[Any]:
-        """Every id, in input order."""
-        opened = self._state.opened
-        ids = opened.searcher.ids.all()
-        if opened.live is None:
-            return ids
-        parts = [live_positions(segment, opened.live) for segment in opened.segments]
-        kept = np.concatenate([part for part in parts if part is not None])
-        return [one for one, there in zip(ids, kept, strict=True) if there]
+        """Every id that was not deleted, in input order."""
+        return self._state.ids()
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
@@ -373,6 +277,11 @@ class FunnelIndex:
         sample = getattr(cascade.exact, "resident_bytes", 0)
         others = 0 if self._searcher.others is None else self._searcher.others.nbytes
         return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + others
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts in which rows lie, for checks: a fresh build has one."""
+        return self._state.opened.segments
 
     @property
     def searcher(self) -> Searcher:

@@ -18,6 +18,7 @@ from funnel.plan import Plan
 from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
 from funnel.query_encoder import QueryEncoder
+from funnel.segments import live_positions
 
 __all__ = ["State"]
 
@@ -52,6 +53,16 @@ class State:
             and _void_of(opened) == _void_of(self.opened)
         )
         return State(opened, beside, monitor, dict(self.choices) if only_added else {})
+
+    def ids(self) -> list[Any]:
+        """Every id that was not deleted, in input order."""
+        opened = self.opened
+        ids = opened.searcher.ids.all()
+        if opened.live is None:
+            return ids
+        parts = [live_positions(segment, opened.live) for segment in opened.segments]
+        kept = np.concatenate([part for part in parts if part is not None])
+        return [one for one, there in zip(ids, kept, strict=True) if there]
 
     def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
