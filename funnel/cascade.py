@@ -13,7 +13,7 @@ import torch
 from funnel.escalation import hard, looked_at
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
-from funnel.turn import Turn
+from funnel.turn import Turn, answers_alone
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
 
@@ -55,8 +55,8 @@ class Cascade:
 
     @property
     def alone(self) -> bool:
-        """Whether the coarse index gives exact full-width scores, so that nothing is left to rerank."""
-        return self.coarse.exact_scores and self.width == self.store.dim
+        """Whether nothing is left to rerank: see `answers_alone`."""
+        return answers_alone(self.coarse, self.store.dim)
 
     @property
     def rows(self) -> int:

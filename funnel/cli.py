@@ -119,8 +119,8 @@ def build(
     )
     manifest = built.manifest
     click.echo(
-        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over {manifest.ladder[0]} "
-        f"dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
+        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
+        f"{manifest.settings['coarse_width']} dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
     )
     click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
 

@@ -42,7 +42,10 @@ def over_live(cascade: Cascade, live: npt.NDArray[np.bool_] | None) -> Cascade:
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return exact_search(store, queries, k, live=live)
 
-    made = replace(cascade, live=live, truth=flat, exact=flat)
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
+    made = replace(cascade, live=live, truth=truth, exact=flat)
     if isinstance(exact, PrunedSearch):
         made = replace(made, exact=exact.among(live, _reached(made)))
     return made

@@ -25,7 +25,7 @@ from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
 from funnel.hits import Answers, Hits, Served
 from funnel.monitoring import DEFAULT_AUDIT, Health
-from funnel.opening import Opened, open_generation
+from funnel.opening import Opened, coarse_width, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.planner import Choice
@@ -245,7 +245,7 @@ class FunnelIndex(Updates):
         manifest = self.manifest
         return (
             f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "
-            f"{manifest.ladder[0]} dims, {self.certification})"
+            f"{coarse_width(manifest)} dims, {self.certification})"
         )
 
     @property

@@ -29,9 +29,10 @@ from funnel.planning.updated import Updated
 from funnel.searcher import Searcher
 from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
+from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, exact_search, family
 
-__all__ = ["Opened", "make_cascade", "open_generation", "rerank_widths"]
+__all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ class Opened:
     lock: ReaderLock | None = None
 
 
-def rerank_widths(ladder: tuple[int, ...], coarse: str) -> tuple[int, ...]:
+def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
     """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
-    return ladder if coarse == "ivf-pq" or len(ladder) == 1 else ladder[1:]
+    return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
+
+
+def coarse_width(manifest: Manifest) -> int:
+    """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
+    return int(str(manifest.settings.get("coarse_width", manifest.ladder[0])))
 
 
 def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -74,12 +80,15 @@ def make_cascade(
     segment: Path,
     ladder: tuple[int, ...],
     widths: tuple[int, ...],
+    adaptor: Adaptor | None = None,
+    *,
     release: bool,
     keep: bool = False,
 ) -> Cascade:
     """The parts put together.
 
-    segment: the folder of norms.npy. widths: of reranks. release: give mapped pages back after passes over the matrix
+    segment: the folder of norms.npy. widths: of reranks. adaptor: that of the stored rows, where a coarse index may be
+    over the user's own. release: give mapped pages back after passes over the matrix
     (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
 
@@ -93,9 +102,14 @@ def make_cascade(
         inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
         exact=flat,
         truth=flat,
+        turn=turn_of(adaptor) if adaptor is not None and answers_alone(coarse, store.dim) else None,
     )
+
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
     norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
-    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
 def open_generation(folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None) -> Opened:
@@ -110,20 +124,21 @@ def open_generation(folder: IndexFolder, device: torch.device, verify: str, befo
     known = {} if before is None else before.manifest.files
     unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
     verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
-    segments = _segments(folder, manifest, verification, device, before)
+    if before is not None and before.manifest.adaptor == manifest.adaptor:
+        adaptor = before.searcher.adaptor
+    else:
+        adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
+    segments = _segments(folder, manifest, verification, adaptor, device, before)
     live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
     first = segments[0]
     assert first.order is not None, "a first segment has an order"
     settings: dict[str, Any] = dict(manifest.settings)
-    same = before is not None and before.manifest.adaptor == manifest.adaptor
     searcher = Searcher(
         cascade=first.over(live),
-        adaptor=before.searcher.adaptor
-        if before is not None and same
-        else Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)),
+        adaptor=adaptor,
         ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
         order=first.order,
-        widths=rerank_widths(manifest.ladder, settings["coarse"]),
+        widths=rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest)),
         others=_others(segments, live, before),
     )
     if searcher.adaptor.dim != manifest.d:
@@ -145,7 +160,12 @@ def same_generation(one: Manifest, other: Manifest) -> bool:
 
 
 def _segments(
-    folder: IndexFolder, manifest: Manifest, verification: Verification, device: torch.device, before: Opened | None
+    folder: IndexFolder,
+    manifest: Manifest,
+    verification: Verification,
+    adaptor: Adaptor,
+    device: torch.device,
+    before: Opened | None,
 ) -> tuple[Segment, ...]:
     known = {} if before is None else {segment.id: segment for segment in before.segments}
     result: list[Segment] = []
@@ -153,7 +173,7 @@ def _segments(
         first = result[-1].stop if result else 0
         segment = known.get(part.id)
         if segment is None:
-            segment = _open_segment(folder, manifest, part, first, verification, device)
+            segment = _open_segment(folder, manifest, part, first, verification, adaptor, device)
         result.append(segment if segment.first == first else replace(segment, first=first))
     if not result:
         raise DamagedIndexError(f"generation {manifest.generation} of {folder.path} names no segment")
@@ -166,6 +186,7 @@ def _open_segment(
     part: PartEntry,
     first: int,
     verification: Verification,
+    adaptor: Adaptor,
     device: torch.device,
 ) -> Segment:
     path = folder.path / "segments" / part.id
@@ -178,10 +199,10 @@ def _open_segment(
         if norms in verification.verifiers:  # read whole, below
             verification.verifiers[norms].ensure(0, manifest.files[norms].size)
         settings = manifest.settings
-        coarse, rebuilt = _coarse(folder, manifest, part, verification, store)
-        widths = rerank_widths(manifest.ladder, str(settings["coarse"]))
+        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
+        widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
         keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
-        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, release=False, keep=keep)
+        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
         order = np.asarray(np.load(path / "order.npy", mmap_mode="r", allow_pickle=False))
     documents = DocumentStore.open(path / "documents.sqlite") if manifest.settings["documents"] else None
     segment = Segment(part.id, first, store, Ids.open(path), order, cascade, documents, rebuilt)
@@ -296,7 +317,12 @@ def _guard(store: VectorStore, verification: Verification, path: str) -> None:
 
 
 def _coarse(
-    folder: IndexFolder, manifest: Manifest, part: PartEntry, verification: Verification, store: VectorStore
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    verification: Verification,
+    store: VectorStore,
+    adaptor: Adaptor,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
     name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
@@ -310,7 +336,7 @@ def _coarse(
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
-            return family(name).load(store.path.parent / "coarse.faiss", manifest.ladder[0], settings), None
+            return family(name).load(store.path.parent / "coarse.faiss", coarse_width(manifest), settings), None
         except CoarseIndexError as error:
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
@@ -318,7 +344,7 @@ def _coarse(
     if vectors in verification.verifiers:  # read whole, past the guard of the map
         verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
-    return build_coarse(store, manifest.ladder[0], name, settings, seed, progress=False), why
+    return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
 
 
 def _built_with(settings: Mapping[str, object]) -> str:

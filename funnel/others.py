@@ -62,11 +62,11 @@ class Others:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
         return best_of(answers, k)
 
-    def truth(self, first: Cascade, asked: Float32, k: int, found: Answer) -> Float32:
-        """True scores float32 [n, k], falling, over every segment. asked: queries as rows are stored."""
-        answers = [found, *(cascade.truth(asked, k) for _, cascade in self.coarse)]
+    def truth(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Float32:
+        """True scores float32 [n, k], falling, over every segment."""
+        answers = [found, *(cascade.truth(prepared, k) for _, cascade in self.coarse)]
         if self.exact is not None:
-            answers.append(self.exact.search(asked, k, self.live))
+            answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
         return best_of(answers, k)[0]
 
     def join_until(

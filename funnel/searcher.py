@@ -125,9 +125,8 @@ class Searcher:
 
     def truth(self, prepared: Float32, k: int) -> Float32:
         """The true scores of the best k float32 [n, k], by flat search over every row."""
-        asked = self.cascade.as_stored(prepared)
-        scores, rows = self.cascade.truth(asked, k)
-        return scores if self.others is None else self.others.truth(self.cascade, asked, k, (scores, rows))
+        found = self.cascade.truth(prepared, k)
+        return found[0] if self.others is None else self.others.truth(self.cascade, prepared, k, found)
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""

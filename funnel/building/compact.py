@@ -18,14 +18,14 @@ from funnel.building.tune import encoding_ms, recorded_queries
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
 from funnel.ids import Ids
-from funnel.opening import Opened, make_cascade, rerank_widths
+from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
 from funnel.planning.calibrate import SMALLEST_PLANNED
 from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.segments import live_positions
 from funnel.storage import Transaction
-from indexes import VectorStore
+from indexes import Choice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction"]
 
@@ -122,22 +122,27 @@ def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Sea
     """Norms and coarse index of the new segment, and a searcher of it; what the settings say of them."""
     manifest, old = opened.manifest, opened.searcher
     store, ladder = VectorStore.open(folder / "vectors.npy", old.cascade.store.device), manifest.ladder
-    name, settings = _coarse_choice(opened, store.n)
+    choice = _coarse_choice(opened, store.n)
     write_norms(store, ladder, folder / "norms.npy", progress)
-    coarse = build_coarse(store, ladder[0], name, settings, seed, progress)
+    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, old.adaptor)
     coarse.save(folder / "coarse.faiss")
-    widths = rerank_widths(ladder, name)
+    widths = rerank_widths(ladder, choice.name, choice.dim)
     searcher = Searcher(
-        cascade=make_cascade(coarse, store, folder, ladder, widths, release=True),
+        cascade=make_cascade(coarse, store, folder, ladder, widths, old.adaptor, release=True),
         adaptor=old.adaptor,
         ids=Ids.open(folder),
         order=np.load(folder / "order.npy", mmap_mode="r", allow_pickle=False),
         widths=widths,
     )
-    return searcher, {"coarse": name, "coarse_settings": settings, "coarse_library": coarse.library()}
+    return searcher, {
+        "coarse": choice.name,
+        "coarse_settings": dict(choice.settings),
+        "coarse_width": choice.dim,
+        "coarse_library": coarse.library(),
+    }
 
 
-def _coarse_choice(opened: Opened, rows: int) -> tuple[str, dict[str, int]]:
+def _coarse_choice(opened: Opened, rows: int) -> Choice:
     """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now."""
     manifest = opened.manifest
     settings: dict[str, Any] = dict(manifest.settings)
@@ -153,12 +158,10 @@ def _coarse_choice(opened: Opened, rows: int) -> tuple[str, dict[str, int]]:
         device=opened.searcher.cascade.store.device,
         progress=False,
     )
-    now = str(settings["coarse"]), dict(settings["coarse_settings"])
-    then, _ = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
-    if (then.name, dict(then.settings)) != now:
-        return now
-    chosen, ladder = choose_coarse(rows, manifest.ladder, options)
-    return (chosen.name, dict(chosen.settings)) if ladder == manifest.ladder else now
+    then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
+    now = Choice(str(settings["coarse"]), dict(settings["coarse_settings"]), coarse_width(manifest), 0)
+    by_size = (then.name, dict(then.settings), then.dim) == (now.name, dict(now.settings), now.dim)
+    return choose_coarse(rows, manifest.ladder, options) if by_size else now
 
 
 def _calibration(
@@ -169,7 +172,10 @@ def _calibration(
         return None
     stored = opened.stored
     limit = CORPUS_LIKE_QUERIES if stored is None else stored.corpus_like_limit
-    return calibrate_searcher(searcher, recorded_queries(stored), encoding_ms(opened, encoder), seed, progress, limit)
+    queries = recorded_queries(stored)
+    if queries is not None:  # as the old coarse index was asked; the new one may be of another kind
+        queries = searcher.cascade.as_asked(opened.searcher.cascade.as_stored(np.ascontiguousarray(queries)))
+    return calibrate_searcher(searcher, queries, encoding_ms(opened, encoder), seed, progress, limit)
 
 
 def _commit(

@@ -12,7 +12,7 @@ from funnel.building.intake import TextIds
 from funnel.building.segment import build_coarse, write_norms
 from funnel.data.documents import Document, DocumentStore
 from funnel.ids import Ids
-from funnel.opening import Opened
+from funnel.opening import Opened, coarse_width
 from funnel.segments import Segment, live_positions
 from indexes import VectorStore
 
@@ -112,6 +112,7 @@ def write_coarse(opened: Opened, folder: Path, progress: bool) -> None:
     write_norms(store, ladder, folder / "norms.npy", progress)
     chosen = settings["coarse_settings"]
     assert isinstance(chosen, dict)
-    coarse = build_coarse(store, ladder[0], str(settings["coarse"]), chosen, int(str(settings["seed"])), progress)
+    name, seed = str(settings["coarse"]), int(str(settings["seed"]))
+    coarse = build_coarse(store, coarse_width(opened.manifest), name, chosen, seed, progress, opened.searcher.adaptor)
     coarse.save(folder / "coarse.faiss")
     np.save(folder / "order.npy", np.arange(store.n, dtype=np.int64))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from funnel.building.intake import Intake
-from funnel.turn import Turn
+from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
 __all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
@@ -109,25 +109,32 @@ def build_coarse(
     settings: Mapping[str, int],
     seed: int,
     progress: bool,
-    turn: Turn | None = None,
+    adaptor: Adaptor | None = None,
 ) -> CoarseIndex:
-    """Train and fill a coarse index over the unit prefixes of the stored rows; over the user's own where turned."""
+    """Train and fill a coarse index over the unit prefixes of the stored rows.
+
+    One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
+    user's own space where the adaptor allows that.
+    """
     index = family(name)(width, **settings)
+    alone = answers_alone(index, store.dim)
+    turn = turn_of(adaptor) if alone and adaptor is not None else None
     index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
     release_freed()
     block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
     with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
         for start in range(0, store.n, len(block)):
-            prefixes = _fill(block[: store.n - start], store, start)
+            prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
             index.add(prefixes if turn is None else turn.own(prefixes))
             bar.update(len(prefixes))
     return index
 
 
-def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int) -> npt.NDArray[np.float32]:
-    """The block [n, width], filled with the unit prefixes of n rows from `start` on."""
+def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: bool = True) -> npt.NDArray[np.float32]:
+    """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
     for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
-        block[first - start : first - start + len(rows)] = unit_prefixes(rows, block.shape[1])
+        width = block.shape[1]
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
     return block
 
 

@@ -80,9 +80,7 @@ def recall(index: FunnelIndex, queries: Float32, k: int = 10, **budget: float) -
     return float((index.search_vectors(queries, k, **budget).scores >= true - 1e-6).mean())
 
 
-def test_what_is_added_upserted_and_deleted(
-    index: FunnelIndex, model: Model, more: Float32, unseen: Float32
-) -> None:
+def test_what_is_added_upserted_and_deleted(index: FunnelIndex, model: Model, more: Float32, unseen: Float32) -> None:
     """Every call is found at once, by an index that is opened anew as well, and the files stay sound."""
     queries = unseen[:50]
     assert index.add(more[:300], ids=named(0, 300)).added == 300
