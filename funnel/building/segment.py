@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
 from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
