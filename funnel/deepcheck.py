@@ -68,8 +68,11 @@ def _finite(segment: Segment, unit: bool) -> None:
     for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
         if not np.isfinite(rows).all():
             raise DamagedIndexError(f"vectors.npy holds values that are not finite in rows from {start}")
-        if unit and np.abs(np.linalg.norm(rows, axis=1) - 1.0).max() > UNIT_TOLERANCE:
-            raise DamagedIndexError(f"vectors.npy holds rows that are not of unit length, from row {start}")
+        off = np.abs(np.linalg.norm(rows, axis=1) - 1.0)
+        if unit and off.max() > UNIT_TOLERANCE:
+            raise DamagedIndexError(
+                f"vectors.npy holds rows that are not of unit length, such as row {start + off.argmax()}"
+            )
 
 
 def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:

@@ -224,6 +224,8 @@ class FunnelIndex(Updates):
         with self._changing:
             opened = tune_index(self.path, self._state.opened, self._encoder, queries, seed, progress)
             self._state = State.of(opened, self._encoder)
+            del opened
+            IndexFolder(self.path).tidy()
 
     def ids(self) -> list[Any]:
         """Every id that was not deleted, in input order."""

@@ -87,7 +87,9 @@ class Updates:
             compact_index(transaction, opened, self._encoder, seed, progress)
             return True
 
-        return self._change(change)
+        done = self._change(change)
+        IndexFolder(self.path).tidy()
+        return done
 
     def refresh(self) -> bool:
         """Move to the newest generation that was committed, by whatever process; whether there was one.

@@ -1,6 +1,7 @@
 """The index folder as its users see it: read the live generation, verify it, begin the next."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from funnel.errors import DamagedIndexError, StorageError
@@ -46,6 +47,12 @@ class IndexFolder:
         Raises StorageError saying who writes where another process does, and what `Transaction` raises.
         """
         return Transaction(self.path, self._files)
+
+    def tidy(self) -> None:
+        """Remove old generations that nobody reads any more; a writer at work does it when it ends."""
+        if self.exists():
+            with suppress(StorageError), self.begin():
+                pass
 
     def verify(self, manifest: Manifest, mode: VerifyMode = "full", progress: bool = False) -> Verification:
         """Check the files that `manifest` names: all of them, or with "lazy" the big ones on first touch.
