@@ -99,9 +99,12 @@ def _without_deleted(run: Run, live: Live, truth: Truth) -> Run:
     short = np.ones(len(run.queries), dtype=np.bool_)
     if rows is not None and scores is not None:
         left = live[rows] & (rows >= 0)
-        order = np.argsort(~left, axis=1, kind="stable")[:, :depth]
-        kept = np.take_along_axis(scores, order, axis=1)
-        true[:, : kept.shape[1]] = np.where(np.take_along_axis(left, order, axis=1), kept, -np.inf)
+        width = min(depth, rows.shape[1])
+        true[:, :width] = scores[:, :width]
+        lost = np.flatnonzero(~left[:, :width].all(axis=1))
+        order = np.argsort(~left[lost], axis=1, kind="stable")[:, :width]
+        kept = np.take_along_axis(scores[lost], order, axis=1)
+        true[lost, :width] = np.where(np.take_along_axis(left[lost], order, axis=1), kept, -np.inf)
         short = left.sum(axis=1) < depth
     if short.any():  # more was deleted around these queries than their record holds
         asked = np.flatnonzero(short)
