@@ -8,6 +8,7 @@ from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
 from benchmarks.demo import demo
 from benchmarks.drift import drift
+from benchmarks.encoding import encoding
 from benchmarks.exact import exact
 from benchmarks.latency import latency
 from benchmarks.matryoshka import matryoshka
@@ -28,7 +29,7 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift,
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, encoding, demo, memory, matryoshka, drift,
     scale, wide, updates,
 ):  # fmt: skip
     benchmarks.add_command(command)

@@ -21,7 +21,8 @@ class QueryEncoder:
     """
 
     def __init__(self, given: EncoderSource | Encoder | None, settings: Mapping[str, object], dim: int, device: str):
-        self._encoder = given
+        self._given = given
+        self._loaded: Encoder | None = None
         self._settings = settings
         self._dim = dim
         self._device = device
@@ -32,11 +33,12 @@ class QueryEncoder:
 
     def load(self) -> Encoder:
         """The encoder itself. Raises EncoderError where there is none, or it is of another width."""
-        loaded = load_encoder(self._by_name() if self._encoder is None else self._encoder)
-        if loaded.dim != self._dim:
-            raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
-        self._encoder = loaded
-        return loaded
+        if self._loaded is None:
+            loaded = self._by_name() if self._given is None else load_encoder(self._given)
+            if loaded.dim != self._dim:
+                raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
+            self._loaded = loaded
+        return self._loaded
 
     def _by_name(self) -> Encoder:
         name = self._settings["encoder"]
@@ -49,4 +51,11 @@ class QueryEncoder:
             raise EncoderError(
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
-        return load_encoder(str(name), exact=bool(self._settings["exact_encoding"]), device=self._device)
+        exact = bool(self._settings["exact_encoding"])
+        if not exact and self._device == "cpu":
+            from funnel.data.stored import stored_encoder
+
+            stored = stored_encoder(str(name))
+            if stored is not None:
+                return stored
+        return load_encoder(str(name), exact=exact, device=self._device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["BucketedModel", "batch_rows", "bucket_length", "fast_dtype"]
+__all__ = ["BucketedModel", "Tokenizer", "batch_rows", "bucket_length", "chunks_of_like_length", "fast_dtype"]
 
 WINDOW_TEXTS = 4096  # sorted together: long enough that batches fill, short enough to hold
 TOKENIZE_TEXTS = 256  # texts of like length in one tokeniser call
@@ -62,6 +62,20 @@ def batch_rows(length: int, batch_tokens: int) -> int:
     return int(2 ** np.floor(np.log2(max(1, batch_tokens // length))))
 
 
+class Tokenizer:
+    """A model's own tokeniser, prompts and `max_seq_length`; may be called from several threads."""
+
+    def __init__(self, model: "SentenceTransformer") -> None:
+        self._model = model
+        # A fast tokeniser keeps its padding settings inside, and fails when two threads borrow it.
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: list[str], prompt: str | None, task: str) -> Features:
+        """Texts as a model's modules take them, padded on the right to the longest."""
+        with self._lock:
+            return dict(self._model.preprocess(texts, prompt=prompt, task=task))
+
+
 class BucketedModel:
     """Runs a sentence-transformers model over batches of fixed shape.
 
@@ -75,8 +89,7 @@ class BucketedModel:
         self._limit: int | None = model.max_seq_length
         self._device = torch.device(model.device)
         self._batch_tokens = CUDA_BATCH_TOKENS if self._device.type == "cuda" else CPU_BATCH_TOKENS
-        # A fast tokeniser keeps its padding settings inside, and fails when two threads borrow it.
-        self._lock = threading.Lock()
+        self._tokenize = Tokenizer(model)
 
     @staticmethod
     def supports(model: "SentenceTransformer") -> bool:
@@ -120,7 +133,7 @@ class BucketedModel:
         self, texts: Sequence[str], prompt: str | None, task: str
     ) -> Iterator[tuple[NDArray[np.intp], Features]]:
         buckets: dict[int, _Bucket] = {}
-        for numbers in _chunks_of_like_length(texts):
+        for numbers in chunks_of_like_length(texts):
             features = self._tokenize([texts[number] for number in numbers], prompt, task)
             tokens = features["attention_mask"].sum(dim=1).numpy()
             lengths = np.array([bucket_length(int(count), self._limit) for count in tokens])
@@ -132,10 +145,6 @@ class BucketedModel:
                 yield from buckets[length].full_batches()
         for length in sorted(buckets):
             yield from buckets[length].last_batch()
-
-    def _tokenize(self, texts: list[str], prompt: str | None, task: str) -> Features:
-        with self._lock:
-            return dict(self._model.preprocess(texts, prompt=prompt, task=task))
 
     def _rows(self, features: Features, rows: NDArray[np.intp], length: int) -> Features:
         """Some rows of tokenised texts, cut or padded to a length."""
@@ -207,7 +216,7 @@ class _Bucket:
         return numbers, taken
 
 
-def _chunks_of_like_length(texts: Sequence[str]) -> Iterator[NDArray[np.intp]]:
+def chunks_of_like_length(texts: Sequence[str]) -> Iterator[NDArray[np.intp]]:
     """Numbers of texts, sorted by characters inside windows, in chunks for the tokeniser."""
     for start in range(0, len(texts), WINDOW_TEXTS):
         characters = np.array([len(text) for text in texts[start : start + WINDOW_TEXTS]])

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from funnel.data.batching import BucketedModel
+    from funnel.data.packed import PackedModel
 
 __all__ = [
     "DEFAULT_ENCODER",
@@ -25,7 +26,9 @@ __all__ = [
     "Encoder",
     "EncoderSource",
     "ModelEncoder",
+    "checked",
     "load_encoder",
+    "prompt_for",
 ]
 
 TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and memory stays bounded
@@ -145,7 +148,7 @@ class CallableEncoder:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _call(self, encode: Callable[[list[str]], Any], texts: list[str], first: int) -> NDArray[np.float32]:
-        vectors = _checked(encode(texts), len(texts), self._dim, self.name, first)
+        vectors = checked(encode(texts), len(texts), self._dim, self.name, first)
         self._dim = vectors.shape[1]
         return vectors
 
@@ -154,8 +157,8 @@ class ModelEncoder:
     """An encoder around a sentence-transformers model.
 
     Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
-    on CPUs with native instructions) in batches of fixed shape; cosines to the exact vectors are at least
-    0.998. Models that cannot be run that way use their own `encode`.
+    on CPUs with native instructions): a plain BERT on the CPU without padding, others in batches of fixed shape.
+    Cosines to the exact vectors are at least 0.998. Models that cannot be run that way use their own `encode`.
     """
 
     def __init__(self, model: "SentenceTransformer", name: str, *, exact: bool, reopenable: bool) -> None:
@@ -164,7 +167,7 @@ class ModelEncoder:
         self.exact = exact
         self._model = model.eval()
         self._dim = _model_dim(model)
-        self._bucketed = None if exact else _bucketed(model)
+        self._fast = None if exact else _fast(model)
 
     @property
     def dim(self) -> int:
@@ -184,12 +187,12 @@ class ModelEncoder:
     def _run(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
-        if self._bucketed is None:
+        if self._fast is None:
             values = self._encode_plain(texts, task, progress)
         else:
             with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
-                values = self._bucketed.encode(texts, self._prompt(task), task, bar.update)
-        return _checked(values, len(texts), self._dim or None, self.name, 0)
+                values = self._fast.encode(texts, self._prompt(task), task, bar.update)
+        return checked(values, len(texts), self._dim or None, self.name, 0)
 
     def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
@@ -202,10 +205,14 @@ class ModelEncoder:
         return np.concatenate(parts)
 
     def _prompt(self, task: str) -> str | None:
-        names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
-        prompts = self._model.prompts
-        name = next((name for name in names if name in prompts), self._model.default_prompt_name)
-        return prompts.get(name) if name is not None else None
+        return prompt_for(task, self._model.prompts, self._model.default_prompt_name)
+
+
+def prompt_for(task: str, prompts: Mapping[str, str | None], default: str | None) -> str | None:
+    """The prompt of a task, "query" or "document", as sentence-transformers chooses it; None for none."""
+    names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
+    name = next((name for name in names if name in prompts), default)
+    return prompts.get(name) if name is not None else None
 
 
 def _model_dim(model: "SentenceTransformer") -> int:
@@ -215,19 +222,22 @@ def _model_dim(model: "SentenceTransformer") -> int:
     return int(get() or 0)
 
 
-def _bucketed(model: "SentenceTransformer") -> "BucketedModel | None":
+def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
+    """The model in half precision where the device has it: packed, or in batches of fixed shape, or None."""
     import torch
 
     from funnel.data.batching import BucketedModel, fast_dtype
+    from funnel.data.packed import PackedModel
 
     if not BucketedModel.supports(model):
         return None
-    if model.dtype == torch.float32:
-        model.to(fast_dtype(torch.device(model.device)))
-    return BucketedModel(model)
+    dtype = fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype
+    packed = None if dtype is None else PackedModel.of(model, dtype)
+    model.to(dtype)
+    return BucketedModel(model) if packed is None else packed
 
 
-def _checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
+def checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
     """What an encoder gave as unit rows; EncoderError unless it is [count, dim], finite and not zero."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()

@@ -14,7 +14,7 @@ from funnel.errors import EncoderError, MissingPackageError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["DEFAULT_ENCODER", "canonical_name", "load_model"]
+__all__ = ["DEFAULT_ENCODER", "canonical_name", "load_model", "local_folder"]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 ALIASES = {"all-MiniLM-L6-v2": DEFAULT_ENCODER}
@@ -33,6 +33,7 @@ HUB_IGNORED = [
     "coreml/*",
 ]
 HUB_ORGANIZATION = "sentence-transformers"  # where sentence-transformers looks for names without one
+HUB = "the hub"  # the one place that needs a network
 MARKER_FILES = ("modules.json", "config.json")  # a cached model has at least one of them
 
 
@@ -73,17 +74,31 @@ def load_model(name: str, device: str) -> "SentenceTransformer":
     )
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of a model that is on this machine, as `load_model` would choose it; None where it is not."""
+    for place, find in _places(canonical_name(name)):
+        folder = find() if place != HUB else None
+        if folder is not None:
+            return folder
+    return None
+
+
 def _places(name: str) -> list[tuple[str, Callable[[], Path | None]]]:
     if Path(name).is_dir():
         return [(f"the folder {name}", lambda: Path(name))]
     places: list[tuple[str, Callable[[], Path | None]]] = [("the local hub cache", lambda: _cached(name))]
     if name == DEFAULT_ENCODER:
         places.append((f"the package {BUNDLED_PACKAGE}", _bundled))
-    places.append(("the hub", lambda: _downloaded(name)))
+    places.append((HUB, lambda: _downloaded(name)))
     return places
 
 
 def _cached(name: str) -> Path | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = [Path(HF_HUB_CACHE) / f"models--{one.replace('/', '--')}" for one in _repositories(name)]
+    if not any(folder.is_dir() for folder in folders):  # the import below takes a third of a second
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     for repository in _repositories(name):

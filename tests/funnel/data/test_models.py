@@ -103,6 +103,8 @@ def test_the_cache_is_found_by_its_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return str(tmp_path / marker) if cached else None
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", find)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--sentence-transformers--short").mkdir()
     assert models._cached("short") == tmp_path
     assert models._cached("someone/short") is None
 
