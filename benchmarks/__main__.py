@@ -22,6 +22,7 @@ from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
 from benchmarks.texts import texts
+from benchmarks.updates import updates
 from benchmarks.wide import wide
 
 
@@ -49,6 +50,7 @@ for command in (
     scifact,
     tail,
     texts,
+    updates,
     wide,
 ):
     benchmarks.add_command(command)

@@ -7,12 +7,12 @@ from threading import Lock
 
 import numpy as np
 
-from funnel.data.documents import DocumentStore
 from funnel.errors import BudgetError
 from funnel.hybrid import Lexical
 from funnel.planning.costs import times_ms
 from funnel.planning.windows import Held, held_ms
 from funnel.query_encoder import QueryEncoder
+from funnel.segments import Documents
 
 __all__ = ["Beside", "sample_texts"]
 
@@ -31,15 +31,12 @@ def sample_texts(count: int) -> list[str]:
 class Beside:
     """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
 
-    documents: None where the index holds bare vectors. rows: how many it holds. lexical: BM25 over them.
+    documents: None where the index holds bare vectors. rows: how many it holds, deleted ones among them. lexical: BM25
+    over the documents.
     """
 
     def __init__(
-        self,
-        encoder: QueryEncoder,
-        documents: DocumentStore | None,
-        rows: int,
-        lexical: Lexical | None = None,
+        self, encoder: QueryEncoder, documents: Documents | None, rows: int, lexical: Lexical | None = None
     ) -> None:
         self._lexical = lexical
         self._encoder = encoder

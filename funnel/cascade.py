@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -43,7 +44,8 @@ class Cascade:
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
     changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
     at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
-    rows are stored, what leads from one to the other. replays: small batches on a GPU.
+    rows are stored, what leads from one to the other. live: bool [n], False for rows that were deleted, which no search
+    gives back; None where there are none. replays: small batches on a GPU.
     """
 
     coarse: CoarseIndex
@@ -53,12 +55,18 @@ class Cascade:
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     turn: Turn | None = None
+    live: npt.NDArray[np.bool_] | None = None
     replays: Replays = field(init=False, default_factory=Replays, compare=False, repr=False)
 
     @property
     def alone(self) -> bool:
         """Whether nothing is left to rerank: see `answers_alone`."""
         return answers_alone(self.coarse, self.store.dim)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are that were not deleted."""
+        return self.store.n if self.live is None else int(np.count_nonzero(self.live))
 
     def as_stored(self, queries: Float32) -> Float32:
         """Queries float32 [n, d] in the space of the stored rows."""
@@ -178,7 +186,8 @@ class Cascade:
     def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
         prefixes = np.ascontiguousarray(queries[:, : self.width])
-        return self.coarse.search(prefixes, shortlist, effort)
+        found = self.coarse.search(prefixes, shortlist, effort)
+        return found if self.live is None else _only_live(*found, self.live)
 
     def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
@@ -199,7 +208,7 @@ class Cascade:
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """Coarse search and every stage for a few queries, on this thread."""
         if self.on_device and not self.alone:
-            return *self.piece_on_device(queries, plan, k), ()
+            return *self.piece_on_device(queries, plan, k, self._live_on_device), ()
         found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         if self.alone:
             return *_head(found, shortlist, k), ()
@@ -208,6 +217,10 @@ class Cascade:
             top, best_rows, kept = self._all_stages(query, rows, some_missing(shortlist), plan, k)
             scores, places = to_host(top, best_rows)
         return scores, places, kept
+
+    @cached_property
+    def _live_on_device(self) -> torch.Tensor | None:
+        return None if self.live is None else torch.from_numpy(self.live).to(self.store.device)
 
     @property
     def on_device(self) -> bool:
@@ -303,6 +316,18 @@ class Cascade:
 
 def _slices(count: int, size: int) -> list[slice | Int64]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _only_live(scores: Float32, rows: Int64, live: npt.NDArray[np.bool_]) -> tuple[Float32, Int64]:
+    """Scores and rows [n, s] without deleted rows: the others move up, -inf and -1 stand at the end."""
+    gone = ~live[rows] | (rows < 0)
+    if not gone.any():
+        return scores, rows
+    order = np.argsort(gone, axis=1, kind="stable")
+    gone = np.take_along_axis(gone, order, axis=1)
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    scores[gone], rows[gone] = -np.inf, -1
+    return scores, rows
 
 
 def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:

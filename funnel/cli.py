@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune, info, export in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; the other commands lie in cli_*."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from funnel.cli_adaptors import adaptor, train
 from funnel.cli_files import export, info
 from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
+from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -59,6 +60,9 @@ cli.add_command(adaptor)
 cli.add_command(tune)
 cli.add_command(info)
 cli.add_command(export)
+cli.add_command(add)
+cli.add_command(delete)
+cli.add_command(compact)
 
 
 @cli.command()

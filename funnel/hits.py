@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.data.documents import DocumentStore
-from funnel.ids import Ids
+from funnel.ids import Ids, JoinedIds
 from funnel.plan import Plan
+from funnel.segments import Documents
 
 __all__ = ["Answers", "Hit", "Hits", "Ranks", "Served", "make_hits"]
 
@@ -121,8 +121,8 @@ class Hits(list[Hit]):
 
 
 def make_hits(
-    documents: DocumentStore | None,
-    ids: Ids,
+    documents: Documents | None,
+    ids: Ids | JoinedIds,
     scores: npt.NDArray[np.float32],
     positions: npt.NDArray[np.int64],
     served: Sequence[Served],

@@ -92,7 +92,7 @@ class Lexical:
         """The same, over the documents that are allowed too: bool by position in the index."""
         masks = []
         for (first, store), own in zip(self.stores, self._allowed, strict=True):
-            mask = allowed[first : first + len(store)]
+            mask = allowed[first : first + store.count()]
             masks.append(mask if own is None else mask & own)
         narrowed = Lexical(self.stores, masks)
         narrowed._indexes = self.open()

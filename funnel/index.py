@@ -1,4 +1,4 @@
-"""FunnelIndex: build, open, search, explain, tune, health."""
+"""FunnelIndex: build, open, search, explain, add, delete, compact, tune, health."""
 
 from __future__ import annotations
 
@@ -12,55 +12,43 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
+from funnel.answering import answer, answer_hits
 from funnel.asking import Asked, read_query, read_vectors, wanted_budget
-from funnel.beside import Beside
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
 from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.encoding import Encoder, EncoderSource
 from funnel.data.queries import QueriesSource
-from funnel.deadline import Deadline
-from funnel.depth import Kept
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
 from funnel.exporting import Exported, export_index
 from funnel.filtered.explaining import explain_filtered
-from funnel.filtered.searching import Filters
-from funnel.hits import Answers, Hits, Served, make_hits
-from funnel.hybrid import Hybrid, Lexical
+from funnel.hits import Answers, Hits
+from funnel.hybrid import Hybrid
 from funnel.info import Info, read_info
-from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
+from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.opening import Opened, coarse_width, open_generation
-from funnel.plan import FLAT, Plan
+from funnel.plan import Plan
 from funnel.planning.budget import Budget, check_k
-from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
 from funnel.query_encoder import QueryEncoder, build_encoder
 from funnel.searcher import Searcher, device_of
-from funnel.stopped import served_each, served_in_all
+from funnel.segments import Segment
+from funnel.state import State
 from funnel.storage import IndexFolder, Manifest
+from funnel.updates import Updates
 
 __all__ = ["FunnelIndex"]
 
 
-class FunnelIndex:
-    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads.
-
-    lexical: BM25 over its documents; None where it holds bare vectors.
-    """
+class FunnelIndex(Updates):
+    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
 
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
-        self.path = path
-        self._opened = opened
         device = str(opened.searcher.cascade.store.device)
-        self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
-        self.lexical = None if opened.documents is None else Lexical([(0, opened.documents)])
-        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows, self.lexical)
-        self._choices: dict[tuple[object, ...], Served] = {}
-        self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
-        self._filters = Filters(opened.searcher, [opened.rows_by_id])
+        super().__init__(path, opened, QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device))
 
     @classmethod
     def build(
@@ -134,7 +122,7 @@ class FunnelIndex:
         if verify not in ("full", "lazy"):
             raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
         folder = IndexFolder(path)
-        return cls(folder.path, open_generation(folder, device_of(device), verify, placement), encoder)
+        return cls(folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder)
 
     def search(
         self,
@@ -169,9 +157,10 @@ class FunnelIndex:
         The first call with a new latency_ms measures plans for some seconds. Raises BudgetError when no plan meets the
         budget, InputError, EncoderError.
         """
+        state = self._state
         texts, vectors, single = read_query(query, self.dim)
         allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
-        fused = Hybrid.read(hybrid, texts, vectors, self.lexical, k, len(self), plan)
+        fused = Hybrid.read(hybrid, texts, vectors, state.lexical, k, state.opened.searcher.rows, plan)
         asked = Asked(
             *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
             share=share,
@@ -186,17 +175,7 @@ class FunnelIndex:
                 with asked.deadline.paused():
                     self._encoder.load()
             vectors = self.encode_queries(texts or [])
-        if fused is None:
-            hits = self._hits(*self._search(vectors, asked, audit))
-        else:
-            if asked.filtered:
-                fused = replace(fused, lexical=fused.lexical.among(self._filters.by_position(where, allowed_ids)))
-            words = fused.rank(texts or [], asked.deadline)
-            scores, positions, served, each = self._search(vectors, asked, audit)
-            scores, positions, ranks = fused.fuse((scores, positions), words)
-            hits = fused.marked(self._hits(scores, positions, served, each), ranks, words)
-        if asked.began:
-            asked.took(len(hits), self._monitor.punctuality.note)
+        hits = answer_hits(state, vectors, asked, audit, fused, texts)
         return hits[0] if single else hits
 
     def search_vectors(
@@ -222,10 +201,11 @@ class FunnelIndex:
         asked = Asked(
             *(k, recall, latency_ms, budget, plan, deadline_ms), share=share, where=where, allowed_ids=allowed_ids
         )
-        scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
-        answers = Answers(self._searcher.ids.at(positions), scores, served)
+        state = self._state
+        scores, positions, served, _ = answer(state, read_vectors(queries), asked, audit)
+        answers = Answers(state.opened.searcher.ids.at(positions), scores, served)
         if asked.began:
-            asked.took(len(scores), self._monitor.punctuality.note)
+            asked.took(len(scores), state.monitor.punctuality.note)
         return answers
 
     def explain(
@@ -247,15 +227,17 @@ class FunnelIndex:
         recall was after it. A latency is of the search alone, from vectors. where, allowed_ids: under this filter;
         its steps are not run one by one. Raises as `search` does.
         """
-        k, wanted = check_k(k, len(self)), wanted_budget(recall, latency_ms, budget, share)
+        state = self._state
+        searcher = state.opened.searcher
+        k, wanted = check_k(k, searcher.rows), wanted_budget(recall, latency_ms, budget, share)
         if where is not None or allowed_ids is not None:
-            return explain_filtered(self._searcher, self._filters, where, allowed_ids, wanted, k, batch, run)
-        explained = explain_budget(self._searcher, wanted, k, batch, run)
-        return replace(explained, certificate=self._monitor.certificate(explained.certificate))
+            return explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
+        explained = explain_budget(searcher, wanted, k, batch, run)
+        return replace(explained, certificate=state.monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""
-        return self._monitor.health()
+        return self._state.monitor.health()
 
     def audit(self, sample: float | bool = DEFAULT_AUDIT, *, seed: int = 0) -> None:
         """Run flat search for this share of the queries to come, and keep their true recall in `health`.
@@ -263,7 +245,7 @@ class FunnelIndex:
         sample: a share in [0, 1]; each audited query takes the time of a flat search more. What was found so far is
         forgotten. Raises InputError for what is no share.
         """
-        self._monitor.audit(sample, seed)
+        self._state.monitor.audit(sample, seed)
 
     def tune(self, queries: QueriesSource | None = None, *, seed: int = 0, progress: bool = True) -> None:
         """Calibrate again, in place: on these queries or, without any, on those on record; costs are measured anew.
@@ -274,22 +256,23 @@ class FunnelIndex:
         Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
         for texts without an encoder, StorageError where another process writes or has replaced this generation.
         """
-        opened = tune_index(self.path, self._opened, self._encoder, queries, seed, progress)
-        self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
-        self._filters = Filters(opened.searcher, [opened.rows_by_id])
-        self._choices = {}  # last, so that no choice of the old calibration can enter it
+        with self._changing:
+            opened = tune_index(self.path, self._state.opened, self._encoder, queries, seed, progress)
+            self._state = State.of(opened, self._encoder)
+            del opened
+            IndexFolder(self.path).tidy()
 
     def export(self, path: str | os.PathLike[str], **options: bool) -> Exported:
         """Write every row to a .npy, .parquet or .faiss file that is read without funnel: see `export_index`."""
-        return export_index(self.path, self._opened, path, **options)
+        return export_index(self.path, self._state.opened, path, **options)
 
     def info(self) -> Info:
         """Rows, widths, adaptor, coarse index, calibration, sizes of the live generation: see `Info`."""
         return read_info(self.path, self.resident_bytes)
 
     def ids(self) -> list[Any]:
-        """Every id, in input order."""
-        return self._searcher.ids.all()
+        """Every id that was not deleted, in input order."""
+        return self._state.ids()
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
@@ -297,7 +280,7 @@ class FunnelIndex:
 
     def document_ids(self) -> Iterator[str | int]:
         """The ids in the document store, in input order; none where the index holds bare vectors."""
-        documents = self._opened.documents
+        documents = self._state.opened.documents
         return iter(()) if documents is None else documents.ids()
 
     def __len__(self) -> int:
@@ -318,7 +301,7 @@ class FunnelIndex:
     @property
     def manifest(self) -> Manifest:
         """The generation that is open."""
-        return self._opened.manifest
+        return self._state.opened.manifest
 
     @property
     def certification(self) -> str:
@@ -337,7 +320,13 @@ class FunnelIndex:
         cascade = self._searcher.cascade
         norms = sum(values.nbytes for values in cascade.inverse_norms.values())
         sample = getattr(cascade.exact, "resident_bytes", 0)
-        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes
+        others = 0 if self._searcher.others is None else self._searcher.others.nbytes
+        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + others
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts in which rows lie, for checks: a fresh build has one."""
+        return self._state.opened.segments
 
     @property
     def searcher(self) -> Searcher:
@@ -346,104 +335,8 @@ class FunnelIndex:
 
     @property
     def _searcher(self) -> Searcher:
-        return self._opened.searcher
-
-    def _search(
-        self, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
-        """Scores, input positions, how they were found, and where a deadline stopped some how each was."""
-        searcher, monitor, deadline = self._searcher, self._monitor, asked.deadline
-        k = check_k(asked.k, searcher.rows)
-        if vectors.ndim == 2 and not len(vectors):
-            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
-        prepared = searcher.prepare(vectors)
-        if asked.filtered:
-            return self._filtered(prepared, asked, k, audit)
-        each = None
-        kept: Kept = ()
-        if deadline is None:
-            served = self._served(asked, k, len(prepared))
-            scores, positions, kept = searcher.traced(prepared, served.plan, k)
-        else:
-            scores, positions, served, each = self._until(deadline, prepared, asked, k)
-        if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(scores, served.plan, kept)
-            if audit is not None or monitor.audits:
-                monitor.check(prepared, scores, lambda: asked.name, audit)
-        if monitor.void:
-            served, each = monitor.served(served), each and [monitor.served(one) for one in each]
-        return scores, positions, served, each
-
-    def _filtered(
-        self, prepared: npt.NDArray[np.float32], asked: Asked, k: int, audit: float | bool | None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
-        """As `_search`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
-        monitor, n_queries = self._monitor, len(prepared)
-        found = self._filters.search(prepared, asked, k, lambda wanted: self._beside_ms(asked, wanted, k, n_queries))
-        if found.served.complete and found.reach and (audit is not None or monitor.audits):
-            monitor.check(prepared, found.scores[:, : found.reach], lambda: asked.name, audit, found.exact)
-        if not monitor.void:
-            return found.scores, found.positions, found.served, found.each
-        each = found.each and [monitor.served(one) for one in found.each]
-        return found.scores, found.positions, monitor.served(found.served), each
-
-    def _until(
-        self, deadline: Deadline, prepared: npt.NDArray[np.float32], asked: Asked, k: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served]]:
-        """What was found by the deadline. Planning on first use does not count."""
-        with deadline.paused():
-            served = self._served(asked, k, len(prepared))
-            recalls = self._searcher.step_recalls(served.plan, k)
-            self._searcher.flat_ms(served.plan, k, len(prepared))
-        found = self._searcher.run_until(prepared, served.plan, k, deadline)
-        each = served_each(found, served, recalls)
-        return found.scores, found.rows, served_in_all(each, found, served), each
-
-    def _served(self, asked: Asked, k: int, n_queries: int) -> Served:
-        if asked.plan is None:
-            return self._choice(asked, k, n_queries)
-        return self._explicit(asked.explicit, k)
+        return self._state.opened.searcher
 
     def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
-        wanted = asked.wanted
-        return self._searcher.choose(wanted, k, n_queries, self._beside_ms(asked, wanted, k, n_queries))
-
-    def _beside_ms(self, asked: Asked, wanted: Budget, k: int, n_queries: int) -> float:
-        if wanted.latency_ms is None:
-            return 0.0
-        batch = batch_class(n_queries)
-        return self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused)
-
-    def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
-        """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
-        choices, batch = self._choices, batch_class(n_queries)
-        key = (
-            k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits,
-            asked.fused,
-        )  # fmt: skip
-        served = choices.get(key)
-        if served is None:
-            asked.began = 0.0  # planning on first use does not count
-            choice = self.choose(asked, k, n_queries)
-            served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
-        return served
-
-    def _explicit(self, plan: Plan, k: int) -> Served:
-        """A plan of the user's own, checked."""
-        choices, key = self._choices, (plan, k)
-        served = choices.get(key)
-        if served is None:
-            self._searcher.check(plan, k)
-            served = choices[key] = Served(plan, self._searcher.estimate(plan, k))
-        return served
-
-    def _hits(
-        self,
-        scores: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int64],
-        served: Served,
-        each: Sequence[Served] | None,
-    ) -> list[Hits]:
-        each = each or [served] * len(scores)
-        return make_hits(self._opened.documents, self._searcher.ids, scores, positions, each)
+        return self._state.choose(asked, k, n_queries)

@@ -87,7 +87,7 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         adaptor=dict(settings.get("adaptor") or {}),
         coarse={
             "name": settings.get("coarse"),
-            "dims": manifest.ladder[0],
+            "dims": settings.get("coarse_width", manifest.ladder[0]),
             "settings": settings.get("coarse_settings"),
             "library": settings.get("coarse_library"),
         },
@@ -121,11 +121,12 @@ def _estimated(manifest: Manifest) -> int | None:
     """Coarse index and norms as the settings give them; what exact search keeps once it was used is not in it."""
     settings: dict[str, Any] = dict(manifest.settings)
     rows, ladder = sum(part.rows for part in manifest.segments), manifest.ladder
+    width = int(settings.get("coarse_width", ladder[0]))
     try:
-        coarse = family(str(settings["coarse"])).estimate_nbytes(rows, ladder[0], settings["coarse_settings"])
+        coarse = family(str(settings["coarse"])).estimate_nbytes(rows, width, settings["coarse_settings"])
     except (CoarseIndexError, MissingBackendError, KeyError):
         return None
-    return coarse + FLOAT32_BYTES * rows * max(0, len(ladder) - 2)
+    return coarse + FLOAT32_BYTES * rows * sum(w > width for w in ladder[:-1])
 
 
 def _folder_bytes(path: Path) -> int:

@@ -6,10 +6,12 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from funnel.adaptors import Adaptor
@@ -19,11 +21,15 @@ from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError, InputError
 from funnel.exactness import pruned_exact
 from funnel.filters.segment import SegmentRows
-from funnel.ids import Ids
-from funnel.planning.calibrate import calibrate
+from funnel.ids import Ids, JoinedIds
+from funnel.others import Others
+from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
+from funnel.planning.calibration import LARGEST_K
 from funnel.planning.records import Calibration
+from funnel.planning.updated import Updated
 from funnel.searcher import Searcher
-from funnel.storage import IndexFolder, Manifest, Verification
+from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
+from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
 from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, check_placement, exact_search, family
 
@@ -32,19 +38,32 @@ __all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_
 
 @dataclass(frozen=True)
 class Opened:
-    """One generation, opened. documents is None where the index holds bare vectors."""
+    """One generation, opened.
+
+    documents: None where the index holds bare vectors. rebuilt: why the coarse index of the first segment had to be
+    made again; None where it had not. live: bool [all rows], False for those deleted; None where none were. stored: the
+    calibration as it was made, whatever was added or deleted since. lock: keeps the files of the generation.
+    """
 
     manifest: Manifest
     searcher: Searcher
-    documents: DocumentStore | None
+    documents: Documents | None
     rebuilt: str | None
+    segments: tuple[Segment, ...] = ()
+    live: npt.NDArray[np.bool_] | None = None
+    stored: Calibration | None = None
+    lock: ReaderLock | None = None
 
     @property
-    def rows_by_id(self) -> SegmentRows:
-        """The stored rows by what filters ask for; columns are cached under the hash of the documents' file."""
-        path = f"segments/{self.manifest.segments[0].id}/documents.sqlite"
-        key = self.manifest.files[path].sha256 if self.documents is not None else ""
-        return SegmentRows(self.searcher.ids, self.searcher.order, self.documents, key)
+    def rows_by_id(self) -> tuple[SegmentRows, ...]:
+        """Each segment's stored rows by what filters ask for; columns are cached under the hash of its documents."""
+        result = []
+        for segment in self.segments:
+            path = f"segments/{segment.id}/documents.sqlite"
+            key = self.manifest.files[path].sha256 if segment.documents is not None else ""
+            order = np.arange(segment.rows, dtype=np.int64) if segment.order is None else segment.order
+            result.append(SegmentRows(segment.ids, order, segment.documents, key))
+        return tuple(result)
 
 
 def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
@@ -107,8 +126,11 @@ def make_cascade(
     return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
-def open_generation(folder: IndexFolder, device: torch.device, verify: str, placement: str = "auto") -> Opened:
-    """Open the live generation. placement: where the vectors lie, see `VectorStore`.
+def open_generation(
+    folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None, placement: str = "auto"
+) -> Opened:
+    """Open the live generation. before: one of the same folder, whose parts need not be opened again; given back where
+    it is the live one. placement: where the vectors lie, see `VectorStore`.
 
     Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, or InputError for the placement.
     """
@@ -116,35 +138,190 @@ def open_generation(folder: IndexFolder, device: torch.device, verify: str, plac
         check_placement(placement, device)
     except CoarseIndexError as error:
         raise InputError(str(error)) from error
-    manifest = folder.manifest()
-    verification = folder.verify(manifest, "lazy" if verify == "lazy" else "full")
-    part = manifest.segments[0]
-    segment = folder.path / "segments" / part.id
-    store = VectorStore.open(segment / "vectors.npy", device, placement)
-    _guard(store, verification, f"segments/{part.id}/vectors.npy")
-    norms = f"segments/{part.id}/norms.npy"
-    if norms in verification.verifiers:  # read whole, below
-        verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+    manifest, lock = folder.read()
+    if before is not None and same_generation(manifest, before.manifest):
+        return before
+    known = {} if before is None else before.manifest.files
+    unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
+    verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
+    if before is not None and before.manifest.adaptor == manifest.adaptor:
+        adaptor = before.searcher.adaptor
+    else:
+        adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
+    segments = _segments(folder, manifest, verification, adaptor, (device, placement), before)
+    live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
+    first = segments[0]
+    assert first.order is not None, "a first segment has an order"
     settings: dict[str, Any] = dict(manifest.settings)
-    widths = rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest))
-    adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
-    coarse, rebuilt = _coarse(folder, manifest, verification, store, segment, adaptor)
-    keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
-    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, adaptor, release=False, keep=keep)
     searcher = Searcher(
-        cascade=cascade,
+        cascade=first.over(live),
         adaptor=adaptor,
-        ids=Ids.open(segment),
-        order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
-        widths=widths,
+        ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
+        order=first.order,
+        widths=rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest)),
+        others=_others(segments, live, before),
     )
-    _check_agreement(searcher, manifest)
-    if manifest.calibration is not None:
-        searcher.calibration = Calibration.load(folder.path / "calibrations" / manifest.calibration)
-        if rebuilt:
-            searcher.calibration = _calibrate_again(searcher, int(settings["seed"]))
-    documents = DocumentStore.open(segment / "documents.sqlite") if settings["documents"] else None
-    return Opened(manifest, searcher, documents, rebuilt)
+    if searcher.adaptor.dim != manifest.d:
+        raise DamagedIndexError(
+            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
+        )
+    stored = _stored(folder, manifest, searcher, first, before)
+    searcher.calibration = None if stored is None else updated(stored, segments, live, searcher, before)
+    documents: Documents | None = None
+    if settings["documents"]:
+        simple = len(segments) == 1 and live is None
+        documents = first.documents if simple else JoinedDocuments(segments, live)
+    return Opened(manifest, searcher, documents, first.rebuilt, segments, live, stored, lock)
+
+
+def same_generation(one: Manifest, other: Manifest) -> bool:
+    """Whether both are the same generation of the same index."""
+    return (one.generation, one.created, one.files) == (other.generation, other.created, other.files)
+
+
+def _segments(
+    folder: IndexFolder,
+    manifest: Manifest,
+    verification: Verification,
+    adaptor: Adaptor,
+    place: tuple[torch.device, str],
+    before: Opened | None,
+) -> tuple[Segment, ...]:
+    known = {} if before is None else {segment.id: segment for segment in before.segments}
+    result: list[Segment] = []
+    for part in manifest.segments:
+        first = result[-1].stop if result else 0
+        segment = known.get(part.id)
+        if segment is None:
+            segment = _open_segment(folder, manifest, part, first, verification, adaptor, place)
+        result.append(segment if segment.first == first else replace(segment, first=first))
+    if not result:
+        raise DamagedIndexError(f"generation {manifest.generation} of {folder.path} names no segment")
+    return tuple(result)
+
+
+def _open_segment(
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    first: int,
+    verification: Verification,
+    adaptor: Adaptor,
+    place: tuple[torch.device, str],
+) -> Segment:
+    path = folder.path / "segments" / part.id
+    store = VectorStore.open(path / "vectors.npy", *place)
+    _guard(store, verification, f"segments/{part.id}/vectors.npy")
+    order = cascade = rebuilt = None
+    if not part.details.get("exact"):
+        _require(manifest, part, "norms.npy", "order.npy")
+        norms = f"segments/{part.id}/norms.npy"
+        if norms in verification.verifiers:  # read whole, below
+            verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+        settings = manifest.settings
+        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
+        widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
+        keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
+        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
+        order = np.asarray(np.load(path / "order.npy", mmap_mode="r", allow_pickle=False))
+    documents = DocumentStore.open(path / "documents.sqlite") if manifest.settings["documents"] else None
+    segment = Segment(part.id, first, store, Ids.open(path), order, cascade, documents, rebuilt)
+    _check_agreement(segment, part.rows)
+    return segment
+
+
+def _added(others: Others, cascade: Cascade, queries: Float32) -> Float32:
+    """The best scores of queries among the rows that are searched exactly."""
+    assert others.exact is not None
+    return others.exact.search(cascade.as_stored(queries), LARGEST_K, others.live)[0]
+
+
+def _require(manifest: Manifest, part: PartEntry, *names: str) -> None:
+    for name in names:
+        if f"segments/{part.id}/{name}" not in manifest.files:
+            raise DamagedIndexError(f"segments/{part.id} has no {name}; build the index again")
+
+
+def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt.NDArray[np.int64]]:
+    """The rows that were deleted, set by set."""
+    sets = []
+    for part in manifest.tombstones:
+        rows = np.load(folder.path / "tombstones" / f"{part.id}.npy", allow_pickle=False)
+        if rows.dtype != np.int64 or rows.shape != (part.rows,):
+            raise DamagedIndexError(
+                f"tombstones/{part.id}.npy is {rows.dtype} {list(rows.shape)}, not {part.rows} rows"
+            )
+        if len(rows) and (rows.min() < 0 or rows.max() >= total):
+            raise DamagedIndexError(f"tombstones/{part.id}.npy names rows {rows.min()} to {rows.max()} of {total}")
+        sets.append(rows)
+    return sets
+
+
+def _others(segments: tuple[Segment, ...], live: npt.NDArray[np.bool_] | None, before: Opened | None) -> Others | None:
+    """What lies beside the first segment; rows that are in memory already are not read again."""
+    if len(segments) == 1:
+        return None
+    coarse = tuple((segment, segment.over(live)) for segment in segments[1:] if segment.cascade is not None)
+    exact = [segment for segment in segments[1:] if segment.cascade is None]
+    if not exact:
+        return Others(coarse, None, live)
+    held = None if before is None or before.searcher.others is None else before.searcher.others.exact
+    if held is not None and before is not None:
+        old = [segment for segment in before.segments[1:] if segment.cascade is None]
+        same = [segment.id for segment in old] == [segment.id for segment in exact[: len(old)]]
+        if same and held.first == exact[0].first:
+            return Others(coarse, held.extended(exact[len(old) :]), live)
+    return Others(coarse, ExactRows.of(exact), live)
+
+
+def _stored(
+    folder: IndexFolder, manifest: Manifest, searcher: Searcher, first: Segment, before: Opened | None
+) -> Calibration | None:
+    """The calibration as it was made; anew, where the coarse index was made again since."""
+    if manifest.calibration is None:
+        return None
+    if before is not None and before.manifest.calibration == manifest.calibration and first in before.segments:
+        return before.stored
+    stored = Calibration.load(folder.path / "calibrations" / manifest.calibration)
+    if first.rebuilt is None:
+        return stored
+    searcher.calibration = stored
+    return _calibrate_again(searcher, int(str(manifest.settings["seed"])))
+
+
+def updated(
+    stored: Calibration,
+    segments: tuple[Segment, ...],
+    live: npt.NDArray[np.bool_] | None,
+    searcher: Searcher,
+    before: Opened | None,
+) -> Calibration | None:
+    """The calibration of the first segment as it holds now; None where so few rows are left that flat search is all."""
+    others, cascade = searcher.others, searcher.cascade
+    if cascade.rows < SMALLEST_PLANNED:
+        return None
+    made = stored
+    if cascade.live is not None:
+        earlier = None if before is None else before.searcher.calibration
+        made = Updated.of(stored, cascade.live, cascade.truth, earlier)
+        made.updates = f"counted again for {cascade.store.n - cascade.rows:,} of its rows that were deleted"
+    if others is None:
+        return made
+    if cascade.live is None:
+        made = replace(stored)
+    said = [made.updates] if made.updates else []
+    if others.exact_rows:
+        made.added = partial(_added, others, cascade)
+        said.append(f"{others.exact_rows:,} rows added since are searched exactly, which can only raise recall")
+    made.updates = "; ".join(said)
+    made.latencies = []  # of calls that searched the first segment alone
+    if others.coarse:
+        count = sum(cascade.rows for _, cascade in others.coarse)
+        made.void = (
+            f"{count:,} rows added since have a coarse index of their own, whose recall was not measured; run "
+            "index.compact() or funnel compact"
+        )
+    return made
 
 
 def _guard(store: VectorStore, verification: Verification, path: str) -> None:
@@ -162,15 +339,15 @@ def _guard(store: VectorStore, verification: Verification, path: str) -> None:
 def _coarse(
     folder: IndexFolder,
     manifest: Manifest,
+    part: PartEntry,
     verification: Verification,
     store: VectorStore,
-    segment: Path,
     adaptor: Adaptor,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
     name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
     assert isinstance(settings, dict)
-    relative = f"segments/{manifest.segments[0].id}/coarse.faiss"
+    relative = f"segments/{part.id}/coarse.faiss"
     why = verification.damaged_caches.get(relative)
     if relative not in manifest.files:
         why = f"{relative} is missing"
@@ -179,11 +356,11 @@ def _coarse(
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
-            return family(name).load(segment / "coarse.faiss", coarse_width(manifest), settings), None
+            return family(name).load(store.path.parent / "coarse.faiss", coarse_width(manifest), settings), None
         except CoarseIndexError as error:
             why = str(error)
-    warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=4)
-    vectors = f"segments/{manifest.segments[0].id}/vectors.npy"
+    warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
+    vectors = f"segments/{part.id}/vectors.npy"
     if vectors in verification.verifiers:  # read whole, past the guard of the map
         verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
@@ -212,18 +389,10 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
     )
 
 
-def _check_agreement(searcher: Searcher, manifest: Manifest) -> None:
-    rows = manifest.segments[0].rows
-    found = {
-        "vectors.npy": searcher.rows,
-        "coarse.faiss": searcher.cascade.coarse.ntotal,
-        "ids.npy": len(searcher.ids),
-        "order.npy": len(searcher.order),
-    }
+def _check_agreement(segment: Segment, rows: int) -> None:
+    found = {"vectors.npy": segment.rows, "ids.npy": len(segment.ids)}
+    if segment.cascade is not None and segment.order is not None:
+        found |= {"coarse.faiss": segment.cascade.coarse.ntotal, "order.npy": len(segment.order)}
     for name, count in found.items():
         if count != rows:
             raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
-    if searcher.adaptor.dim != manifest.d:
-        raise DamagedIndexError(
-            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
-        )

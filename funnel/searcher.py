@@ -19,8 +19,9 @@ from funnel.deadline import Deadline
 from funnel.depth import Kept
 from funnel.errors import BudgetError, InputError
 from funnel.exactness import pruning_of
-from funnel.ids import Ids
+from funnel.ids import Ids, JoinedIds
 from funnel.measured import MeasuredStep, measure_steps
+from funnel.others import Others
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run
@@ -49,18 +50,22 @@ SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up
 class Searcher:
     """One opened index, ready to answer vectors.
 
-    order: stored row -> input position. ladder: widths, the last is d. calibration: None while one is being made.
+    cascade: of the first segment, over its live rows. order: its stored row -> input position. widths: of reranks, the
+    last is d. calibration: None while one is being made. others: the segments beside the first; None where there are
+    none, and then ids are those of the first.
     """
 
     def __init__(
         self,
         cascade: Cascade,
         adaptor: Adaptor,
-        ids: Ids,
+        ids: Ids | JoinedIds,
         order: npt.NDArray[np.int64],
         widths: tuple[int, ...],
         calibration: Calibration | None = None,
+        others: Others | None = None,
     ) -> None:
+        self.others = others
         self.cascade = cascade
         self.adaptor = adaptor
         self.ids = ids
@@ -79,8 +84,8 @@ class Searcher:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
-        return self.cascade.store.n
+        """How many rows there are that were not deleted."""
+        return self.cascade.rows + (0 if self.others is None else self.others.rows)
 
     def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
         """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
@@ -119,14 +124,26 @@ class Searcher:
         return scores, positions
 
     def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
-        """As `run`, and from where in the coarse shortlist the hits came."""
+        """As `run`, and from where in the coarse shortlist the hits of the first segment came."""
         scores, rows, kept = self.cascade.traced(prepared, plan, k)
-        return scores, self._positions(rows), kept
+        found = scores, self._positions(rows)
+        if self.others is not None:
+            found = self.others.join(self.cascade, prepared, plan, k, found)
+        return *found, kept
+
+    def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
+        """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
+        scores, rows = self.cascade.truth(prepared, k)
+        found = scores, self._positions(rows)
+        return found if self.others is None else self.others.truth(self.cascade, prepared, k, found)
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
         found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
-        return replace(found, rows=self._positions(found.rows))
+        found = replace(found, rows=self._positions(found.rows))
+        return (
+            found if self.others is None else self.others.join_until(self.cascade, prepared, plan, k, deadline, found)
+        )
 
     def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
         """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""

@@ -36,7 +36,7 @@ from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "encoder_ms"]
+__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "choose_coarse", "encoder_ms"]
 
 # The budgets whose latency is measured at build, so that the first explain need not.
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
@@ -163,7 +163,7 @@ def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildO
     store = VectorStore.open(segment / "vectors.npy", options.device)
     asked = None if options.dims is None else checked_ladder(options.dims, intake.dim)
     ladder = asked or choose_ladder(store, options.seed, options.progress)
-    choice = _coarse_choice(store.n, ladder, options)
+    choice = choose_coarse(store.n, ladder, options)
     write_norms(store, ladder, segment / "norms.npy", options.progress)
     seed = options.seed + TREE_SEED
     coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, options.progress, adaptor)
@@ -171,7 +171,7 @@ def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildO
     return _Built(ladder, choice, store, coarse)
 
 
-def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Choice:
+def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Choice:
     """The coarse index to build: the user's, or the best that fits the memory."""
     width = ladder[0]
     if options.coarse is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,19 @@ CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
 
 
+class RowMap(Protocol):
+    """What rows go through before they are stored: an adaptor."""
+
+    @property
+    def dim(self) -> int:
+        """The width."""
+        ...
+
+    def unit_transform(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Rows [n, d], adapted and of unit length."""
+        ...
+
+
 def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
     """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
     prefixes = rows[:, :width]
@@ -33,7 +47,7 @@ def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.f
     return scaled
 
 
-def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed: int, progress: bool) -> None:
+def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: int, progress: bool) -> None:
     """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
     width = min(ORDERED_DIMS, intake.dim)
     tree = ClusterTree.fit(_adapted_prefixes(intake.sample, adaptor, width), seed=seed)
@@ -65,7 +79,7 @@ def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed:
     release_freed()
 
 
-def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: Adaptor, width: int) -> npt.NDArray[np.float32]:
+def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: RowMap, width: int) -> npt.NDArray[np.float32]:
     """Unit prefixes of rows [n, d] as the adaptor maps them: float32 [n, width]."""
     prefixes = np.empty((len(rows), width), dtype=np.float32)
     size = max(1, CELLS_AT_A_TIME // adaptor.dim)

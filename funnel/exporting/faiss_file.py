@@ -19,8 +19,10 @@ UNUSED = 1 << 20  # two fields of FAISS's header that hold nothing any more
 
 
 def takes_coarse(rows: Rows) -> bool:
-    """Whether the coarse index is one of FAISS's, as it lies on disk."""
-    return isinstance(rows.opened.searcher.cascade.coarse, FaissIndex) and rows.opened.rebuilt is None
+    """Whether the coarse index is one of FAISS's, as it lies on disk, over every row and no other."""
+    opened = rows.opened
+    whole = len(opened.segments) == 1 and opened.live is None and opened.rebuilt is None
+    return whole and isinstance(opened.searcher.cascade.coarse, FaissIndex)
 
 
 def labels_of(rows: Rows) -> npt.NDArray[np.int64] | None:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from funnel.data.documents import Document, DocumentStore
+from funnel.data.documents import Document
 from funnel.errors import InputError
 from funnel.opening import Opened
+from funnel.segments import Documents, Segment, live_positions
 
 __all__ = ["Batch", "Rows"]
 
@@ -30,7 +31,7 @@ class Batch:
 
 
 class Rows:
-    """All rows of an index. adapted: vectors as they are stored, in place of the user's own.
+    """All rows of an index that were not deleted. adapted: vectors as they are stored, in place of the user's own.
 
     Raises InputError where the user's own are asked for and the adaptor cannot be undone.
     """
@@ -55,7 +56,7 @@ class Rows:
         return self.opened.searcher.dim
 
     @property
-    def documents(self) -> DocumentStore | None:
+    def documents(self) -> Documents | None:
         """The documents; None where the index holds bare vectors."""
         return self.opened.documents
 
@@ -67,44 +68,43 @@ class Rows:
 
     def ids(self) -> Iterator[npt.NDArray[Any]]:
         """The ids alone, in batches: int64, or str in object arrays."""
-        for positions in self._positions():
-            yield self.opened.searcher.ids.at(positions)
+        for segment, positions in self._parts():
+            yield segment.ids.at(positions)
 
     def vectors(self, progress: bool) -> Iterator[npt.NDArray[np.float32]]:
         """The vectors alone, in batches float32 [c, d]."""
-        stored = self._stored()
-        for positions in self._bar(progress):
-            yield self._read(stored[positions])
+        for segment, positions in self._bar(progress):
+            yield self._read(segment, positions)
 
     def batches(self, progress: bool) -> Iterator[Batch]:
         """Everything."""
-        stored, documents = self._stored(), self.documents
-        for positions in self._bar(progress):
+        for segment, positions in self._bar(progress):
+            documents = segment.documents
             found = None if documents is None else documents.get(positions)
-            yield Batch(self.opened.searcher.ids.at(positions), self._read(stored[positions]), found)
+            yield Batch(segment.ids.at(positions), self._read(segment, positions), found)
 
-    def _read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        searcher = self.opened.searcher
-        store = searcher.cascade.store
-        wanted = torch.from_numpy(rows).to(store.device)
-        read: npt.NDArray[np.float32] = store.gather(wanted, 0, store.dim).float().cpu().numpy()
-        given = read if self.adapted else searcher.adaptor.inverse(read)
+    def _read(self, segment: Segment, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        store = segment.store
+        rows = positions if segment.stored is None else segment.stored[positions].astype(np.int64)
+        read: npt.NDArray[np.float32] = (
+            store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
+        )
+        given = read if self.adapted else self.opened.searcher.adaptor.inverse(read)
         return np.ascontiguousarray(given, dtype=np.float32)
 
-    def _stored(self) -> npt.NDArray[np.int64]:
-        """Input position -> stored row, int64 [n]: all that is held beside a batch."""
-        order = self.opened.searcher.order
-        stored = np.empty(len(order), dtype=np.int64)
-        stored[order] = np.arange(len(order), dtype=np.int64)
-        return stored
-
-    def _positions(self) -> Iterator[npt.NDArray[np.int64]]:
+    def _parts(self) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
+        """Segments, and input positions inside them, rising."""
         size = max(1, CELLS_AT_A_TIME // self.dim)
-        for start in range(0, self.count, size):
-            yield np.arange(start, min(start + size, self.count), dtype=np.int64)
+        for segment in self.opened.segments:
+            live = live_positions(segment, self.opened.live)
+            for start in range(0, segment.rows, size):
+                positions = np.arange(start, min(start + size, segment.rows), dtype=np.int64)
+                positions = positions if live is None else positions[live[positions]]
+                if len(positions):
+                    yield segment, positions
 
-    def _bar(self, progress: bool) -> Iterator[npt.NDArray[np.int64]]:
+    def _bar(self, progress: bool) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
         with tqdm(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
-            for positions in self._positions():
-                yield positions
+            for segment, positions in self._parts():
+                yield segment, positions
                 bar.update(len(positions))

@@ -37,7 +37,7 @@ def explain_filtered(
             "run=True with a filter: the steps of a plan under a filter are not run one by one; leave it out"
         )
     filtered = filters.filtered(where, allowed_ids)
-    count = len(filtered.allowed)
+    count = filtered.count
     if not count:
         raise InputError("the filter allows no row: there is nothing to explain, and searches give no hits")
     checked_batch(batch)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from funnel.errors import BudgetError
 from funnel.filtered.allowed import AllowedRows
+from funnel.filtered.further import Further
 from funnel.filtered.sample import MOST, FilterSample
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound
@@ -69,13 +70,27 @@ class FilterChoice:
 
 @dataclass(eq=False)
 class Filtered:
-    """One filter as it is remembered: its rows, the plans found for them, and what exact search has cost so far."""
+    """One filter as it is remembered: its rows, the plans found for them, and what exact search has cost so far.
+
+    allowed: those of the first segment, for which plans are made; further: those of the others, compared exactly.
+    """
 
     allowed: AllowedRows
+    further: Further | None = None
     choices: dict[tuple[object, ...], FilterChoice] = field(default_factory=dict)
     samples: dict[int, FilterSample] = field(default_factory=dict)
     spent_ms: float = 0.0
     planning: Lock = field(default_factory=Lock)
+
+    @property
+    def count(self) -> int:
+        """How many rows are allowed."""
+        return len(self.allowed) + (0 if self.further is None else self.further.count)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by its rows."""
+        return self.allowed.nbytes + (0 if self.further is None else self.further.nbytes)
 
 
 class FilterPlanner:
@@ -115,7 +130,7 @@ class FilterPlanner:
             choice = exact
         if choice.p95 > room:
             raise BudgetError(
-                f"no plan meets {budget} over the {len(filtered.allowed):,} rows that the filter allows: the cheapest "
+                f"no plan meets {budget} over the {filtered.count:,} rows that the filter allows: the cheapest "
                 f"that holds the recall ({choice.plan}) takes {choice.p95:.3g} ms at the 95th percentile, "
                 f"{room:.3g} are left; allow more time, or ask for less recall"
             )
@@ -130,7 +145,7 @@ class FilterPlanner:
 
     def certificate(self, filtered: Filtered, choice: FilterChoice, budget: Budget, k: int) -> Certificate:
         """What can be said of the recall under this filter; certified only where every allowed row is compared."""
-        calibration, rows = self._searcher.calibration, f"{len(filtered.allowed):,} allowed rows"
+        calibration, rows = self._searcher.calibration, f"{filtered.count:,} allowed rows"
         note = f"exact: each of the {rows} is compared"
         if not choice.exact:
             note = (
@@ -171,7 +186,7 @@ class FilterPlanner:
             best = choice if best is None or choice.estimate >= best.estimate else best
         if best is None:
             raise BudgetError(
-                f"no plan answers within {room:.3g} ms over the {len(filtered.allowed):,} rows that the filter allows: "
+                f"no plan answers within {room:.3g} ms over the {filtered.count:,} rows that the filter allows: "
                 f"the fastest ({fastest.plan}) takes {fastest.p95:.3g} ms at the 95th percentile. Allow more time"
             )
         return best

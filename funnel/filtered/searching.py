@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -17,6 +18,7 @@ from funnel.asking import Asked
 from funnel.cascade import Float32, Int64
 from funnel.errors import InputError
 from funnel.filtered.allowed import AllowedRows
+from funnel.filtered.further import Further
 from funnel.filtered.planning import FilterChoice, Filtered, FilterPlanner
 from funnel.filters.checking import check_columns
 from funnel.filters.columns import merged
@@ -25,10 +27,10 @@ from funnel.filters.given import GivenIds
 from funnel.filters.parser import parse
 from funnel.filters.segment import SegmentRows
 from funnel.hits import Served
+from funnel.opening import Opened
 from funnel.plan import FLAT
 from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
-from funnel.searcher import Searcher
 from funnel.staged import Found
 from funnel.stopped import served_each, served_in_all
 
@@ -91,10 +93,10 @@ def segment_masks(
 class Filters:
     """The filters of one opened index: remembered, planned for, searched under. Safe in threads."""
 
-    def __init__(self, searcher: Searcher, segments: Sequence[SegmentRows]) -> None:
-        self._searcher = searcher
-        self._segments = segments
-        self._planner = FilterPlanner(searcher)
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._searcher = opened.searcher
+        self._planner = FilterPlanner(opened.searcher)
         self._known: OrderedDict[tuple[str | None, str], Filtered] = OrderedDict()
         self._lock = Lock()
 
@@ -110,20 +112,36 @@ class Filters:
                 return known
         if condition is None and given is None:  # forgotten in another thread meanwhile
             _, condition, given = read_filter(where, allowed_ids)
-        (mask,) = segment_masks(self._segments, where, condition, given)
-        made = Filtered(AllowedRows.from_mask(mask, self._searcher.cascade))
+        masks = self._live(segment_masks(self._rows, where, condition, given))
+        made = Filtered(AllowedRows.from_mask(masks[0], self._searcher.cascade), Further.of(self._opened, masks))
         with self._lock:
             made = self._known.setdefault(name, made)
-            total = sum(one.allowed.nbytes for one in self._known.values())
+            total = sum(one.nbytes for one in self._known.values())
             while len(self._known) > 1 and (len(self._known) > FILTERS_KEPT or total > BYTES_KEPT):
                 _, dropped = self._known.popitem(last=False)
-                total -= dropped.allowed.nbytes
+                total -= dropped.nbytes
         return made
 
+    @cached_property
+    def _rows(self) -> tuple[SegmentRows, ...]:
+        return self._opened.rows_by_id
+
+    def _live(self, masks: list[npt.NDArray[np.bool_]]) -> list[npt.NDArray[np.bool_]]:
+        """Masks of the segments without the rows that were deleted."""
+        live = self._opened.live
+        if live is None:
+            return masks
+        return [mask & live[at.first : at.stop] for at, mask in zip(self._opened.segments, masks, strict=True)]
+
     def by_position(self, where: str | None, allowed_ids: Any) -> npt.NDArray[np.bool_]:
-        """The allowed rows as bool [rows] by input position. Raises InputError."""
-        mask = np.zeros(self._searcher.rows, dtype=np.bool_)
-        mask[self._searcher.order[self.filtered(where, allowed_ids).allowed.rows]] = True
+        """The allowed rows as bool [all rows] by input position. Raises InputError."""
+        filtered, segments = self.filtered(where, allowed_ids), self._opened.segments
+        mask = np.zeros(segments[-1].stop, dtype=np.bool_)
+        mask[segments[0].positions(filtered.allowed.rows)] = True
+        if filtered.further is not None:
+            for segment in segments[1:]:
+                rows = np.flatnonzero(filtered.further.mask[segment.first : segment.stop])
+                mask[segment.positions(rows)] = True
         return mask
 
     def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
@@ -148,34 +166,36 @@ class Filters:
         """
         deadline = asked.deadline
         filtered = self.filtered(asked.where, asked.allowed_ids)
-        allowed = filtered.allowed
-        reach = min(k, len(allowed))
+        allowed, inside = filtered.allowed, min(k, len(filtered.allowed))
+        reach = min(k, filtered.count)
 
         def exact(queries: Float32, count: int) -> tuple[Float32, Int64]:
-            found = allowed.exact(queries, count)
-            return found.scores, found.rows
+            found = allowed.exact(queries, min(count, len(allowed))) if len(allowed) else None
+            answer = self._none(len(queries)) if found is None else (found.scores, self._positions(found.rows))
+            return answer if filtered.further is None else self._joined(filtered, queries, count, answer)
 
-        if not reach:
-            scores, rows = np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64)
-            served = Served(FLAT, 1.0, allowed_rows=0)
-            return FilteredSearch(*self._padded(scores, rows, k), served, None, 0, exact)
-        served = self._served(filtered, asked, reach, len(prepared), beside_ms)
+        if not inside:
+            answer = self._joined(filtered, prepared, k, self._none(len(prepared)))
+            served = Served(FLAT, 1.0, allowed_rows=filtered.count)
+            return FilteredSearch(*answer, served, None, reach, exact)
+        served = self._served(filtered, asked, inside, len(prepared), beside_ms)
         if deadline is None:
             started = time.perf_counter()
-            scores, rows = allowed.run(prepared, served.plan, reach)
+            scores, rows = allowed.run(prepared, served.plan, inside)
             if served.plan.is_flat:
                 filtered.spent_ms += (time.perf_counter() - started) * 1e3
-            return FilteredSearch(*self._padded(scores, rows, k), served, None, reach, exact)
-        found = allowed.run_until(prepared, served.plan, reach, deadline)
+            answer = self._joined(filtered, prepared, k, (scores, self._positions(rows)))
+            return FilteredSearch(*answer, served, None, reach, exact)
+        found = allowed.run_until(prepared, served.plan, inside, deadline)
         each = self._each(found, served)
-        padded = self._padded(found.scores, found.rows, k)
-        return FilteredSearch(*padded, served_in_all(each, found, served), each, reach, exact)
+        answer = self._joined(filtered, prepared, k, (found.scores, self._positions(found.rows)))
+        return FilteredSearch(*answer, served_in_all(each, found, served), each, reach, exact)
 
     def _served(
         self, filtered: Filtered, asked: Asked, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
     ) -> Served:
         """How a call is answered: exactly, until planning for the filter pays."""
-        count = len(filtered.allowed)
+        count = filtered.count
         if asked.plan is not None:
             plan = asked.explicit
             self._searcher.check(plan, k)
@@ -197,9 +217,18 @@ class Filters:
         recalls = [math.nan] * (served.stages - 1) + [served.estimated_recall]
         return served_each(found, served, recalls)
 
-    def _padded(self, scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
-        """Scores and input positions [n, k], with -inf and -1 where there are fewer."""
-        fill = ((0, 0), (0, k - rows.shape[1]))
-        rows = np.pad(rows, fill, constant_values=-1)
-        positions = np.where(rows < 0, -1, self._searcher.order[rows])
-        return np.pad(scores, fill, constant_values=-np.inf), positions
+    def _positions(self, rows: Int64) -> Int64:
+        return self._opened.segments[0].positions(rows)
+
+    @staticmethod
+    def _none(n_queries: int) -> tuple[Float32, Int64]:
+        return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64)
+
+    def _joined(
+        self, filtered: Filtered, prepared: Float32, k: int, found: tuple[Float32, Int64]
+    ) -> tuple[Float32, Int64]:
+        """Scores and input positions [n, k] of the first segment's and of all others', -inf and -1 behind fewer."""
+        if filtered.further is not None:
+            return filtered.further.join(self._searcher.cascade, prepared, k, found)
+        fill = ((0, 0), (0, k - found[0].shape[1]))
+        return np.pad(found[0], fill, constant_values=-np.inf), np.pad(found[1], fill, constant_values=-1)

@@ -50,6 +50,12 @@ class Monitor:
         watched = calibration is not None and calibration.certifies
         self._drift = Drift(self._reference) if watched else None
 
+    def then(self, calibration: Calibration | None, flat: Flat) -> Monitor:
+        """The monitor of the next generation: audits go on, and so does a void promise; drift is looked for anew."""
+        made = Monitor(calibration, flat)
+        made._audit, made._broken = self._audit, self._broken
+        return made
+
     @property
     def void(self) -> bool:
         """Whether the certificates of this calibration are void."""

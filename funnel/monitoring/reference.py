@@ -30,24 +30,23 @@ def returned(calibration: Calibration, plan: Plan, k: int, ranks: Sequence[int])
     _, run = calibration.runs()
     if run is None:
         return None
-    found = _followed(run, plan, k, ranks)
-    if found is not None and not calibration.costs.reranked:
-        found[:, -1] = math.nan  # the coarse order is that of the hits: it has no depth
+    found = _followed(calibration, run, plan, k, ranks)
+    # Where the coarse order is that of the hits they have no depth; where rows were deleted it is not on record.
+    if found is not None and (not calibration.costs.reranked or calibration.updates):
+        found[:, -1] = math.nan
     return found
 
 
-def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | None:
+def _followed(calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | None:
     if plan.escalation is not None:
-        first, then = (_followed(run, part, k, ranks) for part in plan.parts)
+        first, then = (_followed(calibration, run, part, k, ranks) for part in plan.parts)
         if first is None or then is None:
             return None
         again = hard(plan.escalation, best_scores(run, plan, plan.escalation.k))
         return np.where(again[:, None], then, first)
     result = np.full((len(run.queries), len(ranks) + 1), math.nan, dtype=np.float32)
-    shown = [(column, rank) for column, rank in enumerate(ranks) if rank < k]
     if plan.is_flat:
-        for column, rank in shown:
-            result[:, column] = run.truth[:, rank]
+        result[:, :-1] = _at_ranks(calibration, run, run.truth, k, ranks)
         return result
     recorded = run.scores.get(plan.effort)
     if recorded is None or recorded.shape[1] < plan.shortlist:
@@ -60,9 +59,20 @@ def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | N
         kept.append(torch.topk(scores[:, :, run.widths.index(stage.width)], stage.keep, dim=1).indices)
         scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
     top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
-    for column, rank in shown:
-        if rank < top.shape[1]:
-            result[:, column] = top[:, rank].numpy()
+    result[:, :-1] = _at_ranks(calibration, run, top.numpy(), k, ranks)
     if top.shape[1] == k:
         result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
+    return result
+
+
+def _at_ranks(calibration: Calibration, run: Run, found: Float32, k: int, ranks: Sequence[int]) -> Float32:
+    """The scores at these ranks of the best k found, float32 [q, any], and added since; NaN where there are fewer."""
+    if calibration.added is not None:
+        found = np.concatenate([found, calibration.added(np.ascontiguousarray(run.queries))], axis=1)
+    best = -np.sort(-found, axis=1)[:, :k]
+    best[np.isneginf(best)] = math.nan
+    result = np.full((len(best), len(ranks)), math.nan, dtype=np.float32)
+    for column, rank in enumerate(ranks):
+        if rank < best.shape[1]:
+            result[:, column] = best[:, rank]
     return result

@@ -1,19 +1,21 @@
 """The index folder as its users see it: read the live generation, verify it, begin the next."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from funnel.errors import DamagedIndexError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
 from funnel.storage.files import FILES, Files
-from funnel.storage.generations import read_current, read_manifest
+from funnel.storage.generations import read_current, read_locked, read_manifest
 from funnel.storage.layout import CURRENT
+from funnel.storage.locks import ReaderLock
 from funnel.storage.manifest import Manifest
 from funnel.storage.transactions import Transaction
 
 
 class IndexFolder:
-    """A folder that holds an index, or is to hold one. Reading takes no lock; writers go one by one."""
+    """A folder that holds an index, or is to hold one. Readers stand in nobody's way; writers go one by one."""
 
     def __init__(self, path: str | os.PathLike[str], files: Files = FILES) -> None:
         """Nothing is read yet: the folder may be missing."""
@@ -31,6 +33,10 @@ class IndexFolder:
         """
         return read_manifest(self.path, self._files)
 
+    def read(self) -> tuple[Manifest, ReaderLock]:
+        """As `manifest`, with a lock: as long as it is held, a writer leaves this generation's files alone."""
+        return read_locked(self.path, self._files)
+
     def file(self, relative: str) -> Path:
         """Where a file that the manifest names lies."""
         return self.path / relative
@@ -41,6 +47,12 @@ class IndexFolder:
         Raises StorageError saying who writes where another process does, and what `Transaction` raises.
         """
         return Transaction(self.path, self._files)
+
+    def tidy(self) -> None:
+        """Remove old generations that nobody reads any more; a writer at work does it when it ends."""
+        if self.exists():
+            with suppress(StorageError), self.begin():
+                pass
 
     def verify(self, manifest: Manifest, mode: VerifyMode = "full", progress: bool = False) -> Verification:
         """Check the files that `manifest` names: all of them, or with "lazy" the big ones on first touch.

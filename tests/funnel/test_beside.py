@@ -59,7 +59,7 @@ def test_an_encoder_slower_than_the_latency_is_refused_at_once(slow: Slow) -> No
 
 
 def test_documents_count_where_they_are_read(texts: FunnelIndex) -> None:
-    made = texts._beside
+    made = texts._state.beside
     assert made.ms(1, 5, from_text=False, hits=False, latency_ms=1000) == 0.0
     assert made.ms(1, 5, from_text=False, hits=True, latency_ms=1000) > 0
     both = made.ms(1, 5, from_text=True, hits=True, latency_ms=1000)

@@ -19,6 +19,7 @@ from funnel.data.encoding import Encoder
 from funnel.errors import EncoderError, InputError
 from funnel.explanation import stage_lines
 from funnel.plan import Escalation
+from funnel.storage import IndexFolder
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, brute_force, documents, funnel_plan, hashed_words
 
@@ -471,8 +472,12 @@ def test_building_again_replaces_the_index(tmp_path: Path) -> None:
     second = build(rows[:200], tmp_path / "index")
     assert (first.manifest.generation, second.manifest.generation) == (1, 2)
     assert len(FunnelIndex.open(tmp_path / "index")) == 200
-    assert len(list((tmp_path / "index" / "segments").iterdir())) == 1
-    assert len(first.search(rows[0], 10)) == 10  # what was open stays usable
+    segments = tmp_path / "index" / "segments"
+    assert len(list(segments.iterdir())) == 2
+    assert len(first.search(rows[0], 10)) == 10  # what is open stays usable, and its files where they are
+    del first
+    IndexFolder(tmp_path / "index").tidy()
+    assert len(list(segments.iterdir())) == 1
 
 
 def test_query_texts_and_files(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""One call of search, from vectors to answers: planned, run, watched, audited; under a filter, or fused with BM25."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.asking import Asked
+from funnel.deadline import Deadline
+from funnel.depth import Kept
+from funnel.hits import Hits, Served
+from funnel.hybrid import Hybrid
+from funnel.plan import FLAT
+from funnel.planning.budget import check_k
+from funnel.state import State
+from funnel.stopped import served_each, served_in_all
+
+__all__ = ["Answered", "answer", "answer_hits"]
+
+Float32 = npt.NDArray[np.float32]
+Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served] | None]
+"""Scores [n, k], input positions [n, k], how they were found, and where a deadline stopped some how each was."""
+
+
+def answer_hits(
+    state: State,
+    vectors: npt.NDArray[Any],
+    asked: Asked,
+    audit: float | bool | None,
+    fused: Hybrid | None,
+    texts: Sequence[str] | None,
+) -> list[Hits]:
+    """Hits of each query. fused: of a hybrid search, whose dense list `asked` is about; texts: its queries."""
+    if fused is None:
+        hits = state.hits(*answer(state, vectors, asked, audit))
+    else:
+        if asked.filtered:
+            allowed = state.filters.by_position(asked.where, asked.allowed_ids)
+            fused = replace(fused, lexical=fused.lexical.among(allowed))
+        words = fused.rank(texts or [], asked.deadline)
+        scores, positions, served, each = answer(state, vectors, asked, audit)
+        scores, positions, ranks = fused.fuse((scores, positions), words)
+        hits = fused.marked(state.hits(scores, positions, served, each), ranks, words)
+    if asked.began:
+        asked.took(len(hits), state.monitor.punctuality.note)
+    return hits
+
+
+def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
+    """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
+    searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
+    k = check_k(asked.k, searcher.rows)
+    if vectors.ndim == 2 and not len(vectors):
+        return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
+    prepared = searcher.prepare(vectors)
+    if asked.filtered:
+        return _filtered(state, prepared, asked, k, audit)
+    each = None
+    kept: Kept = ()
+    if deadline is None:
+        served = _served(state, asked, k, len(prepared))
+        scores, positions, kept = searcher.traced(prepared, served.plan, k)
+    else:
+        scores, positions, served, each = _until(state, deadline, prepared, asked, k)
+    if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
+        monitor.see(scores, served.plan, kept)
+        if audit is not None or monitor.audits:
+            monitor.check(prepared, scores, lambda: asked.name, audit)
+    if monitor.void:
+        served, each = monitor.served(served), each and [monitor.served(one) for one in each]
+    return scores, positions, served, each
+
+
+def _filtered(state: State, prepared: Float32, asked: Asked, k: int, audit: float | bool | None) -> Answered:
+    """As `answer`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
+    monitor, n_queries = state.monitor, len(prepared)
+    found = state.filters.search(prepared, asked, k, lambda wanted: state.beside_ms(asked, wanted, k, n_queries))
+    if found.served.complete and found.reach and (audit is not None or monitor.audits):
+        monitor.check(prepared, found.scores[:, : found.reach], lambda: asked.name, audit, found.exact)
+    if not monitor.void:
+        return found.scores, found.positions, found.served, found.each
+    each = found.each and [monitor.served(one) for one in found.each]
+    return found.scores, found.positions, monitor.served(found.served), each
+
+
+def _until(state: State, deadline: Deadline, prepared: Float32, asked: Asked, k: int) -> Answered:
+    """What was found by the deadline. Planning on first use does not count."""
+    searcher = state.opened.searcher
+    with deadline.paused():
+        served = _served(state, asked, k, len(prepared))
+        recalls = searcher.step_recalls(served.plan, k)
+        searcher.flat_ms(served.plan, k, len(prepared))
+    found = searcher.run_until(prepared, served.plan, k, deadline)
+    each = served_each(found, served, recalls)
+    return found.scores, found.rows, served_in_all(each, found, served), each
+
+
+def _served(state: State, asked: Asked, k: int, n_queries: int) -> Served:
+    return state.choice(asked, k, n_queries) if asked.plan is None else state.explicit(asked.explicit, k)
