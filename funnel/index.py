@@ -26,7 +26,7 @@ from funnel.explanation import Explanation
 from funnel.exporting import Exported, export_index
 from funnel.filtered.explaining import explain_filtered
 from funnel.hits import Answers, Hits
-from funnel.hybrid import Hybrid
+from funnel.hybrid import Hybrid, Lexical
 from funnel.info import Info, read_info
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.opening import Opened, coarse_width, open_generation
@@ -327,6 +327,11 @@ class FunnelIndex(Updates):
     def segments(self) -> tuple[Segment, ...]:
         """The parts in which rows lie, for checks: a fresh build has one."""
         return self._state.opened.segments
+
+    @property
+    def lexical(self) -> Lexical | None:
+        """BM25 over its documents; None where it holds bare vectors."""
+        return self._state.lexical
 
     @property
     def searcher(self) -> Searcher:

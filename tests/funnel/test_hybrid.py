@@ -142,7 +142,7 @@ def test_a_latency_leaves_room_for_bm25(texts: FunnelIndex, monkeypatch: pytest.
     slow = FunnelIndex.open(texts.path, encoder=hashed_words)
     monkeypatch.setattr("funnel.beside.times_ms", lambda call: (call(0), [500.0])[1])
     with pytest.raises(BudgetError, match="BM25 for one query takes 500 ms"):
-        slow._beside.ms(1, 10, False, True, 100.0, fused=3)
+        slow._state.beside.ms(1, 10, False, True, 100.0, fused=3)
 
 
 def test_an_explicit_plan(graph_texts: FunnelIndex) -> None:

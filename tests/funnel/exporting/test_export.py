@@ -119,7 +119,7 @@ def test_a_flat_index_is_what_faiss_would_write(
     assert (tmp_path / "out.faiss").read_bytes() == again
     best, _ = brute_force(rows, unseen, 5)
     labels = index.search(unseen, 5)[1]
-    assert (labels == np.array(numbered.ids())[best]).mean() > 0.99  # float16 swaps near ties
+    assert (labels == np.array(numbered.ids())[best]).mean() > 0.98  # float16 swaps near ties
     plain = graph.export(tmp_path / "plain.faiss", flat=True)
     assert "input positions, whose ids are in plain.ids.npy" in plain.what
     assert type(faiss.read_index(str(tmp_path / "plain.faiss"))) is faiss.IndexFlatIP
