@@ -164,10 +164,9 @@ class FaissIndex(CoarseIndex):
                 f"{path} cannot be read as {self.name}: it begins with {head[:4]!r}, expected {kind!r}"
             )
         _, found_d, rows, _, _, _, found_metric = HEAD.unpack(head)
-        if (found_d, found_metric) != (d, metric):
-            raise CoarseIndexError(
-                f"{path} has dim {found_d} and metric {found_metric}; the settings say {d} and {metric}"
-            )
+        for key, value, expected_value in (("dim", found_d, d), ("metric", found_metric, metric)):
+            if value != expected_value:
+                raise CoarseIndexError(f"{path} has {key} {value}; the settings say {expected_value}")
         if not 0 <= rows <= size:
             raise CoarseIndexError(f"{path} says that it holds {rows:,} rows, and has {size:,} bytes")
 
