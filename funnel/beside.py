@@ -7,11 +7,11 @@ from threading import Lock
 
 import numpy as np
 
-from funnel.data.documents import DocumentStore
 from funnel.errors import BudgetError
 from funnel.planning.costs import times_ms
 from funnel.planning.windows import Held, held_ms
 from funnel.query_encoder import QueryEncoder
+from funnel.segments import Documents
 
 __all__ = ["Beside", "sample_texts"]
 
@@ -29,10 +29,10 @@ def sample_texts(count: int) -> list[str]:
 class Beside:
     """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
 
-    documents: None where the index holds bare vectors. rows: how many it holds.
+    documents: None where the index holds bare vectors. rows: how many it holds, deleted ones among them.
     """
 
-    def __init__(self, encoder: QueryEncoder, documents: DocumentStore | None, rows: int) -> None:
+    def __init__(self, encoder: QueryEncoder, documents: Documents | None, rows: int) -> None:
         self._encoder = encoder
         self._documents = documents
         self._rows = rows

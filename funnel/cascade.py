@@ -13,7 +13,7 @@ import torch
 from funnel.escalation import hard, looked_at
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, rows_at_a_time
-from funnel.turn import Turn
+from funnel.turn import Turn, answers_alone
 from funnel.workers import workers
 from indexes import CoarseIndex, VectorStore
 
@@ -40,7 +40,8 @@ class Cascade:
     width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
     changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
     at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
-    rows are stored, what leads from one to the other.
+    rows are stored, what leads from one to the other. live: bool [n], False for rows that were deleted, which no search
+    gives back; None where there are none.
     """
 
     coarse: CoarseIndex
@@ -50,11 +51,17 @@ class Cascade:
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     turn: Turn | None = None
+    live: npt.NDArray[np.bool_] | None = None
 
     @property
     def alone(self) -> bool:
-        """Whether the coarse index gives exact full-width scores, so that nothing is left to rerank."""
-        return self.coarse.exact_scores and self.width == self.store.dim
+        """Whether nothing is left to rerank: see `answers_alone`."""
+        return answers_alone(self.coarse, self.store.dim)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are that were not deleted."""
+        return self.store.n if self.live is None else int(np.count_nonzero(self.live))
 
     def as_stored(self, queries: Float32) -> Float32:
         """Queries float32 [n, d] in the space of the stored rows."""
@@ -166,7 +173,8 @@ class Cascade:
     def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
         prefixes = np.ascontiguousarray(queries[:, : self.width])
-        return self.coarse.search(prefixes, shortlist, effort)
+        found = self.coarse.search(prefixes, shortlist, effort)
+        return found if self.live is None else _only_live(*found, self.live)
 
     def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
@@ -242,6 +250,18 @@ class Cascade:
 
 def _slices(count: int, size: int) -> list[slice | Int64]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _only_live(scores: Float32, rows: Int64, live: npt.NDArray[np.bool_]) -> tuple[Float32, Int64]:
+    """Scores and rows [n, s] without deleted rows: the others move up, -inf and -1 stand at the end."""
+    gone = ~live[rows] | (rows < 0)
+    if not gone.any():
+        return scores, rows
+    order = np.argsort(gone, axis=1, kind="stable")
+    gone = np.take_along_axis(gone, order, axis=1)
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    scores[gone], rows[gone] = -np.inf, -1
+    return scores, rows
 
 
 def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:

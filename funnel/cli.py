@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; train, adaptor, tune in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; the other commands lie in cli_*."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
+from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
 from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -55,6 +56,9 @@ def cli(debug: bool) -> None:
 cli.add_command(train)
 cli.add_command(adaptor)
 cli.add_command(tune)
+cli.add_command(add)
+cli.add_command(delete)
+cli.add_command(compact)
 
 
 @cli.command()
@@ -115,8 +119,8 @@ def build(
     )
     manifest = built.manifest
     click.echo(
-        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over {manifest.ladder[0]} "
-        f"dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
+        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
+        f"{manifest.settings['coarse_width']} dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
     )
     click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
 

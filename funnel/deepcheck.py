@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from funnel.building.segment import unit_prefixes
+from funnel.cascade import Cascade
 from funnel.errors import DamagedIndexError
 from funnel.index import FunnelIndex
 from funnel.searcher import Searcher
+from funnel.segments import Segment
 
 __all__ = ["deep_check"]
 
@@ -31,20 +33,26 @@ def deep_check(path: Path) -> Iterator[str]:
     """
     index = FunnelIndex.open(path)
     searcher, manifest = index.searcher, index.manifest
-    segment = path / "segments" / manifest.segments[0].id
-    yield _order(searcher)
     yield _ids(index)
-    yield _norms(searcher, segment, manifest.ladder)
-    yield _coarse(searcher)
+    for segment in index.segments:
+        name = "" if len(index.segments) == 1 else f"segment {segment.id}: "
+        _finite(segment, searcher.adaptor.isometric)
+        if segment.cascade is None:
+            yield f"{name}{segment.rows:,} rows, searched exactly, are finite"
+            continue
+        yield f"{name}{_order(segment)}"
+        yield f"{name}{_norms(segment, manifest.ladder)}"
+        yield f"{name}{_coarse(segment.cascade)}"
     if manifest.settings["documents"]:
         yield _documents(index)
     if searcher.calibration is not None:
         yield _truth(searcher)
 
 
-def _order(searcher: Searcher) -> str:
-    counts = np.bincount(np.asarray(searcher.order), minlength=searcher.rows)
-    if len(counts) != searcher.rows or (counts != 1).any():
+def _order(segment: Segment) -> str:
+    assert segment.order is not None
+    counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
+    if len(counts) != segment.rows or (counts != 1).any():
         raise DamagedIndexError("order.npy is not a permutation of the rows; build the index again")
     return "order.npy is a permutation of the rows"
 
@@ -56,27 +64,30 @@ def _ids(index: FunnelIndex) -> str:
     return f"{len(ids):,} ids, all different"
 
 
-def _norms(searcher: Searcher, segment: Path, ladder: tuple[int, ...]) -> str:
-    norms = np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False)
-    if norms.shape != (searcher.rows, len(ladder)):
-        raise DamagedIndexError(f"norms.npy has shape {norms.shape}, expected {(searcher.rows, len(ladder))}")
-    for start, rows in searcher.cascade.store.chunks(ROWS_AT_A_TIME):
+def _finite(segment: Segment, unit: bool) -> None:
+    for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
         if not np.isfinite(rows).all():
             raise DamagedIndexError(f"vectors.npy holds values that are not finite in rows from {start}")
+        if unit and np.abs(np.linalg.norm(rows, axis=1) - 1.0).max() > UNIT_TOLERANCE:
+            raise DamagedIndexError(f"vectors.npy holds rows that are not of unit length, from row {start}")
+
+
+def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
+    norms = np.load(segment.folder / "norms.npy", mmap_mode="r", allow_pickle=False)
+    if norms.shape != (segment.rows, len(ladder)):
+        raise DamagedIndexError(f"norms.npy has shape {norms.shape}, expected {(segment.rows, len(ladder))}")
+    for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
         for column, width in enumerate(ladder):
             expected = np.linalg.norm(rows[:, :width], axis=1)
             found = norms[start : start + len(rows), column]
             if np.abs(expected - found).max() > NORM_TOLERANCE:
                 row = start + int(np.abs(expected - found).argmax())
                 raise DamagedIndexError(f"norms.npy disagrees with vectors.npy in row {row} at {width} dims")
-        if searcher.adaptor.isometric and np.abs(norms[start : start + len(rows), -1] - 1.0).max() > UNIT_TOLERANCE:
-            raise DamagedIndexError(f"vectors.npy holds rows that are not of unit length, from row {start}")
     return "norms.npy agrees with vectors.npy, whose rows have unit length"
 
 
-def _coarse(searcher: Searcher) -> str:
-    cascade = searcher.cascade
-    rows = np.unique(np.linspace(0, searcher.rows - 1, SAMPLED_ROWS).astype(np.int64))
+def _coarse(cascade: Cascade) -> str:
+    rows = np.unique(np.linspace(0, cascade.store.n - 1, SAMPLED_ROWS).astype(np.int64))
     vectors = cascade.store.matrix[rows].float().cpu().numpy()
     effort = cascade.coarse.efforts()[-1]
     size = min(10, cascade.coarse.largest_shortlist(effort))
@@ -100,7 +111,7 @@ def _truth(searcher: Searcher) -> str:
     run = queries or corpus
     sample = np.ascontiguousarray(run.queries[:TRUTH_SAMPLED])
     depth = run.truth.shape[1]
-    scores, rows = searcher.cascade.truth(sample, min(depth + 1, searcher.rows))
+    scores, rows = searcher.cascade.truth(sample, min(depth + 1, searcher.cascade.rows))
     own = rows == run.own_rows[:TRUTH_SAMPLED, None]
     kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]
     if np.abs(kept - run.truth[:TRUTH_SAMPLED]).max() > TRUTH_TOLERANCE:

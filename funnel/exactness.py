@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from funnel.cascade import Cascade, Float32
+from funnel.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
 from funnel.workers import workers
-from indexes import PrunedSearch, Pruning
+from indexes import PrunedSearch, Pruning, exact_search
 
-__all__ = ["pruned_exact", "pruning_of"]
+__all__ = ["over_live", "pruned_exact", "pruning_of"]
 
 # Candidates for k results in the search whose k-th score rules rows out. Of 200,000 rows 24 for 10 lack the k-th true
 # score by .004; twice as many cost more than they rule out.
@@ -25,14 +27,36 @@ LIST_EFFORT = 3
 def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], release: bool, keep: bool) -> PrunedSearch:
     """What FLAT is served by: see `indexes.PrunedSearch`. norms: float32 [n, len(ladder)], may be mapped."""
 
+    def spread(function: Callable[[range], None], pieces: Sequence[range]) -> None:
+        workers().run(function, pieces)
+
+    return PrunedSearch(cascade.store, norms, ladder, _reached(cascade), spread, torch.get_num_threads(), release, keep)
+
+
+def over_live(cascade: Cascade, live: npt.NDArray[np.bool_] | None) -> Cascade:
+    """The cascade over its live rows alone, bool [n]; None: over all. What it holds in memory is shared."""
+    if live is None and cascade.live is None:
+        return cascade
+    store, exact = cascade.store, cascade.exact
+
+    def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return exact_search(store, queries, k, live=live)
+
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
+    made = replace(cascade, live=live, truth=truth, exact=flat)
+    if isinstance(exact, PrunedSearch):
+        made = replace(made, exact=exact.among(live, _reached(made)))
+    return made
+
+
+def _reached(cascade: Cascade) -> Callable[[Float32, int], Float32 | None]:
     def reached(queries: Float32, k: int) -> Float32 | None:
         plan = _seeds(cascade, k)
         return None if plan is None else cascade.run(cascade.as_asked(queries), plan, k)[0][:, -1]
 
-    def spread(function: Callable[[range], None], pieces: Sequence[range]) -> None:
-        workers().run(function, pieces)
-
-    return PrunedSearch(cascade.store, norms, ladder, reached, spread, torch.get_num_threads(), release, keep)
+    return reached
 
 
 def _seeds(cascade: Cascade, k: int) -> Plan | None:

@@ -1,7 +1,9 @@
-"""The user's ids, by input position."""
+"""The user's ids, by input position, and the way back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
 
-__all__ = ["Ids"]
+__all__ = ["Ids", "JoinedIds"]
 
 
 class Ids:
@@ -27,6 +29,44 @@ class Ids:
         offsets_path = segment / "id_offsets.npy"
         values = _map(segment / "ids.npy")
         return cls(values, _map(offsets_path) if offsets_path.exists() else None)
+
+    @property
+    def text(self) -> bool:
+        """Whether they are texts, not whole numbers."""
+        return self._offsets is not None
+
+    @property
+    def largest(self) -> int:
+        """The largest of whole numbers; -1 where there are none."""
+        return int(self._values.max()) if len(self._values) else -1
+
+    def find(self, wanted: Sequence[Any]) -> npt.NDArray[np.int64]:
+        """Input positions int64 [len(wanted)] of ids, each text or each a whole number as these are; -1: not there.
+
+        The first call sorts what is looked up: 16 bytes an id are then held.
+        """
+        keys, places = self._sorted
+        asked = np.array([hash(one) for one in wanted] if self.text else wanted, dtype=np.int64)
+        first, last = np.searchsorted(keys, asked, "left"), np.searchsorted(keys, asked, "right")
+        found = np.full(len(asked), -1, dtype=np.int64)
+        for number in np.flatnonzero(first < last):
+            for place in range(first[number], last[number]):  # more than one where texts have the same hash
+                position = place if places is None else int(places[place])
+                if not self.text or self.at(np.array([position]))[0] == wanted[number]:
+                    found[number] = position
+                    break
+        return found
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+        """What ids are found by, rising, and the position of each; None where positions rise with it."""
+        keys = self._values
+        if self.text:
+            keys = np.array([hash(one) for one in self.all()], dtype=np.int64)
+        elif len(keys) < 2 or bool((keys[1:] > keys[:-1]).all()):
+            return keys, None
+        places = np.argsort(keys, kind="stable")
+        return keys[places], places
 
     def __len__(self) -> int:
         return len(self._values) if self._offsets is None else len(self._offsets) - 1
@@ -50,6 +90,38 @@ class Ids:
         """Every id, in input order."""
         everything: list[Any] = self.at(np.arange(len(self), dtype=np.int64)).tolist()
         return everything
+
+
+class JoinedIds:
+    """The ids of several segments, one behind the other."""
+
+    def __init__(self, parts: Sequence[Ids]) -> None:
+        self.parts = tuple(parts)
+        self.firsts = [0]
+        for part in parts:
+            self.firsts.append(self.firsts[-1] + len(part))
+
+    @property
+    def text(self) -> bool:
+        """Whether they are texts, not whole numbers."""
+        return self.parts[0].text
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """As `Ids.at`."""
+        flat = positions.ravel()
+        result = np.full(len(flat), None if self.text else -1, dtype=object if self.text else np.int64)
+        segments = np.searchsorted(self.firsts, flat, "right") - 1  # -1 where the position is
+        for number in np.unique(segments[flat >= 0]).tolist():
+            mine = segments == number
+            result[mine] = self.parts[number].at(flat[mine] - self.firsts[number])
+        return result.reshape(positions.shape)
+
+    def all(self) -> list[Any]:
+        """Every id, in input order."""
+        return [one for part in self.parts for one in part.all()]
 
 
 def _map(path: Path) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""FunnelIndex: build, open, search, explain, tune, health."""
+"""FunnelIndex: build, open, search, explain, add, delete, compact, tune, health."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
 from funnel.asking import Asked, read_query, read_vectors, wanted_budget
-from funnel.beside import Beside
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
@@ -24,32 +23,29 @@ from funnel.deadline import Deadline
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
-from funnel.hits import Answers, Hit, Hits, Served
-from funnel.monitoring import DEFAULT_AUDIT, Health, Monitor
-from funnel.opening import Opened, open_generation
+from funnel.hits import Answers, Hits, Served
+from funnel.monitoring import DEFAULT_AUDIT, Health
+from funnel.opening import Opened, coarse_width, open_generation
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
-from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher, device_of
+from funnel.segments import Segment
+from funnel.state import State
 from funnel.stopped import served_each, served_in_all
 from funnel.storage import IndexFolder, Manifest
+from funnel.updates import Updates
 
 __all__ = ["FunnelIndex"]
 
 
-class FunnelIndex:
+class FunnelIndex(Updates):
     """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
 
     def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
-        self.path = path
-        self._opened = opened
         device = str(opened.searcher.cascade.store.device)
-        self._encoder = QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device)
-        self._beside = Beside(self._encoder, opened.documents, opened.searcher.rows)
-        self._choices: dict[tuple[object, ...], Served] = {}
-        self._monitor = Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
+        super().__init__(path, opened, QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device))
 
     @classmethod
     def build(
@@ -157,7 +153,8 @@ class FunnelIndex:
                 with asked.deadline.paused():
                     self._encoder.load()
             vectors = self.encode_queries(texts or [])
-        hits = self._hits(*self._search(vectors, asked, audit))
+        state = self._state
+        hits = state.hits(*self._search(state, vectors, asked, audit))
         return hits[0] if single else hits
 
     def search_vectors(
@@ -178,8 +175,9 @@ class FunnelIndex:
         queries: [n_queries, d]. ids are int64, or str in an object array. Takes a deadline and raises as `search` does.
         """
         asked = Asked(k, recall, latency_ms, budget, plan, deadline_ms, share=share)
-        scores, positions, served, _ = self._search(read_vectors(queries), asked, audit)
-        return Answers(self._searcher.ids.at(positions), scores, served)
+        state = self._state
+        scores, positions, served, _ = self._search(state, read_vectors(queries), asked, audit)
+        return Answers(state.opened.searcher.ids.at(positions), scores, served)
 
     def explain(
         self,
@@ -197,13 +195,14 @@ class FunnelIndex:
         batch: queries in one call. run: run the plan on the calibration queries, and say what each stage took and what
         recall was after it. A latency is of the search alone, from vectors. Raises as `search` does.
         """
-        k = check_k(k, len(self))
-        explained = explain_budget(self._searcher, wanted_budget(recall, latency_ms, budget, share), k, batch, run)
-        return replace(explained, certificate=self._monitor.certificate(explained.certificate))
+        searcher, monitor = self._state.opened.searcher, self._state.monitor
+        k = check_k(k, searcher.rows)
+        explained = explain_budget(searcher, wanted_budget(recall, latency_ms, budget, share), k, batch, run)
+        return replace(explained, certificate=monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""
-        return self._monitor.health()
+        return self._state.monitor.health()
 
     def audit(self, sample: float | bool = DEFAULT_AUDIT, *, seed: int = 0) -> None:
         """Run flat search for this share of the queries to come, and keep their true recall in `health`.
@@ -211,7 +210,7 @@ class FunnelIndex:
         sample: a share in [0, 1]; each audited query takes the time of a flat search more. What was found so far is
         forgotten. Raises InputError for what is no share.
         """
-        self._monitor.audit(sample, seed)
+        self._state.monitor.audit(sample, seed)
 
     def tune(self, queries: QueriesSource | None = None, *, seed: int = 0, progress: bool = True) -> None:
         """Calibrate again, in place: on these queries or, without any, on those on record; costs are measured anew.
@@ -222,13 +221,13 @@ class FunnelIndex:
         Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
         for texts without an encoder, StorageError where another process writes or has replaced this generation.
         """
-        opened = tune_index(self.path, self._opened, self._encoder, queries, seed, progress)
-        self._opened, self._monitor = opened, Monitor(opened.searcher.calibration, opened.searcher.cascade.truth)
-        self._choices = {}  # last, so that no choice of the old calibration can enter it
+        with self._changing:
+            opened = tune_index(self.path, self._state.opened, self._encoder, queries, seed, progress)
+            self._state = State.of(opened, self._encoder)
 
     def ids(self) -> list[Any]:
-        """Every id, in input order."""
-        return self._searcher.ids.all()
+        """Every id that was not deleted, in input order."""
+        return self._state.ids()
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
@@ -236,7 +235,7 @@ class FunnelIndex:
 
     def document_ids(self) -> Iterator[str | int]:
         """The ids in the document store, in input order; none where the index holds bare vectors."""
-        documents = self._opened.documents
+        documents = self._state.opened.documents
         return iter(()) if documents is None else documents.ids()
 
     def __len__(self) -> int:
@@ -246,7 +245,7 @@ class FunnelIndex:
         manifest = self.manifest
         return (
             f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "
-            f"{manifest.ladder[0]} dims, {self.certification})"
+            f"{coarse_width(manifest)} dims, {self.certification})"
         )
 
     @property
@@ -257,7 +256,7 @@ class FunnelIndex:
     @property
     def manifest(self) -> Manifest:
         """The generation that is open."""
-        return self._opened.manifest
+        return self._state.opened.manifest
 
     @property
     def certification(self) -> str:
@@ -276,7 +275,13 @@ class FunnelIndex:
         cascade = self._searcher.cascade
         norms = sum(values.nbytes for values in cascade.inverse_norms.values())
         sample = getattr(cascade.exact, "resident_bytes", 0)
-        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes
+        others = 0 if self._searcher.others is None else self._searcher.others.nbytes
+        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + others
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts in which rows lie, for checks: a fresh build has one."""
+        return self._state.opened.segments
 
     @property
     def searcher(self) -> Searcher:
@@ -285,23 +290,23 @@ class FunnelIndex:
 
     @property
     def _searcher(self) -> Searcher:
-        return self._opened.searcher
+        return self._state.opened.searcher
 
     def _search(
-        self, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None
+        self, state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served] | None]:
         """Scores, input positions, how they were found, and where a deadline stopped some how each was."""
-        searcher, monitor, deadline = self._searcher, self._monitor, asked.deadline
+        searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
         k = check_k(asked.k, searcher.rows)
         if vectors.ndim == 2 and not len(vectors):
             return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
         prepared = searcher.prepare(vectors)
         each = None
         if deadline is None:
-            served = self._served(asked, k, len(prepared))
+            served = self._served(state, asked, k, len(prepared))
             scores, positions = searcher.run(prepared, served.plan, k)
         else:
-            scores, positions, served, each = self._until(deadline, prepared, asked, k)
+            scores, positions, served, each = self._until(state, deadline, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
             monitor.see(scores, served.plan)
             if audit is not None or monitor.audits:
@@ -311,71 +316,25 @@ class FunnelIndex:
         return scores, positions, served, each
 
     def _until(
-        self, deadline: Deadline, prepared: npt.NDArray[np.float32], asked: Asked, k: int
+        self, state: State, deadline: Deadline, prepared: npt.NDArray[np.float32], asked: Asked, k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Served, list[Served]]:
         """What was found by the deadline. Planning on first use does not count."""
         with deadline.paused():
-            served = self._served(asked, k, len(prepared))
-            recalls = self._searcher.step_recalls(served.plan, k)
-            self._searcher.flat_ms(served.plan, k, len(prepared))
-        found = self._searcher.run_until(prepared, served.plan, k, deadline)
+            served = self._served(state, asked, k, len(prepared))
+            recalls = state.opened.searcher.step_recalls(served.plan, k)
+            state.opened.searcher.flat_ms(served.plan, k, len(prepared))
+        found = state.opened.searcher.run_until(prepared, served.plan, k, deadline)
         each = served_each(found, served, recalls)
         return found.scores, found.rows, served_in_all(each, found, served), each
 
-    def _served(self, asked: Asked, k: int, n_queries: int) -> Served:
-        if asked.plan is None:
-            return self._choice(asked, k, n_queries)
-        return self._explicit(asked.explicit, k)
-
     def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
-        wanted, beside_ms = asked.wanted, 0.0
-        if wanted.latency_ms is not None:
-            batch = batch_class(n_queries)
-            beside_ms = self._beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms)
-        return self._searcher.choose(wanted, k, n_queries, beside_ms)
+        return self._state.choose(asked, k, n_queries)
 
-    def _choice(self, asked: Asked, k: int, n_queries: int) -> Served:
-        """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
-        choices, batch = self._choices, batch_class(n_queries)
-        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.from_text, asked.hits)
-        served = choices.get(key)
-        if served is None:
-            choice = self.choose(asked, k, n_queries)
-            served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
-        return served
-
-    def _explicit(self, plan: Plan, k: int) -> Served:
-        """A plan of the user's own, checked."""
-        choices, key = self._choices, (plan, k)
-        served = choices.get(key)
-        if served is None:
-            self._searcher.check(plan, k)
-            served = choices[key] = Served(plan, self._searcher.estimate(plan, k))
-        return served
-
-    def _hits(
-        self,
-        scores: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int64],
-        served: Served,
-        each: Sequence[Served] | None,
-    ) -> list[Hits]:
-        documents, found = self._opened.documents, each or [served] * len(scores)
-        if documents is None:
-            ids = self._searcher.ids.at(positions)
-            return [
-                Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
-                for *row, how in zip(ids, scores, positions, found, strict=True)
-            ]
-        result = []
-        for row_scores, row, how in zip(scores, positions, found, strict=True):
-            hits = (
-                Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
-                for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
-            )
-            result.append(Hits(hits, how))
-        return result
+    def _served(self, state: State, asked: Asked, k: int, n_queries: int) -> Served:
+        if asked.plan is None:
+            return state.choice(asked, k, n_queries)
+        return state.explicit(asked.explicit, k)
 
 
 def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
@@ -383,7 +342,3 @@ def _build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, d
     if encoder is None and corpus.has_vectors:
         return None
     return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
-
-
-def _plain(value: Any) -> str | int:
-    return value if isinstance(value, str) else int(value)

@@ -6,10 +6,12 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from funnel.adaptors import Adaptor
@@ -18,29 +20,48 @@ from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError
 from funnel.exactness import pruned_exact
-from funnel.ids import Ids
-from funnel.planning.calibrate import calibrate
+from funnel.ids import Ids, JoinedIds
+from funnel.others import Others
+from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
+from funnel.planning.calibration import LARGEST_K
 from funnel.planning.records import Calibration
+from funnel.planning.updated import Updated
 from funnel.searcher import Searcher
-from funnel.storage import IndexFolder, Manifest, Verification
+from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
+from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
+from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, exact_search, family
 
-__all__ = ["Opened", "make_cascade", "open_generation", "rerank_widths"]
+__all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """One generation, opened. documents is None where the index holds bare vectors."""
+    """One generation, opened.
+
+    documents: None where the index holds bare vectors. rebuilt: why the coarse index of the first segment had to be
+    made again; None where it had not. live: bool [all rows], False for those deleted; None where none were. stored: the
+    calibration as it was made, whatever was added or deleted since. lock: keeps the files of the generation.
+    """
 
     manifest: Manifest
     searcher: Searcher
-    documents: DocumentStore | None
+    documents: Documents | None
     rebuilt: str | None
+    segments: tuple[Segment, ...] = ()
+    live: npt.NDArray[np.bool_] | None = None
+    stored: Calibration | None = None
+    lock: ReaderLock | None = None
 
 
-def rerank_widths(ladder: tuple[int, ...], coarse: str) -> tuple[int, ...]:
+def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
     """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
-    return ladder if coarse == "ivf-pq" or len(ladder) == 1 else ladder[1:]
+    return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
+
+
+def coarse_width(manifest: Manifest) -> int:
+    """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
+    return int(str(manifest.settings.get("coarse_width", manifest.ladder[0])))
 
 
 def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -59,12 +80,15 @@ def make_cascade(
     segment: Path,
     ladder: tuple[int, ...],
     widths: tuple[int, ...],
+    adaptor: Adaptor | None = None,
+    *,
     release: bool,
     keep: bool = False,
 ) -> Cascade:
     """The parts put together.
 
-    segment: the folder of norms.npy. widths: of reranks. release: give mapped pages back after passes over the matrix
+    segment: the folder of norms.npy. widths: of reranks. adaptor: that of the stored rows, where a coarse index may be
+    over the user's own. release: give mapped pages back after passes over the matrix
     (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
 
@@ -78,44 +102,206 @@ def make_cascade(
         inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
         exact=flat,
         truth=flat,
+        turn=turn_of(adaptor) if adaptor is not None and answers_alone(coarse, store.dim) else None,
     )
+
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
     norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
-    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
-def open_generation(folder: IndexFolder, device: torch.device, verify: str) -> Opened:
-    """Open the live generation.
+def open_generation(folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None) -> Opened:
+    """Open the live generation. before: one of the same folder, whose parts need not be opened again; given back where
+    it is the live one.
 
     Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
     """
-    manifest = folder.manifest()
-    verification = folder.verify(manifest, "lazy" if verify == "lazy" else "full")
-    part = manifest.segments[0]
-    segment = folder.path / "segments" / part.id
-    store = VectorStore.open(segment / "vectors.npy", device)
-    _guard(store, verification, f"segments/{part.id}/vectors.npy")
-    norms = f"segments/{part.id}/norms.npy"
-    if norms in verification.verifiers:  # read whole, below
-        verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+    manifest, lock = folder.read()
+    if before is not None and same_generation(manifest, before.manifest):
+        return before
+    known = {} if before is None else before.manifest.files
+    unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
+    verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
+    if before is not None and before.manifest.adaptor == manifest.adaptor:
+        adaptor = before.searcher.adaptor
+    else:
+        adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
+    segments = _segments(folder, manifest, verification, adaptor, device, before)
+    live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
+    first = segments[0]
+    assert first.order is not None, "a first segment has an order"
     settings: dict[str, Any] = dict(manifest.settings)
-    widths = rerank_widths(manifest.ladder, settings["coarse"])
-    coarse, rebuilt = _coarse(folder, manifest, verification, store, segment)
-    keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
-    cascade = make_cascade(coarse, store, segment, manifest.ladder, widths, release=False, keep=keep)
     searcher = Searcher(
-        cascade=cascade,
-        adaptor=Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)),
-        ids=Ids.open(segment),
-        order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
-        widths=widths,
+        cascade=first.over(live),
+        adaptor=adaptor,
+        ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
+        order=first.order,
+        widths=rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest)),
+        others=_others(segments, live, before),
     )
-    _check_agreement(searcher, manifest)
-    if manifest.calibration is not None:
-        searcher.calibration = Calibration.load(folder.path / "calibrations" / manifest.calibration)
-        if rebuilt:
-            searcher.calibration = _calibrate_again(searcher, int(settings["seed"]))
-    documents = DocumentStore.open(segment / "documents.sqlite") if settings["documents"] else None
-    return Opened(manifest, searcher, documents, rebuilt)
+    if searcher.adaptor.dim != manifest.d:
+        raise DamagedIndexError(
+            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
+        )
+    stored = _stored(folder, manifest, searcher, first, before)
+    searcher.calibration = None if stored is None else updated(stored, segments, live, searcher, before)
+    documents: Documents | None = None
+    if settings["documents"]:
+        simple = len(segments) == 1 and live is None
+        documents = first.documents if simple else JoinedDocuments(segments, live)
+    return Opened(manifest, searcher, documents, first.rebuilt, segments, live, stored, lock)
+
+
+def same_generation(one: Manifest, other: Manifest) -> bool:
+    """Whether both are the same generation of the same index."""
+    return (one.generation, one.created, one.files) == (other.generation, other.created, other.files)
+
+
+def _segments(
+    folder: IndexFolder,
+    manifest: Manifest,
+    verification: Verification,
+    adaptor: Adaptor,
+    device: torch.device,
+    before: Opened | None,
+) -> tuple[Segment, ...]:
+    known = {} if before is None else {segment.id: segment for segment in before.segments}
+    result: list[Segment] = []
+    for part in manifest.segments:
+        first = result[-1].stop if result else 0
+        segment = known.get(part.id)
+        if segment is None:
+            segment = _open_segment(folder, manifest, part, first, verification, adaptor, device)
+        result.append(segment if segment.first == first else replace(segment, first=first))
+    if not result:
+        raise DamagedIndexError(f"generation {manifest.generation} of {folder.path} names no segment")
+    return tuple(result)
+
+
+def _open_segment(
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    first: int,
+    verification: Verification,
+    adaptor: Adaptor,
+    device: torch.device,
+) -> Segment:
+    path = folder.path / "segments" / part.id
+    store = VectorStore.open(path / "vectors.npy", device)
+    _guard(store, verification, f"segments/{part.id}/vectors.npy")
+    order = cascade = rebuilt = None
+    if not part.details.get("exact"):
+        _require(manifest, part, "norms.npy", "order.npy")
+        norms = f"segments/{part.id}/norms.npy"
+        if norms in verification.verifiers:  # read whole, below
+            verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+        settings = manifest.settings
+        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
+        widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
+        keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
+        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
+        order = np.asarray(np.load(path / "order.npy", mmap_mode="r", allow_pickle=False))
+    documents = DocumentStore.open(path / "documents.sqlite") if manifest.settings["documents"] else None
+    segment = Segment(part.id, first, store, Ids.open(path), order, cascade, documents, rebuilt)
+    _check_agreement(segment, part.rows)
+    return segment
+
+
+def _added(others: Others, cascade: Cascade, queries: Float32) -> Float32:
+    """The best scores of queries among the rows that are searched exactly."""
+    assert others.exact is not None
+    return others.exact.search(cascade.as_stored(queries), LARGEST_K, others.live)[0]
+
+
+def _require(manifest: Manifest, part: PartEntry, *names: str) -> None:
+    for name in names:
+        if f"segments/{part.id}/{name}" not in manifest.files:
+            raise DamagedIndexError(f"segments/{part.id} has no {name}; build the index again")
+
+
+def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt.NDArray[np.int64]]:
+    """The rows that were deleted, set by set."""
+    sets = []
+    for part in manifest.tombstones:
+        rows = np.load(folder.path / "tombstones" / f"{part.id}.npy", allow_pickle=False)
+        if rows.dtype != np.int64 or rows.shape != (part.rows,):
+            raise DamagedIndexError(
+                f"tombstones/{part.id}.npy is {rows.dtype} {list(rows.shape)}, not {part.rows} rows"
+            )
+        if len(rows) and (rows.min() < 0 or rows.max() >= total):
+            raise DamagedIndexError(f"tombstones/{part.id}.npy names rows {rows.min()} to {rows.max()} of {total}")
+        sets.append(rows)
+    return sets
+
+
+def _others(segments: tuple[Segment, ...], live: npt.NDArray[np.bool_] | None, before: Opened | None) -> Others | None:
+    """What lies beside the first segment; rows that are in memory already are not read again."""
+    if len(segments) == 1:
+        return None
+    coarse = tuple((segment, segment.over(live)) for segment in segments[1:] if segment.cascade is not None)
+    exact = [segment for segment in segments[1:] if segment.cascade is None]
+    if not exact:
+        return Others(coarse, None, live)
+    held = None if before is None or before.searcher.others is None else before.searcher.others.exact
+    if held is not None and before is not None:
+        old = [segment for segment in before.segments[1:] if segment.cascade is None]
+        same = [segment.id for segment in old] == [segment.id for segment in exact[: len(old)]]
+        if same and held.first == exact[0].first:
+            return Others(coarse, held.extended(exact[len(old) :]), live)
+    return Others(coarse, ExactRows.of(exact), live)
+
+
+def _stored(
+    folder: IndexFolder, manifest: Manifest, searcher: Searcher, first: Segment, before: Opened | None
+) -> Calibration | None:
+    """The calibration as it was made; anew, where the coarse index was made again since."""
+    if manifest.calibration is None:
+        return None
+    if before is not None and before.manifest.calibration == manifest.calibration and first in before.segments:
+        return before.stored
+    stored = Calibration.load(folder.path / "calibrations" / manifest.calibration)
+    if first.rebuilt is None:
+        return stored
+    searcher.calibration = stored
+    return _calibrate_again(searcher, int(str(manifest.settings["seed"])))
+
+
+def updated(
+    stored: Calibration,
+    segments: tuple[Segment, ...],
+    live: npt.NDArray[np.bool_] | None,
+    searcher: Searcher,
+    before: Opened | None,
+) -> Calibration | None:
+    """The calibration of the first segment as it holds now; None where so few rows are left that flat search is all."""
+    others, cascade = searcher.others, searcher.cascade
+    if cascade.rows < SMALLEST_PLANNED:
+        return None
+    made = stored
+    if cascade.live is not None:
+        earlier = None if before is None else before.searcher.calibration
+        made = Updated.of(stored, cascade.live, cascade.truth, earlier)
+        made.updates = f"counted again for {cascade.store.n - cascade.rows:,} of its rows that were deleted"
+    if others is None:
+        return made
+    if cascade.live is None:
+        made = replace(stored)
+    said = [made.updates] if made.updates else []
+    if others.exact_rows:
+        made.added = partial(_added, others, cascade)
+        said.append(f"{others.exact_rows:,} rows added since are searched exactly, which can only raise recall")
+    made.updates = "; ".join(said)
+    made.latencies = []  # of calls that searched the first segment alone
+    if others.coarse:
+        count = sum(cascade.rows for _, cascade in others.coarse)
+        made.void = (
+            f"{count:,} rows added since have a coarse index of their own, whose recall was not measured; run "
+            "index.compact() or funnel compact"
+        )
+    return made
 
 
 def _guard(store: VectorStore, verification: Verification, path: str) -> None:
@@ -131,12 +317,17 @@ def _guard(store: VectorStore, verification: Verification, path: str) -> None:
 
 
 def _coarse(
-    folder: IndexFolder, manifest: Manifest, verification: Verification, store: VectorStore, segment: Path
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    verification: Verification,
+    store: VectorStore,
+    adaptor: Adaptor,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
     name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
     assert isinstance(settings, dict)
-    relative = f"segments/{manifest.segments[0].id}/coarse.faiss"
+    relative = f"segments/{part.id}/coarse.faiss"
     why = verification.damaged_caches.get(relative)
     if relative not in manifest.files:
         why = f"{relative} is missing"
@@ -145,15 +336,15 @@ def _coarse(
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
-            return family(name).load(segment / "coarse.faiss", manifest.ladder[0], settings), None
+            return family(name).load(store.path.parent / "coarse.faiss", coarse_width(manifest), settings), None
         except CoarseIndexError as error:
             why = str(error)
-    warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=4)
-    vectors = f"segments/{manifest.segments[0].id}/vectors.npy"
+    warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
+    vectors = f"segments/{part.id}/vectors.npy"
     if vectors in verification.verifiers:  # read whole, past the guard of the map
         verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
-    return build_coarse(store, manifest.ladder[0], name, settings, seed, progress=False), why
+    return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
 
 
 def _built_with(settings: Mapping[str, object]) -> str:
@@ -178,18 +369,10 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
     )
 
 
-def _check_agreement(searcher: Searcher, manifest: Manifest) -> None:
-    rows = manifest.segments[0].rows
-    found = {
-        "vectors.npy": searcher.rows,
-        "coarse.faiss": searcher.cascade.coarse.ntotal,
-        "ids.npy": len(searcher.ids),
-        "order.npy": len(searcher.order),
-    }
+def _check_agreement(segment: Segment, rows: int) -> None:
+    found = {"vectors.npy": segment.rows, "ids.npy": len(segment.ids)}
+    if segment.cascade is not None and segment.order is not None:
+        found |= {"coarse.faiss": segment.cascade.coarse.ntotal, "order.npy": len(segment.order)}
     for name, count in found.items():
         if count != rows:
             raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
-    if searcher.adaptor.dim != manifest.d:
-        raise DamagedIndexError(
-            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
-        )

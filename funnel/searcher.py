@@ -18,8 +18,9 @@ from funnel.data.rows import unit_rows
 from funnel.deadline import Deadline
 from funnel.errors import BudgetError, InputError
 from funnel.exactness import pruning_of
-from funnel.ids import Ids
+from funnel.ids import Ids, JoinedIds
 from funnel.measured import MeasuredStep, measure_steps
+from funnel.others import Others
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run
@@ -47,18 +48,22 @@ SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up
 class Searcher:
     """One opened index, ready to answer vectors.
 
-    order: stored row -> input position. ladder: widths, the last is d. calibration: None while one is being made.
+    cascade: of the first segment, over its live rows. order: its stored row -> input position. widths: of reranks, the
+    last is d. calibration: None while one is being made. others: the segments beside the first; None where there are
+    none, and then ids are those of the first.
     """
 
     def __init__(
         self,
         cascade: Cascade,
         adaptor: Adaptor,
-        ids: Ids,
+        ids: Ids | JoinedIds,
         order: npt.NDArray[np.int64],
         widths: tuple[int, ...],
         calibration: Calibration | None = None,
+        others: Others | None = None,
     ) -> None:
+        self.others = others
         self.cascade = cascade
         self.adaptor = adaptor
         self.ids = ids
@@ -77,8 +82,8 @@ class Searcher:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
-        return self.cascade.store.n
+        """How many rows there are that were not deleted."""
+        return self.cascade.rows + (0 if self.others is None else self.others.rows)
 
     def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
         """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
@@ -114,12 +119,22 @@ class Searcher:
     def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
         scores, rows = self.cascade.run(prepared, plan, k)
+        if self.others is not None:
+            return self.others.join(self.cascade, prepared, plan, k, (scores, self._positions(rows)))
         return scores, self._positions(rows)
+
+    def truth(self, prepared: Float32, k: int) -> Float32:
+        """The true scores of the best k float32 [n, k], by flat search over every row."""
+        found = self.cascade.truth(prepared, k)
+        return found[0] if self.others is None else self.others.truth(self.cascade, prepared, k, found)
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
         found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
-        return replace(found, rows=self._positions(found.rows))
+        found = replace(found, rows=self._positions(found.rows))
+        return (
+            found if self.others is None else self.others.join_until(self.cascade, prepared, plan, k, deadline, found)
+        )
 
     def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
         """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""

@@ -204,8 +204,8 @@ def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, f
         return Found(*cascade.flat(queries, k), done)
     top, stop = RunningTop(cascade.as_stored(queries), k), 0
     while stop < store.n and not (stop and deadline.passed()):
-        top.update(store.block(stop, stop + rows_between).numpy(), stop)
+        top.update(store.block(stop, stop + rows_between).numpy(), stop, cascade.live)
         stop = min(stop + rows_between, store.n)
     if stop < store.n:
         done[:] = 0
-    return Found(top.scores, top.rows, done, stop / store.n)
+    return Found(*top.filled(), done, stop / store.n)

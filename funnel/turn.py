@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Turn"]
+from funnel.adaptors import Adaptor, OrthogonalAdaptor
+from indexes import CoarseIndex
+
+__all__ = ["Turn", "answers_alone", "turn_of"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -35,3 +38,13 @@ class Turn:
         with torch.inference_mode():
             turned: Float32 = (torch.from_numpy(rows).to(matrix.device) @ matrix).cpu().numpy()
         return turned
+
+
+def answers_alone(coarse: CoarseIndex, dim: int) -> bool:
+    """Whether a coarse index gives exact full-width scores, so that nothing is left to rerank. dim: the full width."""
+    return coarse.exact_scores and coarse.dim == dim
+
+
+def turn_of(adaptor: Adaptor) -> Turn | None:
+    """The way between the user's vectors and the stored rows; None where they are the same, or there is no way back."""
+    return Turn(adaptor.matrix) if isinstance(adaptor, OrthogonalAdaptor) else None

@@ -164,9 +164,10 @@ def _float32(stored: torch.Tensor, narrow: torch.Tensor | None, out: torch.Tenso
 
 
 class Found:
-    """Rows that reach what k rows are known to reach. Shared by workers."""
+    """Rows that reach what k rows are known to reach. Shared by workers. live: bool [n], rows to keep; None: all."""
 
-    def __init__(self, count: int, k: int, lowest: Float32Array) -> None:
+    def __init__(self, count: int, k: int, lowest: Float32Array, live: npt.NDArray[np.bool_] | None = None) -> None:
+        self._live = live
         self._count, self._k = count, k
         self._lowest = lowest
         self._lock = Lock()
@@ -176,6 +177,8 @@ class Found:
     def add(self, asked: Int64Array, rows: Int64Array, scores: Float32Array) -> None:
         """Keep those pairs of query and row whose score may be among the best."""
         good = scores >= self._lowest[asked]
+        if self._live is not None:
+            good &= self._live[rows]
         if not good.any():
             return
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from indexes._faiss import load_faiss
@@ -11,6 +12,8 @@ from indexes.vectors import VectorStore
 
 __all__ = ["RunningTop", "exact_search"]
 
+BoolArray = npt.NDArray[np.bool_]
+
 # Rows compared at a time: 25 MB as float32 at 384 dims. Larger blocks are no faster and take more memory.
 CELLS_AT_A_TIME = 6_291_456
 # On a GPU the block of scores bounds it: 1,024 queries x 262,144 rows are 1 GB.
@@ -18,27 +21,27 @@ ROWS_AT_A_TIME_CUDA = 262_144
 
 
 def exact_search(
-    store: VectorStore, queries: Float32Array, k: int, release: bool = False
+    store: VectorStore, queries: Float32Array, k: int, release: bool = False, live: BoolArray | None = None
 ) -> tuple[Float32Array, Int64Array]:
     """The k rows of the largest inner product with each query, accumulated in float32.
 
     queries: float32 [n, d], C-contiguous; 1 <= k <= store.n. release: give the mapped pages back to the system
-    after each block, for passes over matrices larger than memory. Returns scores float32 [n, k], falling, and
-    rows int64 [n, k].
+    after each block, for passes over matrices larger than memory. live: bool [store.n], the rows to search; None: all.
+    Returns scores float32 [n, k], falling, and rows int64 [n, k]; where fewer are live, -inf and -1 at the end.
     """
     if store.device.type != "cpu":
-        return _on_device(store, queries, k)
+        return _on_device(store, queries, k, live)
     top = RunningTop(queries, k)
     if store.small and not release:
-        top.update(store.whole().numpy(), 0)
-        return top.scores, top.rows
+        top.update(store.whole().numpy(), 0, live)
+        return top.filled()
     rows_at_a_time = max(1, CELLS_AT_A_TIME // store.dim)
     for start in range(0, store.n, rows_at_a_time):
         # Not named: a name would keep the block before alive while the next one is read.
-        top.update(store.block(start, start + rows_at_a_time).numpy(), start)
+        top.update(store.block(start, start + rows_at_a_time).numpy(), start, live)
         if release:
             store.release()
-    return top.scores, top.rows
+    return top.filled()
 
 
 class RunningTop:
@@ -54,10 +57,23 @@ class RunningTop:
         self.scores: Float32Array = np.empty((len(queries), 0), dtype=np.float32)
         self.rows: Int64Array = np.empty((len(queries), 0), dtype=np.int64)
 
-    def update(self, block: Float32Array, first_row: int) -> None:
-        """Compare with a block of rows: float32 [c, d], C-contiguous, numbered from `first_row`."""
+    def update(self, block: Float32Array, first_row: int, live: BoolArray | None = None) -> None:
+        """Compare with a block of rows: float32 [c, d], C-contiguous, numbered from `first_row`.
+
+        live: of all rows, by number, those to compare with; None: all.
+        """
+        kept = None
+        if live is not None:
+            inside = live[first_row : first_row + len(block)]
+            if not inside.all():
+                kept = np.flatnonzero(inside)
+                block = block[kept]
+        if not len(block):
+            return
         metric = self._faiss.METRIC_INNER_PRODUCT
         found, places = self._faiss.knn(self._queries, block, min(self._k, len(block)), metric=metric)
+        if kept is not None:
+            places = kept[places]
         if not self.scores.shape[1]:
             self.scores, self.rows = found, places + first_row
             return
@@ -67,8 +83,17 @@ class RunningTop:
         self.scores = np.take_along_axis(scores, order, axis=1)
         self.rows = np.take_along_axis(rows, order, axis=1)
 
+    def filled(self) -> tuple[Float32Array, Int64Array]:
+        """Scores and rows [n, k], with -inf and -1 at the end where fewer than k rows were compared."""
+        lacking = ((0, 0), (0, self._k - self.scores.shape[1]))
+        if not lacking[1][1]:
+            return self.scores, self.rows
+        return np.pad(self.scores, lacking, constant_values=-np.inf), np.pad(self.rows, lacking, constant_values=-1)
 
-def _on_device(store: VectorStore, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
+
+def _on_device(
+    store: VectorStore, queries: Float32Array, k: int, live: BoolArray | None
+) -> tuple[Float32Array, Int64Array]:
     """The same with torch, where the matrix lies on a GPU: one copy back at the end."""
     with torch.inference_mode():
         query = torch.from_numpy(queries).to(store.device)
@@ -76,11 +101,17 @@ def _on_device(store: VectorStore, queries: Float32Array, k: int) -> tuple[Float
         rows = torch.empty(0)
         for start in range(0, store.n, ROWS_AT_A_TIME_CUDA):
             block = store.block(start, start + ROWS_AT_A_TIME_CUDA)
-            found, places = torch.topk(query @ block.T, min(k, len(block)), dim=1)
+            products = query @ block.T
+            if live is not None:
+                deleted = torch.from_numpy(np.flatnonzero(~live[start : start + len(block)]))
+                products[:, deleted.to(store.device)] = -torch.inf
+            found, places = torch.topk(products, min(k, len(block)), dim=1)
             if scores is None:
                 scores, rows = found, places
                 continue
             scores, order = torch.topk(torch.cat([scores, found], dim=1), k, dim=1)
             rows = torch.cat([rows, places + start], dim=1).gather(1, order)
         assert scores is not None, "a store has at least one row"
+        if live is not None:
+            rows = rows.masked_fill(scores == -torch.inf, -1)
         return scores.cpu().numpy(), rows.cpu().numpy()

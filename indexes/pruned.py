@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -73,6 +74,15 @@ class _Sample:
     tails: dict[int, Float32Array]
 
 
+@dataclass
+class _Made:
+    """What is made on first use, and shared by searches over the same rows."""
+
+    kept: KeptCodes | None = None
+    sample: _Sample | None = None
+    largest_norm: float = 0.0
+
+
 class PrunedSearch:
     """The k best rows of each query, as flat search finds them.
 
@@ -113,18 +123,27 @@ class PrunedSearch:
         self._workers = workers
         self._release = release
         self._keep = keep and int8_products_are_exact()
-        self._kept: KeptCodes | None = None
+        self._made = _Made()
         self._lock = Lock()
         self._codes: dict[tuple[int, torch.dtype], PrefixCodes] = {}
-        self._sample: _Sample | None = None
-        self._largest_norm = 0.0
         self._rest: dict[bool, int] = {}
+        self._live: npt.NDArray[np.bool_] | None = None
+
+    def among(
+        self,
+        live: npt.NDArray[np.bool_] | None,
+        reached: Callable[[Float32Array, int], Float32Array | None],
+    ) -> PrunedSearch:
+        """The same search over the live rows alone, bool [n]; it shares what was made. reached: of live rows."""
+        other = copy(self)
+        other._live, other._reached, other._rest = live, reached, {}
+        return other
 
     @property
     def resident_bytes(self) -> int:
         """Bytes held from the first call on: the sample of rows, and the codes that are kept."""
-        sample = 0 if self._sample is None else self._sample.prefixes.nbytes
-        return sample + (0 if self._kept is None else self._kept.rows.nbytes)
+        sample = 0 if self._made.sample is None else self._made.sample.prefixes.nbytes
+        return sample + (0 if self._made.kept is None else self._made.kept.rows.nbytes)
 
     @staticmethod
     def estimate_bytes(n: int, ladder: Sequence[int]) -> int:
@@ -137,12 +156,12 @@ class PrunedSearch:
         few = len(queries) <= FEW_QUERIES
         if self._rest.get(few, 0) > 0:
             self._rest[few] -= 1
-            return exact_search(self._store, queries, k, release=self._release)
+            return exact_search(self._store, queries, k, self._release, self._live)
         reached = self._reached_by(queries, k)
         choice = None if reached is None else self._choose(queries, reached)
         if choice is None:
             self._rest[few] = RESTED_CALLS
-            return exact_search(self._store, queries, k, release=self._release)
+            return exact_search(self._store, queries, k, self._release, self._live)
         assert reached is not None
         return self._run(queries, k, reached, choice)
 
@@ -159,26 +178,26 @@ class PrunedSearch:
         found = self._reached(queries, k)
         if found is None:
             return None
-        if self._sample is None:
+        if self._made.sample is None:
             self._prepare()
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-        lower: npt.NDArray[np.float64] = found - 2 * gamma(store.dim) * norms * self._largest_norm
+        lower: npt.NDArray[np.float64] = found - 2 * gamma(store.dim) * norms * self._made.largest_norm
         return lower
 
     def _prepare(self) -> None:
         with self._lock:
-            if self._sample is not None:
+            if self._made.sample is not None:
                 return
             store = self._store
             # Tails are rounded up: the norm of a row with such a tail is above the row's own by less than this.
-            self._largest_norm = float(self._norms[:, -1].max()) * (1 + 4 * gamma(store.dim + 8))
+            self._made.largest_norm = float(self._norms[:, -1].max()) * (1 + 4 * gamma(store.dim + 8))
             rows = np.linspace(0, store.n - 1, SAMPLED).astype(np.int64)
             widest = self._ladder[-2]
             prefixes = store.gather(torch.from_numpy(rows), 0, widest).float().numpy()
             tails = {}
             for column, width in enumerate(self._ladder[:-1]):
                 tails[width] = tail_norms(self._norms[rows, column], self._norms[rows, -1], store.dim)
-            self._sample = _Sample(prefixes, tails)
+            self._made.sample = _Sample(prefixes, tails)
 
     def _choose(self, queries: Float32Array, tau: npt.NDArray[np.float64]) -> Pruning | None:
         """The way that costs least by what the sample shows, unless flat search costs about as much."""
@@ -186,7 +205,7 @@ class PrunedSearch:
         some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
         kind = torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
         shares: dict[tuple[int, torch.dtype], float] = {}
-        few, kept = count <= FEW_QUERIES, self._kept
+        few, kept = count <= FEW_QUERIES, self._made.kept
         widths = self._ladder[:-1]
         if kept is not None and few:  # nothing else would be cheaper, and judging it would take as long as the search
             kind, widths = torch.int8, (kept.codes.width,)
@@ -232,7 +251,7 @@ class PrunedSearch:
         self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype, widths: Sequence[int]
     ) -> dict[tuple[int, torch.dtype], float]:
         """The share of sampled rows that each width leaves, over all queries."""
-        sample = self._sample
+        sample = self._made.sample
         assert sample is not None
         asked, prefixes = torch.from_numpy(queries), torch.from_numpy(sample.prefixes)
         dots, start, shares = torch.zeros((len(queries), len(prefixes))), 0, {}
@@ -253,15 +272,17 @@ class PrunedSearch:
         return codes
 
     def _make(self, width: int, kind: torch.dtype) -> PrefixCodes:
-        store, sample = self._store, self._sample
+        store, sample = self._store, self._made.sample
         assert sample is not None
         if kind == torch.float32:
-            return Float32Codes(width, self._largest_norm)
+            return Float32Codes(width, self._made.largest_norm)
         prefixes = sample.prefixes[:, :width]
         tail = max(
             float(self._tails_of(width, i, i + TAILS_AT_A_TIME).max()) for i in range(0, store.n, TAILS_AT_A_TIME)
         )
-        codes = Int8Codes(width, self._largest_norm, float(np.abs(prefixes).max()), tail, -(-store.n // BLOCK_ROWS))
+        codes = Int8Codes(
+            width, self._made.largest_norm, float(np.abs(prefixes).max()), tail, -(-store.n // BLOCK_ROWS)
+        )
         coded = torch.empty((len(prefixes), codes.columns), dtype=codes.dtype)
         rows = codes.rows(torch.from_numpy(prefixes), torch.from_numpy(sample.tails[width]), -1, coded)
         codes.typical = rows.residual
@@ -280,8 +301,8 @@ class PrunedSearch:
         codes = kept.codes if kept is not None else self._coded(choice.width, getattr(torch, choice.codes))
         asked = Asked(queries, codes.queries(queries), tau)
         # A row whose true score is tau may come out lower by what rounding its score takes.
-        rounding = gamma(store.dim) * np.linalg.norm(queries.astype(np.float64), axis=1) * self._largest_norm
-        found = Found(count, k, (tau - rounding).astype(np.float32))
+        rounding = gamma(store.dim) * np.linalg.norm(queries.astype(np.float64), axis=1) * self._made.largest_norm
+        found = Found(count, k, (tau - rounding).astype(np.float32), self._live)
         few = count <= FEW_QUERIES
         size = BLOCK_ROWS_FEW if few else BLOCK_ROWS
         if kept is not None:
@@ -307,7 +328,7 @@ class PrunedSearch:
     def _keep_codes(self, width: int) -> KeptCodes:
         """The codes of all rows at this width, made on first use; from then on no other width is kept."""
         with self._lock:
-            if self._kept is None:
+            if self._made.kept is None:
                 store = self._store
                 codes = self._make(width, torch.int8)
                 assert isinstance(codes, Int8Codes)
@@ -324,8 +345,8 @@ class PrunedSearch:
 
                 self._spread(piece, self._pieces(BLOCK_ROWS))
                 self._codes[width, torch.int8] = codes
-                self._kept = KeptCodes(codes, rows, max(residuals))
-        return self._kept
+                self._made.kept = KeptCodes(codes, rows, max(residuals))
+        return self._made.kept
 
 
 def _one_by_one(function: Callable[[Any], None], pieces: Sequence[Any]) -> None:

@@ -13,11 +13,12 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -55,6 +56,7 @@ GRAPH_OVERHEAD, GRAPH_OVERHEAD_PER_DIM = 256, 16
 # 384 at ef 32 to 128, and the same recall@10 to within .0005. A tenth of ef would save no more.
 SHORTLIST_SHARE = 2
 SHORTEST = 10
+PENDING_BYTES = 268_435_456  # of rows that wait in memory for the graph; more wait in a file
 
 SymqgIndexType = TypeVar("SymqgIndexType", bound="SymqgIndex")
 
@@ -97,7 +99,7 @@ class SymqgIndex(CoarseIndex):
         super().__init__(dim, **settings)
         self._library = load_rabitqlib()
         self._width = max(dim, SMALLEST_WIDTH)
-        self._pending: list[Float32Array] = []
+        self._pending = _Pending(self._width)
         self._rows = np.empty((0, self._width), dtype=np.float32)
         self._graph: Any = None
         self._finishing = Lock()
@@ -129,8 +131,7 @@ class SymqgIndex(CoarseIndex):
         rows = check_prefixes(prefixes, self.dim)
         if self._graph is not None:
             raise CoarseIndexError(f"{self.name} is built, and takes no more rows; build it again with all of them")
-        if len(rows):
-            self._pending.append(self._padded(rows))
+        self._pending.add(self._padded(rows))
 
     def search(
         self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
@@ -230,7 +231,7 @@ class SymqgIndex(CoarseIndex):
         """Rows held."""
         if self._graph is not None:
             return int(self._graph.num_points)
-        return len(self._rows) + sum(map(len, self._pending))
+        return len(self._rows) + self._pending.count
 
     @property
     def nbytes(self) -> int:
@@ -259,16 +260,15 @@ class SymqgIndex(CoarseIndex):
 
     def _finish(self) -> None:
         """Build the graph over the rows that were added, once."""
-        if not self._pending:
+        if not self._pending.count:
             return
         with self._finishing:
-            self._build()
+            if self._pending.count:
+                self._build()
 
     def _build(self) -> None:
-        if not self._pending:
-            return
-        self._rows = np.concatenate([self._rows, *self._pending])
-        self._pending.clear()
+        self._rows = self._pending.all(self._rows)
+        self._pending = _Pending(self._width)
         settings = self._settings
         if len(self._rows) <= settings["degree"]:
             return
@@ -276,7 +276,48 @@ class SymqgIndex(CoarseIndex):
             self._width, settings["degree"], metric="ip", quantization_bits=settings["bits"]
         )
         graph.build(self._rows, settings["ef_construction"], num_threads=len(os.sched_getaffinity(0)))
-        self._graph, self._rows = graph, self._rows[:0].copy()
+        self._graph, self._rows = graph, np.empty((0, self._width), dtype=np.float32)
+
+
+class _Pending:
+    """Rows [n, width] that wait for the graph: in a file without a name once they are many, so that they do not stand
+    in memory beside the graph, which copies them."""
+
+    def __init__(self, width: int) -> None:
+        self._width, self._blocks = width, [np.empty((0, width), dtype=np.float32)]
+        self._file: IO[bytes] | None = None
+        self._written = 0
+
+    @property
+    def count(self) -> int:
+        """How many rows wait."""
+        return self._written + sum(map(len, self._blocks))
+
+    def add(self, rows: Float32Array) -> None:
+        """Take rows; they are copied, as a caller may use its array again."""
+        self._blocks.append(rows.copy())
+        if self._file is not None or self.count * self._width * FLOAT32_BYTES > PENDING_BYTES:
+            with suppress(OSError):  # no room there: they stay in memory
+                self._write()
+
+    def all(self, before: Float32Array) -> Float32Array:
+        """The rows `before` and all that wait, C-contiguous; may be a map of the file."""
+        if self._file is None or len(before) or any(map(len, self._blocks)):
+            return np.concatenate([before, *([] if self._file is None else [self._map()]), *self._blocks])
+        return self._map()
+
+    def _map(self) -> Float32Array:
+        assert self._file is not None
+        return np.memmap(self._file, np.float32, "r", shape=(self._written, self._width))
+
+    def _write(self) -> None:
+        file: IO[bytes] = self._file or tempfile.TemporaryFile()  # noqa: SIM115 (the map keeps it)
+        for block in self._blocks:
+            file.seek(self._written * self._width * FLOAT32_BYTES)
+            file.write(block.data)
+            file.flush()
+            self._file, self._written = file, self._written + len(block)
+            self._blocks = self._blocks[1:] if self._blocks[0] is block else self._blocks
 
 
 def _scan(rows: Float32Array, queries: Float32Array, shortlist: int) -> tuple[Float32Array, Int64Array]:

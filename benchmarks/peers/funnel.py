@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.peers.measure import freed_resident_bytes, recall, times_us
 from funnel import FunnelIndex
+from funnel.opening import coarse_width
 
 RECALLS = (0.90, 0.95, 0.99)
 
@@ -29,7 +30,7 @@ def _measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "peer": "funnel" if job["memory_mb"] is None else f"funnel, {job['memory_mb']:.0f} MB",
         "memory_mb": job["memory_mb"],
-        "coarse": f"{settings['coarse']} over {index.manifest.ladder[0]} dims",
+        "coarse": f"{settings['coarse']} over {coarse_width(index.manifest)} dims",
         "build_seconds": build_seconds,
         "resident_bytes": resident,
         "points": [_point(index, target, job) for target in RECALLS],

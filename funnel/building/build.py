@@ -36,7 +36,7 @@ from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "encoder_ms"]
+__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "choose_coarse", "encoder_ms"]
 
 # The budgets whose latency is measured at build, so that the first explain need not.
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
@@ -89,7 +89,7 @@ def build_index(
         release_freed()
         write_rows(intake, adaptor, segment, options.dtype, options.seed + TREE_SEED, options.progress)
         intake.finish()
-        built = _index_rows(segment, intake, options)
+        built = _index_rows(segment, intake, adaptor, options)
         searcher = _searcher(segment, adaptor, built, options)
         calibration = _calibrate(searcher, asked.certifying, encoder, options)
         return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options)
@@ -159,30 +159,32 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
     return choice
 
 
-def _index_rows(segment: Path, intake: Intake, options: BuildOptions) -> _Built:
+def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildOptions) -> _Built:
     store = VectorStore.open(segment / "vectors.npy", options.device)
     asked = None if options.dims is None else checked_ladder(options.dims, intake.dim)
     ladder = asked or choose_ladder(store, options.seed, options.progress)
-    choice, ladder = _coarse_choice(store.n, ladder, options)
+    choice = choose_coarse(store.n, ladder, options)
     write_norms(store, ladder, segment / "norms.npy", options.progress)
     seed = options.seed + TREE_SEED
-    coarse = build_coarse(store, ladder[0], choice.name, dict(choice.settings), seed, options.progress)
+    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, options.progress, adaptor)
     coarse.save(segment / "coarse.faiss")
     return _Built(ladder, choice, store, coarse)
 
 
-def _coarse_choice(n: int, ladder: tuple[int, ...], options: BuildOptions) -> tuple[Choice, tuple[int, ...]]:
+def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Choice:
     """The coarse index to build: the user's, or the best that fits the memory."""
     width = ladder[0]
     if options.coarse is not None:
         settings = options.coarse_settings or _default_settings(n, width, options.coarse)
-        return Choice(options.coarse, settings, family(options.coarse).estimate_nbytes(n, width, settings)), ladder
+        return Choice(options.coarse, settings, width, family(options.coarse).estimate_nbytes(n, width, settings))
+    # Widths that were asked for are kept to: one over the full width is built where these leave the choice.
+    full = ladder[-1] if options.dims is None and options.device.type == "cpu" else None
     if options.memory_mb is None:
-        return choose(n, width)[0], ladder
+        return choose(n, width, full=full)[0]
     norms = 4 * n * max(0, len(ladder) - 2) + PrunedSearch.estimate_bytes(n, ladder)
     allowed = int(options.memory_mb * MEGABYTE) - norms
     try:
-        return choose(n, width, max(0, allowed))[0], ladder
+        return choose(n, width, max(0, allowed), full)[0]
     except CoarseIndexError as error:
         raise InputError(f"memory_mb={options.memory_mb:g} is too little for {n:,} rows: {error}") from error
 
@@ -193,9 +195,9 @@ def _default_settings(n: int, width: int, name: str) -> dict[str, int]:
 
 
 def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOptions) -> Searcher:
-    widths = rerank_widths(built.ladder, built.choice.name)
+    widths = rerank_widths(built.ladder, built.choice.name, built.choice.dim)
     return Searcher(
-        cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, release=True),
+        cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, adaptor, release=True),
         adaptor=adaptor,
         ids=Ids.open(segment),
         order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
@@ -283,6 +285,7 @@ def _commit(
             "adaptor": {"kind": chosen.adaptor.kind, "isometric": chosen.adaptor.isometric, "why": chosen.why},
             "coarse": built.choice.name,
             "coarse_settings": dict(built.choice.settings),
+            "coarse_width": built.choice.dim,
             "documents": intake.has_documents,
             "dtype": options.dtype,
             "encoder": None if encoder is None else encoder.name,

@@ -17,7 +17,7 @@ from funnel.data.documents import Document, DocumentStore
 from funnel.data.encoding import Encoder
 from funnel.errors import EncoderError, InputError
 
-__all__ = ["Intake", "take_in"]
+__all__ = ["Intake", "TextIds", "take_in"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
@@ -117,7 +117,7 @@ def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed:
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
     dim = _known(corpus.dim) if corpus.has_vectors or encoder is None else encoder.dim
-    sample, spool, ids = _Sample(dim, seed), folder / SPOOL, _TextIds()
+    sample, spool, ids = _Sample(dim, seed), folder / SPOOL, TextIds()
     label = "read" if corpus.has_vectors else "encode"
     with (
         DocumentStore.create(folder / "documents.sqlite") as store,
@@ -152,7 +152,7 @@ def _read_spool(path: Path, dim: int) -> Iterator[Float32]:
             yield values.reshape(-1, dim)
 
 
-class _TextIds:
+class TextIds:
     """Ids as one run of UTF-8 bytes and the offsets into it."""
 
     def __init__(self) -> None:
@@ -161,17 +161,21 @@ class _TextIds:
 
     @property
     def count(self) -> int:
+        """How many there are."""
         return len(self._offsets) - 1
 
     def extend(self, documents: list[Document]) -> None:
+        """Add those of documents."""
         for document in documents:
             self.append(str(document.id))
 
     def append(self, text: str) -> None:
+        """Add one."""
         self._bytes += text.encode()
         self._offsets.append(len(self._bytes))
 
     def save(self, folder: Path) -> None:
+        """Write ids.npy and id_offsets.npy."""
         np.save(folder / "ids.npy", np.frombuffer(self._bytes, dtype=np.uint8))
         np.save(folder / "id_offsets.npy", np.frombuffer(self._offsets, dtype=np.int64))
 
@@ -180,7 +184,7 @@ def _save_ids(folder: Path, ids: list[str] | list[int]) -> None:
     if all(isinstance(value, int) for value in ids):
         np.save(folder / "ids.npy", np.array(ids, dtype=np.int64))
         return
-    texts = _TextIds()
+    texts = TextIds()
     for value in ids:
         texts.append(str(value))
     texts.save(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
-from funnel.turn import Turn
+from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
 __all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
@@ -25,6 +26,19 @@ CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
 
 
+class RowMap(Protocol):
+    """What rows go through before they are stored: an adaptor."""
+
+    @property
+    def dim(self) -> int:
+        """The width."""
+        ...
+
+    def unit_transform(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Rows [n, d], adapted and of unit length."""
+        ...
+
+
 def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
     """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
     prefixes = rows[:, :width]
@@ -33,7 +47,7 @@ def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.f
     return scaled
 
 
-def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed: int, progress: bool) -> None:
+def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: int, progress: bool) -> None:
     """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
     width = min(ORDERED_DIMS, intake.dim)
     tree = ClusterTree.fit(_adapted_prefixes(intake.sample, adaptor, width), seed=seed)
@@ -65,7 +79,7 @@ def write_rows(intake: Intake, adaptor: Adaptor, folder: Path, dtype: str, seed:
     release_freed()
 
 
-def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: Adaptor, width: int) -> npt.NDArray[np.float32]:
+def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: RowMap, width: int) -> npt.NDArray[np.float32]:
     """Unit prefixes of rows [n, d] as the adaptor maps them: float32 [n, width]."""
     prefixes = np.empty((len(rows), width), dtype=np.float32)
     size = max(1, CELLS_AT_A_TIME // adaptor.dim)
@@ -96,25 +110,32 @@ def build_coarse(
     settings: Mapping[str, int],
     seed: int,
     progress: bool,
-    turn: Turn | None = None,
+    adaptor: Adaptor | None = None,
 ) -> CoarseIndex:
-    """Train and fill a coarse index over the unit prefixes of the stored rows; over the user's own where turned."""
+    """Train and fill a coarse index over the unit prefixes of the stored rows.
+
+    One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
+    user's own space where the adaptor allows that.
+    """
     index = family(name)(width, **settings)
+    alone = answers_alone(index, store.dim)
+    turn = turn_of(adaptor) if alone and adaptor is not None else None
     index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
     release_freed()
     block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
     with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
         for start in range(0, store.n, len(block)):
-            prefixes = _fill(block[: store.n - start], store, start)
+            prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
             index.add(prefixes if turn is None else turn.own(prefixes))
             bar.update(len(prefixes))
     return index
 
 
-def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int) -> npt.NDArray[np.float32]:
-    """The block [n, width], filled with the unit prefixes of n rows from `start` on."""
+def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: bool = True) -> npt.NDArray[np.float32]:
+    """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
     for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
-        block[first - start : first - start + len(rows)] = unit_prefixes(rows, block.shape[1])
+        width = block.shape[1]
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
     return block
 
 

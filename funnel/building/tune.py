@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 
-__all__ = ["tune_index"]
+__all__ = ["encoding_ms", "recorded_queries", "tune_index"]
 
 COARSE = "coarse.faiss"
 
@@ -37,16 +36,14 @@ def tune_index(
     with folder.begin() as transaction:
         _check_live(path, transaction, opened.manifest)
         old = opened.searcher
-        searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths)
-        adapted = _recorded(old) if given is None else _prepared(old, given, encoder, seed, progress)
-        limit = old.calibration.corpus_like_limit if old.calibration else CORPUS_LIKE_QUERIES
-        calibration = calibrate_searcher(searcher, adapted, _encoding(opened, encoder), seed, progress, limit)
-        manifest = _commit(transaction, opened, calibration, progress)
-    if opened.rebuilt is not None:  # the segment was written anew, its files lie elsewhere
-        return open_generation(folder, old.cascade.store.device, "lazy")
-    stored = Calibration.load(path / "calibrations" / str(manifest.calibration))  # its record need not stay in memory
-    tuned = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, stored)
-    return replace(opened, manifest=manifest, searcher=tuned)
+        searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, None, old.others)
+        adapted = recorded_queries(opened.stored) if given is None else _prepared(old, given, encoder, seed, progress)
+        limit = opened.stored.corpus_like_limit if opened.stored else CORPUS_LIKE_QUERIES
+        calibration = calibrate_searcher(searcher, adapted, encoding_ms(opened, encoder), seed, progress, limit)
+        _commit(transaction, opened, calibration, progress)
+    # The record is on disk now and need not stay in memory. A segment that was written anew lies elsewhere.
+    before = None if opened.rebuilt is not None else opened
+    return open_generation(folder, old.cascade.store.device, "lazy", before)
 
 
 def _check(path: Path, opened: Opened, seed: int) -> None:
@@ -56,6 +53,11 @@ def _check(path: Path, opened: Opened, seed: int) -> None:
         raise InputError(
             f"{path} holds {opened.searcher.rows} rows, few enough for flat search, which is exact: there is nothing "
             "to calibrate"
+        )
+    if opened.searcher.others is not None and opened.searcher.others.coarse:
+        raise InputError(
+            f"{path} has {len(opened.searcher.others.coarse)} further segments with a coarse index of their own, which "
+            "are not calibrated one by one: merge them with index.compact() or funnel compact, which calibrates as well"
         )
 
 
@@ -67,10 +69,11 @@ def _check_live(path: Path, transaction: Transaction, manifest: Manifest) -> Non
         raise StorageError(f"{path}: generation {manifest.generation}, which is open, was {found}; open it again")
 
 
-def _recorded(searcher: Searcher) -> npt.NDArray[np.float32] | None:
+def recorded_queries(stored: Calibration | None) -> npt.NDArray[np.float32] | None:
     """The real queries on record, adapted; None where there were none."""
-    assert searcher.calibration is not None
-    _, queries = searcher.calibration.runs()
+    if stored is None:
+        return None
+    _, queries = stored.runs()
     return None if queries is None else queries.queries
 
 
@@ -82,15 +85,14 @@ def _prepared(
     return None if real is None else searcher.prepare(real)
 
 
-def _encoding(opened: Opened, encoder: QueryEncoder) -> dict[int, float]:
+def encoding_ms(opened: Opened, encoder: QueryEncoder) -> dict[int, float]:
     """How long encoding takes here; as it was on record where the encoder is not at hand."""
-    assert opened.searcher.calibration is not None
     if opened.manifest.settings["encoder"] is None:
         return {}
     try:
         return encoder_ms(encoder.load())
     except EncoderError:
-        return opened.searcher.calibration.encoder_ms
+        return {} if opened.stored is None else opened.stored.encoder_ms
 
 
 def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, progress: bool) -> Manifest:

@@ -185,6 +185,16 @@ class DocumentStore:
             row = self._connection().execute(query, (document_id,)).fetchone()
         return None if row is None else int(row[0])
 
+    def find_all(self, document_ids: Sequence[str | int]) -> dict[str | int, int]:
+        """The positions of those ids that are there."""
+        found: dict[str | int, int] = {}
+        with _reading(self.path):
+            for start in range(0, len(document_ids), POSITIONS_PER_QUERY):
+                part = document_ids[start : start + POSITIONS_PER_QUERY]
+                query = f"SELECT id, position FROM documents WHERE id IN ({', '.join('?' * len(part))})"
+                found.update(self._connection().execute(query, tuple(part)))
+        return found
+
     def close(self) -> None:
         """Close the connections of every thread; closing twice is fine."""
         with self._lock:

@@ -28,8 +28,8 @@ REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or
 CALLER = 5  # frames from the warning to whoever called search
 
 Float32 = npt.NDArray[np.float32]
-# Prepared queries and k -> the scores of their true top k, falling, and the rows.
-Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
+# Prepared queries and k -> the scores of their true top k, falling.
+Flat = Callable[[Float32, int], Float32]
 
 
 class Monitor:
@@ -46,6 +46,12 @@ class Monitor:
         self._broken: tuple[str, str] | None = None  # why, and since when
         watched = calibration is not None and calibration.certifies
         self._drift = Drift(self._reference) if watched else None
+
+    def then(self, calibration: Calibration | None, flat: Flat) -> Monitor:
+        """The monitor of the next generation: audits go on, and so does a void promise; drift is looked for anew."""
+        made = Monitor(calibration, flat)
+        made._audit, made._broken = self._audit, self._broken
+        return made
 
     @property
     def void(self) -> bool:
@@ -93,7 +99,7 @@ class Monitor:
         if not len(drawn):
             return
         k = scores.shape[1]
-        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
+        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k))
         name, promised = budget()
         line = running.add(name, k, promised, found)
         if line.broken and self._drift is not None:

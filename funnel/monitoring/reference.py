@@ -11,6 +11,7 @@ import torch
 
 from funnel.escalation import hard
 from funnel.plan import Plan
+from funnel.planning.calibration import Run
 from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 
@@ -26,7 +27,7 @@ def returned_scores(calibration: Calibration, plan: Plan, ranks: Sequence[int]) 
     if run is None:
         return None
     if plan.is_flat:
-        return run.truth[:, list(ranks)]
+        return _at_ranks(calibration, run, run.truth, ranks)
     if plan.escalation is not None:
         first, then = (returned_scores(calibration, part, ranks) for part in plan.parts)
         if first is None or then is None:
@@ -42,7 +43,16 @@ def returned_scores(calibration: Calibration, plan: Plan, ranks: Sequence[int]) 
             return None
         kept = torch.topk(scores[:, :, run.widths.index(stage.width)], stage.keep, dim=1).indices
         scores = scores.gather(1, kept[:, :, None].expand(-1, -1, scores.shape[2]))
-    final = scores[:, :, -1].sort(dim=1, descending=True).values.numpy()
+    return _at_ranks(calibration, run, scores[:, :, -1].numpy(), ranks)
+
+
+def _at_ranks(
+    calibration: Calibration, run: Run, found: npt.NDArray[np.float32], ranks: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """The scores at these ranks of what was found [q, any], and of what was added since; NaN where there are fewer."""
+    if calibration.added is not None:
+        found = np.concatenate([found, calibration.added(np.ascontiguousarray(run.queries))], axis=1)
+    final = -np.sort(-found, axis=1)
     result = np.full((len(final), len(ranks)), math.nan, dtype=np.float32)
     for column, rank in enumerate(ranks):
         if rank < final.shape[1]:

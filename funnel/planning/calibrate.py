@@ -28,8 +28,9 @@ SMALLEST_PLANNED = 256
 def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.int64]]:
     """Rows drawn from the index to be used as queries: float32 [c, d] scaled to unit length, and their numbers."""
     store = cascade.store
-    count = min(CORPUS_ROWS, store.n // 2)
-    own = np.sort(np.random.default_rng(seed).choice(store.n, count, replace=False)).astype(np.int64)
+    count = min(CORPUS_ROWS, cascade.rows // 2)
+    drawn_from = store.n if cascade.live is None else np.flatnonzero(cascade.live)
+    own = np.sort(np.random.default_rng(seed).choice(drawn_from, count, replace=False)).astype(np.int64)
     rows = store.gather(torch.from_numpy(own).to(store.device), 0, store.dim).float().cpu().numpy()
     return cascade.as_asked(rows / np.linalg.norm(rows, axis=1, keepdims=True)), own
 
@@ -66,7 +67,7 @@ def calibrate(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         n_queries=0 if queries is None else len(queries),
         n_corpus_rows=len(rows),
-        depth=depth_of(cascade.store.n),
+        depth=depth_of(cascade.rows),
         encoder_ms=encoder_ms,
         corpus_like=0.0 if real is None else float((real.truth[:, 0] >= 1.0 - EQUAL_ROWS).mean()),
         corpus_like_limit=corpus_like_limit,

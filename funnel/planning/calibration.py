@@ -31,6 +31,8 @@ from funnel.rerank import carry_on, rows_at_a_time
 __all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
 
 LARGEST_K = 100  # truth is recorded to this depth: any k up to it can be certified from the record
+# True neighbours whose rows are kept: so many that half may be deleted before flat search is asked again.
+NEAR = 2 * LARGEST_K
 TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-th counts (design: recall is tie-aware)
 # Efforts rise until held-out rows miss fewer than this share of the true top 100: a thousand perfect queries certify
 # no recall above .997, five thousand none above .9994.
@@ -76,6 +78,8 @@ class Run:
     the last is d. candidates: int32 [q, u], the stored rows that any effort found, -1 where there are fewer.
     candidate_scores: float32 [q, u, len(widths)], prefix cosine up to the query's norm, exact at d; -inf where none.
     places: effort -> uint16 [q, s], its shortlist in coarse order as places among the candidates, MISSING where none.
+    near_rows, near_scores: int32 and float32 [q, NEAR] or less, the stored rows of the best true scores, falling; None
+    in records that were made before they were kept. live: bool [n], the rows not deleted since; None: all.
     """
 
     queries: Float32
@@ -85,6 +89,9 @@ class Run:
     candidates: npt.NDArray[np.int32]
     candidate_scores: Float32
     places: Mapping[int, Places]
+    near_rows: npt.NDArray[np.int32] | None = None
+    near_scores: Float32 | None = None
+    live: npt.NDArray[np.bool_] | None = None
 
     @property
     def efforts(self) -> tuple[int, ...]:
@@ -113,7 +120,10 @@ class Run:
     def scores_at(self, effort: int, queries: slice = slice(None), shortlist: int | None = None) -> Float32:
         """The scores of the first `shortlist` candidates at an effort, for some of the queries."""
         places = torch.from_numpy(self.places[effort][queries, :shortlist].astype(np.int64))
-        known = torch.from_numpy(self.candidate_scores[queries])
+        scored = self.candidate_scores[queries]
+        if self.live is not None:  # what the cascade does to them: see `Cascade.live`
+            scored = np.where(self.live[self.candidates[queries]][:, :, None], scored, np.float32(-np.inf))
+        known = torch.from_numpy(scored)
         missing = places == MISSING
         at = places.masked_fill(missing, 0)[:, :, None].expand(-1, -1, len(self.widths))
         scores: Float32 = known.gather(1, at).masked_fill_(missing[:, :, None], -torch.inf).numpy()
@@ -138,11 +148,12 @@ def record(
     go with the record; None, or one that cannot be written to: in memory.
     """
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
-    depth = min(LARGEST_K, cascade.store.n - (1 if own_rows is not None else 0))
+    near = min(NEAR, cascade.rows - (1 if own_rows is not None else 0))
     started = time.perf_counter()
-    truth_scores, truth_rows = cascade.truth(queries, min(depth + 1, cascade.store.n))
+    near_scores, near_rows = cascade.truth(queries, min(near + 1, cascade.rows))
     flat_seconds = time.perf_counter() - started
-    truth = _without_own(truth_scores, truth_rows, own, depth)
+    near_scores, near_rows = _without_own(near_scores, near_rows, own, near)
+    truth = np.ascontiguousarray(near_scores[:, :LARGEST_K])
     wanted = _worth_running(cascade, queries, own, truth, flat_seconds) if efforts is None else tuple(efforts)
     sizes = {effort: cascade.coarse.largest_shortlist(effort) for effort in wanted}
     places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
@@ -160,7 +171,7 @@ def record(
     candidates = _side_by_side(found)
     scores = _kept((*candidates.shape, len(widths)), np.float32, folder)
     _score(cascade, queries, candidates, widths, scores)
-    return Run(queries, own, truth, tuple(widths), candidates, scores, places)
+    return Run(queries, own, truth, tuple(widths), candidates, scores, places, near_rows.astype(np.int32), near_scores)
 
 
 def _worth_running(
@@ -219,12 +230,13 @@ def _side_by_side(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int3
     return result
 
 
-def _without_own(scores: Float32, rows: Int64, own: Int64, depth: int) -> Float32:
-    """True scores with each query's own row taken out: float32 [q, depth]."""
-    mine = rows == own[:, None]
-    mine[~mine.any(axis=1), -1] = True  # where it is not among them, the last one goes
-    kept: Float32 = scores[~mine].reshape(len(scores), -1) if rows.shape[1] > depth else scores
-    return np.ascontiguousarray(kept[:, :depth])
+def _without_own(scores: Float32, rows: Int64, own: Int64, depth: int) -> tuple[Float32, Int64]:
+    """True scores and their rows with each query's own row taken out: [q, depth] both."""
+    if rows.shape[1] > depth:
+        mine = rows == own[:, None]
+        mine[~mine.any(axis=1), -1] = True  # where it is not among them, the last one goes
+        scores, rows = (kept[~mine].reshape(len(kept), -1) for kept in (scores, rows))
+    return np.ascontiguousarray(scores[:, :depth]), np.ascontiguousarray(rows[:, :depth])
 
 
 def _drop_own(rows: Int64, own: Int64) -> Int64:

@@ -19,7 +19,8 @@ class Certificate:
     `lower_bound` are of the served plan: mean recall@k on the queries, and the bound at 1 - delta; `bound` names
     which one (see funnel.planning.bounds). Where a share of queries was asked for, both are of the share of queries
     with a recall@k of at least `recall`. mean_recall: of the served plan, whichever was asked for. machine: the
-    fingerprint, as JSON. queries_needed: about how many real queries would certify the recall, where there were too
+    fingerprint, as JSON. updates: what was added and deleted since it was measured, and how that is counted.
+    queries_needed: about how many real queries would certify the recall, where there were too
     few.
     """
 
@@ -38,6 +39,7 @@ class Certificate:
     bound: str = BETTING
     share: float | None = None
     mean_recall: float = math.nan
+    updates: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values; None where nothing was measured, as NaN is no JSON."""
@@ -59,7 +61,9 @@ class Certificate:
             what = f"share of queries with recall@{self.k} ≥ {self.recall:g} {self.estimate:.4f}"
         return (
             f"{what} on {on}, at least {self.lower_bound:.4f} with confidence "
-            f"{1 - self.delta:g} ({self.bound} bound)" + (f", measured {self.date}" if self.date else "")
+            f"{1 - self.delta:g} ({self.bound} bound)"
+            + (f", measured {self.date}" if self.date else "")
+            + (f"; {self.updates}" if self.updates else "")
         )
 
     def __str__(self) -> str:

@@ -298,6 +298,7 @@ class Planner:
             queries_needed=needed,
             share=budget.share,
             mean_recall=estimate if mean is None else mean,
+            updates=calibration.updates,
         )
 
 

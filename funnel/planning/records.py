@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -40,7 +40,9 @@ class Calibration:
     encoder_ms: batch size -> 95th percentile of encoding so many query texts; empty without an encoder.
     latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine. corpus_like: share of the
     queries that equal a row of the corpus; above corpus_like_limit they do not certify. certificates: what was promised
-    for the usual budgets when the calibration was made, to be read; see `Planner.promised`.
+    for the usual budgets when the calibration was made, to be read; see `Planner.promised`. updates: what was added and
+    deleted since, and how the record takes it into account. void: why nothing can be certified since; "" where it can.
+    added: of queries, the best scores float32 [q, any] among rows added since; None where there are none.
     """
 
     costs: Costs
@@ -55,6 +57,9 @@ class Calibration:
     corpus_like: float = 0.0
     corpus_like_limit: float = CORPUS_LIKE_QUERIES
     certificates: list[dict[str, Any]] = field(default_factory=list)
+    updates: str = ""
+    void: str = ""
+    added: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = field(default=None, repr=False)
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     corpus: Run | None = None
     queries: Run | None = None
@@ -65,11 +70,13 @@ class Calibration:
     @property
     def certifies(self) -> bool:
         """Whether real queries were run, not mostly rows of the corpus, so that recall can be certified."""
-        return self.n_queries > 0 and self.corpus_like <= self.corpus_like_limit
+        return self.n_queries > 0 and self.corpus_like <= self.corpus_like_limit and not self.void
 
     @property
     def kind(self) -> str:
         """ "real queries", or why they do not certify."""
+        if self.void:
+            return f"void: {self.void}"
         if self.certifies or not self.n_queries:
             return REAL if self.certifies else UNCERTIFIED
         return f"uncertified: {self.corpus_like:.0%} of the {self.n_queries:,} queries equal rows of the corpus"
@@ -173,7 +180,11 @@ class Calibration:
 
 
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
+    near = {}
+    if run.near_rows is not None and run.near_scores is not None:
+        near = {f"{name}/near_rows": run.near_rows, f"{name}/near_scores": run.near_scores}
     return {
+        **near,
         f"{name}/queries": run.queries,
         f"{name}/own_rows": run.own_rows,
         f"{name}/truth": run.truth,
@@ -196,6 +207,8 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             candidates=arrays[f"{name}/candidates"],
             candidate_scores=arrays[f"{name}/candidate_scores"],
             places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
+            near_rows=arrays.get(f"{name}/near_rows"),
+            near_scores=arrays.get(f"{name}/near_scores"),
         )
     except (KeyError, ValueError) as error:
         raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error

@@ -10,6 +10,7 @@ segments/<id>/  tombstones/<id>.npy  adaptor/<id>/  calibrations/<id>/     the p
 from funnel.storage.checks import BlockVerifier, CheckReport, FileStatus, Verification, check
 from funnel.storage.folder import IndexFolder
 from funnel.storage.layout import BLOCK_BYTES, FORMAT_VERSION
+from funnel.storage.locks import ReaderLock
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest, PartEntry
 from funnel.storage.transactions import Transaction
 
@@ -24,6 +25,7 @@ __all__ = [
     "IndexFolder",
     "Manifest",
     "PartEntry",
+    "ReaderLock",
     "Transaction",
     "Verification",
     "check",

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from funnel.errors import DamagedIndexError, InputError
-from funnel.storage.files import FILES, REMEDY, Files, open_inside, read_chunks
-from funnel.storage.generations import read_current, read_manifest
+from funnel.storage.files import CHUNK_BYTES, FILES, REMEDY, Files, open_inside, read_chunks
+from funnel.storage.generations import read_current, read_manifest, read_old
 from funnel.storage.layout import (
     BLOCK_BYTES,
     CURRENT,
@@ -26,6 +26,7 @@ from funnel.storage.layout import (
     TEMPORARY_PREFIX,
     generation_name,
     is_cache,
+    is_generation_name,
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
 
@@ -275,7 +276,8 @@ def _problems(
         ThreadPoolExecutor(_WORKERS) as pool,
         tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        for piece, found in zip(pieces, pool.map(problem, pieces), strict=True):
+        mapped = map if total < CHUNK_BYTES else pool.map  # a few small files are read before a thread is up
+        for piece, found in zip(pieces, mapped(problem, pieces), strict=True):
             bar.update(piece.length)
             if found is not None:
                 problems.setdefault(piece.path, found)
@@ -284,12 +286,26 @@ def _problems(
 
 def _strays(root: Path, manifest: Manifest, files: Files) -> Iterator[FileStatus]:
     known = {LOCK, CURRENT, f"{GENERATIONS}/{generation_name(manifest.generation)}", *manifest.files}
+    older = _older(root, files)
     for path in _walk(root, "", files):
         if path in known:
             continue
-        left = path == CURRENT_TEMPORARY or TEMPORARY_PREFIX in path
-        detail = "left by an unfinished write, or being written" if left else "belongs to nothing"
+        detail = "belongs to nothing"
+        if path == CURRENT_TEMPORARY or TEMPORARY_PREFIX in path:
+            detail = "left by an unfinished write, or being written"
+        elif path in older:
+            detail = f"of generation {older[path]}, which a reader has open, or which goes with the next write"
         yield FileStatus(path, "stray", detail)
+
+
+def _older(root: Path, files: Files) -> dict[str, int]:
+    """The files of generations that stand beside the live one, and whose they are."""
+    found: dict[str, int] = {}
+    for name in files.names(root / GENERATIONS):
+        manifest = read_old(root, name, files) if is_generation_name(name) else None
+        if manifest is not None:
+            found |= dict.fromkeys((f"{GENERATIONS}/{name}", *manifest.files), manifest.generation)
+    return found
 
 
 def _walk(root: Path, relative: str, files: Files) -> Iterator[str]:

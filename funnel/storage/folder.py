@@ -6,14 +6,15 @@ from pathlib import Path
 from funnel.errors import DamagedIndexError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
 from funnel.storage.files import FILES, Files
-from funnel.storage.generations import read_current, read_manifest
+from funnel.storage.generations import read_current, read_locked, read_manifest
 from funnel.storage.layout import CURRENT
+from funnel.storage.locks import ReaderLock
 from funnel.storage.manifest import Manifest
 from funnel.storage.transactions import Transaction
 
 
 class IndexFolder:
-    """A folder that holds an index, or is to hold one. Reading takes no lock; writers go one by one."""
+    """A folder that holds an index, or is to hold one. Readers stand in nobody's way; writers go one by one."""
 
     def __init__(self, path: str | os.PathLike[str], files: Files = FILES) -> None:
         """Nothing is read yet: the folder may be missing."""
@@ -30,6 +31,10 @@ class IndexFolder:
         Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
         """
         return read_manifest(self.path, self._files)
+
+    def read(self) -> tuple[Manifest, ReaderLock]:
+        """As `manifest`, with a lock: as long as it is held, a writer leaves this generation's files alone."""
+        return read_locked(self.path, self._files)
 
     def file(self, relative: str) -> Path:
         """Where a file that the manifest names lies."""

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from funnel.errors import DamagedIndexError, InputError, NotAnIndexError
+from funnel.errors import DamagedIndexError, InputError, NotAnIndexError, StorageError
 from funnel.storage.files import REMEDY, Files, open_inside, read_chunks
 from funnel.storage.layout import (
     BOUNDS,
@@ -16,12 +16,14 @@ from funnel.storage.layout import (
     generation_name,
     is_generation_name,
 )
+from funnel.storage.locks import ReaderLock
 from funnel.storage.manifest import Manifest, parse
 
 _LINE = re.compile(rb"([0-9]{6,12}) ([0-9a-f]{64})\n")
 
 # A writer may replace the generation between two reads; each retry needs one more commit in that instant.
 _READ_ATTEMPTS = 5
+_LOCK_ATTEMPTS = 100
 
 
 def current_line(generation: int, manifest: bytes) -> bytes:
@@ -68,6 +70,24 @@ def read_manifest(root: Path, files: Files) -> Manifest:
             if read_current(root, files) == before:
                 raise
     return _read_generation(root, *read_current(root, files), files)
+
+
+def read_locked(root: Path, files: Files) -> tuple[Manifest, ReaderLock]:
+    """As `read_manifest`, and a lock that keeps this generation's files where they are until it is let go."""
+    for _ in range(_LOCK_ATTEMPTS):
+        manifest = read_manifest(root, files)
+        lock = ReaderLock.take(root, manifest.generation)
+        if lock is not None:
+            return manifest, lock
+    raise StorageError(f"{root} is replaced faster than it can be read: {_LOCK_ATTEMPTS} generations in a row are gone")
+
+
+def read_old(root: Path, name: str, files: Files) -> Manifest | None:
+    """The manifest of an old generation that a reader may have open; None where it cannot be understood."""
+    try:
+        return parse(_read_small(root, f"{GENERATIONS}/{name}", BOUNDS.manifest_bytes, files))
+    except (InputError, StorageError):
+        return None
 
 
 def write_generation(root: Path, generation: int, manifest: bytes, files: Files) -> None:

@@ -6,7 +6,7 @@ A new file is one line in `LAYOUT`; a change that an older funnel could not read
 import re
 from dataclasses import dataclass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: one segment and no tombstones
 
 CURRENT = "CURRENT"
 CURRENT_TEMPORARY = "CURRENT.tmp"
@@ -58,15 +58,26 @@ LAYOUT: tuple[FolderFormat, ...] = (
         "segments",
         (
             FileFormat("vectors.npy", "float16 or float32 [n, d], row-major", blocks=True),
-            FileFormat("norms.npy", "float32 [n, len(ladder)], the norm of each prefix", blocks=True),
+            FileFormat(
+                "norms.npy",
+                "float32 [n, len(ladder)], the norm of each prefix; none beside rows searched exactly",
+                required=False,
+                blocks=True,
+            ),
             FileFormat("coarse.faiss", "the coarse index over one prefix", required=False, cache=True),
-            FileFormat("order.npy", "int64 [n], stored row to input position"),
+            FileFormat(
+                "order.npy", "int64 [n], stored row to input position; none where they are equal", required=False
+            ),
             FileFormat("ids.npy", "int64 [n] in input order, or uint8 [bytes] of UTF-8 text"),
             FileFormat("id_offsets.npy", "int64 [n + 1], where each text id starts", required=False),
             FileFormat("documents.sqlite", "titles, texts and metadata", required=False),
         ),
     ),
-    FolderFormat("tombstones", (FileFormat("tombstones.npy", "int64 [deleted], stored rows"),), flat=True),
+    FolderFormat(
+        "tombstones",
+        (FileFormat("tombstones.npy", "int64 [deleted], rising: stored rows, counted through the segments"),),
+        flat=True,
+    ),
     FolderFormat(
         "adaptor",
         (

@@ -1,15 +1,23 @@
-"""One writer at a time: an exclusive lock on a file of the index folder, freed by the system on any exit."""
+"""Who writes and who reads, by locks that the system frees on any exit.
+
+One writer at a time holds an exclusive lock on a file of the index folder. Each reader holds a shared lock on the
+manifest of the generation that it has open, so that the writer knows which old generations it may remove.
+"""
 
 import errno
 import fcntl
 import os
 import socket
 import stat
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 
 from funnel.errors import StorageError
-from funnel.storage.layout import LOCK
+from funnel.storage.layout import GENERATIONS, LOCK, generation_name
+
+# A file system without locks: generations are then removed while they are read, as files that are mapped stay readable.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class WriterLock:
@@ -45,3 +53,50 @@ class WriterLock:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
+
+
+class ReaderLock:
+    """A shared `flock` on a generation's manifest, held until the object is let go or the process ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Own an open, locked descriptor; see `take`."""
+        self._close = weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def take(cls, root: Path, generation: int) -> "ReaderLock | None":
+        """Keep a generation from being removed; None where it is gone or being removed."""
+        try:
+            descriptor = os.open(root / GENERATIONS / generation_name(generation), os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                return None
+        if os.fstat(descriptor).st_nlink == 0:  # removed between opening and locking it
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Let the generation go; nothing happens the second time."""
+        self._close()
+
+
+class Removal:
+    """An exclusive lock on the manifest of an old generation, where nobody reads it."""
+
+    def __init__(self, path: Path) -> None:
+        """Try to take the lock; `unread` says whether nobody had it."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.unread = True
+        except OSError as error:
+            self.unread = error.errno in _NO_LOCKS
+
+    def close(self) -> None:
+        """Free the lock."""
+        os.close(self._descriptor)

@@ -4,10 +4,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from funnel.errors import InputError, StorageError
 from funnel.storage.checks import hash_file
 from funnel.storage.files import FILES, Files, is_no_space, no_space_error, remove_tree, writing
-from funnel.storage.generations import read_manifest, write_current_temporary, write_generation
+from funnel.storage.generations import read_manifest, read_old, write_current_temporary, write_generation
 from funnel.storage.layout import (
     CURRENT,
     CURRENT_TEMPORARY,
@@ -32,7 +33,7 @@ from funnel.storage.layout import (
     is_generation_name,
     part_name,
 )
-from funnel.storage.locks import WriterLock
+from funnel.storage.locks import Removal, WriterLock
 from funnel.storage.manifest import FileEntry, Manifest, encode, parse
 
 # Each library under the names of the distributions that bring it.
@@ -72,6 +73,7 @@ class Transaction:
         self._staged: dict[Path, _Staged] = {}
         self._reused: dict[str, FileEntry] = {}
         self._state = "open"
+        self._committed: Manifest | None = None
         with writing(root):
             _claim(root, files)
             self._lock = WriterLock(root)
@@ -127,6 +129,22 @@ class Transaction:
             raise InputError(f"the live generation of {self._root} has no files under {prefix!r}")
         self._reused.update(found)
 
+    def keep(self, paths: Iterable[str]) -> None:
+        """Keep files of the live generation by their paths, as `reuse` does. Raises InputError for one it lacks."""
+        self._require_open()
+        live = self._previous_files()
+        for path in paths:
+            if path not in live:
+                raise InputError(f"the live generation of {self._root} has no file {path!r}")
+            self._reused[path] = live[path]
+
+    def drop(self, folder: Path) -> None:
+        """Give up a part that was begun: its folder is removed."""
+        part = self._part(folder)
+        with writing(self._root):
+            remove_tree(part.temporary, self._files)
+        del self._staged[folder]
+
     def link(self, path: str, folder: Path) -> None:
         """Give a file of the live generation to the part written in `folder`, copying no bytes if possible.
 
@@ -166,7 +184,7 @@ class Transaction:
             write_generation(self._root, self.generation, data, self._files)
             current = write_current_temporary(self._root, self.generation, data, self._files)
             self._files.replace(current, self._root / CURRENT)
-        self._state = "committed"
+        self._state, self._committed = "committed", manifest
         try:
             self._files.sync(self._root)
         except OSError as error:
@@ -190,7 +208,7 @@ class Transaction:
         try:
             # What cannot be removed now is removed when the next transaction begins.
             with suppress(OSError):
-                _sweep(self._root, _live(self._root, self._files), self._files)
+                _sweep(self._root, self._committed or _live(self._root, self._files), self._files)
         finally:
             self._lock.release()
         if error is not None and not committed and not isinstance(error, StorageError) and is_no_space(error):
@@ -241,7 +259,7 @@ class Transaction:
             "format_version": FORMAT_VERSION,
             "generation": self.generation,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _library_versions() | (versions if isinstance(versions, dict) else {}),
+            "versions": {**_library_versions(), **(versions if isinstance(versions, dict) else {})},
             "files": {path: entry.document() for path, entry in files.items()},
         }
         return encode(document)
@@ -277,9 +295,14 @@ def _claim(root: Path, files: Files) -> None:
 
 
 def _sweep(root: Path, live: Manifest | None, files: Files) -> None:
-    """Remove unfinished writes and parts that the live generation does not name; others' files stay."""
-    keep = {GENERATIONS + "/" + generation_name(live.generation)} if live else set()
-    keep |= {"/".join(path.split("/")[:2]) for path in live.files} if live else set()
+    """Remove unfinished writes and parts that no generation in use names; others' files stay.
+
+    In use are the live generation and those that a reader holds.
+    """
+    keep = _names(live) if live else set()
+    for name in files.names(root / GENERATIONS):
+        if is_generation_name(name) and f"{GENERATIONS}/{name}" not in keep:
+            keep |= _kept_by_readers(root, name, files)
     for kind in (GENERATIONS, *KINDS):
         for name in files.names(root / kind):
             own = is_generation_name(name) if kind == GENERATIONS else part_name(kind, name) is not None
@@ -289,7 +312,30 @@ def _sweep(root: Path, live: Manifest | None, files: Files) -> None:
         files.remove(root / CURRENT_TEMPORARY)
 
 
-def _library_versions() -> dict[str, str]:
+def _names(manifest: Manifest) -> set[str]:
+    """The entries of the index folder's own folders that a generation needs."""
+    parts = {"/".join(path.split("/")[:2]) for path in manifest.files}
+    return {f"{GENERATIONS}/{generation_name(manifest.generation)}"} | parts
+
+
+def _kept_by_readers(root: Path, name: str, files: Files) -> set[str]:
+    """What an old generation needs, where somebody reads it; otherwise its manifest is removed, and nothing kept."""
+    path = root / GENERATIONS / name
+    if path.is_symlink() or not path.is_file():
+        return set()
+    removal = Removal(path)
+    try:
+        if removal.unread:
+            files.remove(path)  # under the lock, so that a reader who comes now sees that it is gone
+            return set()
+        manifest = read_old(root, name, files)
+        return set() if manifest is None else _names(manifest)
+    finally:
+        removal.close()
+
+
+@cache
+def _library_versions() -> Mapping[str, str]:
     versions: dict[str, str] = {}
     for library, distributions in _LIBRARIES.items():
         for name in distributions:

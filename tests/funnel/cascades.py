@@ -31,7 +31,7 @@ def cascade_over(
     store = VectorStore.open(folder / "vectors.npy")
     write_norms(store, ladder, folder / "norms.npy", progress=False)
     index = build_coarse(store, ladder[0], coarse, settings, 0, progress=False)
-    widths = rerank_widths(ladder, coarse)
+    widths = rerank_widths(ladder, coarse, ladder[0])
     return make_cascade(index, store, folder, ladder, widths, release=False), widths
 
 

@@ -1,0 +1,204 @@
+"""Compaction: every row that was not deleted into one new segment, with a coarse index and a calibration of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
+from funnel.building.folding import live_documents, write_ids
+from funnel.building.intake import SAMPLE_BYTES, Intake
+from funnel.building.segment import build_coarse, write_norms, write_rows
+from funnel.building.tune import encoding_ms, recorded_queries
+from funnel.data.documents import DocumentStore
+from funnel.errors import InputError
+from funnel.ids import Ids
+from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
+from funnel.planning.calibrate import SMALLEST_PLANNED
+from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
+from funnel.query_encoder import QueryEncoder
+from funnel.searcher import Searcher
+from funnel.segments import live_positions
+from funnel.storage import Transaction
+from indexes import Choice, VectorStore
+
+__all__ = ["compact_index", "needs_compaction"]
+
+CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _AsStored:
+    """In the place of an adaptor: stored rows are adapted already, and are written as they are."""
+
+    dim: int
+
+    def unit_transform(self, rows: Float32) -> Float32:
+        """What was given."""
+        return rows
+
+
+def needs_compaction(opened: Opened) -> bool:
+    """Whether there is anything to merge or to leave out."""
+    return len(opened.segments) > 1 or opened.live is not None
+
+
+def compact_index(
+    transaction: Transaction, opened: Opened, encoder: QueryEncoder, seed: int | None, progress: bool
+) -> None:
+    """Commit the live rows of `opened` as one segment. Raises InputError where every row was deleted."""
+    count = opened.searcher.rows
+    if not count:
+        raise InputError("every row of this index was deleted: add some before compacting, or build it again")
+    settings = dict(opened.manifest.settings)
+    seed = int(str(settings["seed"])) if seed is None else seed
+    folder = transaction.folder("segments")
+    intake = Intake(
+        count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), opened.documents is not None
+    )
+    write_rows(intake, _AsStored(intake.dim), folder, str(settings["dtype"]), seed, progress)
+    _number_by_input(opened, folder)
+    alive = [live_positions(segment, opened.live) for segment in opened.segments]
+    write_ids(folder, [segment.ids for segment in opened.segments], alive)
+    if settings["documents"]:
+        with DocumentStore.create(folder / "documents.sqlite") as documents:
+            for part in live_documents(opened.segments, opened.live):
+                documents.append(part)
+    searcher, chosen = _index(opened, folder, seed, progress)
+    calibration = _calibration(opened, searcher, encoder, seed, progress)
+    settings |= chosen
+    _commit(transaction, opened, folder, count, calibration, settings, progress)
+
+
+def _rows(opened: Opened) -> Iterator[Float32]:
+    """Every live row, in the order in which they are stored, some megabytes at a time."""
+    for segment in opened.segments:
+        for first, rows in segment.store.chunks(max(1, CELLS_AT_A_TIME // segment.store.dim)):
+            if opened.live is not None:
+                start = segment.first + first
+                rows = rows[opened.live[start : start + len(rows)]]
+            if len(rows):
+                yield rows
+
+
+def _sample(opened: Opened, seed: int) -> Float32:
+    """Rows drawn evenly, to order the others by."""
+    size = max(1, SAMPLE_BYTES // (4 * opened.manifest.d))
+    total = opened.searcher.rows
+    if total <= size:
+        return np.concatenate(list(_rows(opened)))
+    chosen = np.sort(np.random.default_rng(seed).choice(total, size, replace=False))
+    sample, done = np.empty((size, opened.manifest.d), dtype=np.float32), 0
+    for rows in _rows(opened):
+        begin, end = np.searchsorted(chosen, (done, done + len(rows)))
+        sample[begin:end] = rows[chosen[begin:end] - done]
+        done += len(rows)
+    return sample
+
+
+def _number_by_input(opened: Opened, folder: Path) -> None:
+    """Have order.npy lead to positions in input order, as ids and documents are written, not in that of reading."""
+    read = []
+    for segment in opened.segments:
+        positions = np.arange(segment.rows) if segment.order is None else np.asarray(segment.order)
+        if opened.live is not None:
+            positions = positions[opened.live[segment.first : segment.stop]]
+        read.append(positions + segment.first)
+    positions = np.concatenate(read)
+    new = np.empty(len(positions), dtype=np.int64)
+    new[np.argsort(positions)] = np.arange(len(positions))  # of those that are left, the how-manieth each is
+    path = folder / "order.npy"
+    np.save(path, new[np.load(path, allow_pickle=False)])
+
+
+def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Searcher, dict[str, Any]]:
+    """Norms and coarse index of the new segment, and a searcher of it; what the settings say of them."""
+    manifest, old = opened.manifest, opened.searcher
+    store, ladder = VectorStore.open(folder / "vectors.npy", old.cascade.store.device), manifest.ladder
+    choice = _coarse_choice(opened, store.n)
+    write_norms(store, ladder, folder / "norms.npy", progress)
+    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, old.adaptor)
+    coarse.save(folder / "coarse.faiss")
+    widths = rerank_widths(ladder, choice.name, choice.dim)
+    searcher = Searcher(
+        cascade=make_cascade(coarse, store, folder, ladder, widths, old.adaptor, release=True),
+        adaptor=old.adaptor,
+        ids=Ids.open(folder),
+        order=np.load(folder / "order.npy", mmap_mode="r", allow_pickle=False),
+        widths=widths,
+    )
+    return searcher, {
+        "coarse": choice.name,
+        "coarse_settings": dict(choice.settings),
+        "coarse_width": choice.dim,
+        "coarse_library": coarse.library(),
+    }
+
+
+def _coarse_choice(opened: Opened, rows: int) -> Choice:
+    """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now."""
+    manifest = opened.manifest
+    settings: dict[str, Any] = dict(manifest.settings)
+    memory = settings["memory_mb"]
+    options = BuildOptions(
+        adaptor="identity",
+        dims=None,
+        memory_mb=None if memory is None else float(memory),
+        coarse=None,
+        coarse_settings=None,
+        dtype=str(settings["dtype"]),
+        seed=0,
+        device=opened.searcher.cascade.store.device,
+        progress=False,
+    )
+    then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
+    now = Choice(str(settings["coarse"]), dict(settings["coarse_settings"]), coarse_width(manifest), 0)
+    by_size = (then.name, dict(then.settings), then.dim) == (now.name, dict(now.settings), now.dim)
+    return choose_coarse(rows, manifest.ladder, options) if by_size else now
+
+
+def _calibration(
+    opened: Opened, searcher: Searcher, encoder: QueryEncoder, seed: int, progress: bool
+) -> Calibration | None:
+    """The new coarse index is another one: its plans are measured, on the queries on record."""
+    if searcher.rows < SMALLEST_PLANNED:
+        return None
+    stored = opened.stored
+    limit = CORPUS_LIKE_QUERIES if stored is None else stored.corpus_like_limit
+    queries = recorded_queries(stored)
+    if queries is not None:  # as the old coarse index was asked; the new one may be of another kind
+        queries = searcher.cascade.as_asked(opened.searcher.cascade.as_stored(np.ascontiguousarray(queries)))
+    return calibrate_searcher(searcher, queries, encoding_ms(opened, encoder), seed, progress, limit)
+
+
+def _commit(
+    transaction: Transaction,
+    opened: Opened,
+    folder: Path,
+    count: int,
+    calibration: Calibration | None,
+    settings: dict[str, Any],
+    progress: bool,
+) -> None:
+    manifest = opened.manifest
+    body: dict[str, Any] = {
+        "d": manifest.d,
+        "ladder": list(manifest.ladder),
+        "counts": {"rows": count, "deleted": 0},
+        "segments": [{"id": transaction.identifier(folder), "rows": count}],
+        "adaptor": manifest.adaptor,
+        "settings": settings,
+    }
+    if calibration is not None:
+        part = transaction.folder("calibrations")
+        calibration.save(part)
+        body["calibration"] = transaction.identifier(part)
+    transaction.reuse(f"adaptor/{manifest.adaptor}")
+    transaction.commit(body, progress=progress)

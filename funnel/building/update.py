@@ -1,0 +1,302 @@
+"""Adding and deleting: a new generation that shares every large file with the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.building.folding import EXACT_ROWS, fold_from, write_coarse, write_folded
+from funnel.building.intake import Intake, take_in
+from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
+from funnel.data.documents import Document
+from funnel.data.encoding import Encoder
+from funnel.errors import EncoderError, InputError
+from funnel.ids import Ids
+from funnel.opening import Opened
+from funnel.query_encoder import QueryEncoder
+from funnel.segments import Segment
+from funnel.storage import Transaction
+from indexes import VectorStore
+
+__all__ = ["Changes", "add_rows", "delete_ids", "delete_rows"]
+
+NAMED_IDS = 5  # that an error names before it only counts
+MOST_SETS = 16  # of tombstones, before they are made one
+NO_IDS = np.empty(0, dtype=np.int64)
+
+IdsSource = Sequence[str] | Sequence[int] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a call changed.
+
+    added, deleted: rows; an upsert deletes those it replaces. unknown: ids to delete that were not there. generation:
+    the one that the call made; that before where there was nothing to do.
+    """
+
+    added: int
+    deleted: int
+    unknown: int
+    generation: int
+
+    def __str__(self) -> str:
+        said = [f"{self.added:,} added"] if self.added else []
+        said += [f"{self.deleted:,} deleted"] if self.deleted or not self.added else []
+        said += [f"{self.unknown:,} unknown"] if self.unknown else []
+        return f"{', '.join(said)}; generation {self.generation}"
+
+
+def add_rows(
+    transaction: Transaction,
+    opened: Opened,
+    encoder: QueryEncoder,
+    source: CorpusSource,
+    ids: IdsSource | None,
+    upsert: bool,
+    progress: bool,
+) -> Changes:
+    """Commit the documents as rows of a new segment; with `upsert` in place of those of the same ids.
+
+    opened: the live generation. Raises what `FunnelIndex.add` says; nothing is then changed.
+    """
+    corpus = _corpus(opened, source, ids)
+    _check_width(opened, corpus)
+    folder = transaction.folder("segments")
+    intake = take_in(corpus, _encoder(corpus, encoder), folder, seed=0, progress=progress)
+    _write_vectors(opened, intake, folder)
+    intake.finish()
+    given = Ids.open(folder)
+    if given.text != opened.segments[0].ids.text:
+        raise InputError(f"the ids given are {_kind(given)}, those of the index {_kind(opened.segments[0].ids)}")
+    replaced = live_rows_of(opened, given.all())
+    if len(replaced) and not upsert:
+        known = [str(one) for one in opened.searcher.ids.at(_positions(opened, replaced[:NAMED_IDS]))]
+        raise InputError(
+            f"{len(replaced):,} of the ids are in the index already: {', '.join(known)}"
+            f"{' …' if len(replaced) > NAMED_IDS else ''}; use upsert to replace them"
+        )
+    _commit_added(transaction, opened, folder, intake.count, replaced, progress)
+    return Changes(intake.count, len(replaced), 0, transaction.generation)
+
+
+def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None) -> Corpus:
+    """What is to be added, as the index keeps it: documents, or bare vectors with ids of their own."""
+    kept = opened.segments[0].ids
+    array = None if isinstance(source, str | Path) else as_array(source)
+    if opened.manifest.settings["documents"]:
+        if array is not None or (isinstance(source, str | Path) and str(source).endswith(".npy")):
+            return open_corpus(_bare_documents(open_corpus(source, ids)))
+        return open_corpus(source, ids)
+    if ids is None and not kept.text:
+        first = max(segment.ids.largest for segment in opened.segments) + 1
+        count = open_corpus(source).count
+        return open_corpus(source, None if count is None else np.arange(first, first + count))
+    corpus = open_corpus(source, ids)
+    if corpus.kind == "documents":
+        raise InputError("this index holds bare vectors and no documents: add an array [n, d] with ids")
+    if corpus.ids is None:
+        raise InputError(f"the ids of this index are {_kind(kept)}; give ids=, one for each vector")
+    return corpus
+
+
+def _bare_documents(corpus: Corpus) -> list[Document]:
+    """Vectors for an index of documents: documents with neither title nor text."""
+    if corpus.ids is None:
+        raise InputError("this index holds documents, whose ids are text; give ids=, one for each vector")
+    vectors = (row for rows in corpus.vectors(1_024) for row in rows)
+    return [Document(str(one), vector=row) for one, row in zip(corpus.ids, vectors, strict=True)]
+
+
+def _kind(ids: Ids) -> str:
+    return "text" if ids.text else "whole numbers"
+
+
+def _check_width(opened: Opened, corpus: Corpus) -> None:
+    if corpus.dim is not None and corpus.dim != opened.manifest.d:
+        raise InputError(
+            f"{corpus.name} has vectors of {corpus.dim} dims, the index holds {opened.manifest.d}; use the encoder "
+            "that it was built with"
+        )
+
+
+def _encoder(corpus: Corpus, encoder: QueryEncoder) -> Encoder | None:
+    if corpus.has_vectors:
+        return None
+    try:
+        return encoder.load()
+    except EncoderError as error:
+        raise EncoderError(f"{corpus.name} holds texts without vectors, and they cannot be encoded: {error}") from error
+
+
+def _write_vectors(opened: Opened, intake: Intake, folder: Path) -> None:
+    adaptor, done = opened.searcher.adaptor, 0
+    dtype = str(opened.manifest.settings["dtype"])
+    with VectorStore.create(folder / "vectors.npy", intake.count, opened.manifest.d, dtype) as writer:
+        for rows in intake.rows():
+            writer.write(np.arange(done, done + len(rows)), adaptor.unit_transform(rows))
+            done += len(rows)
+
+
+def live_rows_of(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """The numbers of the rows that have these ids and were not deleted, rising."""
+    found = [NO_IDS]
+    for segment in opened.segments:
+        rows = segment.find(ids)
+        rows = rows[rows >= 0]
+        found.append(rows if opened.live is None else rows[opened.live[rows]])
+    return np.unique(np.concatenate(found))
+
+
+def _positions(opened: Opened, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The input positions of rows."""
+    parts = []
+    for segment in opened.segments:
+        mine = rows[(rows >= segment.first) & (rows < segment.stop)]
+        parts.append(segment.positions(mine - segment.first))
+    return np.concatenate(parts)
+
+
+def delete_ids(transaction: Transaction, opened: Opened, ids: Sequence[Any], strict: bool) -> Changes:
+    """Commit tombstones for these ids. Raises InputError for an unknown one where strict; nothing is then changed."""
+    wanted = checked_ids(opened, ids)
+    rows = live_rows_of(opened, wanted)
+    unknown = len(wanted) - len(rows)
+    if unknown and strict:
+        named = _missing(opened, wanted)
+        few = ", ".join(repr(one) for one in named[:NAMED_IDS])
+        raise InputError(
+            f"{unknown:,} of {len(wanted):,} ids are not in the index: {few}{' …' if len(named) > NAMED_IDS else ''}; "
+            "nothing was deleted"
+        )
+    if not len(rows):
+        return Changes(0, 0, unknown, opened.manifest.generation)
+    delete_rows(transaction, opened, rows)
+    return Changes(0, len(rows), unknown, transaction.generation)
+
+
+def checked_ids(opened: Opened, ids: Iterable[Any] | str | int) -> list[Any]:
+    """Ids as the index keeps them, each once. Raises InputError for what cannot be one."""
+    given = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
+    text = opened.segments[0].ids.text
+    wanted: dict[Any, None] = {}
+    for one in given:
+        whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
+        if not whole and not isinstance(one, str):
+            raise InputError(f"the id {one!r} is a {type(one).__name__}; ids are {'text' if text else 'whole numbers'}")
+        if not text and not whole:
+            raise InputError(f"the id {one!r} is text, and the ids of this index are whole numbers")
+        wanted[str(one) if text else int(one)] = None
+    return list(wanted)
+
+
+def _missing(opened: Opened, wanted: Sequence[Any]) -> list[Any]:
+    found = np.zeros(len(wanted), dtype=np.bool_)
+    for segment in opened.segments:
+        rows = segment.find(wanted)
+        found |= (rows >= 0) if opened.live is None else (rows >= 0) & opened.live[rows]
+    return [one for one, there in zip(wanted, found, strict=True) if not there]
+
+
+def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.int64]) -> None:
+    """Commit tombstones for these rows."""
+    body = _body(opened)
+    kept = _kept_files(opened, opened.segments)
+    body["tombstones"] = _tombstones(transaction, opened, rows, opened.segments[-1].stop, kept)
+    _commit(transaction, opened, body, kept, -len(rows))
+
+
+def _commit_added(
+    transaction: Transaction,
+    opened: Opened,
+    folder: Path,
+    count: int,
+    replaced: npt.NDArray[np.int64],
+    progress: bool,
+) -> None:
+    """Commit the segment written in `folder`, small ones before it folded into one with it where there are many."""
+    segments, body = opened.segments, _body(opened)
+    start = fold_from(segments, count)
+    entries: list[dict[str, Any]] = list(body["segments"])[:start]
+    below = segments[start].first if start < len(segments) else segments[-1].stop
+    details: dict[str, object] = {"exact": True}
+    if start < len(segments):
+        live = _live_after(opened, replaced)
+        merged = transaction.folder("segments")
+        count = write_folded(segments[start:], live, folder, count, merged, opened)
+        transaction.drop(folder)
+        folder = merged
+    if count > EXACT_ROWS:
+        write_coarse(opened, folder, progress)
+        details = {}
+    entries.append({"id": transaction.identifier(folder), "rows": count, **details})
+    kept = _kept_files(opened, segments[:start])
+    body["segments"] = entries
+    body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
+    _commit(transaction, opened, body, kept, count)
+
+
+def _live_after(opened: Opened, deleted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    total = opened.segments[-1].stop
+    live = np.ones(total, dtype=np.bool_) if opened.live is None else opened.live.copy()
+    live[deleted] = False
+    return live
+
+
+def _tombstones(
+    transaction: Transaction, opened: Opened, new: npt.NDArray[np.int64], below: int, kept: list[str]
+) -> list[dict[str, Any]]:
+    """The entries of all tombstones on rows up to `below`; sets that stay as they are are named in `kept`."""
+    old = list(opened.manifest.tombstones)
+    dead = NO_IDS if opened.live is None else np.flatnonzero(~opened.live)
+    cut = bool(len(dead)) and int(dead[-1]) >= below
+    if not cut and len(old) + bool(len(new)) <= MOST_SETS:
+        kept += [f"tombstones/{part.id}.npy" for part in old]
+        entries = [{**part.details, "id": part.id, "rows": part.rows} for part in old]
+    else:
+        entries, new = [], np.union1d(dead, new)
+    new = np.sort(new[new < below]).astype(np.int64)
+    if len(new):
+        folder = transaction.folder("tombstones")
+        np.save(folder / "tombstones.npy", new)
+        entries.append({"id": transaction.identifier(folder), "rows": len(new)})
+    return entries
+
+
+def _body(opened: Opened) -> dict[str, Any]:
+    """The live generation's body, to be changed."""
+    manifest = opened.manifest
+    return {
+        "d": manifest.d,
+        "ladder": list(manifest.ladder),
+        "counts": dict(manifest.counts),
+        "segments": [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.segments],
+        "tombstones": [],
+        "adaptor": manifest.adaptor,
+        "calibration": manifest.calibration,
+        "settings": dict(manifest.settings),
+        "versions": {},
+    }
+
+
+def _kept_files(opened: Opened, segments: Sequence[Segment]) -> list[str]:
+    """The files of the adaptor, the calibration and these segments."""
+    ids = {segment.id for segment in segments}
+    return [
+        path
+        for path in opened.manifest.files
+        if not path.startswith("tombstones/") and (not path.startswith("segments/") or path.split("/")[1] in ids)
+    ]
+
+
+def _commit(transaction: Transaction, opened: Opened, body: dict[str, Any], kept: Iterable[str], more: int) -> None:
+    total = sum(int(part["rows"]) for part in body["segments"])
+    deleted = sum(int(part["rows"]) for part in body["tombstones"])
+    body["counts"] = {"rows": total - deleted, "deleted": deleted}
+    transaction.keep(kept)
+    transaction.commit(body)

@@ -1,0 +1,120 @@
+"""What changes an index in place: add, upsert, delete, compact; and refresh, which follows others who do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from funnel.building.compact import compact_index, needs_compaction
+from funnel.building.update import Changes, add_rows, delete_ids
+from funnel.data.corpus import CorpusSource
+from funnel.errors import StorageError
+from funnel.opening import Opened, open_generation, same_generation
+from funnel.query_encoder import QueryEncoder
+from funnel.state import State
+from funnel.storage import IndexFolder, Transaction
+
+__all__ = ["Updates"]
+
+Result = TypeVar("Result")
+
+
+class Updates:
+    """The state of an opened index, and the calls that replace it by that of a later generation. Safe in threads.
+
+    Searches take the state once, when they begin. Changes in one process wait for each other; one in another process
+    is refused meanwhile.
+    """
+
+    def __init__(self, path: Path, opened: Opened, encoder: QueryEncoder) -> None:
+        self.path = path
+        self._encoder = encoder
+        self._state = State.of(opened, encoder)
+        self._changing = Lock()
+
+    def add(
+        self,
+        documents: CorpusSource,
+        *,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        progress: bool = False,
+    ) -> Changes:
+        """Add documents: durable, and found by the next search, when it returns; a crash leaves all of them or none.
+
+        documents: what `build` takes; texts without `vector` are encoded by the index's own encoder. ids: of bare
+        vectors; default the numbers behind the largest id. Gives what was changed.
+
+        Raises InputError for an id that is in the index or comes twice, another width, and rows that cannot be used;
+        EncoderError, StorageError where another process writes, NoSpaceError.
+        """
+        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, False, progress))
+
+    def upsert(
+        self,
+        documents: CorpusSource,
+        *,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        progress: bool = False,
+    ) -> Changes:
+        """As `add`; documents whose ids are in the index take the place of those there, in one step."""
+        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, True, progress))
+
+    def delete(
+        self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | str | int, *, strict: bool = False
+    ) -> Changes:
+        """Delete documents by their ids; gives how many were deleted and how many ids were unknown.
+
+        Durable when it returns. The rows are found no more, and leave the disk with `compact`. Raises InputError, and
+        deletes nothing, for an id of a wrong type, or where strict for one that is unknown; StorageError.
+        """
+        return self._change(lambda t, o: delete_ids(t, o, ids, strict))
+
+    def compact(self, *, seed: int | None = None, progress: bool = False) -> bool:
+        """Merge all segments and leave out deleted rows; whether there was anything to do.
+
+        The new generation has a coarse index and a calibration of its own, on the queries on record. Searches go on
+        meanwhile, in this process and in others; another writer is refused until it is done. seed: None: that of the
+        build. Raises as `add` does.
+        """
+
+        def change(transaction: Transaction, opened: Opened) -> bool:
+            if not needs_compaction(opened):
+                return False
+            compact_index(transaction, opened, self._encoder, seed, progress)
+            return True
+
+        return self._change(change)
+
+    def refresh(self) -> bool:
+        """Move to the newest generation that was committed, by whatever process; whether there was one.
+
+        Searches in other threads go on, each on the generation it began with. Raises as `open` does.
+        """
+        with self._changing:
+            return self._move()
+
+    def _change(self, change: Callable[[Transaction, Opened], Result]) -> Result:
+        """Make a change to the live generation, and move to the one it gives."""
+        with self._changing:
+            with IndexFolder(self.path).begin() as transaction:
+                live = transaction.previous
+                if live is None:
+                    raise StorageError(f"{self.path} holds no index any more; build it again")
+                if not same_generation(live, self.manifest):
+                    self._move()
+                result = change(transaction, self._state.opened)
+            self._move()
+            return result
+
+    def _move(self) -> bool:
+        before = self._state
+        device = before.opened.searcher.cascade.store.device
+        opened = open_generation(IndexFolder(self.path), device, "full", before.opened)
+        if opened is before.opened:
+            return False
+        self._state = before.then(opened, self._encoder)
+        return True
