@@ -6,10 +6,13 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.crash.command import crash
+from benchmarks.damage import damage
 from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.exact import exact
 from benchmarks.latency import latency
+from benchmarks.limited import limited
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
@@ -26,7 +29,7 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, updates,
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, updates, crash, damage, limited,
 ):  # fmt: skip
     benchmarks.add_command(command)
 

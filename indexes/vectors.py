@@ -105,7 +105,7 @@ class VectorStore:
     """A matrix [n, dim] of unit rows. Made by `open`.
 
     Attributes:
-        matrix: torch [n, dim], float16 or float32. On the CPU a private map of the file: do not write to it.
+        matrix: torch [n, dim], float16 or float32. On the CPU a map of the file that can only be read.
         device: Where `matrix` lies.
     """
 
@@ -119,7 +119,7 @@ class VectorStore:
     ) -> None:
         self.path = path
         self._map = _map(path)
-        mapped = np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
+        mapped = np.frombuffer(np.asarray(_Mapped(self._map)), dtype, math.prod(shape), start).reshape(shape)
         self.matrix = torch.from_numpy(mapped).to(device)
         self.dtype = dtype
         self.device = self.matrix.device
@@ -254,5 +254,14 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
 
 def _map(path: Path) -> mmap.mmap:
     with open(path, "rb") as file:
-        # Copy-on-write: torch wants a writable array, and nothing reaches the file.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        # Read-only: a map that could be written to, even if privately, counts as data under a limit on memory.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+class _Mapped:
+    """The bytes of a map for torch, which would warn of an array that is marked read-only."""
+
+    def __init__(self, whole: mmap.mmap) -> None:
+        self._bytes = np.frombuffer(whole, np.uint8)
+        interface = self._bytes.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
