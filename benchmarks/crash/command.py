@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,18 +20,25 @@ from benchmarks.crash.trials import Stop, Trial, measure, prepare, run_trial
 __all__ = ["crash"]
 
 KILLS = 200  # an operation at least: all its file operations, and random times
-RANDOM_TIMES = 100  # of them at least
+RANDOM_TIMES = 50  # of them at least
 FILE_SIZES = 40  # edges of files that may not grow
 DEEDS: tuple[Deed, ...] = ("kill", "ENOSPC", "EIO", "short")
-REBUILD_EVERY = 10  # where no index is left, one is built there in one trial of so many
+WRITTEN_EVERY = 5  # in one trial of so many the next writer does something, and must end with nothing stray
+MEMORY = Path(
+    "/dev/shm"
+)  # what a killed process leaves behind is the same in a file system in memory, and sooner there
 
 
 @click.command()
 @click.option("--sample", type=int, help="So many stops of each kind and operation instead of all.")
+@click.option("--faults", type=int, help="So many ENOSPC, EIO and short writes of each operation instead of all.")
 @click.option("--only", multiple=True, help="An operation by name; can be given several times.")
 @click.option("--seed", default=0, show_default=True, help="Of random times and samples.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the indexes. [default: in memory]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
-def crash(sample: int | None, only: tuple[str, ...], seed: int, out: Path | None) -> None:
+def crash(
+    sample: int | None, faults: int | None, only: tuple[str, ...], seed: int, scratch: Path | None, out: Path | None
+) -> None:
     """Kill every operation at every file operation and at random times; let the disk fail at each; look what is left.
 
     Example: python -m benchmarks crash
@@ -41,7 +49,7 @@ def crash(sample: int | None, only: tuple[str, ...], seed: int, out: Path | None
     _one_thread()
     trials: list[Trial] = []
     counts: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=scratch or (MEMORY if os.access(MEMORY, os.W_OK) else None)) as temporary:
         folder = Path(temporary)
         for start in {operation.start for operation in chosen}:
             prepare(STARTS[start], folder / start)
@@ -49,9 +57,9 @@ def crash(sample: int | None, only: tuple[str, ...], seed: int, out: Path | None
             start = folder / operation.start
             points, seconds, largest = measure(operation, start, folder)
             counts[operation.name] = points
-            stops = list(_stops(points, seconds, largest, sample, np.random.default_rng(seed)))
-            for number, stop in enumerate(tqdm(stops, desc=operation.name, unit="trials")):
-                trial = run_trial(operation, start, folder, stop, number % REBUILD_EVERY == 0)
+            stops = list(_stops(points, seconds, largest, (sample, faults or sample), np.random.default_rng(seed)))
+            for number, stop in enumerate(tqdm(stops, desc=operation.name, unit="trials", mininterval=5)):
+                trial = run_trial(operation, start, folder, stop, number % WRITTEN_EVERY == 0)
                 trials.append(trial)
                 if trial.fault:
                     click.echo(f"{operation.name}, {stop}: {trial.fault}")
@@ -62,19 +70,21 @@ def _one_thread() -> None:
     """Before any parallel region: a process that had one cannot be forked and go on with OpenMP."""
     import torch
 
-    import funnel.planning.windows as windows
+    from funnel.planning import costs, windows
     from indexes._faiss import use_one_thread
 
     torch.set_num_threads(1)
     use_one_thread()
     # Latencies are measured for milliseconds instead of seconds: what is written is the same.
     windows.WINDOW_SECONDS, windows.MOST_SECONDS = 0.001, 0.01
+    costs.MOST_TIMINGS = costs.FEWEST_TIMINGS
 
 
 def _stops(
-    points: int, seconds: float, largest: int, sample: int | None, random: np.random.Generator
+    points: int, seconds: float, largest: int, samples: tuple[int | None, int | None], random: np.random.Generator
 ) -> Iterator[Stop]:
-    """Every point with every deed, random times, and edges of files; or a sample of each."""
+    """Every point with every deed, random times, and edges of files; or samples of kills and of faults."""
+    sample, faults = samples
     every = range(points)
 
     def drawn(values: Sequence[int], count: int | None) -> list[int]:
@@ -83,10 +93,10 @@ def _stops(
         return sorted(random.choice(len(values), count, replace=False).tolist())
 
     for deed in DEEDS:
-        yield from (Stop(deed, at=at) for at in drawn(every, sample))
+        yield from (Stop(deed, at=at) for at in drawn(every, sample if deed == "kill" else faults))
     times = sample or max(RANDOM_TIMES, KILLS - points)
     yield from (Stop("kill", seconds=float(at)) for at in random.uniform(0.0, seconds, times))
-    edges = np.geomspace(100, largest, sample or FILE_SIZES)
+    edges = np.geomspace(100, largest, min(FILE_SIZES, faults or FILE_SIZES) + 1)
     yield from (Stop("short", file_bytes=int(edge)) for edge in edges[:-1])
 
 
