@@ -17,7 +17,7 @@ from benchmarks.crash.operations import GROWN, STARTS, vectors
 from funnel import FLAT, FunnelIndex
 from funnel.errors import DamagedIndexError
 from funnel.storage import IndexFolder, check
-from funnel.storage.layout import CURRENT, GENERATIONS, LOCK, is_cache
+from funnel.storage.layout import CURRENT, GENERATIONS, generation_name, is_cache
 
 __all__ = ["damage"]
 
@@ -53,7 +53,7 @@ def damage(count: int, seed: int, out: Path | None) -> None:
             raise click.ClickException("the index is not sound to begin with")
         for kind, paths in kinds.items():
             counted = table[kind] = _Count()
-            for number in tqdm(range(2 * count), desc=kind, unit="trials"):
+            for number in tqdm(range(2 * count), desc=kind, unit="trials", mininterval=5):
                 path = paths[int(random.integers(len(paths)))]
                 flip = number < count
                 counted.flips, counted.truncations = counted.flips + flip, counted.truncations + (not flip)
@@ -70,13 +70,12 @@ def damage(count: int, seed: int, out: Path | None) -> None:
 
 
 def _kinds(folder: Path) -> dict[str, list[Path]]:
-    """The files by kind: their names, but manifests and tombstones, whose names are numbers, by their folders."""
-    kinds: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != LOCK and path.stat().st_size:
-            parts = path.relative_to(folder).parts
-            kind = parts[0] if parts[0] in (GENERATIONS, "tombstones") else path.name
-            kinds.setdefault(kind, []).append(path)
+    """The live generation's files by kind: their names, but manifests and tombstones, called by numbers, by folders."""
+    manifest = IndexFolder(folder).manifest()
+    kinds = {CURRENT: [folder / CURRENT], GENERATIONS: [folder / GENERATIONS / generation_name(manifest.generation)]}
+    for relative in sorted(manifest.files):
+        kind = "tombstones" if relative.startswith("tombstones/") else relative.rsplit("/", 1)[-1]
+        kinds.setdefault(kind, []).append(folder / relative)
     return kinds
 
 
@@ -88,7 +87,7 @@ def _flipped(good: bytes, random: np.random.Generator) -> bytes:
 
 def _problem(folder: Path, damaged: str | None, number: int = 0) -> str | None:
     """What is not as it should be, of an index one of whose files is damaged, or none."""
-    lines = [line for line in check(folder).lines if line.status != "ok"]
+    lines = [line for line in check(folder).lines if line.status in ("damaged", "rebuildable")]
     if damaged is None:
         return str(lines) if lines else None
     # A CURRENT of the right form that names another manifest is one half of a pair that disagrees.

@@ -90,7 +90,7 @@ def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, coarse
         str(limit),
         coarse,
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"killed ({done.returncode})"])[-1]}
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -103,10 +103,8 @@ def _stops(
 def _say(
     chosen: Sequence[Operation], trials: Sequence[Trial], counts: dict[str, int], sample: int | None, out: Path | None
 ) -> None:
-    click.echo(
-        "\n| operation | file operations | kills there | kills at random times | ENOSPC | EIO | short writes | broken or lost |"
-    )
-    click.echo("|:--|--:|--:|--:|--:|--:|--:|--:|")
+    heads = ("operation", "file operations", "kills there", "at random times", *DEEDS[1:], "broken or lost")
+    click.echo(f"\n| {' | '.join(heads)} |\n|:--{'|--:' * (len(heads) - 1)}|")
     table = []
     for operation in chosen:
         own = [trial for trial in trials if trial.operation == operation.name]
@@ -115,7 +113,7 @@ def _say(
             "operation": operation.name,
             "file operations": counts[operation.name],
             "kills there": sum(trial.stop.at is not None for trial in kills),
-            "kills at random times": sum(trial.stop.seconds is not None for trial in kills),
+            "at random times": sum(trial.stop.seconds is not None for trial in kills),
             **{deed: sum(trial.stop.deed == deed for trial in own) for deed in DEEDS[1:]},
             "broken or lost": sum(trial.fault is not None for trial in own),
         }

@@ -1,4 +1,4 @@
-"""The operations that are stopped, as a table: what each begins with, what it calls, what the index holds after each call."""
+"""The operations that are stopped, as a table: what each begins with, calls, and holds after each call."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ STARTS: dict[str, Callable[[Path], None]] = {
 
 
 def grow(path: Path, content: Content, name: str = "d9000") -> dict[str, int]:
-    """What the next writer does: one document more, or a build where there is no index. Gives what must be there then."""
+    """What the next writer does: one document more, or a build where there is no index; gives what must be there."""
     if content is None:
         _built(path, BUILT)
         return BUILT

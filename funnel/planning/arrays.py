@@ -27,7 +27,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member (APPNOTE 4.3.7): the l
 ZIP64_EXTRA = 20  # bytes that zipfile puts before the extra field of a member that may be large
 EXTRA_FIELD = struct.Struct("<HH")  # identifier and length of an extra field (APPNOTE 4.5.1)
 PADDING = 0xD935  # the identifier that Android's zipalign uses for padding; other readers skip it
-# A compressed member may become so many times as large as the file, and a megabyte beside: room for arrays, none for bombs.
+# A compressed member may become so many times as large as the file, and a megabyte beside: no room for bombs.
 LARGEST_EXPANSION, SMALL_MEMBER = 64, 1_000_000
 # Out of zipfile, zlib and numpy's header parser, which evaluates the header as a Python literal; RecursionError and
 # NotImplementedError are RuntimeErrors.
