@@ -29,8 +29,8 @@ def benchmarks() -> None:
 
 
 for command in (
-    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, updates, crash,
-    damage, limited,
+    budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, updates,
+    crash, damage, limited,
 ):  # fmt: skip
     benchmarks.add_command(command)
 

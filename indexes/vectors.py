@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -105,7 +106,7 @@ class VectorStore:
     """A matrix [n, dim] of unit rows. Made by `open`.
 
     Attributes:
-        matrix: torch [n, dim], float16 or float32. On the CPU a map of the file that can only be read.
+        matrix: torch [n, dim], float16 or float32. On the CPU a private map of the file: do not write to it.
         device: Where `matrix` lies.
     """
 
@@ -254,8 +255,14 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
 
 def _map(path: Path) -> mmap.mmap:
     with open(path, "rb") as file:
-        # Read-only: a map that could be written to, even if privately, counts as data under a limit on memory.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            # Copy-on-write: torch wants a writable array, and nothing reaches the file.
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            # A limit on memory (ulimit -d) counts what could be written to, even privately, and spares this.
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class _Mapped:

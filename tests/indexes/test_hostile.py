@@ -78,7 +78,7 @@ def test_no_size_in_a_file_costs_more_memory_than_a_few_files(name: str, tmp_pat
             load_again(index, tmp_path / "coarse.faiss")
         except CoarseIndexError:
             refused += 1
-    assert refused > 5
+    assert refused > 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kilobytes
 
 
