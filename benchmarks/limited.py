@@ -112,7 +112,8 @@ def _run(deed: str, matrix: str, asked: str, index: str, limit: str, coarse: str
     from indexes._faiss import load_faiss
 
     load_faiss()
-    torch.ones(64, 64) @ torch.ones(64, 64)  # threads and their stacks are there before the limit, as after any call
+    for ones in (np.ones((512, 512), np.float32), torch.ones(512, 512)):
+        ones @ ones  # threads, their stacks and BLAS's buffers are there before the limit: they come with any call
     imports = data_mb()
     allowed = int((imports + float(limit)) * MB)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))

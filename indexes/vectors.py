@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
@@ -17,6 +16,7 @@ import torch
 
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
+from indexes.mapping import map_file
 
 __all__ = ["VectorStore", "VectorWriter"]
 
@@ -119,8 +119,9 @@ class VectorStore:
         start: int,
     ) -> None:
         self.path = path
-        self._map = _map(path)
-        mapped = np.frombuffer(np.asarray(_Mapped(self._map)), dtype, math.prod(shape), start).reshape(shape)
+        with open(path, "rb") as file:
+            self._map, whole = map_file(file)
+        mapped = np.frombuffer(whole, dtype, math.prod(shape), start).reshape(shape)
         self.matrix = torch.from_numpy(mapped).to(device)
         self.dtype = dtype
         self.device = self.matrix.device
@@ -251,24 +252,3 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
     if found != expected:
         raise CoarseIndexError(f"{path} has {found} bytes; a {dtype} matrix of {list(shape)} has {expected}")
     return (shape[0], shape[1]), dtype, start
-
-
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        try:
-            # Copy-on-write: torch wants a writable array, and nothing reaches the file.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            # A limit on memory (ulimit -d) counts what could be written to, even privately, and spares this.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-class _Mapped:
-    """The bytes of a map for torch, which would warn of an array that is marked read-only."""
-
-    def __init__(self, whole: mmap.mmap) -> None:
-        self._bytes = np.frombuffer(whole, np.uint8)
-        interface = self._bytes.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

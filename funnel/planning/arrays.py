@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 import tokenize
 import zipfile
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
+from indexes.mapping import map_file
 
 __all__ = ["map_arrays", "write_arrays"]
 
@@ -63,14 +63,14 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no array that is read-only
+            _, whole = map_file(file)
             members = archive.infolist()
             return {member.filename.removesuffix(SUFFIX): _array(archive, member, whole) for member in members}
         except (*UNREADABLE, OSError) as error:  # OSError: a place in the file that cannot be gone to
             raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: mmap.mmap) -> npt.NDArray[Any]:
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     with archive.open(member) as opened:
         shape, fortran, dtype = _header(opened)
         header = opened.tell()
