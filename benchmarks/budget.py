@@ -71,7 +71,7 @@ def own_python_us(index: FunnelIndex, queries: npt.NDArray[np.float32], recall: 
     plan = index.explain(recall=recall).plan
     if plan.is_flat:
         return 0.0
-    bare = _bare_calls(index, queries, plan)
+    bare = _bare_search(index, queries, plan) if index.searcher.cascade.alone else _bare_calls(index, queries, plan)
     whole, alone = np.empty((2, PASSES, len(queries)))
     for number in range(PASSES):
         _seconds(lambda i: index.search_vectors(queries[i : i + 1], 10, recall=recall), whole[number])
@@ -101,6 +101,12 @@ def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any)
             rows.gather(1, places)
 
     return bare
+
+
+def _bare_search(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any) -> Callable[[int], object]:
+    """The coarse search, where that is all: of the queries as the user gives them."""
+    coarse, prepared = index.searcher.cascade.coarse, index.searcher.prepare(queries)
+    return lambda i: coarse.search(prepared[i : i + 1], plan.shortlist, plan.effort)
 
 
 def _seconds(call: Callable[[int], object], result: npt.NDArray[np.float64]) -> None:

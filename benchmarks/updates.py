@@ -18,7 +18,7 @@ from funnel import FLAT, FunnelIndex
 
 __all__ = ["updates"]
 
-UNSEEN = 2_000  # queries that calibration never sees
+UNSEEN, KNOWN = 2_000, 2_000  # queries that calibration never sees, and those it is made on
 SINGLE, BATCH = 100, 1_000  # adds of one row; rows of a batch
 SHARE = 0.3  # of the rows, added and deleted
 RECALLS = (0.90, 0.95, 0.99)
@@ -31,7 +31,7 @@ Float32 = npt.NDArray[np.float32]
 @click.command()
 @click.option("--vectors", type=click.Path(path_type=Path), help="Folder with corpus.*.npy and queries.*.npy.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
-@click.option("--rows", default=50_000, show_default=True, help="Rows of the first build.")
+@click.option("--rows", default=30_000, show_default=True, help="Rows of the first build.")
 @click.option("--coarse", help="The coarse index by name; chosen otherwise.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
 def updates(vectors: Path | None, data: Path | None, rows: int, coarse: str | None, out: Path | None) -> None:
@@ -41,7 +41,7 @@ def updates(vectors: Path | None, data: Path | None, rows: int, coarse: str | No
     """
     folder = vectors or data_folder(data) / "vectors-384"
     corpus, queries = load_rows(next(folder.glob("corpus.*npy"))), load_rows(next(folder.glob("queries.*npy")))
-    unseen, known = queries[:UNSEEN], queries[UNSEEN:]
+    unseen, known = queries[:UNSEEN], queries[UNSEEN : UNSEEN + KNOWN]
     order = np.random.default_rng(0).permutation(len(corpus))
     more = round(SHARE * rows)
     first, then, single = np.split(corpus[order[: rows + more + SINGLE]], [rows, rows + more])
@@ -49,15 +49,21 @@ def updates(vectors: Path | None, data: Path | None, rows: int, coarse: str | No
         path = Path(temporary) / "index"
         index = FunnelIndex.build(first, path, queries=known, adaptor="pca", coarse=coarse)
         recalls = {"built": _recalls(index, unseen)}
+        click.echo(f"built: {recalls['built']}")
         one_ms = [_ms(lambda at=at: index.add(single[at : at + 1])) for at in range(SINGLE)]
         batch_ms = [_ms(lambda at=at: index.add(then[at : at + BATCH])) for at in range(0, more, BATCH)]
+        click.echo(
+            f"single adds {_quantiles(one_ms)} ms, batches {_quantiles(batch_ms)} ms, all {sum(batch_ms):.0f} ms"
+        )
         recalls["30 % added"] = _recalls(index, unseen)
         gone = np.random.default_rng(1).choice(index.ids(), more, replace=False)
         delete_ms = _ms(lambda: index.delete(gone))
         planned_ms = _ms(lambda: index.explain(K, recall=0.95))
+        click.echo(f"deleted in {delete_ms:.0f} ms, planned in {planned_ms:.0f} ms")
         recalls["30 % deleted"] = _recalls(index, unseen)
         certified = {str(recall): str(index.explain(K, recall=recall).certificate) for recall in RECALLS}
         one_deleted_ms = [_ms(lambda at=at: _delete_and_search(index, at, unseen)) for at in index.ids()[:20]]
+        click.echo(f"{recalls['30 % deleted']}; one deleted, and a search: {_quantiles(one_deleted_ms)} ms")
         reopened = _recalls(FunnelIndex.open(path), unseen)
         alone, beside, compact_s = _searches_beside_compaction(path, unseen)
         index.refresh()

@@ -50,7 +50,7 @@ class Ids:
         asked = np.array([hash(one) for one in wanted] if self.text else wanted, dtype=np.int64)
         first, last = np.searchsorted(keys, asked, "left"), np.searchsorted(keys, asked, "right")
         found = np.full(len(asked), -1, dtype=np.int64)
-        for number in np.flatnonzero(first < last):
+        for number in np.flatnonzero(first < last).tolist():
             for place in range(first[number], last[number]):  # more than one where texts have the same hash
                 position = place if places is None else int(places[place])
                 if not self.text or self.at(np.array([position]))[0] == wanted[number]:

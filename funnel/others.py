@@ -62,12 +62,15 @@ class Others:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
         return best_of(answers, k)
 
-    def truth(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Float32:
-        """True scores float32 [n, k], falling, over every segment."""
-        answers = [found, *(cascade.truth(prepared, k) for _, cascade in self.coarse)]
+    def truth(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Answer:
+        """The true best k over every segment. found: those of the first."""
+        answers = [found]
+        for segment, cascade in self.coarse:
+            scores, rows = cascade.truth(prepared, k)
+            answers.append((scores, segment.positions(rows)))
         if self.exact is not None:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
-        return best_of(answers, k)[0]
+        return best_of(answers, k)
 
     def join_until(
         self, first: Cascade, prepared: Float32, plan: Plan, k: int, deadline: Deadline, found: Found

@@ -123,10 +123,11 @@ class Searcher:
             return self.others.join(self.cascade, prepared, plan, k, (scores, self._positions(rows)))
         return scores, self._positions(rows)
 
-    def truth(self, prepared: Float32, k: int) -> Float32:
-        """The true scores of the best k float32 [n, k], by flat search over every row."""
-        found = self.cascade.truth(prepared, k)
-        return found[0] if self.others is None else self.others.truth(self.cascade, prepared, k, found)
+    def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
+        """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
+        scores, rows = self.cascade.truth(prepared, k)
+        found = scores, self._positions(rows)
+        return found if self.others is None else self.others.truth(self.cascade, prepared, k, found)
 
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""

@@ -104,7 +104,7 @@ class Updates:
                 live = transaction.previous
                 if live is None:
                     raise StorageError(f"{self.path} holds no index any more; build it again")
-                if not same_generation(live, self.manifest):
+                if not same_generation(live, self._state.opened.manifest):
                     self._move()
                 result = change(transaction, self._state.opened)
             self._move()

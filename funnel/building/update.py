@@ -162,7 +162,7 @@ def _positions(opened: Opened, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.in
     return np.concatenate(parts)
 
 
-def delete_ids(transaction: Transaction, opened: Opened, ids: Sequence[Any], strict: bool) -> Changes:
+def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | int, strict: bool) -> Changes:
     """Commit tombstones for these ids. Raises InputError for an unknown one where strict; nothing is then changed."""
     wanted = checked_ids(opened, ids)
     rows = live_rows_of(opened, wanted)

@@ -28,8 +28,8 @@ REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or
 CALLER = 5  # frames from the warning to whoever called search
 
 Float32 = npt.NDArray[np.float32]
-# Prepared queries and k -> the scores of their true top k, falling.
-Flat = Callable[[Float32, int], Float32]
+# Prepared queries and k -> the scores of their true top k, falling, and the rows.
+Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
 
 
 class Monitor:
@@ -99,7 +99,7 @@ class Monitor:
         if not len(drawn):
             return
         k = scores.shape[1]
-        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k))
+        found = true_recalls(scores[drawn], self._flat(np.ascontiguousarray(prepared[drawn]), k)[0])
         name, promised = budget()
         line = running.add(name, k, promised, found)
         if line.broken and self._drift is not None:

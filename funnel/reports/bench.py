@@ -149,6 +149,8 @@ def _flat(
 def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int], object]:
     """FAISS's flat index over the same vectors in memory, at its best setting; the mapped matrix if too large."""
     store = index.searcher.cascade.store
+    if index.searcher.others is not None or index.searcher.cascade.live is not None:  # not all rows, or not only they
+        return index.searcher.truth
     if store.device.type != "cpu" or store.n * store.dim * 4 > MEMORY_SHARE * _free_bytes():
         return index.searcher.cascade.truth
     return FlatBaseline(store).search

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import DamagedIndexError
-from funnel.ids import Ids
+from funnel.ids import Ids, JoinedIds
 
 texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), min_size=1, max_size=30)
 
@@ -83,3 +83,43 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_run_of_bytes_can_be_opened(tmp_path: Path) -> None:
     assert written(tmp_path, [""]).all() == [""]
+
+
+@given(texts, st.data())
+def test_positions_of_texts(values: list[str], data: st.DataObject) -> None:
+    """The first of equal ones may be any of them; those not there are -1."""
+    ids = Ids(*packed(values))
+    wanted = data.draw(st.lists(st.sampled_from([*values, "not there at all"]), max_size=10))
+    for one, position in zip(wanted, ids.find(wanted).tolist(), strict=True):
+        assert (values[position] if position >= 0 else None) == (one if one in values else None)
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2, 3], [3, 7, 2**62], [9, -4, 5]])
+def test_positions_of_numbers(tmp_path: Path, values: list[int]) -> None:
+    ids = written(tmp_path, values)
+    assert ids.find([*reversed(values), 1_000]).tolist() == [*reversed(range(len(values))), -1]
+    assert ids.largest == max(values) and not ids.text
+
+
+def test_ids_with_the_same_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel.ids.hash", lambda text: len(text), raising=False)
+    ids = Ids(*packed(["ab", "cd", "e", "fg"]))
+    assert ids.find(["fg", "ab", "zz", "e", "cd"]).tolist() == [3, 0, -1, 2, 1]
+
+
+@given(st.lists(texts, min_size=1, max_size=4), st.data())
+def test_joined_ids_are_those_of_the_parts(parts: list[list[str]], data: st.DataObject) -> None:
+    joined = JoinedIds([Ids(*packed(values)) for values in parts])
+    everything = [value for values in parts for value in values]
+    assert joined.all() == everything and len(joined) == len(everything) and joined.text
+    positions = data.draw(st.lists(st.integers(-1, len(everything) - 1), min_size=1, max_size=12))
+    expected = [None if position < 0 else everything[position] for position in positions]
+    assert joined.at(np.array(positions)).tolist() == expected
+
+
+def test_joined_numbers(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    joined = JoinedIds([written(tmp_path / "a", [4, 5]), written(tmp_path / "b", [1])])
+    found = joined.at(np.array([[2, 0], [-1, 1]]))
+    assert found.dtype == np.int64 and found.tolist() == [[1, 4], [-1, 5]]

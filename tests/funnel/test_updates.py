@@ -113,7 +113,6 @@ def test_a_plan_never_gives_back_what_was_deleted(index: FunnelIndex, more: Floa
         for wanted in (plan, FLAT):
             assert not first & set(index.search_vectors(queries, 10, plan=wanted).ids.ravel())
             assert not first & set(index.search_vectors(queries, 10, plan=wanted, deadline_ms=10_000).ids.ravel())
-    assert recall(index, unseen, plan=plan) > 0.9  # type: ignore[arg-type]
 
 
 def test_single_adds_are_put_together(index: FunnelIndex, model: Model, more: Float32, unseen: Float32) -> None:
@@ -223,12 +222,11 @@ def test_compact(index: FunnelIndex, model: Model, more: Float32, unseen: Float3
 def test_compacting_keeps_rows_bit_by_bit(tmp_path: Path, rows: Float32) -> None:
     index = FunnelIndex.build(rows[:400], tmp_path / "index", adaptor="pca", progress=False)
     index.add(rows[400:500])
-    before = {one: index.segments[0].store.matrix for one in ()}
     stored = _stored(index)
     index.delete([3, 450])
     index.compact()
     after = _stored(index)
-    assert before == {} and after.keys() == stored.keys() - {3, 450}
+    assert after.keys() == stored.keys() - {3, 450}
     assert all((after[one] == stored[one]).all() for one in after)
 
 

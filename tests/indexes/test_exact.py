@@ -66,3 +66,19 @@ def test_blocks_keep_their_own_numbers(rows: Float32Array) -> None:
     top = RunningTop(rows[:5].copy(), 1)
     top.update(rows[:100].copy(), 1_000)
     assert top.rows[:, 0].tolist() == [1000, 1001, 1002, 1003, 1004]
+
+
+@pytest.mark.parametrize("rows_at_a_time", [100, 10_000])
+@pytest.mark.parametrize("left", [0, 3, 700])
+def test_only_live_rows_are_found(
+    store: VectorStore, queries: Float32Array, left: int, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the others were not there; -inf and -1 where fewer than k are left."""
+    monkeypatch.setattr(exact, "CELLS_AT_A_TIME", rows_at_a_time * store.dim)
+    live = np.zeros(store.n, dtype=np.bool_)
+    live[np.random.default_rng(3).choice(store.n, left, replace=False)] = True
+    scores, rows = exact_search(store, queries[:9], 10, live=live)
+    true = -np.sort(-np.where(live, scores_of(store, queries[:9]), -np.inf), axis=1)[:, :10]
+    np.testing.assert_allclose(scores, true, atol=2e-6)
+    assert ((rows >= 0) == np.isfinite(scores)).all()
+    assert live[rows[rows >= 0]].all()

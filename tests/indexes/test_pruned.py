@@ -204,3 +204,24 @@ def test_stored_rows_are_not_written_to(store: VectorStore) -> None:
     for count in (1, 20):
         searcher(store)(spectrum(count, 2, 1.0), 10)
     assert torch.equal(before, store.matrix)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("count", [1, 40])
+def test_among_live_rows(store: VectorStore, count: int, keep: bool) -> None:
+    """The same search without deleted rows, whose best ones would have been found; it shares what was made."""
+    queries, k = spectrum(count, 2, 1.0), 10
+    whole = searcher(store, keep=keep)
+    live = np.ones(store.n, dtype=np.bool_)
+    live[np.unique(whole(queries, k)[1])] = False
+
+    def reached(asked: Float32Array, k: int) -> Float32Array:
+        return np.sort(np.where(live, asked @ store.matrix.float().numpy().T, -np.inf), axis=1)[:, -k]
+
+    part = whole.among(live, reached)
+    scores, rows = part(queries, k)
+    true, _ = exact_search(store, queries, k, live=live)
+    assert part.choose(queries, k) is not None
+    np.testing.assert_allclose(scores, true, atol=TIE)
+    assert live[rows].all()
+    assert part.resident_bytes == whole.resident_bytes

@@ -1,12 +1,23 @@
-"""One writer at a time."""
+"""One writer at a time, and readers whose generations stay."""
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from funnel.errors import StorageError
-from funnel.storage.locks import WriterLock
+from funnel.storage import IndexFolder
+from funnel.storage.locks import ReaderLock, Removal, WriterLock
+from tests.funnel.storage.helpers import commit_all
+
+
+def write_index(root: Path) -> None:
+    """A new generation that shares nothing with the one before."""
+    with IndexFolder(root).begin() as transaction:
+        commit_all(transaction)
 
 
 def test_the_second_writer_is_told_who_writes(tmp_path):
@@ -35,3 +46,54 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / ".funnel-lock")
     with pytest.raises(StorageError, match="not a regular file"):
         WriterLock(tmp_path)
+
+
+def test_a_reader_keeps_its_generation_until_it_lets_go(tmp_path):
+    """Its manifest and parts stay through later commits, and go with the first commit afterwards."""
+    root = tmp_path / "index"
+    write_index(root)
+    _, lock = IndexFolder(root).read()
+    kept = [root / path for path in IndexFolder(root).manifest().files]
+    write_index(root)
+    write_index(root)
+    assert all(path.exists() for path in kept)
+    assert (root / "generations/000001.json").exists() and not (root / "generations/000002.json").exists()
+    lock.release()
+    lock.release()
+    write_index(root)
+    assert not any(path.exists() for path in kept)
+    assert sorted(path.name for path in (root / "generations").iterdir()) == ["000004.json"]
+
+
+def test_what_a_dead_reader_held_goes(tmp_path):
+    """The system frees its lock, however it ends."""
+    root = tmp_path / "index"
+    write_index(root)
+    code = "import sys; from funnel.storage import IndexFolder\n" + (
+        "held = IndexFolder(sys.argv[1]).read(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        write_index(root)
+        assert (root / "generations/000001.json").exists()
+        process.kill()
+    write_index(root)
+    assert not (root / "generations/000001.json").exists()
+
+
+def test_a_generation_that_is_being_removed_is_not_taken(tmp_path):
+    """Who comes between the look at CURRENT and the lock sees that the manifest is gone, or locked for good."""
+    root = tmp_path / "index"
+    write_index(root)
+    path = root / "generations/000001.json"
+    removal = Removal(path)
+    assert removal.unread and ReaderLock.take(root, 1) is None
+    removal.close()
+    held = ReaderLock.take(root, 1)
+    assert held is not None
+    removal = Removal(path)
+    assert not removal.unread
+    removal.close()
+    path.unlink()
+    assert ReaderLock.take(root, 1) is None

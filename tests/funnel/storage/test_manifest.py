@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import FormatVersionError, InputError
-from funnel.storage.layout import BOUNDS
+from funnel.storage.layout import BOUNDS, FORMAT_VERSION
 from funnel.storage.manifest import BlockHashes, FileEntry, encode, parse
 
 ID = "000001-0123abcd"
@@ -175,8 +175,8 @@ def test_broken_json_is_refused(data):
 
 
 def test_a_newer_format_names_both_versions_and_the_remedy():
-    changed = {"format_version": 2, "whatever": "comes"}
-    with pytest.raises(FormatVersionError, match=r"version 2.*up to 1.*upgrade"):
+    changed = {"format_version": FORMAT_VERSION + 1, "whatever": "comes"}
+    with pytest.raises(FormatVersionError, match=rf"version {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*upgrade"):
         parse(json.dumps(changed).encode())
 
 
