@@ -17,10 +17,12 @@ from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
 from benchmarks.promise import promise
+from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
 from benchmarks.texts import texts
 from benchmarks.updates import updates
+from benchmarks.wide import wide
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +32,7 @@ def benchmarks() -> None:
 
 for command in (
     budget, promise, tail, latency, exact, peers, adaptors, scifact, texts, demo, memory, matryoshka, drift, updates,
-    crash, damage, limited,
+    scale, wide, crash, damage, limited,
 ):  # fmt: skip
     benchmarks.add_command(command)
 

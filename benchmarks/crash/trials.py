@@ -26,7 +26,7 @@ from funnel.storage import check
 
 __all__ = ["Stop", "Trial", "measure", "prepare", "run_trial"]
 
-LONGEST = 120.0  # seconds after which a trial is given up, and counted as broken
+LONGEST = 900.0  # seconds after which a trial is given up, and counted as broken: a busy machine stops some for minutes
 SAME = 0.999  # cosine of a stored row to the one given: float16 moves it by up to 2e-4
 
 
