@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test lint format types clean
+.PHONY: install demo test fuzz lint format types clean
 
 install: $(STAMP)
 
@@ -26,6 +26,14 @@ test: install
 	@$(BIN)/python -m pytest $(ARGS) || { status=$$?; \
 	  if [ $$status -eq 5 ]; then echo 'make test: FAILED, no tests were collected' >&2; fi; \
 	  exit $$status; }
+
+# Every target for so many seconds under atheris; stops at the first error that is not documented.
+SECONDS_PER_TARGET ?= 10
+FUZZED := manifest jsonl csv calibration-json calibration-arrays adaptor-json adaptor-tensors
+fuzz: install
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	@for target in $(FUZZED); do \
+	  $(BIN)/python -m tests.fuzz $$target $(SECONDS_PER_TARGET) || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .

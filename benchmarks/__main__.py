@@ -6,6 +6,8 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.crash.command import crash
+from benchmarks.damage import damage
 from benchmarks.demo import demo
 from benchmarks.drift import drift
 from benchmarks.encoding import encoding
@@ -14,6 +16,7 @@ from benchmarks.filters import filters
 from benchmarks.gpu import gpu
 from benchmarks.hybrid import hybrid
 from benchmarks.latency import latency
+from benchmarks.limited import limited
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
@@ -34,6 +37,8 @@ def benchmarks() -> None:
 for command in (
     adaptors,
     budget,
+    crash,
+    damage,
     demo,
     drift,
     encoding,
@@ -42,6 +47,7 @@ for command in (
     gpu,
     hybrid,
     latency,
+    limited,
     matryoshka,
     memory,
     peers,

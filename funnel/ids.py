@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.errors import DamagedIndexError
+from funnel.storage.arrays import map_npy
 
 __all__ = ["Ids", "JoinedIds"]
 
@@ -27,8 +27,9 @@ class Ids:
     def open(cls, segment: Path) -> Ids:
         """The ids of a segment. Raises DamagedIndexError naming the file."""
         offsets_path = segment / "id_offsets.npy"
-        values = _map(segment / "ids.npy")
-        return cls(values, _map(offsets_path) if offsets_path.exists() else None)
+        texts = offsets_path.exists()
+        values = map_npy(segment / "ids.npy", ("uint8",) if texts else ("int64",), 1)
+        return cls(values, map_npy(offsets_path, ("int64",), 1) if texts else None)
 
     @property
     def text(self) -> bool:
@@ -122,14 +123,3 @@ class JoinedIds:
     def all(self) -> list[Any]:
         """Every id, in input order."""
         return [one for part in self.parts for one in part.all()]
-
-
-def _map(path: Path) -> npt.NDArray[Any]:
-    try:
-        try:
-            mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:  # an empty array cannot be mapped
-            mapped = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DamagedIndexError(f"{path}: not a readable array ({error})") from error
-    return mapped

@@ -30,6 +30,7 @@ from funnel.planning.updated import Updated
 from funnel.searcher import Searcher
 from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
+from funnel.storage.arrays import map_npy
 from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, check_placement, exact_search, family
 
@@ -78,7 +79,7 @@ def coarse_width(manifest: Manifest) -> int:
 
 def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
     """1 / norm of every row's prefix at the intermediate widths, float32 [n] each; 0 for a zero prefix."""
-    norms = np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False)
+    norms = map_npy(segment / "norms.npy", ("float32",), 2)
     result = {}
     for width in widths[:-1]:
         column = np.array(norms[:, ladder.index(width)], dtype=np.float32)
@@ -122,7 +123,7 @@ def make_cascade(
     def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return flat(cascade.as_stored(queries), k)
 
-    norms = np.asarray(np.load(segment / "norms.npy", mmap_mode="r", allow_pickle=False))
+    norms = np.asarray(map_npy(segment / "norms.npy", ("float32",), 2))
     return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
 
 
@@ -223,7 +224,7 @@ def _open_segment(
         widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
         keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
         cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
-        order = np.asarray(np.load(path / "order.npy", mmap_mode="r", allow_pickle=False))
+        order = np.asarray(map_npy(path / "order.npy", ("int64",), 1))
     documents = DocumentStore.open(path / "documents.sqlite") if manifest.settings["documents"] else None
     segment = Segment(part.id, first, store, Ids.open(path), order, cascade, documents, rebuilt)
     _check_agreement(segment, part.rows)
@@ -246,11 +247,9 @@ def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt
     """The rows that were deleted, set by set."""
     sets = []
     for part in manifest.tombstones:
-        rows = np.load(folder.path / "tombstones" / f"{part.id}.npy", allow_pickle=False)
-        if rows.dtype != np.int64 or rows.shape != (part.rows,):
-            raise DamagedIndexError(
-                f"tombstones/{part.id}.npy is {rows.dtype} {list(rows.shape)}, not {part.rows} rows"
-            )
+        rows = np.array(map_npy(folder.path / "tombstones" / f"{part.id}.npy", ("int64",), 1))
+        if rows.shape != (part.rows,):
+            raise DamagedIndexError(f"tombstones/{part.id}.npy holds {len(rows)} rows, not {part.rows}")
         if len(rows) and (rows.min() < 0 or rows.max() >= total):
             raise DamagedIndexError(f"tombstones/{part.id}.npy names rows {rows.min()} to {rows.max()} of {total}")
         sets.append(rows)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
+import struct
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,6 +27,16 @@ BLAS_THRESHOLD_PER_THREAD = 800
 # Longest shortlist of families whose effort does not bound it: reranking more rows costs more than a
 # greater effort does.
 MAX_SHORTLIST = 1024
+
+# The head of a file of an index (faiss/impl/index_write.cpp, write_index_header): type, d, ntotal, two fillers,
+# is_trained, metric.
+HEAD = struct.Struct("<4siqqq?i")
+# What reading may allocate at once, in sizes of the file: tables that FAISS works out beside the centroids it reads
+# (IVF-PQ's, 32 bytes a dimension against the 4 of a centroid) are the most.
+ALLOCATED_PER_BYTE = 8
+READ_AS = {"IndexFlat": "IndexFlatIP"}
+# FAISS's limits on reading hold for the whole process.
+_READING = Lock()
 
 FaissIndexType = TypeVar("FaissIndexType", bound="FaissIndex")
 
@@ -143,19 +156,39 @@ class FaissIndex(CoarseIndex):
     @classmethod
     def load(cls: type[FaissIndexType], path: Path, dim: int, settings: Mapping[str, int]) -> FaissIndexType:
         index = cls(dim, **settings)
+        index._check_head(path)
         try:
-            found = index._faiss.read_index(str(path))
-        except RuntimeError as error:
+            found = _read(index._faiss, path)
+        except (RuntimeError, MemoryError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CoarseIndexError(f"{path} cannot be read as {cls.name}: {reason}") from error
         index._check_same(found, path)
         index._adopt(found)
         return index
 
+    def _check_head(self, path: Path) -> None:
+        """Before FAISS parses anything: is it the one type that this family writes, and no larger than it says?"""
+        with open(path, "rb") as file:
+            head, size = file.read(HEAD.size), os.fstat(file.fileno()).st_size
+        expected = self._faiss.serialize_index(self._blank())[: HEAD.size].tobytes()
+        kind, d, _, _, _, _, metric = HEAD.unpack(expected)
+        if len(head) < HEAD.size or head[:4] != kind:
+            raise CoarseIndexError(
+                f"{path} cannot be read as {self.name}: it begins with {head[:4]!r}, expected {kind!r}"
+            )
+        _, found_d, rows, _, _, _, found_metric = HEAD.unpack(head)
+        for key, value, expected_value in (("dim", found_d, d), ("metric", found_metric, metric)):
+            if value != expected_value:
+                raise CoarseIndexError(f"{path} has {key} {value}; the settings say {expected_value}")
+        if not 0 <= rows <= size:
+            raise CoarseIndexError(f"{path} says that it holds {rows:,} rows, and has {size:,} bytes")
+
     def _check_same(self, found: Any, path: Path) -> None:
         blank = self._blank()
-        if type(found) is not type(blank):
-            raise CoarseIndexError(f"{path} holds a {type(found).__name__}; {self.name} is a {type(blank).__name__}")
+        kinds, known = _kinds(self._faiss, found), _kinds(self._faiss, blank)
+        # A flat index of inner products has a type of its own once it was read from a file.
+        if [READ_AS.get(kind, kind) for kind in kinds] != [READ_AS.get(kind, kind) for kind in known]:
+            raise CoarseIndexError(f"{path} holds a {' of '.join(kinds)}; {self.name} is a {' of '.join(known)}")
         expected = self._full_signature(blank)
         for key, value in self._full_signature(found).items():
             if value != expected[key]:
@@ -171,3 +204,36 @@ class FaissIndex(CoarseIndex):
     @property
     def ntotal(self) -> int:
         return int(self._index.ntotal)
+
+
+def _read(faiss: Any, path: Path) -> Any:
+    """Read an index; nothing larger than a few times the file is allocated, and no list has more entries than bytes.
+
+    An index that names another file gets it from the same folder, and read-only, whatever path it says.
+    """
+    size = os.path.getsize(path)
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):  # FAISS below 1.14.2
+        return faiss.read_index(str(path), flags)
+    with _READING:
+        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(ALLOCATED_PER_BYTE * size + 1)
+        faiss.set_deserialization_loop_limit(size)
+        try:
+            return faiss.read_index(str(path), flags)
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])
+
+
+def _kinds(faiss: Any, index: Any) -> list[str]:
+    """The types of an index and of the indexes and lists inside it."""
+    kinds = [type(index).__name__]
+    for name in ("storage", "quantizer"):
+        inner = getattr(index, name, None)
+        if inner is not None:
+            kinds += _kinds(faiss, faiss.downcast_index(inner))
+    lists = getattr(index, "invlists", None)
+    if lists is not None:
+        kinds.append(type(faiss.downcast_InvertedLists(lists)).__name__)
+    return kinds

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,6 +47,11 @@ LINK_BYTES = 4
 FLOAT32_BYTES = 4
 FOOTER_MAGIC = b"symqg\x01"  # the end of a file: footer as JSON, its length (4 bytes), this
 FOOTER_LIMIT = 4_096
+FOOTER_KEYS = {"dim", "degree", "ef_construction", "bits", "rows", "graph"}
+GRAPH_HEAD = struct.Struct("<4QI")  # of rabitqlib's own file: rows, degree, width, padded width, where searches start
+CODED_MAGIC = b"QTMYARGS\x01\0\0\0"  # stands before it where the rows themselves are coded
+# What rabitqlib writes besides the rows: its head, and a rotation and a range of each dimension, below 5 bytes a dim.
+GRAPH_OVERHEAD, GRAPH_OVERHEAD_PER_DIM = 256, 16
 # Asked for half as many rows as its ef, rabitqlib keeps a shorter list of what it found: .90 of the time on 30,000 x
 # 384 at ef 32 to 128, and the same recall@10 to within .0005. A tenth of ef would save no more.
 SHORTLIST_SHARE = 2
@@ -181,7 +187,13 @@ class SymqgIndex(CoarseIndex):
         for key, value in {"dim": index.dim, **index._settings}.items():
             if record[key] != value:
                 raise CoarseIndexError(f"{path} has {key} {record[key]}; the settings say {value}")
+        expected = cls._file_bytes(record, dim, index._settings)
+        if not expected[0] <= size <= expected[1]:
+            raise CoarseIndexError(
+                f"{path} has {size:,} bytes before its footer; {record['rows']:,} rows take {expected[0]:,}"
+            )
         if record["graph"]:
+            cls._check_graph_head(path, record, dim, index._settings)
             index._graph = _read_graph(index._library, path, size)
             found = (index._graph.num_points, index._graph.dim)
         else:
@@ -192,6 +204,27 @@ class SymqgIndex(CoarseIndex):
                 f"{path} holds {found[0]} rows of {found[1]} dims; it says {record['rows']} of {index._width}"
             )
         return index
+
+    @classmethod
+    def _file_bytes(cls, record: Mapping[str, int], dim: int, settings: Mapping[str, int]) -> tuple[int, int]:
+        """The fewest and the most bytes that a file of so many rows has before its footer."""
+        width, rows = max(dim, SMALLEST_WIDTH), record["rows"]
+        if not record["graph"]:
+            return (rows * width * FLOAT32_BYTES,) * 2
+        held = rows * cls._row_bytes(dim, settings)
+        return held, held + GRAPH_OVERHEAD + GRAPH_OVERHEAD_PER_DIM * (width + CODE_STEP)
+
+    @staticmethod
+    def _check_graph_head(path: Path, record: Mapping[str, int], dim: int, settings: Mapping[str, int]) -> None:
+        """Before rabitqlib parses anything: are the sizes at the head of its file those of the footer?"""
+        magic = CODED_MAGIC if settings["bits"] else b""
+        with open(path, "rb") as file:
+            head = file.read(len(magic) + GRAPH_HEAD.size)
+        width = max(dim, SMALLEST_WIDTH)
+        expected = (record["rows"], settings["degree"], width, -(-width // CODE_STEP) * CODE_STEP)
+        found = GRAPH_HEAD.unpack(head[len(magic) :]) if len(head) == len(magic) + GRAPH_HEAD.size else ()
+        if not head.startswith(magic) or found[:4] != expected or found[4] >= record["rows"]:
+            raise CoarseIndexError(f"{path} begins with sizes {list(found)}; its footer says {list(expected)}")
 
     @property
     def ntotal(self) -> int:
@@ -309,7 +342,19 @@ def _read_footer(path: Path) -> tuple[dict[str, int], int]:
         if not tail.endswith(FOOTER_MAGIC) or length > min(FOOTER_LIMIT, end - tail_bytes):
             raise CoarseIndexError(f"{path} cannot be read as {SymqgIndex.name}: it does not end as such a file does")
         file.seek(end - tail_bytes - length)
-        record: dict[str, int] = json.loads(file.read(length))
+        text = file.read(length)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CoarseIndexError(f"{path} has a footer that is not JSON: {error}") from error
+    if (
+        not isinstance(record, dict)
+        or record.keys() != FOOTER_KEYS
+        or any(type(v) not in (int, bool) for v in record.values())
+    ):
+        raise CoarseIndexError(f"{path} has the footer {text[:200]!r}; expected {', '.join(sorted(FOOTER_KEYS))}")
+    if type(record["graph"]) is not bool or record["rows"] < 0:
+        raise CoarseIndexError(f"{path} has {record['rows']} rows and graph {record['graph']!r} in its footer")
     return record, end - tail_bytes - length
 
 

@@ -17,6 +17,7 @@ import torch
 from indexes._placement import Codes, pinned, settled
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
+from indexes.mapping import map_file
 
 __all__ = ["VectorStore", "VectorWriter"]
 
@@ -124,12 +125,14 @@ class VectorStore:
         placement: str = "auto",
     ) -> None:
         self.path = path
-        self._map: mmap.mmap | None = _map(path)
+        with open(path, "rb") as file:
+            mapping, whole = map_file(file)
+        self._map: mmap.mmap | None = mapping
         self.dtype = dtype
         self.n, self.dim = shape
         self._start = start
         self.placement = settled(placement, device, *shape, dtype.itemsize)
-        mapped = torch.from_numpy(np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape))
+        mapped = torch.from_numpy(np.frombuffer(whole, dtype, math.prod(shape), start).reshape(shape))
         in_host = self.placement in ("int8", "host")
         self.matrix = pinned(mapped, device) if in_host else mapped.to(device)
         self.device = torch.empty(0, device=device).device
@@ -305,9 +308,3 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
     if found != expected:
         raise CoarseIndexError(f"{path} has {found} bytes; a {dtype} matrix of {list(shape)} has {expected}")
     return (shape[0], shape[1]), dtype, start
-
-
-def _map(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        # Copy-on-write: torch wants a writable array, and nothing reaches the file.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

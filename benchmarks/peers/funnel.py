@@ -38,11 +38,15 @@ def _measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _point(index: FunnelIndex, target: float, job: dict[str, Any]) -> dict[str, Any]:
-    rows, queries, k = np.load(job["rows"], mmap_mode="r"), np.load(job["queries"]), job["k"]
+    rows, queries, k = (
+        np.load(job["rows"], mmap_mode="r", allow_pickle=False),
+        np.load(job["queries"], allow_pickle=False),
+        job["k"],
+    )
     found = np.asarray(index.search_vectors(queries, k, recall=target).ids)
     return {
         "asked": target,
-        "recall": recall(found, rows, queries, np.load(job["truth"]), k),
+        "recall": recall(found, rows, queries, np.load(job["truth"], allow_pickle=False), k),
         "plan_batch": str(index.explain(k, recall=target, batch=len(queries)).plan),
         "plan_single": str(index.explain(k, recall=target).plan),
         **times_us(lambda asked: index.search_vectors(asked, k, recall=target), queries),

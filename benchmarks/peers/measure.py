@@ -78,8 +78,8 @@ def freed_resident_bytes() -> int:
 def _measure(job: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.peers.libraries import PEERS
 
-    rows = np.load(job["rows"], mmap_mode="r")
-    queries, truth = np.load(job["queries"]), np.load(job["truth"])
+    rows = np.load(job["rows"], mmap_mode="r", allow_pickle=False)
+    queries, truth = np.load(job["queries"], allow_pickle=False), np.load(job["truth"], allow_pickle=False)
     kind = PEERS[job["peer"]]
     peer = kind(rows.shape[1], job["threads"], job["k"])
     before = resident_bytes()

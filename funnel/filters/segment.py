@@ -56,7 +56,9 @@ class SegmentRows:
         own = self._ids.at(np.zeros(1, dtype=np.int64))
         if (own.dtype == object) != (given.numbers is None):
             kinds = ("texts", "whole numbers") if own.dtype == object else ("whole numbers", "texts")
-            raise InputError(f"allowed_ids holds {kinds[1]}; the ids of this index are {kinds[0]}, such as {own.tolist()[0]!r}")
+            raise InputError(
+                f"allowed_ids holds {kinds[1]}; the ids of this index are {kinds[0]}, such as {own.tolist()[0]!r}"
+            )
         if given.numbers is not None:
             every = self._ids.at(np.arange(len(self), dtype=np.int64))
             return self._stored(np.flatnonzero(np.isin(every, given.numbers)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
+import math
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
+from indexes.mapping import map_file
 
 __all__ = ["map_arrays", "write_arrays"]
 
@@ -24,6 +27,14 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member (APPNOTE 4.3.7): the l
 ZIP64_EXTRA = 20  # bytes that zipfile puts before the extra field of a member that may be large
 EXTRA_FIELD = struct.Struct("<HH")  # identifier and length of an extra field (APPNOTE 4.5.1)
 PADDING = 0xD935  # the identifier that Android's zipalign uses for padding; other readers skip it
+# A compressed member may become so many times as large as the file, and a megabyte beside: no room for bombs.
+LARGEST_EXPANSION, SMALL_MEMBER = 64, 1_000_000
+# Out of zipfile, zlib and numpy's header parser, which evaluates the header as a Python literal; RecursionError and
+# NotImplementedError are RuntimeErrors.
+UNREADABLE = (
+    *(ValueError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError),
+    *(tokenize.TokenError, MemoryError, OverflowError, TypeError, LookupError),
+)
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -49,22 +60,27 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     Raises DamagedIndexError for a file that is not an .npz of plain arrays.
     """
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no array that is read-only
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            _, whole = map_file(file)
             members = archive.infolist()
             return {member.filename.removesuffix(SUFFIX): _array(archive, member, whole) for member in members}
-    except (ValueError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
+        except (*UNREADABLE, OSError) as error:  # OSError: a place in the file that cannot be gone to
+            raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: mmap.mmap) -> npt.NDArray[Any]:
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     with archive.open(member) as opened:
         shape, fortran, dtype = _header(opened)
         header = opened.tell()
-    name, extra = LOCAL_HEADER.unpack_from(whole, member.header_offset)
+    name, extra = LOCAL_HEADER.unpack_from(whole.data, member.header_offset)
     start = member.header_offset + LOCAL_HEADER.size + name + extra + header
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
+    if any(side < 0 for side in shape) or member.file_size != header + count * dtype.itemsize:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, its header promises {dtype} {list(shape)}")
+    if member.file_size > LARGEST_EXPANSION * len(whole) + SMALL_MEMBER:
+        raise ValueError(f"{member.filename} would take {member.file_size} bytes, the file has {len(whole)}")
     if member.compress_type != zipfile.ZIP_STORED or fortran or start % dtype.alignment or not count:
         with archive.open(member) as opened:
             array: npt.NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)

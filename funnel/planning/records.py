@@ -181,7 +181,7 @@ class Calibration:
                 folder=folder,
                 mapped=arrays,  # kept: another process may tune the index, which removes this file
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error
 
 
@@ -220,7 +220,7 @@ def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
 def _run(arrays: Arrays, name: str, folder: Path) -> Run:
     try:
         efforts = [int(effort) for effort in arrays[f"{name}/efforts"]]
-        return Run(
+        run = Run(
             queries=arrays[f"{name}/queries"],
             own_rows=arrays[f"{name}/own_rows"],
             truth=arrays[f"{name}/truth"],
@@ -228,11 +228,27 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             candidates=arrays[f"{name}/candidates"],
             candidate_scores=arrays[f"{name}/candidate_scores"],
             places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
-            near_rows=arrays.get(f"{name}/near_rows"),
-            near_scores=arrays.get(f"{name}/near_scores"),
         )
-    except (KeyError, ValueError) as error:
+        _check_shapes(run)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error
+    return run
+
+
+def _check_shapes(run: Run) -> None:
+    """ValueError where the arrays of a run do not fit each other."""
+    count, found, widths = len(run.queries), run.candidates.shape[-1:], (len(run.widths),)
+    expected: dict[str, tuple[npt.NDArray[Any], str, tuple[int, ...]]] = {
+        "queries": (run.queries, "float32", (count, *run.queries.shape[1:2])),
+        "own_rows": (run.own_rows, "int64", (count,)),
+        "truth": (run.truth, "float32", (count, *run.truth.shape[1:2])),
+        "candidates": (run.candidates, "int32", (count, *found)),
+        "candidate_scores": (run.candidate_scores, "float32", (count, *found, *widths)),
+        **{f"places/{at}": (table, "uint16", (count, *table.shape[1:2])) for at, table in run.places.items()},
+    }
+    for name, (array, dtype, shape) in expected.items():
+        if array.dtype != dtype or array.shape != shape or (name != "own_rows" and array.ndim < 2):
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
 
 
 def depth_of(rows: int) -> int:

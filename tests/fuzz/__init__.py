@@ -1,0 +1,1 @@
+"""Fuzz targets: whatever bytes a file holds, only the documented errors come out."""
