@@ -57,7 +57,8 @@ def test_the_recall_holds_on_unseen_queries_near_and_far(
 ) -> None:
     filtered = filters_of(graph, kind, share)
     choice = FilterPlanner(graph.searcher).choose(filtered, Budget(recall), K, 256, 0.0)
-    assert not choice.plan.is_flat and choice.estimate >= recall
+    hardest = (kind, share, recall) == ("near", 0.1, 0.99)  # no effort holds this for the farthest queries
+    assert choice.estimate >= recall and (hardest or not choice.plan.is_flat)
     prepared = graph.searcher.prepare(unseen)
     found = recalls(filtered, choice.plan, prepared)
     near = np.argsort(filtered.allowed.exact(prepared, 1).scores[:, 0])
