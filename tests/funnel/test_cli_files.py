@@ -44,7 +44,7 @@ def test_export(graph_folder: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "out.npy").shape == (ROWS, 64)
     assert "exists already" in refused("export", graph_folder, tmp_path / "out.npy", "--quiet")
     run("export", graph_folder, tmp_path / "out.npy", "--quiet", "--overwrite", "--adapted")
-    assert "IndexFlatIP" in run("export", graph_folder, tmp_path / "out.faiss", "--quiet", "--flat")
+    assert "IndexFlatIP" in run("export", graph_folder, tmp_path / "plain.faiss", "--quiet", "--flat")
     assert "suffix .txt" in refused("export", graph_folder, tmp_path / "out.txt", "--quiet")
 
 

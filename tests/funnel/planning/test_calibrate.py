@@ -101,8 +101,8 @@ def test_the_record_of_a_loaded_calibration_stays_in_its_file(saved: Path) -> No
         assert run is not None
         for array in (run.queries, run.truth, run.candidates, run.candidate_scores, *run.places.values()):
             bottom: object = array
-            while isinstance(bottom, np.ndarray) and bottom.base is not None:
-                bottom = bottom.base
+            while not isinstance(bottom, memoryview | mmap.mmap | None):
+                bottom = getattr(bottom, "_bytes" if hasattr(bottom, "_bytes") else "base", None)
             assert isinstance(bottom, memoryview | mmap.mmap), "it was read into memory"
 
 
