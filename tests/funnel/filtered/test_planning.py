@@ -22,9 +22,11 @@ Float32 = npt.NDArray[np.float32]
 
 
 @pytest.fixture
-def slow_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_exact(graph: FunnelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact search over a few thousand rows is cheaper than any plan: here it is said to take a second."""
-    timed = FilterPlanner._timed
+    timed, planner = FilterPlanner._timed, graph.searcher.planner
+    monkeypatch.setattr(planner, "costs", replace(planner.costs, flat=dict.fromkeys(planner.costs.flat, 1e3)))
+    monkeypatch.setattr(planner, "_chosen", {})
 
     def slower(self: FilterPlanner, filtered: Filtered, plan: Plan, k: int, batch: int) -> tuple[float, float, float]:
         return (1e3, 1e3, 1e3) if plan.is_flat else timed(self, filtered, plan, k, batch)
