@@ -14,6 +14,8 @@ from funnel.storage.arrays import map_npy
 
 __all__ = ["Ids", "JoinedIds"]
 
+INT64 = np.iinfo(np.int64)  # whole numbers beyond it are nobody's ids
+
 
 class Ids:
     """Whole numbers, or texts kept as one run of UTF-8 bytes; mapped from disk, none of them resident."""
@@ -47,13 +49,16 @@ class Ids:
         The first call sorts what is looked up: 16 bytes an id are then held.
         """
         keys, places = self._sorted
-        asked = np.array([hash(one) for one in wanted] if self.text else wanted, dtype=np.int64)
+        if self.text:
+            asked = np.array([hash(one) for one in wanted], dtype=np.int64)
+        else:
+            asked = np.array([min(INT64.max, max(INT64.min, int(one))) for one in wanted], dtype=np.int64)
         first, last = np.searchsorted(keys, asked, "left"), np.searchsorted(keys, asked, "right")
         found = np.full(len(asked), -1, dtype=np.int64)
         for number in np.flatnonzero(first < last).tolist():
             for place in range(first[number], last[number]):  # more than one where texts have the same hash
                 position = place if places is None else int(places[place])
-                if not self.text or self.at(np.array([position]))[0] == wanted[number]:
+                if self.at(np.array([position]))[0] == wanted[number]:
                     found[number] = position
                     break
         return found

@@ -90,7 +90,7 @@ def _both_parts(
 def _recall(cascade: Cascade, queries: Float32, found: Found, own: np.ndarray, threshold: np.ndarray, k: int) -> float:
     """Mean recall@k of the rows found, by their exact scores."""
     with torch.inference_mode():
-        query, rows = cascade.tensors(queries, found.rows.clip(min=0))
+        query, rows = cascade.tensors(cascade.as_stored(queries), found.rows.clip(min=0))
         scores = carry_on(cascade.store, query, rows, None, 0, cascade.store.dim).cpu().numpy()
     true = (scores >= threshold[:, None]) & (found.rows >= 0) & (found.rows != own[:, None])
     return float(np.minimum(true.sum(axis=1), k).mean() / k)

@@ -126,10 +126,19 @@ class Searcher:
     def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """As `run`, and from where in the coarse shortlist the hits of the first segment came."""
         scores, rows, kept = self.cascade.traced(prepared, plan, k)
+        if self.cascade.live is not None and not plan.is_flat and k <= self.cascade.rows and some_missing(rows):
+            scores, rows = self._filled_up(prepared, k, scores, rows)
         found = scores, self._positions(rows)
         if self.others is not None:
             found = self.others.join(self.cascade, prepared, plan, k, found)
         return *found, kept
+
+    def _filled_up(self, prepared: Float32, k: int, scores: Float32, rows: Int64) -> tuple[Float32, Int64]:
+        """Queries whose shortlist held fewer than k rows that were not deleted are answered exactly."""
+        short = np.flatnonzero(rows[:, -1] < 0)
+        scores, rows = np.array(scores), np.array(rows)
+        scores[short], rows[short] = self.cascade.flat(np.ascontiguousarray(prepared[short]), k)
+        return scores, rows
 
     def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""

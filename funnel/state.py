@@ -58,7 +58,9 @@ class State:
             and _void_of(opened) == _void_of(self.opened)
         )
         monitor = self.monitor.then(searcher.calibration, searcher.truth)
-        return self._made(opened, encoder, monitor, dict(self.choices) if only_added else {})
+        # A latency is measured again: calls search the added rows too.
+        kept = {key: served for key, served in self.choices.items() if only_added and not _of_latency(key)}
+        return self._made(opened, encoder, monitor, kept)
 
     @classmethod
     def _made(
@@ -131,6 +133,14 @@ def lexical_of(opened: Opened) -> Lexical | None:
     if not stores:
         return None
     return Lexical(stores, [live_positions(segment, opened.live) for segment in opened.segments])
+
+
+def _of_latency(key: tuple[object, ...]) -> bool:
+    """Whether a choice was made for a latency: keys are those of `State.choice`, or a plan and k."""
+    if len(key) == 2:
+        return False
+    latency, budget = key[4:6]
+    return latency is not None or (isinstance(budget, Budget) and budget.latency_ms is not None)
 
 
 def _void_of(opened: Opened) -> str:

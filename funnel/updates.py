@@ -118,5 +118,8 @@ class Updates:
         opened = open_generation(IndexFolder(self.path), store.device, "full", before.opened, store.placement)
         if opened is before.opened:
             return False
-        self._state = before.then(opened, self._encoder)
+        was, now = before.opened.manifest, opened.manifest
+        # Only tuning makes a new calibration over the same first segment: what was noted begins anew then.
+        tuned = was.calibration != now.calibration and was.segments[0].id == now.segments[0].id
+        self._state = State.of(opened, self._encoder) if tuned else before.then(opened, self._encoder)
         return True

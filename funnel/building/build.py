@@ -286,6 +286,7 @@ def _commit(
             "coarse": built.choice.name,
             "coarse_settings": dict(built.choice.settings),
             "coarse_width": built.choice.dim,
+            "coarse_asked": options.coarse is not None or options.dims is not None,
             "documents": intake.has_documents,
             "dtype": options.dtype,
             "encoder": None if encoder is None else encoder.name,

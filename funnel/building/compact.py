@@ -143,7 +143,10 @@ def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Sea
 
 
 def _coarse_choice(opened: Opened, rows: int) -> Choice:
-    """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now."""
+    """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now.
+
+    What was asked for at build is kept; where that is not on record it is told by what would have been chosen.
+    """
     manifest = opened.manifest
     settings: dict[str, Any] = dict(manifest.settings)
     memory = settings["memory_mb"]
@@ -161,7 +164,7 @@ def _coarse_choice(opened: Opened, rows: int) -> Choice:
     then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
     now = Choice(str(settings["coarse"]), dict(settings["coarse_settings"]), coarse_width(manifest), 0)
     by_size = (then.name, dict(then.settings), then.dim) == (now.name, dict(now.settings), now.dim)
-    return choose_coarse(rows, manifest.ladder, options) if by_size else now
+    return choose_coarse(rows, manifest.ladder, options) if by_size and not settings.get("coarse_asked") else now
 
 
 def _calibration(

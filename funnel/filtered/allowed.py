@@ -58,7 +58,11 @@ class AllowedRows:
     @cached_property
     def cascade(self) -> Cascade:
         """The cascade whose coarse index returns allowed rows only, so that every stage sees no other."""
-        return replace(self.of, coarse=self.of.coarse.restricted(self.rows), exact=self._flat, truth=self._flat)
+
+        def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+            return self._flat(self.of.as_stored(queries), k)
+
+        return replace(self.of, coarse=self.of.coarse.restricted(self.rows), exact=self._flat, truth=truth)
 
     def exact(self, queries: Float32, k: int, deadline: Deadline | None = None) -> Found:
         """The true best k allowed rows of each query: every one is compared at full width, up to the deadline.

@@ -10,6 +10,7 @@ from funnel.explaining import checked_batch
 from funnel.explanation import Explanation, StageLine, stage_lines
 from funnel.filtered.planning import FilterChoice
 from funnel.filtered.searching import Filters
+from funnel.plan import FLAT
 from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 from funnel.searcher import Searcher
@@ -41,8 +42,11 @@ def explain_filtered(
     if not count:
         raise InputError("the filter allows no row: there is nothing to explain, and searches give no hits")
     checked_batch(batch)
-    k = min(k, count)
-    choice = filters.choose(filtered, wanted, k, batch, 0.0)
+    k, inside = min(k, count), min(k, len(filtered.allowed))
+    if inside:
+        choice = filters.choose(filtered, wanted, inside, batch, 0.0)
+    else:  # what lies in further segments is compared exactly
+        choice = FilterChoice(FLAT, 1.0, 1.0, 1.0, 0, math.nan, math.nan, math.nan)
     certificate = filters.planner.certificate(filtered, choice, wanted, k)
     exact = "" if not choice.plan.is_flat else f"each of the {count:,} allowed rows at full width"
     lines = _lines(searcher, choice, k, count)

@@ -281,7 +281,10 @@ class FilterPlanner:
 
         def call(number: int) -> None:
             start = number % count * size
-            filtered.allowed.run(np.ascontiguousarray(repeated[start : start + size]), plan, k)
+            asked = np.ascontiguousarray(repeated[start : start + size])
+            found = filtered.allowed.run(asked, plan, k)
+            if filtered.further is not None:
+                filtered.further.join(self._searcher.cascade, asked, k, found)
 
         times = np.array(times_ms(call, SECONDS_PER_TIMING)) * max(1.0, batch / size)
         return float(times.min()), float(np.median(times)), float(np.percentile(times, 95))

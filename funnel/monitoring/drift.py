@@ -131,6 +131,7 @@ class _Pending:
         """Everything that waits: float32 [n, STATISTICS]."""
         single = np.full((len(self._best), STATISTICS), math.nan, dtype=np.float32)
         single[:, 0], single[:, 1] = self._best, self._tenth
+        single[np.isneginf(single)] = math.nan
         known = [number for number, kept in enumerate(self._kept) if kept]
         if known:
             steps = zip(*(self._kept[number] for number in known), strict=True)
@@ -144,6 +145,7 @@ def _columns(scores: Float32, kept: Kept) -> Float32:
     found[:, 0] = scores[:, 0]
     if scores.shape[1] > RANKS[1]:
         found[:, 1] = scores[:, RANKS[1]]
+    found[np.isneginf(found)] = math.nan  # fewer rows than hits asked for
     if kept:
         found[:, -1] = depths(kept)
         found[scores[:, -1] == -math.inf, -1] = math.nan  # places without a candidate are nowhere

@@ -59,7 +59,10 @@ def _followed(calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Seq
         kept.append(torch.topk(scores[:, :, run.widths.index(stage.width)], stage.keep, dim=1).indices)
         scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
     top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
-    result[:, :-1] = _at_ranks(calibration, run, top.numpy(), k, ranks)
+    best = top.numpy()
+    if calibration.updates and best.shape[1] == k:  # answered exactly where too many of the candidates were deleted
+        best = np.where(np.isneginf(best[:, -1:]), run.truth[:, :k], best)
+    result[:, :-1] = _at_ranks(calibration, run, best, k, ranks)
     if top.shape[1] == k:
         result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
     return result

@@ -228,6 +228,8 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             candidates=arrays[f"{name}/candidates"],
             candidate_scores=arrays[f"{name}/candidate_scores"],
             places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
+            near_rows=arrays.get(f"{name}/near_rows"),
+            near_scores=arrays.get(f"{name}/near_scores"),
         )
         _check_shapes(run)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -246,6 +248,11 @@ def _check_shapes(run: Run) -> None:
         "candidate_scores": (run.candidate_scores, "float32", (count, *found, *widths)),
         **{f"places/{at}": (table, "uint16", (count, *table.shape[1:2])) for at, table in run.places.items()},
     }
+    if (run.near_rows is None) != (run.near_scores is None):
+        raise ValueError("near_rows and near_scores are kept together, and one of them is missing")
+    if run.near_rows is not None and run.near_scores is not None:
+        near = (count, *run.near_rows.shape[1:2])
+        expected |= {"near_rows": (run.near_rows, "int32", near), "near_scores": (run.near_scores, "float32", near)}
     for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape or (name != "own_rows" and array.ndim < 2):
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")

@@ -1,0 +1,137 @@
+"""A coarse index over whole rows in the user's own space: what is built by itself where SymphonyQG is installed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from funnel import FunnelIndex
+from funnel.adaptors import make_adaptor
+from funnel.turn import turn_of
+from indexes import CoarseIndexError, choose, symqg_installed
+from indexes.selection import FLAT_ROWS
+
+pytestmark = pytest.mark.skipif(not symqg_installed(), reason="rabitqlib is not installed")
+
+Float32 = npt.NDArray[np.float32]
+DIM, K = 64, 10
+
+
+def made_up(count: int, seed: int) -> Float32:
+    """Unit rows around shared centres, with a falling spectrum."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((60, DIM))
+    rows = centres[generator.integers(0, 60, count)] + 0.7 * generator.standard_normal((count, DIM))
+    rows = rows * np.linspace(1, 0.1, DIM)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Float32:
+    return made_up(FLAT_ROWS + 800, 1)
+
+
+@pytest.fixture(scope="module")
+def asked() -> Float32:
+    return made_up(300, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(rows: Float32, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("alone") / "index"
+    FunnelIndex.build(rows, path, adaptor="pca", queries=made_up(400, 3), progress=False, dtype="float32")
+    return path
+
+
+def best_ids(rows: Float32, ids: npt.NDArray[np.int64], queries: Float32) -> npt.NDArray[np.int64]:
+    return ids[np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :K]]
+
+
+def overlap(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
+    return float(np.mean([len(set(one) & set(other)) / K for one, other in zip(found, true, strict=True)]))
+
+
+def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Float32, asked: Float32) -> None:
+    index = FunnelIndex.open(folder)
+    assert index.manifest.settings["coarse"] == "symqg" and index.manifest.settings["coarse_width"] == DIM
+    assert index.searcher.cascade.alone and index.searcher.cascade.turn is not None
+    plan = next(plan for plan in index.searcher.calibration.frontier(K).plans if not plan.is_flat)  # type: ignore[union-attr]
+    ids, scores = index.search_vectors(asked, K, plan=plan)
+    np.testing.assert_allclose(scores, np.take_along_axis(asked @ rows.T, ids, axis=1), atol=1e-5)
+    assert overlap(ids, best_ids(rows, np.arange(len(rows)), asked)) >= 0.9
+    exact, _ = index.search_vectors(asked, K, recall=1.0)
+    assert overlap(exact, best_ids(rows, np.arange(len(rows)), asked)) > 0.999
+    one, _ = index.search_vectors(asked[:1], K, plan=plan)
+    assert overlap(one, ids[:1]) >= 0.8
+
+
+def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
+    explained = FunnelIndex.open(folder).explain(K, recall=0.9, run=True)
+    measured = [line.measured_recall for line in explained.stages]
+    assert measured[-1] is not None and measured[-1] > 0.85
+
+
+def test_deadlines_audits_and_filters(folder: Path, rows: Float32, asked: Float32) -> None:
+    index = FunnelIndex.open(folder)
+    index.audit(1.0)
+    index.search_vectors(asked, K, recall=0.9)
+    (line,) = index.health().audits
+    assert line.recall > 0.85
+    late, _ = index.search_vectors(asked, K, recall=1.0, deadline_ms=60_000)
+    assert overlap(late, best_ids(rows, np.arange(len(rows)), asked)) > 0.999
+    allowed = np.arange(0, len(rows), 3)
+    ids, _ = index.search_vectors(asked, K, recall=0.95, allowed_ids=allowed)
+    assert set(ids.ravel().tolist()) <= set(allowed.tolist())
+    assert overlap(ids, best_ids(rows[allowed], allowed, asked)) > 0.9
+
+
+def test_rows_come_and_go(folder: Path, rows: Float32, asked: Float32, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(folder, tmp_path / "index"))
+    index = FunnelIndex.open(path)
+    new = made_up(200, 5)
+    index.add(new, ids=np.arange(100_000, 100_200))
+    gone = np.arange(0, len(rows), 2)
+    index.delete(gone)
+    held, ids = np.concatenate([rows, new]), np.concatenate([np.arange(len(rows)), np.arange(100_000, 100_200)])
+    kept = ~np.isin(ids, gone)
+    true = best_ids(held[kept], ids[kept], asked)
+    for opened in (index, FunnelIndex.open(path)):
+        assert overlap(opened.search_vectors(asked, K, recall=1.0).ids, true) > 0.999
+        assert overlap(opened.search_vectors(asked, K, recall=0.95).ids, true) > 0.9
+    exported = index.export(tmp_path / "out.npy")
+    assert exported.rows == kept.sum()
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), held[kept], atol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.ids.npy"), ids[kept])
+    assert index.compact() and index.manifest.settings["coarse"] == "flat"  # so few rows are left
+    assert overlap(index.search_vectors(asked, K, recall=1.0).ids, true) > 0.999
+
+
+def test_a_query_whose_neighbours_are_gone_still_gets_k(folder: Path, rows: Float32, tmp_path: Path) -> None:
+    index = FunnelIndex.open(shutil.copytree(folder, tmp_path / "index"))
+    query = rows[:1]
+    near = np.argsort(-(query @ rows.T)[0])[:400]
+    index.delete(near)
+    ids, scores = index.search_vectors(query, K, recall=0.8)
+    assert (ids >= 0).all() and np.isfinite(scores).all() and not set(ids[0].tolist()) & set(near.tolist())
+
+
+def test_memory_that_is_too_little_takes_another() -> None:
+    whole = choose(100_000, 32, full=DIM)[0]
+    assert (whole.name, whole.dim) == ("symqg", DIM)
+    assert choose(100_000, 32, whole.estimated_bytes - 1, full=DIM)[0].name == "hnsw-sq8"
+    assert choose(FLAT_ROWS, 32, full=DIM)[0].name == "flat"
+    with pytest.raises(CoarseIndexError, match="fits in 10 bytes"):
+        choose(100_000, 32, 10, full=DIM)
+
+
+def test_the_turn_leads_there_and_back(rows: Float32) -> None:
+    adaptor = make_adaptor("pca", rows[:1_000], dims=None, seed=0, progress=False)
+    turn = turn_of(adaptor)
+    assert turn is not None
+    np.testing.assert_allclose(turn.stored(rows[:50]), adaptor.transform(rows[:50]), atol=1e-6)
+    np.testing.assert_allclose(turn.own(turn.stored(rows[:50])), rows[:50], atol=1e-6)
+    assert turn_of(make_adaptor("identity", rows[:1_000], dims=None, seed=0, progress=False)) is None
