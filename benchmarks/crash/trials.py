@@ -14,9 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.crash.operations import Content, Operation, grow, vectors
 from benchmarks.crash.points import Deed, Points, limit_file_size
@@ -77,6 +79,7 @@ def in_child(deed: Callable[[Callable[[object], None]], None], seconds: float | 
 
 
 def _be_child(deed: Callable[[Callable[[object], None]], None], writing: int) -> None:
+    tqdm.set_lock(RLock())  # the parent's may have been held when it forked: its bar has a thread of its own
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # faiss and torch write there when a file cannot be written
         os.dup2(quiet, stream)

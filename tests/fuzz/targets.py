@@ -109,8 +109,8 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(_manifest, (InputError, FormatVersionError), ("manifest.json",)),
     "jsonl": Target(_jsonl, (InputError,), ("corpus.jsonl",)),
     "csv": Target(_csv, (InputError,), ("corpus.csv",)),
-    "calibration-json": Target(_calibration_json, (DamagedIndexError,), ("calibration.json",)),
-    "calibration-arrays": Target(_calibration_arrays, (DamagedIndexError,), ("calibration.npz",)),
+    "calibration-json": Target(_calibration_json, (DamagedIndexError, FormatVersionError), ("calibration.json",)),
+    "calibration-arrays": Target(_calibration_arrays, (DamagedIndexError, FormatVersionError), ("calibration.npz",)),
     "adaptor-json": Target(
         _adaptor_json, (DamagedIndexError, FormatVersionError, InputError), ("adaptor.json", "mlp.json")
     ),
