@@ -208,8 +208,11 @@ def _read_vectors(path: Path) -> Any:
 
     try:
         vectors = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers ({error})") from error
+    if not isinstance(vectors, np.ndarray):
+        vectors.close()
+        raise InputError(f"{path} is an archive of several arrays; expected a .npy file of one")
     if vectors.ndim not in (1, 2) or not vectors.size:
         raise InputError(f"{path} has shape {list(vectors.shape)}; expected one vector [d], or [n, d]")
     return np.atleast_2d(vectors)

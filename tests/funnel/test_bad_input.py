@@ -81,6 +81,17 @@ def test_wrong_dimensions(graph: FunnelIndex, graph_folder: Path, tmp_path: Path
             FunnelIndex.build(np.ones(shape, np.float32), tmp_path / "index", progress=False)
 
 
+def test_files_of_vectors_that_hold_no_array(graph_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "several.npz", one=np.ones(3), two=np.ones(3))
+    assert "empty.npy is not a .npy file of numbers" in refused(
+        ["search", graph_folder, "--vector", tmp_path / "empty.npy"]
+    )
+    assert "several.npz is an archive of several arrays" in refused(
+        ["search", graph_folder, "--vector", tmp_path / "several.npz"]
+    )
+
+
 @pytest.mark.parametrize(
     ("ids", "said"),
     [

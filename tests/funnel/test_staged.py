@@ -15,23 +15,12 @@ from funnel.plan import FLAT, Escalation, Plan, Stage
 from funnel.staged import StagedRun, run_until
 from indexes import exact_search
 from tests.funnel.cascades import cascade_over, stored_rows
+from tests.funnel.clocks import Clock
 from tests.funnel.clustered import clustered_rows
 
 DIM, ROWS, K = 48, 1_000, 10
 LADDER = (8, 16, 24, 32, DIM)
 PLAN = Plan(0, 300, (Stage(16, 100), Stage(32, 20)))
-
-
-class Clock(Deadline):
-    """A deadline that passes after it was looked at some times."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__(1e6)
-        self.looks = looks
-
-    def passed(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import pytest
 
 from funnel.cascade import Cascade
-from funnel.deadline import Deadline
 from funnel.filtered import allowed as allowed_module
 from funnel.filtered.allowed import AllowedRows
 from funnel.plan import FLAT, Escalation, Plan, Stage
 from indexes import MissingBackendError, families
 from tests.funnel.cascades import cascade_over, stored_rows
+from tests.funnel.clocks import Clock
 from tests.funnel.clustered import clustered_rows
 
 K, DIM = 10, 64
@@ -109,38 +109,24 @@ def test_escalating_plans_stay_within_the_allowed_rows(cascade: Cascade, asked: 
     assert mask[AllowedRows.from_mask(mask, cascade).run(asked, both, K)[1]].all()
 
 
-class Passed(Deadline):
-    """A deadline that has passed from so many looks on."""
-
-    __slots__ = ("looks",)
-
-    def __init__(self, looks: int) -> None:
-        super().__init__(1e6)
-        self.looks = looks
-
-    def passed(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-
 def test_a_deadline_stops_exact_search_between_pieces(
     cascade: Cascade, asked: npt.NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(allowed_module, "CELLS_AT_A_TIME", 50 * DIM)
     mask = masks(cascade.store.n)[0]
     allowed = AllowedRows.from_mask(mask, cascade)
-    found = allowed.exact(asked, K, Passed(1))
+    found = allowed.exact(asked, K, Clock(1))
     assert found.seen == pytest.approx(100 / mask.sum()) and (found.done == 0).all()
     np.testing.assert_allclose(
         found.scores, truth(cascade, np.isin(np.arange(len(mask)), allowed.rows[:100]), asked, K), atol=1e-5
     )
-    assert allowed.exact(asked, K, Passed(1_000)).seen == 1.0
+    assert allowed.exact(asked, K, Clock(1_000)).seen == 1.0
 
 
 def test_a_deadline_stops_a_plan_between_stages(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
     mask = masks(cascade.store.n)[0]
     allowed, plan = AllowedRows.from_mask(mask, cascade), strongest(cascade)
-    stopped, whole = allowed.run_until(asked, plan, K, Passed(0)), allowed.run_until(asked, plan, K, Passed(10_000))
+    stopped, whole = allowed.run_until(asked, plan, K, Clock(0)), allowed.run_until(asked, plan, K, Clock(10_000))
     assert (stopped.done == 1).all() and (whole.done == plan.steps).all()
     for found in (stopped, whole):
         assert mask[found.rows[found.rows >= 0]].all()
