@@ -19,7 +19,7 @@ from funnel.plan import Plan
 from funnel.rerank import best, carry_on, queries_together, rows_at_a_time
 from funnel.turn import Turn, answers_alone
 from funnel.workers import workers
-from indexes import CoarseIndex, VectorStore
+from indexes import CoarseIndex, VectorStore, only_allowed
 
 __all__ = ["Cascade", "Float32", "Int64", "final", "some_missing"]
 
@@ -187,7 +187,7 @@ class Cascade:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
         prefixes = np.ascontiguousarray(queries[:, : self.width])
         found = self.coarse.search(prefixes, shortlist, effort)
-        return found if self.live is None else _only_live(*found, self.live)
+        return found if self.live is None else only_allowed(*found, self.live)
 
     def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
@@ -316,18 +316,6 @@ class Cascade:
 
 def _slices(count: int, size: int) -> list[slice | Int64]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _only_live(scores: Float32, rows: Int64, live: npt.NDArray[np.bool_]) -> tuple[Float32, Int64]:
-    """Scores and rows [n, s] without deleted rows: the others move up, -inf and -1 stand at the end."""
-    gone = ~live[rows] | (rows < 0)
-    if not gone.any():
-        return scores, rows
-    order = np.argsort(gone, axis=1, kind="stable")
-    gone = np.take_along_axis(gone, order, axis=1)
-    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    scores[gone], rows[gone] = -np.inf, -1
-    return scores, rows
 
 
 def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:

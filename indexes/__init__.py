@@ -16,6 +16,7 @@ from indexes.ivf import IvfPqIndex, IvfSq8Index
 from indexes.memory import release_freed
 from indexes.ordering import ClusterTree, stored_order
 from indexes.pruned import PrunedSearch, Pruning
+from indexes.restricted import only_allowed
 from indexes.selection import Choice, choose, hnsw_settings
 from indexes.symqg import SymqgIndex, symqg_installed
 from indexes.torchbins import TorchBinsIndex
@@ -51,6 +52,7 @@ __all__ = [
     "family",
     "hnsw_settings",
     "load_faiss",
+    "only_allowed",
     "release_freed",
     "stored_order",
     "symqg_installed",

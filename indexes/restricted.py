@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from indexes.base import CoarseIndex, Float32Array, Int64Array, Mask
 
-__all__ = ["RestrictedIndex"]
+__all__ = ["RestrictedIndex", "only_allowed"]
 
 
 class RestrictedIndex:
@@ -44,8 +44,20 @@ class RestrictedIndex:
         if self._of.supports_filter:
             return self._of.search(queries, shortlist, effort, self._mask)
         scores, rows = self._of.search(queries, max(shortlist, self._of.largest_shortlist(effort)), effort)
-        dropped = (rows < 0) | ~self._mask[rows]
-        order = np.argsort(dropped, axis=1, kind="stable")[:, :shortlist]
-        dropped = np.take_along_axis(dropped, order, axis=1)
-        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        return np.where(dropped, np.float32(-np.inf), scores), np.where(dropped, -1, rows)
+        scores, rows = only_allowed(scores, rows, self._mask)
+        return scores[:, :shortlist], rows[:, :shortlist]
+
+
+def only_allowed(scores: Float32Array, rows: Int64Array, mask: Mask) -> tuple[Float32Array, Int64Array]:
+    """Scores and rows [n, s] without those that mask, bool [all rows], leaves out: the others move up, in their order.
+
+    -inf and -1 stand at the end.
+    """
+    dropped = ~mask[rows] | (rows < 0)
+    if not dropped.any():
+        return scores, rows
+    order = np.argsort(dropped, axis=1, kind="stable")
+    dropped = np.take_along_axis(dropped, order, axis=1)
+    scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    scores[dropped], rows[dropped] = -np.inf, -1
+    return scores, rows
