@@ -33,7 +33,7 @@ __all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
 LARGEST_K = 100  # truth is recorded to this depth: any k up to it can be certified from the record
 # True neighbours whose rows are kept: so many that half may be deleted before flat search is asked again.
 NEAR = 2 * LARGEST_K
-TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-th counts (design: recall is tie-aware)
+TIE_TOLERANCE = 1e-6  # a returned row whose true score is this close to the k-th counts: ties are not misses
 # Efforts rise until held-out rows miss fewer than this share of the true top 100: a thousand perfect queries certify
 # no recall above .997, five thousand none above .9994.
 ENOUGH_RECALL = 0.999

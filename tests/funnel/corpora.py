@@ -14,7 +14,17 @@ from funnel import FunnelIndex, Plan
 from funnel.planning.bounds import fixed_sequence
 from funnel.storage import IndexFolder
 
-__all__ = ["DIM", "ROWS", "brute_force", "documents", "flip_byte", "funnel_plan", "hashed_words", "segment_file"]
+__all__ = [
+    "DIM",
+    "ROWS",
+    "brute_force",
+    "documents",
+    "flip_byte",
+    "funnel_plan",
+    "hashed_words",
+    "recall",
+    "segment_file",
+]
 
 ROWS, DIM = 3_000, 64
 SUBJECTS = ("file", "socket", "matrix", "thread", "parser", "clock", "queue", "cursor", "colour", "password")
@@ -74,3 +84,8 @@ def flip_byte(path: Path, offset: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 0xFF
     path.write_bytes(data)
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    """The share of the true rows [n, k] that were found [n, k]."""
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]))

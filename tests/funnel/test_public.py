@@ -14,7 +14,7 @@ import funnel
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "funnel").rglob("*.py"), *(ROOT / "indexes").rglob("*.py")])
 
-# From the top down: each may import what stands under it (design, section 4).
+# From the top down: each may import what stands under it.
 LAYERS = (
     ("funnel.cli", "funnel.demo", "funnel.__main__"),
     ("funnel.reports", "funnel.deepcheck"),
