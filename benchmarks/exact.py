@@ -102,16 +102,18 @@ def _compared(cascade: Cascade, queries: Float32, panorama: bool) -> list[dict[s
 def _microseconds(searches: dict[str, Search], queries: Float32, batch: int) -> dict[str, float]:
     """The median of each search's calls, on the same queries one after the other."""
     batches = [np.ascontiguousarray(queries[i : i + batch]) for i in range(0, len(queries) - batch + 1, batch)]
-    times: dict[str, list[float]] = {name: [] for name in searches}
+    names = list(searches)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for search in searches.values():  # chooses a threshold, judges a sample: once
         search(batches[-1], K)
     until = time.perf_counter() + SECONDS * len(searches)
     number = 0
     while number < FEWEST or time.perf_counter() < until:
         asked = batches[number % len(batches)]
-        for name, search in searches.items():
+        turn = number % len(names)  # each follows each other one in turn: threads of the one before may still spin
+        for name in names[turn:] + names[:turn]:
             started = time.perf_counter()
-            search(asked, K)
+            searches[name](asked, K)
             times[name].append((time.perf_counter() - started) / batch * 1e6)
         number += 1
     return {name: float(np.median(each)) for name, each in times.items()}
