@@ -60,7 +60,9 @@ def test_queries_with_judgements_train_and_the_others_certify(tmp_path: Path) ->
 
 def test_exact_encoding_gives_the_models_own_vectors(minilm: Encoder, tmp_path: Path) -> None:
     texts = [document["text"] for document in documents(20)]
-    (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "docs.jsonl").write_text(
+        "\n".join(json.dumps({"_id": f"d{i}", "text": text}) for i, text in enumerate(texts))
+    )
     own = load_encoder(DEFAULT_ENCODER, exact=True, device="cpu").encode(texts)
     off = {}
     for name, options in (("exact", ["--exact-encoding"]), ("quick", [])):
@@ -83,7 +85,7 @@ def test_dev_judgements_choose(tmp_path: Path) -> None:
 
 def test_embeddings_are_kept_where_the_cache_is(minilm: Encoder, tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps(document) for document in documents(300)))
-    command = ["train", tmp_path / "docs.jsonl", tmp_path / "out", "--kind", "pca", "--dims", "32,64", "--quiet"]
+    command = ["train", tmp_path / "docs.jsonl", tmp_path / "out", "--kind", "rotation", "--dims", "32,64", "--quiet"]
     run([*command, "--cache", tmp_path / "here"])
     assert sum(path.stat().st_size for path in (tmp_path / "here").rglob("*") if path.is_file()) > 300 * 384 * 2
     assert not (tmp_path / "cache").exists()
