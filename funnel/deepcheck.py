@@ -13,6 +13,7 @@ from funnel.errors import DamagedIndexError
 from funnel.index import FunnelIndex
 from funnel.searcher import Searcher
 from funnel.segments import Segment
+from funnel.storage.arrays import map_npy
 
 __all__ = ["deep_check"]
 
@@ -76,7 +77,7 @@ def _finite(segment: Segment, unit: bool) -> None:
 
 
 def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
-    norms = np.load(segment.folder / "norms.npy", mmap_mode="r", allow_pickle=False)
+    norms = map_npy(segment.folder / "norms.npy", ("float32",), 2)
     if norms.shape != (segment.rows, len(ladder)):
         raise DamagedIndexError(f"norms.npy has shape {norms.shape}, expected {(segment.rows, len(ladder))}")
     for start, rows in segment.store.chunks(ROWS_AT_A_TIME):

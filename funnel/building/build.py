@@ -34,6 +34,7 @@ from funnel.planning.planner import Planner
 from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
+from funnel.storage.arrays import map_npy
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
 __all__ = ["BuildOptions", "build_index", "calibrate_searcher", "choose_coarse", "encoder_ms"]
@@ -200,7 +201,7 @@ def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOpti
         cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, adaptor, release=True),
         adaptor=adaptor,
         ids=Ids.open(segment),
-        order=np.load(segment / "order.npy", mmap_mode="r", allow_pickle=False),
+        order=map_npy(segment / "order.npy", ("int64",), 1),
         widths=widths,
     )
 

@@ -25,6 +25,7 @@ from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.segments import live_positions
 from funnel.storage import Transaction
+from funnel.storage.arrays import map_npy
 from indexes import Choice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction"]
@@ -131,7 +132,7 @@ def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Sea
         cascade=make_cascade(coarse, store, folder, ladder, widths, old.adaptor, release=True),
         adaptor=old.adaptor,
         ids=Ids.open(folder),
-        order=np.load(folder / "order.npy", mmap_mode="r", allow_pickle=False),
+        order=map_npy(folder / "order.npy", ("int64",), 1),
         widths=widths,
     )
     return searcher, {
