@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -24,17 +27,27 @@ NOISE = 0.35  # length of the noise added to a real row of length 1: copies of o
 QUERIES, UNSEEN = 300, 200
 K = 10
 MB = 1_000_000
+CGROUP, DATA = "cgroup", "data"
+# Where a group of the kernel's memory controller is made, and the file that limits it: version 2, version 1.
+CONTROLLERS = (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
-@click.option("--limit", default=300, show_default=True, help="Megabytes of data that may be taken beside the imports.")
+@click.option("--limit", default=1_000, show_default=True, help="Megabytes that may be taken beside the imports.")
 @click.option("--times", default=5.0, show_default=True, help="Size of the float32 matrix, in limits.")
+@click.option("--by", type=click.Choice((CGROUP, DATA)), default=CGROUP, show_default=True, help="What limits.")
 @click.option("--coarse", default="ivf-sq8", show_default=True, help="The coarse index by name.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the matrix and the index.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
-def limited(data: Path | None, limit: int, times: float, coarse: str, scratch: Path | None, out: Path | None) -> None:
-    """Build and search under RLIMIT_DATA, as `ulimit -d` sets it: all memory but read-only and shared maps counts.
+def limited(
+    data: Path | None, limit: int, times: float, by: str, coarse: str, scratch: Path | None, out: Path | None
+) -> None:
+    """Build and search under a hard limit that spares mapped files.
+
+    cgroup: memory.max of a group of the child's own (needs the right to make one), which also counts cached pages of
+    files until the system takes them back; what goes beyond is killed. data: RLIMIT_DATA, as `ulimit -d` sets it, which
+    counts every private page that could be written, touched or not; what goes beyond is refused.
 
     The matrix is made of real embeddings, turned into 1,536 dims by a random isometry and shaken so that no row comes
     twice. The coarse index is held in memory, and is part of the limit.
@@ -49,9 +62,9 @@ def limited(data: Path | None, limit: int, times: float, coarse: str, scratch: P
         _write(asked, load_rows(next(folder.glob("queries.*npy"))), QUERIES + UNSEEN, 1)
         index = Path(temporary) / "index"
         facts = {
-            deed: _child(deed, matrix, asked, index, limit, coarse) for deed in ("build", "search", "read it whole")
+            deed: _child(deed, matrix, asked, index, limit, by, coarse) for deed in ("build", "search", "read it whole")
         }
-    facts |= {"limit_mb": limit, "matrix_mb": rows * DIM * 4 / MB, "rows": rows, "dim": DIM}
+    facts |= {"limit_mb": limit, "by": by, "matrix_mb": rows * DIM * 4 / MB, "rows": rows, "dim": DIM}
     click.echo(json.dumps(facts, indent=1))
     done = {deed: "failed" not in fact for deed, fact in facts.items() if isinstance(fact, dict)}
     recall = facts["search"].get("recall", 0.0) if done["search"] else 0.0
@@ -78,22 +91,42 @@ def _write(path: Path, real: np.ndarray, rows: int, seed: int) -> None:
             (chosen + noise).astype(np.float32).tofile(file)
 
 
-def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, coarse: str) -> dict[str, object]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.limited",
-        deed,
-        str(matrix),
-        str(asked),
-        str(index),
-        str(limit),
-        coarse,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, by: str, coarse: str) -> dict[str, object]:
+    with _group(limit) if by == CGROUP else nullcontext("") as group:
+        command = [deed, str(matrix), str(asked), str(index), str(limit), coarse, group]
+        done = subprocess.run([sys.executable, "-m", "benchmarks.limited", *command], capture_output=True, text=True)
+        peak = _peak_mb(group) if group else {}
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"killed ({done.returncode})"])[-1]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+        killed = f"killed ({done.returncode})"
+        return {"failed": (done.stderr.strip().splitlines() or [killed])[-1] if done.returncode > 0 else killed} | peak
+    return dict(json.loads(done.stdout.splitlines()[-1])) | peak
+
+
+@contextmanager
+def _group(limit: int) -> Iterator[str]:
+    """A group that may hold so many megabytes, without swap; nothing is in it yet."""
+    for root, limits in CONTROLLERS:
+        group = Path(root) / f"funnel-limited-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limits).exists():
+                (group / limits).write_text(str(limit * MB))
+                yield str(group)
+                return
+        finally:
+            group.rmdir()
+    raise click.ClickException("no group of the memory controller can be made here; use --by data, or run as root")
+
+
+def _peak_mb(group: str) -> dict[str, float]:
+    """The most that was charged to the group at a time, cached pages of files among it."""
+    for name in ("memory.peak", "memory.max_usage_in_bytes"):
+        if (Path(group) / name).exists():
+            return {"peak_mb": int((Path(group) / name).read_text()) / MB}
+    return {}
 
 
 def data_mb() -> float:
@@ -104,7 +137,7 @@ def data_mb() -> float:
     return int(found[1]) * 1024 / MB
 
 
-def _run(deed: str, matrix: str, asked: str, index: str, limit: str, coarse: str) -> None:
+def _run(deed: str, matrix: str, asked: str, index: str, limit: str, coarse: str, group: str) -> None:
     """The child: import, set the limit above that, and do it."""
     import torch
 
@@ -115,8 +148,11 @@ def _run(deed: str, matrix: str, asked: str, index: str, limit: str, coarse: str
     for ones in (np.ones((512, 512), np.float32), torch.ones(512, 512)):
         ones @ ones  # threads, their stacks and BLAS's buffers are there before the limit: they come with any call
     imports = data_mb()
-    allowed = int((imports + float(limit)) * MB)
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    if group:  # what was touched before stays charged to the group it was touched in
+        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+    else:
+        allowed = int((imports + float(limit)) * MB)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
     started = time.perf_counter()
     facts: dict[str, object] = {"imports_mb": imports}
     if deed == "read it whole":
@@ -135,4 +171,4 @@ def _run(deed: str, matrix: str, asked: str, index: str, limit: str, coarse: str
 
 
 if __name__ == "__main__":
-    _run(*sys.argv[1:7])
+    _run(*sys.argv[1:8])

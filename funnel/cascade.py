@@ -58,12 +58,12 @@ class Cascade:
     live: npt.NDArray[np.bool_] | None = None
     replays: Replays = field(init=False, default_factory=Replays, compare=False, repr=False)
 
-    @property
+    @cached_property
     def alone(self) -> bool:
         """Whether nothing is left to rerank: see `answers_alone`."""
         return answers_alone(self.coarse, self.store.dim)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many rows there are that were not deleted."""
         return self.store.n if self.live is None else int(np.count_nonzero(self.live))
@@ -94,7 +94,7 @@ class Cascade:
         if plan.is_flat:
             return *self.flat(queries, k), ()
         if len(queries) == 1:
-            return self._answer(queries, plan, k)
+            return self._piece(queries, plan, k) if plan.escalation is None else self._answer(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
         depth = np.empty((len(queries), 1), dtype=np.float32)
@@ -185,7 +185,7 @@ class Cascade:
 
     def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
-        prefixes = np.ascontiguousarray(queries[:, : self.width])
+        prefixes = queries if self.width == self.store.dim else np.ascontiguousarray(queries[:, : self.width])
         found = self.coarse.search(prefixes, shortlist, effort)
         return found if self.live is None else only_allowed(*found, self.live)
 
@@ -207,11 +207,12 @@ class Cascade:
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """Coarse search and every stage for a few queries, on this thread."""
-        if self.on_device and not self.alone:
+        if self.alone:  # what it finds falls by its exact scores, so that the head of it is all that is needed
+            wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
+            return *_head(*self.coarse_search(queries, wanted, plan.effort), k), ()
+        if self.on_device:
             return *self.piece_on_device(queries, plan, k, self._live_on_device), ()
-        found, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
-        if self.alone:
-            return *_head(found, shortlist, k), ()
+        _, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
         with torch.inference_mode():
             query, rows = self.tensors(queries, shortlist)
             top, best_rows, kept = self._all_stages(query, rows, some_missing(shortlist), plan, k)
@@ -222,7 +223,7 @@ class Cascade:
     def _live_on_device(self) -> torch.Tensor | None:
         return None if self.live is None else torch.from_numpy(self.live).to(self.store.device)
 
-    @property
+    @cached_property
     def on_device(self) -> bool:
         """Whether the coarse index gives its shortlists where they are reranked, on a GPU."""
         return self.store.device.type != "cpu" and self.coarse.device == self.store.device

@@ -97,17 +97,22 @@ class Searcher:
                 f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
                 f"as the index holds vectors of {self.dim} dims"
             )
-        if len(queries) == 1:
-            return self._adapted(unit_rows(queries, 0, "queries"))
         few = len(queries) < 2 * ADAPTED_AT_A_TIME
+        as_they_are = self.cascade.turn is not None  # the user's own space is searched
+        if len(queries) == 1 or (few and as_they_are):
+            return self._adapted(unit_rows(queries, 0, "queries"))
         checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
         adapted = np.empty(queries.shape, dtype=np.float32)
         size = min(ADAPTED_AT_A_TIME, max(FEWEST_ADAPTED, -(-len(queries) // workers().count)))
 
         def piece(start: int) -> None:
-            part = checked[start : start + size]
-            rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries")
-            adapted[start : start + size] = self._adapted(rows)
+            part, out = checked[start : start + size], adapted[start : start + size]
+            if few:
+                out[...] = self._adapted(part)
+            elif as_they_are:
+                unit_rows(part, start, "queries", out)
+            else:
+                out[...] = self._adapted(unit_rows(part, start, "queries"))
 
         workers().run(piece, range(0, len(queries), size))
         return adapted

@@ -103,6 +103,7 @@ class SymqgIndex(CoarseIndex):
         self._rows = np.empty((0, self._width), dtype=np.float32)
         self._graph: Any = None
         self._finishing = Lock()
+        self._found: dict[int, int] = {}  # by effort, of the rows that the graph holds
 
     @classmethod
     def library(cls) -> str:
@@ -140,14 +141,23 @@ class SymqgIndex(CoarseIndex):
         if allowed is not None:
             allowed_mask(allowed, self.ntotal)
             raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
-        self._finish()
-        queries = self._padded(queries)
+        if self._graph is None:
+            self._finish()
+        if self.dim != self._width:
+            queries = self._padded(queries)
         if self._graph is None or not len(queries):
             return _scan(self._rows, queries, shortlist)
         # As many as the effort finds, and the head of them: a shorter search ends with other rows.
-        found = max(shortlist, self.largest_shortlist(effort))
+        found = max(shortlist, self._found_at(effort))
         rows, distances = self._graph.search(queries, found, max(effort, found))
         return 1.0 - distances[:, :shortlist], rows[:, :shortlist].astype(np.int64)
+
+    def _found_at(self, effort: int) -> int:
+        """`largest_shortlist`, remembered: asked of every single query, it takes a microsecond."""
+        found = self._found.get(effort)
+        if found is None:
+            found = self._found[effort] = self.largest_shortlist(effort)
+        return found
 
     def efforts(self) -> tuple[int, ...]:
         """Values of ef_search up to the number of rows."""

@@ -19,7 +19,7 @@ from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adapto
 from funnel.beside import sample_texts
 from funnel.building.asked import Asked, QrelsSource, encode_asked, judged_rows, open_asked
 from funnel.building.intake import Intake, take_in
-from funnel.building.ladder import checked_ladder, choose_ladder
+from funnel.building.ladder import NARROWEST, checked_ladder, choose_ladder, steps_above
 from funnel.building.segment import build_coarse, write_norms, write_rows
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import Encoder
@@ -142,6 +142,11 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
     """The adaptor that was asked for, or the best of those that were trained and compared."""
     asked, seed = options.adaptor, options.seed + ADAPTOR_SEED
     dims = None if options.dims is None else checked_ladder(options.dims, intake.dim)
+    whole = _over_whole_rows(intake, options) if asked == AUTO and not given.qrels else None
+    if whole is not None:
+        # Prefixes only bound what exact search may leave out there, which those that hold the most energy do best.
+        why = f"pca: {whole.name} over all {intake.dim} dims searches no prefix; adaptor='rotation' trains one anyway"
+        return AdaptorChoice(make_adaptor("pca", intake.sample, seed=seed, progress=options.progress), why)
     if asked == AUTO:
         sample, judged = judged_rows(intake, segment, given, seed)
         choice = choose_adaptor(sample, dims=dims, judged=judged, seed=seed, progress=options.progress)
@@ -158,6 +163,17 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
     if choice.adaptor.dim != intake.dim:
         raise InputError(f"the adaptor is for {choice.adaptor.dim} dims, the corpus has {intake.dim}")
     return choice
+
+
+def _over_whole_rows(intake: Intake, options: BuildOptions) -> Choice | None:
+    """The coarse index to come, where it is one over the full width; chosen again when the ladder is known."""
+    if options.coarse is not None or options.dims is not None:
+        return None
+    try:
+        choice = choose_coarse(intake.count, steps_above(min(NARROWEST, intake.dim), intake.dim), options)
+    except InputError:  # too little memory for this ladder: the one to come may take less
+        return None
+    return choice if choice.dim == intake.dim else None
 
 
 def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildOptions) -> _Built:

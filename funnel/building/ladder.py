@@ -15,9 +15,10 @@ from indexes import RunningTop, VectorStore
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-__all__ = ["checked_ladder", "choose_ladder", "steps_above"]
+__all__ = ["NARROWEST", "checked_ladder", "choose_ladder", "steps_above"]
 
 CANDIDATES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+NARROWEST = CANDIDATES[0]
 PROBES = 256  # held-out rows that widths are judged on: the standard error at .98 is .003
 PROBED_ROWS = 200_000  # rows they are judged against
 RUNS = 64  # in which those are read

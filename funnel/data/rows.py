@@ -21,16 +21,19 @@ ROW_TYPES = ("float32", "float16", "int8", "float64")
 INT64_BITS = 63  # SQLite keeps whole numbers in 64 bits with sign
 
 
-def unit_rows(batch: NDArray[np.generic], first_row: int, what: str) -> NDArray[np.float32]:
+def unit_rows(
+    batch: NDArray[np.generic], first_row: int, what: str, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Scale rows to unit length.
 
     Args:
         batch: float or integer [c, d].
         first_row: The number of the batch's first row in the whole, for messages.
         what: What the rows are, for messages, such as a file's name.
+        out: float32 [c, d] to write them into; None: a new array.
 
     Returns:
-        float32 [c, d], a new array, every row of length 1.
+        float32 [c, d], every row of length 1.
 
     Raises:
         InputError: not two-dimensional, not numbers, or rows with NaN, infinite or only zero values.
@@ -42,14 +45,15 @@ def unit_rows(batch: NDArray[np.generic], first_row: int, what: str) -> NDArray[
         )
     low, high = SAFE_SQUARED_LENGTH
     # One query: the general way takes several times as long as the arithmetic.
-    if len(array) == 1 and array.dtype.itemsize <= 4:
+    if out is None and len(array) == 1 and array.dtype.itemsize <= 4:
         row = array.astype(np.float32)
         length = float(np.vdot(row, row))
         if low < length < high:
             row *= 1.0 / math.sqrt(length)
             return row
     with np.errstate(over="ignore", invalid="ignore"):
-        rows = array.astype(np.float32)
+        rows = np.empty(array.shape, dtype=np.float32) if out is None else out
+        rows[...] = array
         squared = np.einsum("ij,ij->i", rows, rows)
     safe: NDArray[np.bool_] = (squared > low) & (squared < high)
     lengths = np.sqrt(squared, where=safe, out=np.ones_like(squared))

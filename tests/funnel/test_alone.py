@@ -69,6 +69,15 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
     assert overlap(one, ids[:1]) >= 0.8
 
 
+def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_path: Path) -> None:
+    adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings["adaptor"]
+    assert adaptor["kind"] == "pca" and adaptor["isometric"] and "symqg over all 64 dims" in adaptor["why"]
+    for number, given in enumerate(({"memory_mb": 3.0}, {"dims": (32,)}, {"coarse": "flat"})):
+        built = FunnelIndex.build(rows, tmp_path / str(number), progress=False, **given)  # type: ignore[arg-type]
+        settings = built.manifest.settings
+        assert settings["coarse_width"] < DIM and "held-out" in settings["adaptor"]["why"], given
+
+
 def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
     explained = FunnelIndex.open(folder).explain(K, recall=0.9, run=True)
     measured = [line.measured_recall for line in explained.stages]

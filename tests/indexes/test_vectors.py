@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,22 @@ def test_the_file_is_plain_npy(path: Path, rows: Float32Array) -> None:
 def test_a_file_that_numpy_saved_is_read(tmp_path: Path, rows: Float32Array) -> None:
     np.save(tmp_path / "theirs.npy", rows)
     np.testing.assert_array_equal(VectorStore.open(tmp_path / "theirs.npy").matrix.numpy(), rows)
+
+
+@given(st.integers(1, 200), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_rows_of_a_large_matrix_go_by_way_of_buckets(count: int, bucket_bytes: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows, order = generator.standard_normal((count, 3), dtype=np.float32), generator.permutation(count)
+    sizes = np.sort(generator.integers(0, count + 1, 4))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.multiple("indexes.vectors", LARGE_BYTES=0, BUCKET_BYTES=bucket_bytes),
+    ):
+        path = Path(folder) / "v.npy"
+        with VectorStore.create(path, count, 3, np.float32) as writer:
+            for chunk in np.split(np.arange(count), sizes):
+                writer.write(order[chunk], rows[chunk])
+        np.testing.assert_array_equal(np.load(path, allow_pickle=False)[order], rows)
 
 
 def test_rows_are_scattered_to_their_positions(tmp_path: Path, rows: Float32Array) -> None:

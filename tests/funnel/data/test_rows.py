@@ -154,3 +154,12 @@ def test_good_ids_come_back_as_plain_values(ids: list[str]) -> None:
 def test_bad_ids_are_named(ids: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_ids(ids, 2)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int8])
+def test_rows_are_written_where_one_says(kind: type) -> None:
+    rows = np.arange(1, 13).reshape(3, 4).astype(kind)
+    out = np.full((3, 4), np.nan, dtype=np.float32)
+    assert unit_rows(rows, 0, "rows", out) is out
+    np.testing.assert_array_equal(out, unit_rows(rows, 0, "rows"))
+    np.testing.assert_array_equal(unit_rows(rows[:1], 0, "rows", out[:1]), out[:1])

@@ -58,6 +58,17 @@ def test_another_kind_is_found_soon(batch: int, before: int) -> None:
     assert drift.seen == before + at
 
 
+def test_a_part_of_a_large_call_is_compared() -> None:
+    drift = watching(scores(1_000, 1))
+    depth = torch.zeros((4_000, 10), dtype=torch.int64)
+    assert not drift.see(scores(4_000, 2), FLAT, (depth,))
+    assert drift.seen == 4_000
+    assert drift.compared == 500 <= drift_module.MOST_COMPARED
+    late = scores(4_000, 3)
+    late[2_000:] -= 0.2  # the second half of a call that changed on its way
+    assert drift.see(late, FLAT)
+
+
 def test_the_alarm_is_raised_once_and_stays() -> None:
     drift = watching(scores(1_000, 1))
     assert feed(drift, scores(600, 3, mean=0.4)) is not None
