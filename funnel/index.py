@@ -79,7 +79,8 @@ class FunnelIndex(Updates):
         all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
         texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified. qrels: judgements (BEIR
         .tsv, or query id -> document id -> grade): the queries they name train the adaptor, and the others certify.
-        adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best; or a kind such
+        adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best (PCA without
+        training where the coarse index is over whole rows and there are no qrels); or a kind such
         as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
         the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
         apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:

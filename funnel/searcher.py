@@ -108,7 +108,7 @@ class Searcher:
         def piece(start: int) -> None:
             part, out = checked[start : start + size], adapted[start : start + size]
             if few:
-                out[...] = self._adapted(part)
+                out[...] = self._adapted(np.asarray(part, dtype=np.float32))
             elif as_they_are:
                 unit_rows(part, start, "queries", out)
             else:

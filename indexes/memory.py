@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["machine_bytes", "release_freed"]
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def release_freed() -> None:
@@ -35,16 +35,23 @@ def machine_bytes() -> int:
 
 
 def _cgroup_limits() -> list[int]:
-    """memory.max of the process's cgroup (v2) and of those above it; empty where there is none."""
-    try:
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return []
-    folder = CGROUPS / own.removeprefix("0::").lstrip("/")
-    limits = []
+    """What the memory controller allows the process's cgroup and those above it; empty where there is none."""
+    limits: list[int] = []
+    with suppress(OSError):
+        for line in OWN_CGROUP.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                limits += _limits_above(CGROUPS, path, "memory.max")
+            elif "memory" in controllers.split(","):  # version 1
+                limits += _limits_above(CGROUPS / "memory", path, "memory.limit_in_bytes")
+    return limits
+
+
+def _limits_above(root: Path, path: str, name: str) -> list[int]:
+    folder, limits = root / path.lstrip("/"), []
     for place in (folder, *folder.parents):
-        if place == CGROUPS.parent:
+        if place == root.parent:
             break
         with suppress(OSError, ValueError):  # "max", or no such file: no limit here
-            limits.append(int((place / "memory.max").read_text()))
+            limits.append(int((place / name).read_text(encoding="ascii")))
     return limits

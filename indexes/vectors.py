@@ -18,6 +18,7 @@ from indexes._placement import Codes, pinned, settled
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
 from indexes.mapping import map_file
+from indexes.memory import machine_bytes
 
 __all__ = ["VectorStore", "VectorWriter"]
 
@@ -28,6 +29,7 @@ STORED_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 # time of a single flat search. 10,000 rows at 384 dims are 15 MB.
 SMALL_BYTES = 16_777_216
 ROWS_CODED_AT_A_TIME = 65_536
+MAPPED_SHARE = 0.5  # of the memory there is: larger matrices are not kept there whole
 # Rows that come in any order touch every page of the matrix again and again: once it does not fit in memory, each of
 # them waits for the disk (10 MB a second within 1 GB, and 79 GB read after five minutes). So the rows of a large matrix
 # are first put into buckets, one behind the other, and then in order within each.
@@ -149,6 +151,8 @@ class VectorStore:
         placement: Where the vectors lie: "mapped" (the file), "device", "int8" (codes on the device, `matrix` in pinned
             host memory) or "host" (`matrix` in pinned host memory).
         codes: The int8 codes, under "int8".
+        exceeds_memory: Whether the file is too large to be kept in memory whole, so that rows that lie apart are
+            better read in passes over it.
     """
 
     def __init__(
@@ -164,6 +168,10 @@ class VectorStore:
         with open(path, "rb") as file:
             mapping, whole = map_file(file)
         self._map: mmap.mmap | None = mapping
+        # Rows that are gathered lie anywhere: reading ahead around them would push out what is needed next.
+        self.exceeds_memory = len(mapping) > MAPPED_SHARE * machine_bytes()
+        if self.exceeds_memory and hasattr(mmap, "MADV_RANDOM"):
+            mapping.madvise(mmap.MADV_RANDOM)
         self.dtype = dtype
         self.n, self.dim = shape
         self._start = start
@@ -192,7 +200,7 @@ class VectorStore:
                 f"a {matrix.dtype} tensor of shape {list(matrix.shape)}; give a contiguous float16 or float32 [n, dim]"
             )
         store = cls.__new__(cls)
-        store.path, store._map, store._start = Path(), None, 0
+        store.path, store._map, store._start, store.exceeds_memory = Path(), None, 0, False
         store.dtype = np.dtype(np.float16 if matrix.dtype == torch.float16 else np.float32)
         store.n, store.dim = matrix.shape
         store.matrix, store.device, store.placement, store.codes = matrix, matrix.device, "device", None
@@ -262,13 +270,23 @@ class VectorStore:
         """Rows `start` to `stop` as float32 [stop - start, dim]."""
         if self._guard is not None:
             self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
+        self._soon(start, stop)
         return self.matrix[start:stop].to(self.device, non_blocking=True).float()
 
     def prefixes(self, start: int, stop: int, width: int) -> torch.Tensor:
         """The first `width` dims of rows `start` to `stop`, as stored: a view of the map."""
         if self._guard is not None:
             self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
+        self._soon(start, stop)
         return self.matrix[start:stop, :width]
+
+    def _soon(self, start: int, stop: int) -> None:
+        """Have the system read rows that are next, where it does not read ahead by itself."""
+        if self._map is None or not self.exceeds_memory or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        row = self.dim * self.dtype.itemsize
+        begin = (self._start + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, begin, self._start + min(stop, self.n) * row - begin)
 
     def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from funnel.cascade import Cascade
 from funnel.plan import Plan, Stage
-from funnel.rerank import carry_on, rows_at_a_time
+from funnel.planning.scoring import score
 
 __all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
 
@@ -172,7 +172,7 @@ def record(
             found.append(_place(listed, {effort: table[part] for effort, table in places.items()}, cascade.store.n))
     candidates = _side_by_side(found)
     scores = _kept((*candidates.shape, len(widths)), np.float32, folder)
-    _score(cascade, queries, candidates, widths, scores)
+    score(cascade, queries, candidates, widths, scores)
     return Run(queries, own, truth, tuple(widths), candidates, scores, places, near_rows.astype(np.int32), near_scores)
 
 
@@ -194,7 +194,7 @@ def _worth_running(
                 return True
         rows = _drop_own(found, own)
         scores = np.empty((*rows.shape, 1), dtype=np.float32)
-        _score(cascade, queries, rows, (cascade.store.dim,), scores)
+        score(cascade, queries, rows, (cascade.store.dim,), scores)
         true = (scores[:, :, 0] >= truth[:, -1:] - TIE_TOLERANCE).sum(axis=1).clip(max=depth)
         return bool(true.mean() >= ENOUGH_RECALL * depth)
 
@@ -276,23 +276,6 @@ def _kept(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path | None) -> 
             return np.asarray(np.memmap(file, dtype, "r+", shape=shape))  # the map keeps the file
     except OSError:  # no room, or no right to write: an index that is only opened needs neither
         return np.empty(shape, dtype=dtype)
-
-
-def _score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Sequence[int], result: Float32) -> None:
-    """Fill result float32 [q, s, len(widths)]: each candidate's score at each width; -inf where the row is -1."""
-    store, queries = cascade.store, cascade.as_stored(queries)
-    at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
-    with torch.inference_mode():
-        for begin in range(0, len(rows), at_a_time):
-            block = torch.from_numpy(rows[begin : begin + at_a_time].astype(np.int64)).to(store.device)
-            query = torch.from_numpy(queries[begin : begin + at_a_time]).to(store.device)
-            found, partial, start = block.clamp(min=0), None, 0
-            for column, width in enumerate(widths):
-                partial = carry_on(store, query, found, partial, start, width)
-                scores = partial if width == store.dim else partial * cascade.inverse_norms[width][found]
-                scores = scores.masked_fill(block < 0, -torch.inf)
-                result[begin : begin + at_a_time, :, column] = scores.cpu().numpy()
-                start = width
 
 
 def hits(run: Run, plans: Sequence[Plan], k: int) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes import release_freed
+from indexes import memory, release_freed
 
 STATM = Path("/proc/self/statm")
 BLOCK = 65_536  # below what glibc maps on its own: freed blocks of this size stay with the process
@@ -27,3 +27,26 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert resident_mb() < before - 30
     assert all(block[-1] == 1 for block in blocks)
     release_freed()  # with nothing to give back
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "name"),
+    [("0::/a/b", "", "memory.max"), ("4:cpu,memory:/a/b", "memory", "memory.limit_in_bytes")],
+)
+def test_the_smallest_limit_of_a_cgroup_counts(
+    line: str, folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, root = tmp_path / "own", tmp_path / "cgroups" / folder
+    (root / "a" / "b").mkdir(parents=True)
+    own.write_text(f"7:pids:/\n{line}\n")
+    monkeypatch.setattr(memory, "OWN_CGROUP", own)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroups")
+    before = memory.machine_bytes()
+    assert before > 100 * MEGABYTE
+    (root / "a" / name).write_text("5000000\n")
+    (root / "a" / "b" / name).write_text("max\n")
+    assert memory.machine_bytes() == 5_000_000
+    (root / "a" / "b" / name).write_text("4000000\n")
+    assert memory.machine_bytes() == 4_000_000
+    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "none")
+    assert memory.machine_bytes() == before

@@ -54,6 +54,17 @@ def test_a_file_that_numpy_saved_is_read(tmp_path: Path, rows: Float32Array) -> 
     np.testing.assert_array_equal(VectorStore.open(tmp_path / "theirs.npy").matrix.numpy(), rows)
 
 
+def test_a_matrix_larger_than_memory_is_read_where_it_is_asked(
+    path: Path, rows: Float32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexes.vectors.machine_bytes", lambda: 1)
+    store, stored = VectorStore.open(path), rows.astype(np.float16)
+    for start, stop in ((0, 1), (7, 40), (len(rows) - 1, len(rows) + 5), (0, len(rows))):
+        np.testing.assert_array_equal(store.block(start, stop).numpy(), stored[start:stop].astype(np.float32))
+        np.testing.assert_array_equal(store.prefixes(start, stop, 2).numpy(), stored[start:stop, :2])
+    np.testing.assert_array_equal(store.gather(torch.tensor([3, 0, 9]), 0, store.dim).numpy(), stored[[3, 0, 9]])
+
+
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_rows_of_a_large_matrix_go_by_way_of_buckets(count: int, bucket_bytes: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
