@@ -53,6 +53,8 @@ COLUMNS = (
     Column("overshoot", "overshoot", ".4f"),
     Column("cost_1", "cost, one", ".3f"),
     Column("cost_256", "cost, 256", ".3f"),
+    Column("least_1", "least, one", ".3f"),
+    Column("least_256", "least, 256", ".3f"),
     Column("needed", "needed", left=True),
 )
 
@@ -161,6 +163,7 @@ def _trials(
 
 def _printed(row: Row) -> dict[str, Any]:
     cost = {f"cost_{batch}": row.cost.get(batch, float("nan")) for batch in BATCHES}
+    cost |= {f"least_{batch}": row.least[batch] for batch in BATCHES}
     needed = "" if row.queries_needed is None else f"{row.queries_needed:,.0f}"
     return {**row.to_json(), **cost, "needed": needed}
 

@@ -18,7 +18,7 @@ from funnel.planning.frontier import Frontier, build_frontier
 from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 
-__all__ = ["Pool", "Row", "make_pool", "run_trials"]
+__all__ = ["Pool", "Row", "make_pool", "recall_told_apart", "run_trials"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Row:
     fell_back: share of trials in which no plan was certified, so that flat search was served. met: of the others, the
     share whose served plan has at least the recall over the pool, at batch size 1 and 256 both; met_error: the
     standard error of a share of .95 over so many trials. overshoot: mean of recall over the pool less the recall asked.
-    cost, cost_worst: cost of the served plan over that of the cheapest plan that truly meets the recall, by batch size.
+    cost: cost of the served plan over that of the cheapest plan that truly meets the recall, by batch size. least: what
+    it must be in half of the trials at least, whatever the test: see `recall_told_apart`.
     queries_needed: median of what certificates of the trials that fell back say. overshoots: each trial's, at batch 1.
     """
 
@@ -66,6 +67,7 @@ class Row:
     met_error: float
     overshoot: float
     cost: dict[int, float]
+    least: dict[int, float]
     queries_needed: float | None
     overshoots: list[float]
 
@@ -116,7 +118,7 @@ def _row(pool: Pool, planners: Sequence[Planner], budget: Budget, n: int, batche
     chosen = [{batch: plans[batch][0] for batch in batches} for plans in certified]
     overshoots = [pool.truth[plans[batches[0]]] - recall for plans in chosen]
     met = [all(pool.truth[plan] >= recall for plan in plans.values()) for plans in chosen]
-    dim = planners[0].calibration.dim
+    dim, apart = planners[0].calibration.dim, recall_told_apart(recall, n, budget.delta)
     cost = {
         batch: float(np.mean([costs.predict(plans[batch], batch, dim) / cheapest[batch] for plans in chosen]))
         for batch in batches
@@ -132,9 +134,20 @@ def _row(pool: Pool, planners: Sequence[Planner], budget: Budget, n: int, batche
         met_error=math.sqrt(0.95 * 0.05 / len(met)) if met else math.nan,
         overshoot=float(np.mean(overshoots)) if met else math.nan,
         cost=cost,
+        least={batch: _cheapest(pool, costs, dim, apart, batch) / cheapest[batch] for batch in batches},
         queries_needed=float(np.median([count for count in needed if count])) if any(needed) else None,
         overshoots=overshoots,
     )
+
+
+def recall_told_apart(recall: float, n: int, delta: float) -> float:
+    """The true recall below which no valid test of n queries certifies a plan in more than half of the trials.
+
+    Let every plan up to some cost have a recall of at most m, and fail completely besides on a share 1 - recall / m of
+    all queries. None of them keeps the recall then, so that one is certified with probability delta at most; and with
+    probability (recall / m) ** n no such query is drawn, and everything looks as it does without them.
+    """
+    return min(1.0, recall * (0.5 / delta) ** (1.0 / n))
 
 
 def _cheapest(pool: Pool, costs: Costs, dim: int, recall: float, batch: int) -> float:
