@@ -19,7 +19,7 @@ __all__ = ["HnswFloat16Index", "HnswSq8Index"]
 
 # ef_search values worth calibrating: step by step up to the end of each range. 7 % apart where budgets are usually met
 # (half-octaves overshoot the recall asked for by up to .03 there), further apart where each costs seconds to run.
-STEPS = ((0.07, 256), (0.1, 512), (0.15, 1024), (0.25, 4096))
+STEPS = ((0.07, 256), (0.1, 512), (0.25, 1024))
 # Candidates beyond this many, of a search that found more, were never among the best on recall against cost.
 LONGEST_SHORTLIST = 512
 

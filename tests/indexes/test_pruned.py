@@ -108,6 +108,21 @@ def test_codes_that_are_kept_answer_from_memory(
     assert sample == 0
 
 
+@pytest.mark.skipif(not int8_products_are_exact(), reason="no exact int8 products on this processor")
+def test_the_width_that_is_kept_does_not_hang_on_the_first_query(
+    store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruned, "READ_NARROW_NS", 1e3)  # so that codes are kept
+    kept = set()
+    for query in spectrum(12, 9, 1.0):
+        search = searcher(store, keep=True)
+        search(query[None], 10)
+        choice = search.choose(query[None], 10)
+        assert choice is not None and choice.kept
+        kept.add(choice.width)
+    assert len(kept) == 1
+
+
 @pytest.mark.parametrize("block", [500, 1_000, ROWS])
 @pytest.mark.parametrize("few", [0, 200])
 def test_blocks_tiles_and_threads_do_not_matter(
