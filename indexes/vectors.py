@@ -50,7 +50,7 @@ class VectorWriter:
         self._start = self._preallocate()
         self._bucket = max(1, BUCKET_BYTES // (dim * stored.itemsize))
         large = rows * dim * stored.itemsize > LARGE_BYTES
-        self._places = np.empty(rows, dtype=np.int64) if large else None
+        self._places = np.full(rows, -1, dtype=np.int64) if large else None
         self._filled = np.zeros(-(-rows // self._bucket), dtype=np.int64)
 
     def _preallocate(self) -> int:
@@ -113,6 +113,10 @@ class VectorWriter:
             return
         for start in range(0, self.rows, self._bucket):
             belongs = self._places[start : start + self._bucket] - start
+            if not np.array_equal(np.sort(belongs), np.arange(len(belongs))):
+                raise CoarseIndexError(
+                    f"{self.path} was given a row of {start} to {start + len(belongs) - 1} twice; write each once"
+                )
             rows = self._matrix()[start : start + len(belongs)]
             settled = np.empty_like(rows)
             settled[belongs] = rows

@@ -26,7 +26,7 @@ def score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Se
     query's norm, and the inner product at full width.
     """
     store, queries = cascade.store, cascade.as_stored(queries)
-    if store.exceeds_memory:
+    if store.exceeds_memory and store.placement == "mapped":
         at_a_time = max(1, PAIRS_SORTED // max(1, rows.shape[1]))
         for begin in range(0, len(rows), at_a_time):
             part = slice(begin, begin + at_a_time)

@@ -81,6 +81,16 @@ def test_rows_of_a_large_matrix_go_by_way_of_buckets(count: int, bucket_bytes: i
         np.testing.assert_array_equal(np.load(path, allow_pickle=False)[order], rows)
 
 
+def test_a_row_that_a_large_matrix_is_given_twice_is_refused(
+    tmp_path: Path, rows: Float32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexes.vectors.LARGE_BYTES", 0)
+    writer = VectorStore.create(tmp_path / "v.npy", 10, rows.shape[1], np.float32)
+    writer.write(np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 8]), rows[:10])
+    with pytest.raises(CoarseIndexError, match="0 to 9 twice"):
+        writer.close()
+
+
 def test_rows_are_scattered_to_their_positions(tmp_path: Path, rows: Float32Array) -> None:
     order = np.random.default_rng(0).permutation(len(rows))
     with VectorStore.create(tmp_path / "v.npy", *rows.shape, np.float32) as writer:
