@@ -41,6 +41,9 @@ CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
 MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
 SURVIVOR_NS, GATHERED_NS = 60.0, 300.0  # in a row that was read whole; in one that has to be fetched
 KEPT_NS = 0.08  # to read one kept code from memory
+# Queries of a call from which on the rows are read whole: what survives is then at hand. On 200,000 x 384, us a query,
+# from memory and read: 1,127 and 1,673 for 32 queries, 929 and 838 for 64, 684 and 398 for 256.
+MOST_FROM_MEMORY = 48
 FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.3, 0.022
 # Pruning must promise to save a tenth, or flat search is run: the estimate is no better than that.
 WORTH = 0.9
@@ -207,15 +210,16 @@ class PrunedSearch:
         some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
         kind = torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
         shares: dict[tuple[int, torch.dtype], float] = {}
-        few, kept = count <= FEW_QUERIES, self._made.kept
+        few, kept = count <= FEW_QUERIES, self._made.kept if count <= MOST_FROM_MEMORY else None
         widths = self._ladder[:-1]
         if kept is not None and few:  # nothing else would be cheaper, and judging it would take as long as the search
             kind, widths = torch.int8, (kept.codes.width,)
 
-        to_keep = self._width_to_keep(k) if self._keep and kept is None else 0
+        keep = self._keep and count <= MOST_FROM_MEMORY
+        to_keep = self._width_to_keep(k) if keep and kept is None else 0
 
         def judge(_: range) -> None:
-            for each in {kind, torch.int8} if self._keep else {kind}:
+            for each in {kind, torch.int8} if keep else {kind}:
                 shares.update(self._shares(queries[some], tau[some], each, widths))
 
         # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
