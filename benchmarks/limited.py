@@ -114,6 +114,9 @@ def _group(limit: int) -> Iterator[str]:
         try:
             if (group / limits).exists():
                 (group / limits).write_text(str(limit * MB))
+                for swap, most in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", limit * MB)):
+                    if (group / swap).exists():
+                        (group / swap).write_text(str(most))
                 yield str(group)
                 return
         finally:

@@ -94,7 +94,7 @@ class Cascade:
         if plan.is_flat:
             return *self.flat(queries, k), ()
         if len(queries) == 1:
-            return self._piece(queries, plan, k) if plan.escalation is None else self._answer(queries, plan, k)
+            return self._answer(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
         depth = np.empty((len(queries), 1), dtype=np.float32)

@@ -107,12 +107,9 @@ class Searcher:
 
         def piece(start: int) -> None:
             part, out = checked[start : start + size], adapted[start : start + size]
-            if few:
-                out[...] = self._adapted(np.asarray(part, dtype=np.float32))
-            elif as_they_are:
-                unit_rows(part, start, "queries", out)
-            else:
-                out[...] = self._adapted(unit_rows(part, start, "queries"))
+            rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries", out)
+            if not as_they_are:
+                out[...] = self._adapted(rows)
 
         workers().run(piece, range(0, len(queries), size))
         return adapted
