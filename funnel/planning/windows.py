@@ -98,8 +98,9 @@ def window_p95s(
     """The 95th percentile of the calls that began in each of some windows, one after the other: milliseconds.
 
     callers: threads that call in a closed loop, at once. A call belongs to the window in which it began, so that one
-    may end after it; a window in which none began is left out. Windows are longer where a single call takes longer,
-    and fewer where so many would take more than most_seconds.
+    may end after it; a window in which none began is left out. A caller that the machine kept from them all makes one
+    call after the last, and it belongs there. Windows are longer where a single call takes longer, and fewer where so
+    many would take more than most_seconds.
     """
     call(0)
     begun: list[list[tuple[float, float]]] = [[] for _ in range(callers)]
@@ -119,7 +120,7 @@ def window_p95s(
             failed.append(error)
         together.wait()
         together.wait()
-        while not failed and (start := time.perf_counter()) < until[0]:
+        while not failed and ((start := time.perf_counter()) < until[0] or not times):
             turn += callers
             try:
                 call(turn)
@@ -140,7 +141,7 @@ def window_p95s(
     if failed:
         raise failed[0]
     calls = [each for times in begun for each in times]
-    numbers = np.array([int((start - first) / length) for start, _ in calls])
+    numbers = np.array([min(int((start - first) / length), windows - 1) for start, _ in calls])
     took = np.array([ms for _, ms in calls])
     return [float(np.percentile(took[numbers == i], PERCENTILE)) for i in range(windows) if (numbers == i).any()]
 

@@ -143,11 +143,11 @@ def test_flat_search_is_one_step(graph: FunnelIndex) -> None:
 
 
 def test_a_latency_is_held_in_windows(graph: FunnelIndex, unseen: np.ndarray) -> None:
-    explained = graph.explain(10, latency_ms=200)
+    explained = graph.explain(10, latency_ms=2_000)
     assert explained.held is not None
-    assert explained.held.ms <= 200
+    assert explained.held.ms <= 2_000
     assert "95th percentile held" in str(explained)
-    assert graph.search(unseen[0], latency_ms=200).served.plan == explained.plan  # type: ignore[union-attr]
+    assert graph.search(unseen[0], latency_ms=2_000).served.plan == explained.plan  # type: ignore[union-attr]
     with pytest.raises(BudgetError, match="at the 95th percentile"):
         graph.explain(10, latency_ms=1e-3)
 
@@ -189,7 +189,7 @@ def test_the_command_line_runs_and_plots(graph_folder: Path, tmp_path: Path) -> 
 
 
 def test_texts_leave_less_time_for_the_search(texts: FunnelIndex) -> None:
-    assert texts.search("sort a list", 5, latency_ms=500).served.complete  # type: ignore[union-attr]
+    assert texts.search("sort a list", 5, latency_ms=5_000).served.complete  # type: ignore[union-attr]
     with pytest.raises(BudgetError, match=r"encoding one query takes .* by itself"):
         texts.search("sort a list", 5, latency_ms=1e-4)
     with pytest.raises(BudgetError, match=r"reading the documents of one query takes .* by itself"):
