@@ -13,6 +13,7 @@ import pytest
 from funnel import FunnelIndex
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, ROWS, documents, hashed_words
+from tests.funnel.living import Model
 
 Float32 = npt.NDArray[np.float32]
 
@@ -50,6 +51,24 @@ def graph_folder(rows: Float32, queries: Float32, tmp_path_factory: pytest.TempP
         rows, path, ids=ids, queries=queries, dims=[32, 48], coarse="hnsw-sq8", dtype="float32", progress=False
     )
     return path
+
+
+@pytest.fixture
+def index(graph_folder: Path, tmp_path: Path) -> FunnelIndex:
+    """A copy of the graph that may be written to, its ids "row 0", "row 1", …"""
+    shutil.copytree(graph_folder, tmp_path / "index")
+    return FunnelIndex.open(tmp_path / "index")
+
+
+@pytest.fixture
+def model(rows: Float32) -> Model:
+    """What `index` holds."""
+    return Model(rows, [f"row {number}" for number in range(len(rows))])
+
+
+@pytest.fixture(scope="session")
+def more() -> Float32:
+    return clustered_rows(900, DIM, seed=11)
 
 
 @pytest.fixture(scope="session")
