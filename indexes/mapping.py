@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import resource
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from indexes.memory import data_limited
 
 __all__ = ["map_file"]
 
@@ -18,8 +19,7 @@ def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
     Under a limit on memory (`ulimit -d`) they must not be written to: the limit counts what could be written, even
     privately, and spares a map that can only be read.
     """
-    spared = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if spared else mmap.ACCESS_COPY)
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if data_limited() else mmap.ACCESS_COPY)
     return whole, np.asarray(_Mapped(whole)) if len(whole) else np.empty(0, np.uint8)
 
 

@@ -6,11 +6,37 @@ import ctypes
 import os
 import resource
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["machine_bytes", "release_freed"]
+__all__ = ["data_limited", "machine_bytes", "release_freed"]
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+# Of glibc's mallopt(3), and what they are set to under a limit on data: larger blocks are maps of their own, which end
+# when they are freed, and threads share one heap.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+OWN_MAP_BYTES = 262_144
+
+
+def data_limited() -> bool:
+    """Whether the process may take so much memory and no more (RLIMIT_DATA, `ulimit -d`).
+
+    The limit counts what is reserved, touched or not, and glibc keeps what was freed: 180 of 680 MB in a build from
+    1.5 GB of rows. Where there is a limit it is told not to, in the whole process; that makes a build a quarter slower.
+    """
+    if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
+        return False
+    _keep_nothing_freed()
+    return True
+
+
+@lru_cache(maxsize=1)
+def _keep_nothing_freed() -> None:
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(M_ARENA_MAX, 1)
+        option(M_MMAP_THRESHOLD, OWN_MAP_BYTES)
 
 
 def release_freed() -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError
+from indexes.memory import data_limited
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
@@ -51,8 +52,12 @@ class Files:
             os.close(descriptor)
 
     def sync_all(self, paths: Sequence[Path]) -> None:
-        """Flush several at once: the disk confirms them together, in about the time that one takes."""
-        with ThreadPoolExecutor(min(SYNCED_AT_ONCE, max(1, len(paths)))) as pool:
+        """Flush several at once: the disk confirms them together, in about the time that one takes.
+
+        One after the other where the stacks of the threads, 8 MB each, would count against a limit on memory.
+        """
+        threads = 1 if data_limited() else SYNCED_AT_ONCE
+        with ThreadPoolExecutor(min(threads, max(1, len(paths)))) as pool:
             for _ in pool.map(self.sync, paths):
                 pass
 

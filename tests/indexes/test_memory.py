@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,36 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert resident_mb() < before - 30
     assert all(block[-1] == 1 for block in blocks)
     release_freed()  # with nothing to give back
+
+
+LIMITED = """
+import re, resource, threading
+from pathlib import Path
+import numpy as np
+from indexes.memory import data_limited
+
+def data_mb():
+    return int(re.search(r"^VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1e3
+
+assert not data_limited()
+resource.setrlimit(resource.RLIMIT_DATA, (4_000_000_000, resource.RLIM_INFINITY))
+assert data_limited()
+before, block = data_mb(), 4_000_000
+warm = np.ones(3 * block, dtype=np.uint8)
+del warm  # without the setting, glibc keeps blocks below the largest that was freed
+kept, freed = [], []
+for _ in range(50):
+    freed.append(np.ones(block, dtype=np.uint8))
+    kept.append(np.ones(100_000, dtype=np.uint8))
+del freed
+print(data_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt") or not STATM.exists(), reason="not glibc on Linux")
+def test_under_a_limit_on_data_what_is_freed_does_not_count() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 20
 
 
 @pytest.mark.parametrize(
