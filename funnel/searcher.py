@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ Asked = ParamSpec("Asked")
 
 SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
 ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
+COMPARED_AT_A_TIME = 256  # queries whose lengths are looked at together on one worker
+ROUNDING = 5e-7  # of squared lengths of rows that were scaled to unit length in float32; scores move by half of it
 SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up to 64
 
 
@@ -97,8 +99,10 @@ class Searcher:
                 f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
                 f"as the index holds vectors of {self.dim} dims"
             )
-        few = len(queries) < 2 * ADAPTED_AT_A_TIME
         as_they_are = self.cascade.turn is not None  # the user's own space is searched
+        if as_they_are and _are_unit_rows(queries):
+            return queries
+        few = len(queries) < 2 * ADAPTED_AT_A_TIME
         if len(queries) == 1 or (few and as_they_are):
             return self._adapted(unit_rows(queries, 0, "queries"))
         checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
@@ -290,6 +294,28 @@ class Searcher:
         corpus, queries = calibration.runs()
         timed = queries or corpus
         return measure_costs(self.cascade, timed.queries, corpus.efforts, self.widths, self.whole_call)
+
+
+def _are_unit_rows(queries: npt.NDArray[np.generic]) -> TypeGuard[Float32]:
+    """Whether rows [n, d] can be searched as they are, without a copy."""
+    if queries.dtype != np.float32 or not queries.flags.c_contiguous:
+        return False
+    rows: Float32 = np.asarray(queries, dtype=np.float32)
+    if len(rows) == 1:
+        return abs(float(np.vdot(rows, rows)) - 1.0) <= ROUNDING  # NaN is not
+    unit = [True]
+
+    def piece(start: int) -> None:
+        part = rows[start : start + COMPARED_AT_A_TIME]
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.einsum("ij,ij->i", part, part)
+        if not (np.abs(lengths - 1.0) <= ROUNDING).all():
+            unit[0] = False
+
+    piece(0)  # most batches that are not show it in their first rows
+    if unit[0] and len(rows) > COMPARED_AT_A_TIME:
+        workers().run(piece, range(COMPARED_AT_A_TIME, len(rows), COMPARED_AT_A_TIME))
+    return unit[0]
 
 
 class _Timed:

@@ -11,6 +11,8 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
+from funnel.errors import InputError
+from funnel.planning.budget import Budget
 from funnel.turn import turn_of
 from indexes import CoarseIndexError, choose, symqg_installed
 from indexes.selection import FLAT_ROWS
@@ -82,6 +84,26 @@ def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
     explained = FunnelIndex.open(folder).explain(K, recall=0.9, run=True)
     measured = [line.measured_recall for line in explained.stages]
     assert measured[-1] is not None and measured[-1] > 0.85
+
+
+def test_queries_that_are_unit_rows_are_not_copied(folder: Path, rows: Float32) -> None:
+    searcher = FunnelIndex.open(folder).searcher
+    many = rows[:700]
+    for count in (0, 1, 5, 300, 700):
+        assert searcher.prepare(many[:count]).ctypes.data == many.ctypes.data
+    before = many.copy()
+    searcher.search(many, searcher.planner.choose(Budget(0.9), K, len(many)).plan, K)
+    np.testing.assert_array_equal(many, before)
+    last = many.copy()
+    last[-1] *= 1.0001
+    for others in (last, many * 2, many.astype(np.float64), np.asfortranarray(many), np.repeat(many, 2, axis=0)[::2]):
+        prepared = searcher.prepare(others)
+        assert prepared is not others
+        assert prepared.flags.c_contiguous
+        np.testing.assert_allclose(prepared, many, atol=1e-6)
+    last[-1, 0] = np.nan
+    with pytest.raises(InputError, match=r"row 699 \(NaN\)"):
+        searcher.prepare(last)
 
 
 def test_deadlines_audits_and_filters(folder: Path, rows: Float32, asked: Float32) -> None:
