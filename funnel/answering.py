@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -53,6 +54,8 @@ def answer_hits(
 def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
     """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
     searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
+    if not searcher.rows:
+        return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, sys.maxsize))
     k = check_k(asked.k, searcher.rows)
     if vectors.ndim == 2 and not len(vectors):
         return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
@@ -73,6 +76,12 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
     if monitor.void:
         served, each = monitor.served(served), each and [monitor.served(one) for one in each]
     return scores, positions, served, each
+
+
+def _nothing(n_queries: int, k: int) -> Answered:
+    """What an index whose rows were all deleted has, as a filter that allows nothing would."""
+    scores, positions = np.full((n_queries, k), -np.inf, np.float32), np.full((n_queries, k), -1, np.int64)
+    return scores, positions, Served(FLAT, 1.0), None
 
 
 def _filtered(state: State, prepared: Float32, asked: Asked, k: int, audit: float | bool | None) -> Answered:

@@ -52,6 +52,10 @@ class Asked:
         where: str | None = None,
         allowed_ids: Any = None,
     ) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InputError(
+                f"budget is {budget!r}; expected a Budget, such as Budget(recall=0.95), or give recall= or latency_ms="
+            )
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share = share
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()

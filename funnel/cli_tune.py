@@ -14,9 +14,10 @@ __all__ = ["tune"]
 @click.command()
 @click.argument("index", type=PATH)
 @click.option("--queries", type=PATH, help="Real queries: queries.jsonl, .txt or .npy. [default: those on record]")
+@click.option("--corpus-like-queries", type=float, help="Share of queries that may equal rows. [default: as on record]")
 @SEED
 @QUIET
-def tune(index: Path, queries: Path | None, seed: int, quiet: bool) -> None:
+def tune(index: Path, queries: Path | None, corpus_like_queries: float | None, seed: int, quiet: bool) -> None:
     """Calibrate INDEX again, in place, on this machine: when queries have changed, or there were none.
 
     Example: funnel tune my-index --queries queries-of-this-month.jsonl
@@ -25,6 +26,7 @@ def tune(index: Path, queries: Path | None, seed: int, quiet: bool) -> None:
     from funnel.reports.explained import budgets_table, explain_budgets
 
     opened = FunnelIndex.open(index)
-    opened.tune(None if queries is None else str(queries), seed=seed, progress=not quiet)
+    given = None if queries is None else str(queries)
+    opened.tune(given, corpus_like_queries=corpus_like_queries, seed=seed, progress=not quiet)
     click.echo(f"{index}: generation {opened.manifest.generation}; {opened.certification}")
     click.echo(budgets_table(opened, explain_budgets(opened, k=min(10, len(opened)))))

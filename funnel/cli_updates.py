@@ -55,8 +55,9 @@ def delete(index: Path, ids: tuple[str, ...], source: Path | None, strict: bool)
 
 @click.command()
 @click.argument("index", type=PATH)
+@click.option("--memory-mb", type=float, help="What the coarse index may hold from now on. [default: as at build]")
 @QUIET
-def compact(index: Path, quiet: bool) -> None:
+def compact(index: Path, memory_mb: float | None, quiet: bool) -> None:
     """Merge what was added to INDEX, leave out what was deleted, and calibrate again; searches go on meanwhile.
 
     Example: funnel compact my-index
@@ -64,7 +65,7 @@ def compact(index: Path, quiet: bool) -> None:
     from funnel.index import FunnelIndex
 
     opened = FunnelIndex.open(index)
-    done = opened.compact(progress=not quiet)
+    done = opened.compact(memory_mb=memory_mb, progress=not quiet)
     said = f"generation {opened.manifest.generation}, {len(opened):,} rows in one segment" if done else "nothing to do"
     click.echo(f"{index}: {said}; {opened.certification}")
 

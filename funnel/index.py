@@ -248,17 +248,26 @@ class FunnelIndex(Updates):
         """
         self._state.monitor.audit(sample, seed)
 
-    def tune(self, queries: QueriesSource | None = None, *, seed: int = 0, progress: bool = True) -> None:
+    def tune(
+        self,
+        queries: QueriesSource | None = None,
+        *,
+        corpus_like_queries: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
         """Calibrate again, in place: on these queries or, without any, on those on record; costs are measured anew.
 
-        queries: as for `build`. Committed as the next generation, which shares every other file; a crash leaves the
+        queries: as for `build`. corpus_like_queries: as for `build`; None: as it was. Committed as the next generation, which shares every other file; a crash leaves the
         one before. Searches in other threads go on meanwhile. What `health` has noted begins anew.
 
         Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
         for texts without an encoder, StorageError where another process writes or has replaced this generation.
         """
         with self._changing:
-            opened = tune_index(self.path, self._state.opened, self._encoder, queries, seed, progress)
+            opened = tune_index(
+                self.path, self._state.opened, self._encoder, queries, corpus_like_queries, seed, progress
+            )
             self._state = State.of(opened, self._encoder)
             del opened
             IndexFolder(self.path).tidy()
@@ -309,7 +318,7 @@ class FunnelIndex(Updates):
         """What recall rests on: "certified on N real queries", or that it is uncertified and why."""
         calibration = self._searcher.calibration
         if calibration is None:
-            return "exact: small enough for flat search"
+            return f"exact: {self._searcher.why_flat}"
         said = f"certified on {calibration.n_queries:,} real queries" if calibration.certifies else calibration.kind
         adaptor = self._searcher.adaptor
         return said if adaptor.isometric else f"{said}; truth is exact search in the space adapted by {adaptor.kind}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from funnel.errors import DamagedIndexError
+from funnel.planning.calibrate import SMALLEST_PLANNED
 from funnel.storage import IndexFolder, Manifest
 from funnel.storage.layout import split_path
 from indexes import CoarseIndexError, MissingBackendError, family
@@ -156,7 +157,9 @@ def _lines(info: Info) -> list[tuple[str, str]]:
         ("coarse", f"{coarse['name']} over {coarse['dims']} dims{f' ({settings})' if settings else ''}"),
     ]
     if calibration is None:
-        lines.append(("calibration", "none: small enough for flat search, which is exact"))
+        outgrown = info.segments > 1 and info.rows >= SMALLEST_PLANNED
+        why = "funnel compact plans for what was added; until then" if outgrown else "small enough for"
+        lines.append(("calibration", f"none: {why} flat search, which is exact"))
     else:
         machine = ", ".join(f"{name} {value}" for name, value in calibration["machine"].items())
         of = f"{calibration['queries']:,} queries, {calibration['corpus_rows']:,} held-out rows"

@@ -329,9 +329,9 @@ def _guard(store: VectorStore, verification: Verification, path: str) -> None:
         return
     row_bytes = store.dim * store.dtype.itemsize
     header = store.path.stat().st_size - store.nbytes
-    if store.device.type == "cpu":
+    if store.placement == "mapped":
         store.guard(lambda rows: verifier.ensure_rows(rows, row_bytes, header))
-    else:  # every row was touched when it was copied there
+    else:  # every row was read when it was copied
         verifier.ensure(0, header + store.nbytes)
 
 
@@ -359,9 +359,6 @@ def _coarse(
         except CoarseIndexError as error:
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
-    vectors = f"segments/{part.id}/vectors.npy"
-    if vectors in verification.verifiers:  # read whole, past the guard of the map
-        verification.verifiers[vectors].ensure(0, manifest.files[vectors].size)
     seed = int(str(manifest.settings["seed"]))
     return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
 

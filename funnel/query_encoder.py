@@ -34,6 +34,17 @@ class QueryEncoder:
         self._settings = settings
         self._dim = dim
         self._device = device
+        self._refused: str | None = None
+
+    def then(self, settings: Mapping[str, object], dim: int) -> QueryEncoder:
+        """That of an index that was built anew in the same folder."""
+        made = QueryEncoder(self._given, settings, dim, self._device)
+        if self._given is not None and settings["encoder"] != self._settings["encoder"]:
+            made._refused = (
+                f"the index was built again, with the encoder {settings['encoder']} instead of "
+                f"{self._settings['encoder']}; open it again, with encoder= where it cannot be loaded by name"
+            )
+        return made
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors [n, d]. Raises EncoderError."""
@@ -41,6 +52,8 @@ class QueryEncoder:
 
     def load(self) -> Encoder:
         """The encoder itself. Raises EncoderError where there is none, or it is of another width."""
+        if self._refused is not None:
+            raise EncoderError(self._refused)
         if self._loaded is None:
             loaded = self._by_name() if self._given is None else load_encoder(self._given)
             if loaded.dim != self._dim:

@@ -24,6 +24,7 @@ from funnel.measured import MeasuredStep, measure_steps
 from funnel.others import Others
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
+from funnel.planning.calibrate import SMALLEST_PLANNED
 from funnel.planning.calibration import Run
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
@@ -88,6 +89,16 @@ class Searcher:
     def rows(self) -> int:
         """How many rows there are that were not deleted."""
         return self.cascade.rows + (0 if self.others is None else self.others.rows)
+
+    @property
+    def why_flat(self) -> str:
+        """Why flat search serves every budget, where nothing is calibrated."""
+        if self.others is None or self.rows < SMALLEST_PLANNED:
+            return "the index is small enough for flat search"
+        return (
+            f"of the rows that are planned for {self.cascade.rows:,} are left, too few to measure, and "
+            f"{self.others.rows:,} were added since: index.compact() or funnel compact plans for all of them"
+        )
 
     def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
         """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
@@ -194,10 +205,10 @@ class Searcher:
         batch = batch_class(n_queries)
         if budget.latency_ms is not None and not self._flat.within(FLAT, k, batch, budget.latency_ms - beside_ms):
             raise BudgetError(
-                f"no plan answers within {budget.latency_ms - beside_ms:.3g} ms: this index is small enough for flat "
-                f"search, which takes {self._flat.said(FLAT, k, batch)} for a call of {batch}. Allow more time"
+                f"no plan answers within {budget.latency_ms - beside_ms:.3g} ms: {self.why_flat}; flat search "
+                f"takes {self._flat.said(FLAT, k, batch)} for a call of {batch}. Allow more time"
             )
-        return Choice(FLAT, _exact_certificate(budget, k))
+        return Choice(FLAT, _exact_certificate(budget, k, self.why_flat))
 
     def check(self, plan: Plan, k: int) -> None:
         """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
@@ -345,7 +356,7 @@ def _without_cycle(
     return call
 
 
-def _exact_certificate(budget: Budget, k: int) -> Certificate:
+def _exact_certificate(budget: Budget, k: int, why: str) -> Certificate:
     return Certificate(
         recall=budget.recall,
         k=k,
@@ -357,7 +368,7 @@ def _exact_certificate(budget: Budget, k: int) -> Certificate:
         query_kind="none",
         date="",
         machine="",
-        note="exact: the index is small enough for flat search",
+        note=f"exact: {why}",
         share=budget.share,
         mean_recall=1.0,
     )

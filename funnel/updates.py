@@ -73,18 +73,18 @@ class Updates:
         """
         return self._change(lambda t, o: delete_ids(t, o, ids, strict))
 
-    def compact(self, *, seed: int | None = None, progress: bool = False) -> bool:
+    def compact(self, *, memory_mb: float | None = None, seed: int | None = None, progress: bool = False) -> bool:
         """Merge all segments and leave out deleted rows; whether there was anything to do.
 
         The new generation has a coarse index and a calibration of its own, on the queries on record. Searches go on
-        meanwhile, in this process and in others; another writer is refused until it is done. seed: None: that of the
-        build. Raises as `add` does.
+        meanwhile, in this process and in others; another writer is refused until it is done. memory_mb, seed: None:
+        those of the build. Raises as `add` does, and InputError where memory_mb is too little for so many rows.
         """
 
         def change(transaction: Transaction, opened: Opened) -> bool:
             if not needs_compaction(opened):
                 return False
-            compact_index(transaction, opened, self._encoder, seed, progress)
+            compact_index(transaction, opened, self._encoder, memory_mb, seed, progress)
             return True
 
         done = self._change(change)
@@ -119,6 +119,10 @@ class Updates:
         if opened is before.opened:
             return False
         was, now = before.opened.manifest, opened.manifest
+        if was.adaptor != now.adaptor:  # built anew in the same folder: nothing that was known speaks of it
+            self._encoder = self._encoder.then(now.settings, now.d)
+            self._state = State.of(opened, self._encoder)
+            return True
         # Only tuning makes a new calibration over the same first segment: what was noted begins anew then.
         tuned = was.calibration != now.calibration and was.segments[0].id == now.segments[0].id
         self._state = State.of(opened, self._encoder) if tuned else before.then(opened, self._encoder)

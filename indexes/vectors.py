@@ -184,9 +184,9 @@ class VectorStore:
         in_host = self.placement in ("int8", "host")
         self.matrix = pinned(mapped, device) if in_host else mapped.to(device)
         self.device = torch.empty(0, device=device).device
+        self._begin()
         coded = self.placement == "int8"
         self.codes = Codes(self.chunks(ROWS_CODED_AT_A_TIME), self.n, self.dim, self.device) if coded else None
-        self._begin()
 
     def _begin(self) -> None:
         self._views: dict[tuple[int, int], torch.Tensor] = {}
@@ -267,7 +267,7 @@ class VectorStore:
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def guard(self, check: Callable[[Int64Array], None]) -> None:
-        """Have `check` called with the rows of every read from the map, before it, to verify them."""
+        """Have `check` called with the rows of every read, before it, to verify them."""
         self._guard = check
 
     def block(self, start: int, stop: int) -> torch.Tensor:
@@ -333,7 +333,10 @@ class VectorStore:
             return
         with open(self.path, "rb") as file:
             for first in range(start, last, size):
-                yield first, self._read(file, first, min(size, last - first))
+                count = min(size, last - first)
+                if self._guard is not None:
+                    self._guard(np.arange(first, first + count, dtype=np.int64))
+                yield first, self._read(file, first, count)
 
     def _read(self, file: BinaryIO, first: int, count: int) -> Float32Array:
         file.seek(self._start + first * self.dim * self.dtype.itemsize)

@@ -37,7 +37,15 @@ from funnel.storage import IndexFolder, Manifest, Transaction
 from funnel.storage.arrays import map_npy
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "choose_coarse", "encoder_ms"]
+__all__ = [
+    "BuildOptions",
+    "build_index",
+    "calibrate_searcher",
+    "checked_like",
+    "checked_memory",
+    "choose_coarse",
+    "encoder_ms",
+]
 
 # The budgets whose latency is measured at build, so that the first explain need not.
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
@@ -107,13 +115,11 @@ class _Built:
 def _check(options: BuildOptions, judged: bool) -> None:
     if options.dtype not in ("float16", "float32"):
         raise InputError(f"dtype is {options.dtype!r}; expected 'float16' or 'float32'")
-    if options.memory_mb is not None and not options.memory_mb > 0:
-        raise InputError(f"memory_mb is {options.memory_mb!r}; expected megabytes above 0")
+    if options.memory_mb is not None:
+        checked_memory(options.memory_mb)
     if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
         raise InputError(f"seed is {options.seed!r}; expected a whole number from 0")
-    share = options.corpus_like_queries
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= share <= 1.0:
-        raise InputError(f"corpus_like_queries is {share!r}; expected a share from 0 to 1, such as 0.5")
+    checked_like(options.corpus_like_queries)
     if options.coarse is not None:
         family(options.coarse)
     adaptor = options.adaptor
@@ -122,6 +128,20 @@ def _check(options: BuildOptions, judged: bool) -> None:
     known = (AUTO, *adaptor_kinds())
     if not isinstance(adaptor, Adaptor) and adaptor not in known and not Path(adaptor).is_dir():
         raise InputError(f"adaptor is {str(adaptor)!r}; expected one of {', '.join(known)}, or a saved folder")
+
+
+def checked_memory(memory_mb: float) -> float:
+    """Megabytes as a float. InputError for what are none."""
+    if isinstance(memory_mb, bool) or not isinstance(memory_mb, Real) or not memory_mb > 0:
+        raise InputError(f"memory_mb is {memory_mb!r}; expected megabytes above 0")
+    return float(memory_mb)
+
+
+def checked_like(share: float) -> float:
+    """A share of queries that may equal rows, as a float. InputError for what is none."""
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= share <= 1.0:
+        raise InputError(f"corpus_like_queries is {share!r}; expected a share from 0 to 1, such as 0.5")
+    return float(share)
 
 
 def _width(corpus: Corpus, encoder: Encoder | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
+from funnel.building.build import BuildOptions, calibrate_searcher, checked_memory, choose_coarse
 from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.segment import build_coarse, write_norms, write_rows
@@ -52,13 +52,24 @@ def needs_compaction(opened: Opened) -> bool:
 
 
 def compact_index(
-    transaction: Transaction, opened: Opened, encoder: QueryEncoder, seed: int | None, progress: bool
+    transaction: Transaction,
+    opened: Opened,
+    encoder: QueryEncoder,
+    memory_mb: float | None,
+    seed: int | None,
+    progress: bool,
 ) -> None:
-    """Commit the live rows of `opened` as one segment. Raises InputError where every row was deleted."""
+    """Commit the live rows of `opened` as one segment.
+
+    Raises InputError where every row was deleted, or the memory that was stated is too little for those that are left.
+    """
     count = opened.searcher.rows
     if not count:
         raise InputError("every row of this index was deleted: add some before compacting, or build it again")
     settings = dict(opened.manifest.settings)
+    if memory_mb is not None:
+        settings["memory_mb"] = checked_memory(memory_mb)
+    choice = _coarse_choice(opened, settings, count)
     seed = int(str(settings["seed"])) if seed is None else seed
     folder = transaction.folder("segments")
     intake = Intake(
@@ -72,7 +83,7 @@ def compact_index(
         with DocumentStore.create(folder / "documents.sqlite") as documents:
             for part in live_documents(opened.segments, opened.live):
                 documents.append(part)
-    searcher, chosen = _index(opened, folder, seed, progress)
+    searcher, chosen = _index(opened, choice, folder, seed, progress)
     calibration = _calibration(opened, searcher, encoder, seed, progress)
     settings |= chosen
     _commit(transaction, opened, folder, count, calibration, settings, progress)
@@ -119,11 +130,10 @@ def _number_by_input(opened: Opened, folder: Path) -> None:
     np.save(path, new[np.load(path, allow_pickle=False)])
 
 
-def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Searcher, dict[str, Any]]:
+def _index(opened: Opened, choice: Choice, folder: Path, seed: int, progress: bool) -> tuple[Searcher, dict[str, Any]]:
     """Norms and coarse index of the new segment, and a searcher of it; what the settings say of them."""
     manifest, old = opened.manifest, opened.searcher
     store, ladder = VectorStore.open(folder / "vectors.npy", old.cascade.store.device), manifest.ladder
-    choice = _coarse_choice(opened, store.n)
     write_norms(store, ladder, folder / "norms.npy", progress)
     coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, old.adaptor)
     coarse.save(folder / "coarse.faiss")
@@ -143,14 +153,13 @@ def _index(opened: Opened, folder: Path, seed: int, progress: bool) -> tuple[Sea
     }
 
 
-def _coarse_choice(opened: Opened, rows: int) -> Choice:
+def _coarse_choice(opened: Opened, settings: Mapping[str, Any], rows: int) -> Choice:
     """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now.
 
-    What was asked for at build is kept; where that is not on record it is told by what would have been chosen.
+    settings: those to come. What was asked for at build is kept; where that is not on record it is told by what would
+    have been chosen.
     """
-    manifest = opened.manifest
-    settings: dict[str, Any] = dict(manifest.settings)
-    memory = settings["memory_mb"]
+    manifest, memory = opened.manifest, settings["memory_mb"]
     options = BuildOptions(
         adaptor="identity",
         dims=None,
@@ -162,10 +171,20 @@ def _coarse_choice(opened: Opened, rows: int) -> Choice:
         device=opened.searcher.cascade.store.device,
         progress=False,
     )
-    then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
     now = Choice(str(settings["coarse"]), dict(settings["coarse_settings"]), coarse_width(manifest), 0)
-    by_size = (then.name, dict(then.settings), then.dim) == (now.name, dict(now.settings), now.dim)
-    return choose_coarse(rows, manifest.ladder, options) if by_size and not settings.get("coarse_asked") else now
+    asked = settings.get("coarse_asked")
+    if asked is None:
+        then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
+        asked = (then.name, dict(then.settings), then.dim) != (now.name, dict(now.settings), now.dim)
+    if asked:
+        return now
+    try:
+        return choose_coarse(rows, manifest.ladder, options)
+    except InputError as error:
+        raise InputError(
+            f"{error}. The memory was stated when this index was built: compact(memory_mb=...), or funnel compact "
+            "--memory-mb, states another"
+        ) from error
 
 
 def _calibration(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.asked import encode_asked, open_asked
-from funnel.building.build import calibrate_searcher, encoder_ms
+from funnel.building.build import calibrate_searcher, checked_like, encoder_ms
 from funnel.data.queries import Queries, QueriesSource
 from funnel.errors import EncoderError, InputError, StorageError
 from funnel.opening import Opened, open_generation
@@ -24,11 +24,18 @@ COARSE = "coarse.faiss"
 
 
 def tune_index(
-    path: Path, opened: Opened, encoder: QueryEncoder, queries: QueriesSource | None, seed: int, progress: bool
+    path: Path,
+    opened: Opened,
+    encoder: QueryEncoder,
+    queries: QueriesSource | None,
+    corpus_like_queries: float | None,
+    seed: int,
+    progress: bool,
 ) -> Opened:
     """Calibrate `opened` again and commit it as the next generation of the folder `path`; gives that one, opened.
 
-    queries: as for a build; None: those on record. Raises what `FunnelIndex.tune` says.
+    queries: as for a build; None: those on record. corpus_like_queries: None: as on record. Raises what
+    `FunnelIndex.tune` says.
     """
     _check(path, opened, seed)
     given = None if queries is None else open_asked(queries, None)[0]
@@ -39,6 +46,8 @@ def tune_index(
         searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, None, old.others)
         adapted = recorded_queries(opened.stored) if given is None else _prepared(old, given, encoder, seed, progress)
         limit = opened.stored.corpus_like_limit if opened.stored else CORPUS_LIKE_QUERIES
+        if corpus_like_queries is not None:
+            limit = checked_like(corpus_like_queries)
         calibration = calibrate_searcher(searcher, adapted, encoding_ms(opened, encoder), seed, progress, limit)
         _commit(transaction, opened, calibration, progress)
     # The record is on disk now and need not stay in memory. A segment that was written anew lies elsewhere.
@@ -52,8 +61,7 @@ def _check(path: Path, opened: Opened, seed: int) -> None:
         raise InputError(f"seed is {seed!r}; expected a whole number from 0")
     if opened.searcher.calibration is None:
         raise InputError(
-            f"{path} holds {opened.searcher.rows} rows, few enough for flat search, which is exact: there is nothing "
-            "to calibrate"
+            f"{path} holds {opened.searcher.rows:,} rows, and there is nothing to calibrate: {opened.searcher.why_flat}"
         )
     if opened.searcher.others is not None and opened.searcher.others.coarse:
         raise InputError(

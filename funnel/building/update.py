@@ -28,6 +28,8 @@ __all__ = ["Changes", "add_rows", "delete_ids", "delete_rows"]
 NAMED_IDS = 5  # that an error names before it only counts
 MOST_SETS = 16  # of tombstones, before they are made one
 NO_IDS = np.empty(0, dtype=np.int64)
+INT64_LARGEST = np.iinfo(np.int64).max
+DOCUMENTS_AT_A_TIME = 1_024
 
 IdsSource = Sequence[str] | Sequence[int] | npt.NDArray[Any]
 
@@ -67,6 +69,9 @@ def add_rows(
     """
     corpus = _corpus(opened, source, ids)
     _check_width(opened, corpus)
+    if not upsert and not corpus.has_vectors and corpus.rereadable:  # before hours of encoding rather than after
+        batches = corpus.documents(DOCUMENTS_AT_A_TIME)
+        _refuse_known(opened, [str(one.id) for batch in batches for one in batch])
     folder = transaction.folder("segments")
     intake = take_in(corpus, _encoder(corpus, encoder), folder, seed=0, progress=progress)
     _write_vectors(opened, intake, folder)
@@ -74,35 +79,54 @@ def add_rows(
     given = Ids.open(folder)
     if given.text != opened.segments[0].ids.text:
         raise InputError(f"the ids given are {_kind(given)}, those of the index {_kind(opened.segments[0].ids)}")
-    replaced = live_rows_of(opened, given.all())
-    if len(replaced) and not upsert:
-        known = [str(one) for one in opened.searcher.ids.at(_positions(opened, replaced[:NAMED_IDS]))]
-        raise InputError(
-            f"{len(replaced):,} of the ids are in the index already: {', '.join(known)}"
-            f"{' …' if len(replaced) > NAMED_IDS else ''}; use upsert to replace them"
-        )
+    replaced = live_rows_of(opened, given.all()) if upsert else _refuse_known(opened, given.all())
     _commit_added(transaction, opened, folder, intake.count, replaced, progress)
     return Changes(intake.count, len(replaced), 0, transaction.generation)
+
+
+def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """No rows. InputError where any of the ids is in the index."""
+    known = live_rows_of(opened, ids)
+    if len(known):
+        named = [str(one) for one in opened.searcher.ids.at(_positions(opened, known[:NAMED_IDS]))]
+        raise InputError(
+            f"{len(known):,} of the ids are in the index already: {', '.join(named)}"
+            f"{' …' if len(known) > NAMED_IDS else ''}; use upsert to replace them"
+        )
+    return known
 
 
 def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None) -> Corpus:
     """What is to be added, as the index keeps it: documents, or bare vectors with ids of their own."""
     kept = opened.segments[0].ids
-    array = None if isinstance(source, str | Path) else as_array(source)
     if opened.manifest.settings["documents"]:
+        array = None if isinstance(source, str | Path) else as_array(source)
         if array is not None or (isinstance(source, str | Path) and str(source).endswith(".npy")):
             return open_corpus(_bare_documents(open_corpus(source, ids)))
         return open_corpus(source, ids)
-    if ids is None and not kept.text:
-        first = max(segment.ids.largest for segment in opened.segments) + 1
-        count = open_corpus(source).count
-        return open_corpus(source, None if count is None else np.arange(first, first + count))
-    corpus = open_corpus(source, ids)
+    corpus = open_corpus(source) if ids is None else open_corpus(source, ids)
     if corpus.kind == "documents":
-        raise InputError("this index holds bare vectors and no documents: add an array [n, d] with ids")
-    if corpus.ids is None:
+        raise InputError(
+            f"{corpus.name} holds documents, and this index bare vectors and no documents: add an array [n, d], with "
+            "ids= where they have any"
+        )
+    if corpus.ids is None and kept.text:
         raise InputError(f"the ids of this index are {_kind(kept)}; give ids=, one for each vector")
+    if corpus.ids is None:
+        corpus.ids = _next_ids(opened, corpus)
     return corpus
+
+
+def _next_ids(opened: Opened, corpus: Corpus) -> list[int]:
+    """The whole numbers behind the largest id."""
+    assert corpus.count is not None
+    first = max(segment.ids.largest for segment in opened.segments) + 1
+    if first + corpus.count - 1 > INT64_LARGEST:
+        raise InputError(
+            f"the largest id is {first - 1}, and behind it there are not {corpus.count:,} whole numbers of 64 bits; "
+            "give ids=, one for each vector"
+        )
+    return list(range(first, first + corpus.count))
 
 
 def _bare_documents(corpus: Corpus) -> list[Document]:
@@ -182,6 +206,8 @@ def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | 
 
 def checked_ids(opened: Opened, ids: Iterable[Any] | str | int) -> list[Any]:
     """Ids as the index keeps them, each once. Raises InputError for what cannot be one."""
+    if not isinstance(ids, str | int | np.integer | Iterable):
+        raise InputError(f"ids are {ids!r}; expected an id, or several in a list or an array")
     given = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
     text = opened.segments[0].ids.text
     wanted: dict[Any, None] = {}

@@ -96,6 +96,10 @@ def _number(name: str, value: object, expected: str) -> None:
 
 def check_k(k: object, rows: int) -> int:
     """k as an int, when it is a whole number from 1 to `rows`; InputError otherwise."""
+    if not rows:
+        raise InputError(
+            "every row of this index was deleted: there is nothing to plan for; add some, or build it again"
+        )
     if isinstance(k, bool) or not hasattr(k, "__index__"):
         raise InputError(f"k is {k!r}; expected a whole number from 1 to {rows}, the rows of the index")
     number = int(k.__index__())

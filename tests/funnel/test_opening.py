@@ -167,6 +167,25 @@ def test_lazy_verification_catches_damage_on_first_touch(wide_folder: Path, copi
         index.search(rows[0], 10, recall=1.0)
 
 
+def test_damaged_vectors_are_not_compacted_into_sound_ones(wide_folder: Path, copied: Copy) -> None:
+    folder = copied(wide_folder)
+    index = FunnelIndex.open(folder, verify="lazy")
+    index.delete([3])  # opened fully once more: damage that comes later is not looked for by this handle
+    flip_byte(segment_file(folder, "vectors.npy"))
+    index = FunnelIndex.open(folder, verify="lazy")
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy.* is damaged in block 1"):
+        index.compact()
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy"):
+        FunnelIndex.open(folder)
+
+
+def test_codes_are_not_made_of_damaged_vectors(wide_folder: Path, copied: Copy) -> None:
+    folder = copied(wide_folder)
+    flip_byte(segment_file(folder, "vectors.npy"))
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy"):
+        FunnelIndex.open(folder, verify="lazy", device="cpu", placement="int8")
+
+
 def test_a_coarse_index_is_not_made_from_damaged_vectors(wide_folder: Path, copied: Copy) -> None:
     folder = copied(wide_folder)
     flip_byte(segment_file(folder, "vectors.npy"))

@@ -32,8 +32,12 @@ def bad_calls(index: FunnelIndex, more: Float32) -> Iterator[tuple[Any, str]]:
     yield lambda: index.add(more[:1]), "text; give ids"
     yield lambda: index.add(more[:1], ids=[5]), "whole numbers, those of the index text"
     yield lambda: index.add([{"_id": "a", "vector": more[0]}]), "bare vectors and no documents"
+    yield lambda: index.add({"_id": str(n), "text": "x"} for n in range(3)), "bare vectors and no documents"
     yield lambda: index.delete(["row 1", "nowhere"], strict=True), "'nowhere'.*nothing was deleted"
     yield lambda: index.delete([1.5]), "1.5 is a float"  # type: ignore[list-item]
+    yield lambda: index.delete(None), "ids are None; expected an id, or several"  # type: ignore[arg-type]
+    yield lambda: index.delete(1.5), "ids are 1.5; expected an id, or several"  # type: ignore[arg-type]
+    yield lambda: index.search(more[0], budget=0.9), "budget is 0.9; expected a Budget"  # type: ignore[arg-type]
 
 
 def test_bad_input_changes_nothing(index: FunnelIndex, more: Float32) -> None:
@@ -43,6 +47,18 @@ def test_bad_input_changes_nothing(index: FunnelIndex, more: Float32) -> None:
             call()
     assert FunnelIndex.open(index.path).manifest.generation == generation
     assert not any("unfinished" in line.detail for line in check(index.path).lines)
+
+
+def test_whole_numbers_run_out(more: Float32, tmp_path: Path) -> None:
+    last = np.iinfo(np.int64).max
+    index = FunnelIndex.build(more[:3], tmp_path / "index", ids=[1, 2, last - 1], progress=False)
+    with pytest.raises(InputError, match=f"the largest id is {last - 1}, and behind it there are not 2 whole numbers"):
+        index.add(more[3:5])
+    assert index.add(more[3:4]).added == 1
+    assert index.ids()[-1] == last
+    assert index.add(more[4:5], ids=[7]).added == 1
+    with pytest.raises(InputError, match="holds documents, and this index bare vectors"):
+        index.add([{"_id": "a", "text": "x"}])
 
 
 def test_a_second_writer_is_refused(index: FunnelIndex, more: Float32) -> None:

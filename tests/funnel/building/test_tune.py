@@ -166,6 +166,7 @@ def test_uncertified_becomes_certified_by_texts(text_folder: Path, copied: Copy)
         ({"queries": np.ones((5, DIM + 1), dtype="f4")}, f"the queries have {DIM + 1} dims, the corpus {DIM}"),
         ({"queries": "nowhere.jsonl"}, "no queries at nowhere.jsonl"),
         ({"seed": -1}, "seed is -1; expected a whole number from 0"),
+        ({"corpus_like_queries": 2}, "corpus_like_queries is 2; expected a share from 0 to 1"),
     ],
 )
 def test_what_cannot_be_used(options: dict[str, object], said: str, graph_folder: Path, copied: Copy) -> None:
@@ -177,5 +178,5 @@ def test_what_cannot_be_used(options: dict[str, object], said: str, graph_folder
 
 def test_few_rows_need_no_calibration(tmp_path: Path) -> None:
     index = FunnelIndex.build(clustered_rows(100), tmp_path / "index", progress=False)
-    with pytest.raises(InputError, match="100 rows, few enough for flat search"):
+    with pytest.raises(InputError, match="100 rows, and there is nothing to calibrate: the index is small enough for flat search"):
         index.tune(progress=False)
