@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
 from funnel.data.lexical import LexicalIndex
+from funnel.data.lexical_pooled import PooledIndex
 from funnel.deadline import Deadline
 from funnel.errors import InputError
 from funnel.explanation import Explanation
@@ -70,7 +72,7 @@ class Lexical:
     """BM25 over the documents of an index, in one or several stores.
 
     stores: the position of a store's first document, and the store. allowed: for each store the documents that may be
-    found, bool by position inside it; None: all. Scores of several stores rest on the word counts of each.
+    found, bool by position inside it; None: all. Scores of several stores are those of one that holds all documents.
     """
 
     def __init__(
@@ -80,12 +82,16 @@ class Lexical:
         self._allowed = tuple(allowed) if allowed is not None else (None,) * len(self.stores)
         self._lock = Lock()
         self._indexes: tuple[LexicalIndex, ...] | None = None
+        self._pooled: PooledIndex | None = None
 
     def open(self) -> tuple[LexicalIndex, ...]:
         """The table of every store; where a store has none it is made in a temporary file, once."""
         with self._lock:
             if self._indexes is None:
-                self._indexes = tuple(store.lexical() or self._beside(store) for _, store in self.stores)
+                indexes = tuple(store.lexical() or self._beside(store) for _, store in self.stores)
+                if sum(index.rows > 0 for index in indexes) > 1:
+                    self._pooled = PooledIndex([first for first, _ in self.stores], indexes)
+                self._indexes = indexes
             return self._indexes
 
     def among(self, allowed: npt.NDArray[np.bool_]) -> Lexical:
@@ -95,7 +101,7 @@ class Lexical:
             mask = allowed[first : first + store.count()]
             masks.append(mask if own is None else mask & own)
         narrowed = Lexical(self.stores, masks)
-        narrowed._indexes = self.open()
+        narrowed._indexes, narrowed._pooled = self.open(), self._pooled
         return narrowed
 
     def _beside(self, store: DocumentStore) -> LexicalIndex:
@@ -106,16 +112,12 @@ class Lexical:
     def rank(self, text: str, depth: int, deadline: Deadline | None = None) -> Ranking | None:
         """The best `depth` positions of all stores together; None where the deadline came first."""
         stopped = None if deadline is None else deadline.passed
-        positions, scores = [], []
-        for (first, _), index, allowed in zip(self.stores, self.open(), self._allowed, strict=True):
-            found = index.rank(text, depth, allowed, stopped)
-            if found is None:
-                return None
-            positions.append(found[0] + first)
-            scores.append(found[1])
-        joined = np.concatenate(scores)
-        best = np.argsort(-joined, kind="stable")[:depth]
-        return np.concatenate(positions)[best], joined[best]
+        indexes = self.open()
+        if self._pooled is not None:
+            return self._pooled.rank(text, depth, self._allowed, stopped)
+        number = next((number for number, index in enumerate(indexes) if index.rows), 0)  # the one that has words
+        found = indexes[number].rank(text, depth, self._allowed[number], stopped)
+        return None if found is None else (found[0] + self.stores[number][0], found[1])
 
     def rank_all(self, texts: Sequence[str], depth: int, deadline: Deadline | None = None) -> list[Ranking | None]:
         """`rank` of every text, several at once."""
@@ -153,7 +155,7 @@ class Hybrid:
         """As the user asked; None where it was not asked for, or there is no query. Raises as `read_weight` does."""
         if hybrid is None or hybrid is False or (vectors is not None and not vectors.size):
             return None
-        k = check_k(k, rows)
+        k = check_k(k, rows or sys.maxsize)  # nothing is found where every row was deleted
         chosen = plan.plan if isinstance(plan, Explanation) else plan
         weight = read_weight(hybrid, texts, lexical)
         assert lexical is not None

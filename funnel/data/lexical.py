@@ -5,10 +5,12 @@ The table holds no copy of the texts: it is a table of external content, beside 
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from funnel.errors import DamagedIndexError
 
-__all__ = ["LexicalIndex", "insert_texts", "make_table", "words_of"]
+__all__ = ["LexicalIndex", "Stopped", "insert_texts", "inverse_frequency", "make_table", "telling_words", "words_of"]
 
 TABLE = "lexical"
 # Porter's stemmer over Unicode 6.1 words without their accents. Without it BM25's nDCG@10 falls on scifact's training
@@ -26,6 +28,8 @@ SCHEMA = (
     f"CREATE VIRTUAL TABLE {TABLE} USING fts5(title, text, content={{content}}, content_rowid='position', "
     f"tokenize='{TOKENIZER}')"
 )
+K1, B = 1.2, 0.75  # FTS5's own
+LEAST_WEIGHT = 1e-6  # of a term: FTS5's own too
 # FTS5 gives a term of more than half of the rows a weight of 1e-6, so leaving it out changes no ranking of others; the
 # rows that it alone would bring are most of the work.
 COMMON_SHARE = 0.5
@@ -61,6 +65,27 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def telling_words(times: Mapping[str, int], count: Callable[[str], int], rows: int) -> dict[str, int]:
+    """The words of a query that are worth asking for, rarest first.
+
+    times: its words, and how often each comes. count: how many of all rows hold a word.
+    """
+    counts = {word: count(word) for word in times}
+    known = sorted((word for word in times if counts[word]), key=lambda word: counts[word])
+    telling = [word for word in known if counts[word] <= COMMON_SHARE * rows] or known
+    return {word: times[word] for word in telling[:MOST_WORDS]}
+
+
+def inverse_frequency(count: int, rows: int) -> float:
+    """What FTS5 weighs a word by that `count` of `rows` rows hold."""
+    weight = math.log((rows - count + 0.5) / (count + 0.5))
+    return weight if weight > 0.0 else LEAST_WEIGHT
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A search was stopped."""
+
+
 class LexicalIndex:
     """The table of one file, read from any thread.
 
@@ -94,37 +119,45 @@ class LexicalIndex:
 
         Raises DamagedIndexError where the file cannot be read.
         """
+        try:
+            with self.reading(stopped) as connection:
+                expression = self.expression(text)
+                found = [] if expression is None else self._best(connection, expression, depth, allowed)
+        except Stopped:
+            return None
+        positions = np.array([position for position, _ in found], dtype=np.int64)
+        return positions, np.array([-score for _, score in found], dtype=np.float32)
+
+    @contextmanager
+    def reading(self, stopped: Callable[[], bool] | None) -> Iterator[sqlite3.Connection]:
+        """The calling thread's connection, for a search.
+
+        Raises Stopped once `stopped` is true, and DamagedIndexError where the file cannot be read.
+        """
         connection = self._connection()
         if stopped is not None:
             if stopped():  # a short search is over before the handler is called
-                return None
+                raise Stopped
             connection.set_progress_handler(stopped, OPCODES_BETWEEN_LOOKS)
         try:
-            expression = self.expression(text)
-            found = [] if expression is None else self._best(connection, expression, depth, allowed)
+            yield connection
         except sqlite3.DatabaseError as error:
             if stopped is not None and "interrupted" in str(error):
-                return None
+                raise Stopped from None
             raise DamagedIndexError(f"{self.path} is damaged ({error}); restore it or build the index again") from error
         finally:
             if stopped is not None:
                 connection.set_progress_handler(None, 0)
-        positions = np.array([position for position, _ in found], dtype=np.int64)
-        return positions, np.array([-score for _, score in found], dtype=np.float32)
 
     def expression(self, text: str) -> str | None:
         """What FTS5 is asked: the text's words, each quoted, between ORs; None where no word of it is in the table.
 
         Nothing of the text is read as FTS5's own syntax. A word that comes twice counts twice, as in BM25.
         """
-        times = Counter(words_of(text))
-        counts = {word: self._count(word) for word in times}
-        known = sorted((word for word in times if counts[word]), key=lambda word: counts[word])
-        telling = [word for word in known if counts[word] <= COMMON_SHARE * self.rows] or known
-        asked = [f'"{word}"' for word in telling[:MOST_WORDS] for _ in range(times[word])]
-        return " OR ".join(asked) or None
+        asked = telling_words(Counter(words_of(text)), self.count, self.rows)
+        return " OR ".join(f'"{word}"' for word, times in asked.items() for _ in range(times)) or None
 
-    def _count(self, word: str) -> int:
+    def count(self, word: str) -> int:
         """How many rows hold a word."""
         count = self._counts.get(word)
         if count is None:

@@ -81,6 +81,36 @@ def test_several_stores_are_one_list(tmp_path: Path) -> None:
     assert without is not None and without[0].tolist() == [0]
 
 
+def test_one_store_with_words_is_ranked_by_fts5_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("funnel.hybrid.PooledIndex")
+    lexical = Lexical(stores_of(tmp_path, [""], ["plum", "red apple", "fig"], [""]))
+    best = lexical.rank("apple", 10)
+    assert best is not None and best[0].tolist() == [2]
+    nothing = Lexical(lexical.stores[:1]).rank("apple", 10)
+    assert nothing is not None and nothing[0].tolist() == []
+
+
+def test_added_documents_rank_as_after_compaction(tmp_path: Path) -> None:
+    said = ("quarterly report of unit", "minutes of the board on unit", "letter to the owners of unit")
+    texts = [f"{said[number * 2 % 5 % 3]} {number}" for number in range(600)]
+    index = FunnelIndex.build(
+        [{"_id": f"d{number}", "text": text} for number, text in enumerate(texts)],
+        tmp_path / "index", encoder=hashed_words, progress=False,
+    )  # fmt: skip
+    index.add([{"_id": "z", "text": "quarterly report on zanzibar"}])
+    index.add([{"_id": "y", "text": "the report"}, {"_id": "x", "title": "zanzibar", "text": "letter to the board"}])
+    queries = ["zanzibar report", "report", "quarterly report of unit 17", "the board", "letter zanzibar zanzibar"]
+    before = [index.search(query, 10, hybrid=1.0) for query in queries]
+    assert found(before[0])[:2] == ["z", "x"]
+    index.compact()
+    for query, hits in zip(queries, before, strict=True):
+        after = index.search(query, 10, hybrid=1.0)
+        assert found(hits) == found(after)
+        assert [hit.ranks and hit.ranks.bm25 for hit in hits] == pytest.approx(
+            [hit.ranks and hit.ranks.bm25 for hit in after], rel=1e-6
+        )
+
+
 def test_both_lists_reach_the_hits(texts: FunnelIndex) -> None:
     query = "the parser of part 44"
     hits = texts.search(query, 5, hybrid=0.5)
