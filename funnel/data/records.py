@@ -145,6 +145,7 @@ def _read_jsonl(path: Path) -> Iterator[Located]:
 
 
 def _read_csv(path: Path) -> Iterator[Located]:
+    """Every cell stays a text, so that "007" and "1.50" are kept; filters compare those that are numbers as numbers."""
     reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
     header = next(_csv_rows(reader, path), None)
     if header is None:

@@ -23,18 +23,8 @@ def check_columns(where: str, condition: Condition, columns: Mapping[str, Values
         if name not in columns:
             raise fault(where, start, f"there is no column {name!r}; {_known(name, columns)}")
         values, kind = columns[name], _kind(test)
-        if kind is None or getattr(values, kind):
-            continue
-        held = [f"{held}s" for held in KINDS if getattr(values, held)]
-        if values.other:
-            held.append("lists or objects")
-        if held:
-            raise fault(
-                where,
-                start,
-                f"column {name!r} holds {' and '.join(held)}, such as {values.example}, "
-                f"and is compared with a {kind}, which none of them is",
-            )
+        if kind is not None and any(values.counts) and not values.comparable(kind):
+            raise fault(where, start, f"column {name!r} holds {_misfit(values, kind)}")
 
 
 def _kind(test: Test) -> str | None:
@@ -49,6 +39,20 @@ def _kind(test: Test) -> str | None:
     elif isinstance(test, Between):
         literal = test.low
     return kind_of(literal)
+
+
+def _misfit(values: Values, kind: str) -> str:
+    """What a column holds where it cannot be compared with a literal of this kind, and what to do."""
+    held = [f"{held}s" for held in KINDS if getattr(values, held)]
+    if values.other:
+        held.append("lists or objects")
+    if kind == "number" and values.numerals:
+        return (
+            f"{' and '.join(held)}, of which some, such as {values.odd}, are not written as numbers are, and is "
+            "compared with a number; compare it with a text between ' and ', or upsert those documents with a number "
+            "there, or nothing, and compact the index"
+        )
+    return f"{' and '.join(held)}, such as {values.example}, and is compared with a {kind}, which none of them is"
 
 
 def _known(name: str, columns: Mapping[str, Values]) -> str:

@@ -5,8 +5,8 @@ The document store is only read; columns and their indexes lie in a side file.
 
 from __future__ import annotations
 
-import math
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,45 +19,82 @@ import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError
-from funnel.filters.compiling import ALL_ROWS, KINDS, compiled, indexable
+from funnel.filters.cells import cells
+from funnel.filters.compiling import ALL_ROWS, compiled, indexable
 from funnel.filters.expression import Condition, each_test
 from funnel.filters.sidefile import SideFile
-from funnel.filters.tokens import LARGEST_INT
 
 __all__ = ["ColumnCache", "Values", "merged"]
 
-FORMAT = "v1"  # of the tables below, part of the file's name
+FORMAT = "v2"  # of the tables below, part of the file's name
 OWN_COLUMNS = ("id", "title")  # of the document itself; a metadata field of such a name is hidden by it
 ROWS_AT_A_TIME = 20_000  # written together
 EXAMPLE = 40  # characters kept of a value, for messages
 SCHEMA = (
     "CREATE TABLE catalogue (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, numbers INTEGER, texts INTEGER, "
-    "booleans INTEGER, others INTEGER, example TEXT)"
+    "booleans INTEGER, others INTEGER, example TEXT, numerals INTEGER, odd TEXT)"
 )
 
 Result = TypeVar("Result")
-Cells = tuple[int | float | None, str | None, int | None, int | None]
-MISSING: Cells = (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What a column holds: how many numbers, texts, booleans and others (lists, objects), and a value as example."""
+    """What a column holds: how many numbers, texts, booleans and others (lists, objects), and a value as example.
+
+    numerals: how many of the texts are numbers as they are written. odd: a text that is none, nor empty, as example.
+    """
 
     number: int = 0
     text: int = 0
     boolean: int = 0
     other: int = 0
     example: str = ""
+    numerals: int = 0
+    odd: str = ""
 
     def __add__(self, more: Values) -> Values:
         numbers, texts, booleans, others = (a + b for a, b in zip(self.counts, more.counts, strict=True))
-        return Values(numbers, texts, booleans, others, self.example or more.example)
+        example, odd = self.example or more.example, self.odd or more.odd
+        return Values(numbers, texts, booleans, others, example, self.numerals + more.numerals, odd)
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
         """The numbers, texts, booleans and others."""
         return self.number, self.text, self.boolean, self.other
+
+    def comparable(self, kind: str) -> bool:
+        """Whether literals of a kind can be: it holds such values, or only texts all of which are numbers, or empty."""
+        return bool(getattr(self, kind)) or (kind == "number" and self.numerals > 0 and not self.odd)
+
+
+class _Seen:
+    """What was seen of a column so far."""
+
+    def __init__(self) -> None:
+        self.counts = [0, 0, 0, 0]
+        self.example = self.odd = ""
+        self.numerals = 0
+
+    def add(self, value: object) -> None:
+        """Count one document's value."""
+        number, text, boolean, present = cells(value)
+        if present is None:
+            return
+        if self.example in ("", "''"):  # an empty text is a poor example
+            self.example = repr(value)[:EXAMPLE]
+        if text is not None:
+            self.counts[1] += 1
+            self.numerals += number is not None
+            if text and number is None and not self.odd:
+                self.odd = repr(text)[:EXAMPLE]
+        else:
+            self.counts[0 if number is not None else 2 if boolean is not None else 3] += 1
+
+    def values(self) -> Values:
+        """What the column holds."""
+        numbers, texts, booleans, others = self.counts
+        return Values(numbers, texts, booleans, others, self.example, self.numerals, self.odd)
 
 
 def merged(catalogues: Iterable[Mapping[str, Values]]) -> dict[str, Values]:
@@ -91,7 +128,8 @@ class ColumnCache:
     def positions(self, condition: Condition) -> npt.NDArray[np.int64]:
         """The positions of the documents for which the condition holds: int64, in no order.
 
-        Columns that no document has are null. Raises NoSpaceError where there is no room for the columns.
+        Columns that no document has are null. Raises NoSpaceError where there is no room for the columns, StorageError
+        where they can be written nowhere.
         """
         with self._lock:
             return self._sound(lambda connection: self._positions(connection, condition))
@@ -108,14 +146,15 @@ class ColumnCache:
         return self._file.connection() or self._file.rewrite(self._begin)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        """An empty cache: which columns there are, and the positions."""
-        found = _looked_through(self._documents)
+        """In an empty file: which columns there are, and the positions."""
+        if "catalogue" in _names(connection):
+            return
         connection.execute(SCHEMA)
         connection.executemany(
-            "INSERT INTO catalogue VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO catalogue VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (number, name, values.number, values.text, values.boolean, values.other, values.example)
-                for number, (name, values) in enumerate(found.items())
+                (number, name, *values.counts, values.example, values.numerals, values.odd)
+                for number, (name, values) in enumerate(_looked_through(self._documents).items())
             ],
         )
         connection.execute(f"CREATE TABLE {ALL_ROWS} (position INTEGER PRIMARY KEY)")
@@ -124,49 +163,56 @@ class ColumnCache:
         )
 
     def _positions(self, connection: sqlite3.Connection, condition: Condition) -> npt.NDArray[np.int64]:
-        numbers = {name: number for name, (number, _) in _catalogue(connection).items()}
-        names = {test.column.name for test in each_test(condition)} & numbers.keys()
-        tables = {name: f"c{numbers[name]}" for name in names}
-        indexes = {(tables[name], cell) for name, cell in indexable(condition) if name in tables}
-        there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        lacking = {name: table for name, table in tables.items() if table not in there}
-        unindexed = sorted((table, cell) for table, cell in indexes if f"{table}_{cell}" not in there)
-        if lacking or unindexed:
-
-            def change(made: sqlite3.Connection) -> None:
-                _take_out(self._documents, lacking, made)
-                for table, cell in unindexed:
-                    made.execute(f"CREATE INDEX {table}_{cell} ON {table} ({cell})")
-
-            connection = self._file.rewrite(change)
-        statement = compiled(condition, tables)
+        if any(_lacking(connection, condition)):
+            connection = self._file.rewrite(lambda made: self._complete(made, condition))
+        statement = compiled(condition, _tables(connection, condition))
         found = connection.execute(statement.sql, statement.parameters)
         return np.fromiter((position for (position,) in found), dtype=np.int64)
 
+    def _complete(self, made: sqlite3.Connection, condition: Condition) -> None:
+        """Put in what a condition needs and this file lacks: it may hold more, or less, than the one that was open."""
+        self._begin(made)
+        tables, indexes = _lacking(made, condition)
+        _take_out(self._documents, tables, made)
+        for table, cell in indexes:
+            made.execute(f"CREATE INDEX {table}_{cell} ON {table} ({cell})")
+
 
 def _catalogue(connection: sqlite3.Connection) -> dict[str, tuple[int, Values]]:
-    rows = connection.execute("SELECT number, name, numbers, texts, booleans, others, example FROM catalogue")
+    rows = connection.execute(
+        "SELECT number, name, numbers, texts, booleans, others, example, numerals, odd FROM catalogue"
+    )
     return {name: (number, Values(*values)) for number, name, *values in rows}
+
+
+def _names(connection: sqlite3.Connection) -> set[str]:
+    """The tables and indexes there are."""
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+
+def _tables(connection: sqlite3.Connection, condition: Condition) -> dict[str, str]:
+    """The table of every column that a condition names, made or not; none for what no document has."""
+    numbers = dict(connection.execute("SELECT name, number FROM catalogue"))
+    return {name: f"c{numbers[name]}" for test in each_test(condition) if (name := test.column.name) in numbers}
+
+
+def _lacking(connection: sqlite3.Connection, condition: Condition) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """What a condition needs and the file has not: tables by column, and indexes as table and cell."""
+    tables, there = _tables(connection, condition), _names(connection)
+    indexes = {(tables[name], cell) for name, cell in indexable(condition) if name in tables}
+    return (
+        {name: table for name, table in tables.items() if table not in there},
+        sorted((table, cell) for table, cell in indexes if f"{table}_{cell}" not in there),
+    )
 
 
 def _looked_through(documents: DocumentStore) -> dict[str, Values]:
     """Which columns there are and what they hold: one pass over all documents."""
-    counts = {name: [0, 0, 0, 0] for name in OWN_COLUMNS}
-    examples: dict[str, str] = {}
+    found: defaultdict[str, _Seen] = defaultdict(_Seen, {name: _Seen() for name in OWN_COLUMNS})
     for fields in _fields(documents):
         for name, value in fields.items():
-            cells = _cells(value)
-            if cells == MISSING:
-                counts.setdefault(name, [0, 0, 0, 0])
-                continue
-            kind = next((place for place, cell in enumerate(cells[:3]) if cell is not None), len(KINDS))
-            counts.setdefault(name, [0, 0, 0, 0])[kind] += 1
-            if name not in examples:
-                examples[name] = repr(value)[:EXAMPLE]
-    return {
-        name: Values(number, text, boolean, other, examples.get(name, ""))
-        for name, (number, text, boolean, other) in counts.items()
-    }
+            found[name].add(value)
+    return {name: seen.values() for name, seen in found.items()}
 
 
 def _take_out(documents: DocumentStore, tables: Mapping[str, str], connection: sqlite3.Connection) -> None:
@@ -182,7 +228,7 @@ def _take_out(documents: DocumentStore, tables: Mapping[str, str], connection: s
         for name, table in tables.items():
             connection.executemany(
                 f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)",
-                ((position, *_cells(fields.get(name))) for position, fields in block),
+                ((position, *cells(fields.get(name))) for position, fields in block),
             )
 
 
@@ -192,27 +238,3 @@ def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
         if position != expected:
             raise DamagedIndexError(f"{documents.path} lacks the document at position {expected}; restore it")
         yield {**metadata, "id": identifier, "title": title}
-
-
-def _cells(value: object) -> Cells:
-    """A value of JSON in the cell of its kind; what SQLite's integers do not hold becomes a float, NaN is no value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return MISSING
-    if isinstance(value, bool):
-        return None, None, int(value), 1
-    if isinstance(value, int):
-        return _number(value), None, None, 1
-    if isinstance(value, float):
-        return value, None, None, 1
-    if isinstance(value, str):
-        return None, value, None, 1
-    return None, None, None, 1
-
-
-def _number(value: int) -> int | float:
-    if -LARGEST_INT <= value <= LARGEST_INT:
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf

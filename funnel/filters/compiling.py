@@ -2,7 +2,8 @@
 
 A column is a table of its own, with one cell for each kind of value: `number`, `text` and `boolean` (0 or 1), and
 `present`, 1 where the document has the field and it is not null. A literal is compared with the cell of its own kind
-alone, so that a value of another kind is as unknown as a missing one: neither a test nor its NOT holds.
+alone, so that a value of another kind is as unknown as a missing one: neither a test nor its NOT holds. A text that is
+a number as it is written, such as "2020", fills both cells.
 """
 
 from __future__ import annotations

@@ -49,20 +49,19 @@ class SegmentRows:
     def holding(self, given: GivenIds) -> Mask:
         """The stored rows with one of the ids: bool [n]; ids that no row has are passed over.
 
-        Raises InputError for numbers where ids are texts, or texts where they are numbers.
+        Whole numbers are the texts of the same digits where ids are texts, as documents given with them have. Raises
+        InputError for texts where ids are whole numbers.
         """
         if not len(given):
             return np.zeros(len(self), dtype=np.bool_)
-        own = self._ids.at(np.zeros(1, dtype=np.int64))
-        if (own.dtype == object) != (given.numbers is None):
-            kinds = ("texts", "whole numbers") if own.dtype == object else ("whole numbers", "texts")
+        if self._ids.text:
+            return self._stored(self._positions_of(given.as_texts()))
+        every = self._ids.at(np.arange(len(self), dtype=np.int64))
+        if given.numbers is None:
             raise InputError(
-                f"allowed_ids holds {kinds[1]}; the ids of this index are {kinds[0]}, such as {own.tolist()[0]!r}"
+                f"allowed_ids holds {given.kind}; the ids of this index are whole numbers, such as {every[0]}"
             )
-        if given.numbers is not None:
-            every = self._ids.at(np.arange(len(self), dtype=np.int64))
-            return self._stored(np.flatnonzero(np.isin(every, given.numbers)))
-        return self._stored(self._positions_of(given.texts))
+        return self._stored(np.flatnonzero(np.isin(every, given.numbers)))
 
     def _positions_of(self, texts: frozenset[str]) -> npt.NDArray[np.int64]:
         if self._documents is not None and len(texts) <= LOOKED_UP:

@@ -2,6 +2,8 @@
 
 A file is never changed once it has its name, which holds its sha256: a change is made in a copy that takes its place.
 So readers need no locks, a kill leaves the file before or the one after, and a flipped bit shows when it is opened.
+Several handles, threads and processes may put copies in its place at once: the last one stays, and what it lacks of the
+others is put in again when it is needed.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import sqlite3
 import tempfile
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from funnel.errors import NoSpaceError
+from funnel.errors import NoSpaceError, StorageError
+from funnel.storage.files import is_no_space
 
 __all__ = ["SideFile", "default_folder"]
 
@@ -45,8 +49,14 @@ class SideFile:
     @property
     def path(self) -> Path | None:
         """The newest file, unchecked."""
+        return self._newest(self._folder)
+
+    def _newest(self, folder: Path) -> Path | None:
+        found = []
         try:
-            found = [(entry.stat().st_mtime_ns, entry) for entry in self._folder.glob(f"{self._key}.*.sqlite")]
+            for entry in folder.glob(f"{self._key}.*.sqlite"):
+                with suppress(FileNotFoundError):  # replaced since it was listed
+                    found.append((entry.stat().st_mtime_ns, entry))
         except OSError:
             return None
         return max(found)[1] if found else None
@@ -63,7 +73,7 @@ class SideFile:
             if path is None:
                 return None
             try:
-                sound = _sha256(path) == path.name.split(".")[1]
+                sound = _sha256(path) == _named(path)
                 if sound:
                     os.utime(path) if os.access(path, os.W_OK) else None  # used: it goes last
                     return _connect(path)
@@ -89,47 +99,72 @@ class SideFile:
     def rewrite(self, change: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
         """Make a change in a copy and put it in the place of the file; gives the connection to the new one.
 
-        Raises NoSpaceError where neither the folder nor a temporary one can hold it.
+        change: is given the copy of the newest sound file, which another handle may have made since this one looked, or
+        an empty file. Raises NoSpaceError where neither the folder nor a temporary one has room for it, StorageError
+        where neither can be written to, and what `change` raises.
         """
-        source = self.path if self.connection() is not None else None
+        source = self._folder
         try:
             return self._rewritten(source, change)
-        except (OSError, sqlite3.OperationalError):
-            pass
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _of_the_folder(error):
+                raise
+            failed: dict[str, Exception] = {str(source): error}
+            if self._elsewhere:
+                raise _kept_nowhere(failed) from error
         try:
             self._go_elsewhere()
             return self._rewritten(source, change)
         except (OSError, sqlite3.OperationalError) as error:
-            raise NoSpaceError(
-                f"the columns that filters need cannot be kept in {default_folder()} nor in {self._folder}: {error}. "
-                f"Free some space, or set {CACHE_VARIABLE} to a folder that can be written to"
-            ) from error
+            if not _of_the_folder(error):
+                raise
+            raise _kept_nowhere({**failed, "a temporary folder": error}) from error
 
-    def _rewritten(self, source: Path | None, change: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    def _rewritten(self, source: Path, change: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        before = list(self._folder.glob(f"{self._key}.*.sqlite"))  # those put there meanwhile are not ours to remove
         handle, name = tempfile.mkstemp(prefix=f"{self._key}-", suffix=".tmp", dir=self._folder)
         os.close(handle)
         made = Path(name)
         try:
-            if source is not None and source.exists():
-                shutil.copyfile(source, made)
+            self._copy_newest(source, made)
             _change(made, change)
             final = self._folder / f"{self._key}.{_sha256(made)}.sqlite"
-            os.replace(made, final)
+            connection = _connect(made)  # before it has its name, from when on another process may replace it
+            try:
+                os.replace(made, final)
+            except OSError:
+                connection.close()
+                raise
         finally:
             made.unlink(missing_ok=True)
         self.close()
-        self._connection = _connect(final)
-        for older in self._folder.glob(f"{self._key}.*.sqlite"):
+        self._connection = connection
+        for older in before:
             if older != final:
                 older.unlink(missing_ok=True)
         _tidy(self._folder, final)
-        return self._connection
+        return connection
+
+    def _copy_newest(self, source: Path, made: Path) -> None:
+        """Copy the newest file of a folder; `made` stays empty where there is none, or only a damaged one."""
+        for _ in range(TRIES):
+            newest = self._newest(source)
+            if newest is None:
+                break
+            try:
+                shutil.copyfile(newest, made)
+            except FileNotFoundError:
+                continue
+            if _sha256(made) == _named(newest):
+                return
+            break
+        os.truncate(made, 0)
 
     def _go_elsewhere(self) -> None:
         if not self._elsewhere:
-            self._elsewhere = True
             self._folder = Path(tempfile.mkdtemp(prefix="funnel-filters-"))
+            self._elsewhere = True
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -161,6 +196,28 @@ def _change(path: Path, change: Callable[[sqlite3.Connection], None]) -> None:
         connection.execute("COMMIT")
     finally:
         connection.close()
+
+
+def _of_the_folder(error: Exception) -> bool:
+    """Whether it is the folder that fails, and neither the documents read nor a statement that is run."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) != sqlite3.SQLITE_ERROR
+    return not isinstance(error, StorageError)
+
+
+def _kept_nowhere(failed: dict[str, Exception]) -> StorageError:
+    """The error for folders none of which took the file, and why."""
+    said = " nor in ".join(f"{folder} ({error})" for folder, error in failed.items())
+    full = any(is_no_space(error) for error in failed.values())
+    return (NoSpaceError if full else StorageError)(
+        f"the columns that filters need cannot be kept in {said}. "
+        f"{'Free some space, or set' if full else 'Set'} {CACHE_VARIABLE} to a folder that can be written to"
+    )
+
+
+def _named(path: Path) -> str:
+    """The sha256 that a file should have."""
+    return path.name.split(".")[1]
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,9 @@ OPERATORS = {
 }  # fmt: skip
 
 
+WRITTEN = {"2": 2, "-3": -3, "0.5": 0.5, "1.50": 1.5, "1e-05": 0.00001}  # those in the records of `strategies`
+
+
 def holds(condition: Condition, record: Mapping[str, Any]) -> bool | None:
     if isinstance(condition, Not):
         return negated(holds(condition.of, record))
@@ -26,15 +29,23 @@ def holds(condition: Condition, record: Mapping[str, Any]) -> bool | None:
     value = record.get(condition.column.name)
     if isinstance(condition, IsNull):
         return (value is None) != condition.negated
+    if isinstance(condition, Like):
+        return like(condition, value) != condition.negated if isinstance(value, str) else None
+    literal = next(getattr(condition, name) for name in ("value", "low", "values") if hasattr(condition, name))
+    value = as_read(value, literal[0] if isinstance(literal, tuple) else literal)
     if isinstance(condition, Comparison):
         return OPERATORS[condition.operator](value, condition.value) if alike(value, condition.value) else None
     if isinstance(condition, In):
         known = alike(value, condition.values[0])
         return (value in condition.values) != condition.negated if known else None
-    if isinstance(condition, Between):
-        known = alike(value, condition.low)
-        return (condition.low <= value <= condition.high) != condition.negated if known else None
-    return like(condition, value) != condition.negated if isinstance(value, str) else None
+    known = alike(value, condition.low)
+    return (condition.low <= value <= condition.high) != condition.negated if known else None
+
+
+def as_read(value: Any, literal: Any) -> Any:
+    """A value as it is compared with a literal: a text that is a number as it is written, as that beside a number."""
+    number = isinstance(literal, int | float) and not isinstance(literal, bool)
+    return WRITTEN.get(value, value) if number and isinstance(value, str) else value
 
 
 def negated(value: bool | None) -> bool | None:

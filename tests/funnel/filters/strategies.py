@@ -51,5 +51,6 @@ def _flat(parts: list[Condition], joint: type[And] | type[Or]) -> tuple[Conditio
 
 
 conditions: st.SearchStrategy[Condition] = st.recursive(tests, _joined, max_leaves=6)
-values = st.one_of(st.none(), literals, st.lists(st.integers(0, 1), max_size=1))
+written = st.sampled_from(["2", "-3", "0.5", "1.50", "1e-05", "02", "1e5", "+1", "nan", ""])
+values = st.one_of(st.none(), literals, written, st.lists(st.integers(0, 1), max_size=1))
 records = st.dictionaries(st.sampled_from(NAMES), values)

@@ -17,7 +17,7 @@ from funnel.data.documents import Document, DocumentStore
 from funnel.errors import InputError, NoSpaceError
 from funnel.filters import sidefile
 from funnel.filters.checking import check_columns
-from funnel.filters.columns import ColumnCache, Values, merged
+from funnel.filters.columns import FORMAT, ColumnCache, Values, merged
 from funnel.filters.expression import Condition
 from funnel.filters.parser import parse
 from tests.funnel.filters.evaluate import holds
@@ -51,8 +51,9 @@ def found(cache: ColumnCache, where: str | Condition) -> list[int]:
 @pytest.mark.parametrize(
     ("where", "positions"),
     [
-        ("year >= 2019", [0, 1]),
-        ("NOT year >= 2020", [0]),  # a text and a missing year are neither in it nor in its opposite
+        ("year >= 2019", [0, 1, 2]),  # a text that is written as a number is one
+        ("NOT year >= 2020", [0]),  # a missing year is neither in it nor in its opposite
+        ("lang > 0 OR NOT lang > 0", []),  # nor is another text
         ("year = '2021'", [2]),
         ("year IS NULL", [3, 4]),
         ("lang LIKE 'e_'", [0, 1]),
@@ -86,11 +87,11 @@ def test_the_same_rows_as_plain_python(
 
 
 def test_a_second_cache_reads_what_the_first_took_out(store: DocumentStore, tmp_path: Path) -> None:
-    assert found(ColumnCache(store, "key", tmp_path / "cache"), "year >= 2019") == [0, 1]
+    assert found(ColumnCache(store, "key", tmp_path / "cache"), "year >= 2019") == [0, 1, 2]
     store.close()  # documents are not read again
     second = ColumnCache(store, "key", tmp_path / "cache")
-    assert found(second, "year >= 2020") == [1]
-    assert second.catalogue()["year"] == Values(2, 1, 0, 0, "2019")
+    assert found(second, "year >= 2020") == [1, 2]
+    assert second.catalogue()["year"] == Values(2, 1, 0, 0, "2019", 1)
 
 
 def test_columns_and_indexes_are_made_on_demand(store: DocumentStore, tmp_path: Path) -> None:
@@ -129,10 +130,10 @@ def flip(path: Path) -> None:
 )
 def test_a_damaged_cache_is_made_anew(store: DocumentStore, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = tmp_path / "cache"
-    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1]
+    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1, 2]
     (path,) = folder.glob("*.sqlite")
     damage(path)
-    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1]
+    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1, 2]
     (again,) = folder.glob("*.sqlite")
     assert again.read_bytes()[:15] == b"SQLite format 3"
 
@@ -146,14 +147,14 @@ def test_every_flipped_byte_is_found(store: DocumentStore, tmp_path: Path) -> No
         data = bytearray(sound)
         data[offset] ^= 1 << offset % 8
         path.write_bytes(data)
-        assert sidefile.SideFile("key-v1", folder).connection() is None
+        assert sidefile.SideFile(f"key-{FORMAT}", folder).connection() is None
         assert not path.exists()
         path.write_bytes(sound)
 
 
 def test_a_cache_that_breaks_while_open_is_made_anew(store: DocumentStore, tmp_path: Path) -> None:
     cache = ColumnCache(store, "key", tmp_path / "cache")
-    assert found(cache, "year >= 2019") == [0, 1]
+    assert found(cache, "year >= 2019") == [0, 1, 2]
     (path,) = (tmp_path / "cache").glob("*.sqlite")
     with open(path, "r+b") as file:  # the same file that is open
         file.write(b"\xff" * path.stat().st_size)
@@ -163,7 +164,7 @@ def test_a_cache_that_breaks_while_open_is_made_anew(store: DocumentStore, tmp_p
 def test_a_folder_that_cannot_be_made_is_replaced(store: DocumentStore, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
-    assert found(ColumnCache(store, "key", blocked / "cache"), "year >= 2019") == [0, 1]
+    assert found(ColumnCache(store, "key", blocked / "cache"), "year >= 2019") == [0, 1, 2]
 
 
 def test_no_room_anywhere_is_said(store: DocumentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +190,7 @@ def test_threads_share_a_cache(store: DocumentStore, tmp_path: Path) -> None:
     wheres = ["year >= 2019", "lang LIKE 'e_'", "done = TRUE OR done = FALSE", "title LIKE '%'"] * 4
     with ThreadPoolExecutor(4) as pool:
         sizes = [len(result) for result in pool.map(lambda where: found(cache, where), wheres)]
-    assert sizes == [2, 2, 2, 5] * 4
+    assert sizes == [3, 2, 2, 5] * 4
 
 
 COLUMNS: Mapping[str, Values] = {
