@@ -258,8 +258,9 @@ class FunnelIndex(Updates):
     ) -> None:
         """Calibrate again, in place: on these queries or, without any, on those on record; costs are measured anew.
 
-        queries: as for `build`. corpus_like_queries: as for `build`; None: as it was. Committed as the next generation, which shares every other file; a crash leaves the
-        one before. Searches in other threads go on meanwhile. What `health` has noted begins anew.
+        queries: as for `build`. corpus_like_queries: as for `build`; None: as it was. Committed as the next generation,
+        which shares every other file; a crash leaves the one before. Searches in other threads go on meanwhile. What
+        `health` has noted begins anew.
 
         Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
         for texts without an encoder, StorageError where another process writes or has replaced this generation.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from funnel.building.build import BuildOptions, calibrate_searcher, checked_memory, choose_coarse
 from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
+from funnel.building.ladder import choose_ladder
 from funnel.building.segment import build_coarse, write_norms, write_rows
 from funnel.building.tune import encoding_ms, recorded_queries
 from funnel.data.documents import DocumentStore
@@ -69,7 +70,8 @@ def compact_index(
     settings = dict(opened.manifest.settings)
     if memory_mb is not None:
         settings["memory_mb"] = checked_memory(memory_mb)
-    choice = _coarse_choice(opened, settings, count)
+    asked = _coarse_asked(opened, settings)
+    _coarse_choice(opened, settings, asked, count, opened.manifest.ladder)  # before the rows are written, not after
     seed = int(str(settings["seed"])) if seed is None else seed
     folder = transaction.folder("segments")
     intake = Intake(
@@ -83,10 +85,19 @@ def compact_index(
         with DocumentStore.create(folder / "documents.sqlite") as documents:
             for part in live_documents(opened.segments, opened.live):
                 documents.append(part)
-    searcher, chosen = _index(opened, choice, folder, seed, progress)
+    store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
+    # Rows that came since may need other widths than those that the index was built with.
+    ladder = opened.manifest.ladder if asked else choose_ladder(store, seed, progress)
+    choice = _coarse_choice(opened, settings, asked, count, ladder)
+    searcher = _index(opened, store, ladder, choice, folder, seed, progress)
     calibration = _calibration(opened, searcher, encoder, seed, progress)
-    settings |= chosen
-    _commit(transaction, opened, folder, count, calibration, settings, progress)
+    settings |= {
+        "coarse": choice.name,
+        "coarse_settings": dict(choice.settings),
+        "coarse_width": choice.dim,
+        "coarse_library": searcher.cascade.coarse.library(),
+    }
+    _commit(transaction, opened, folder, ladder, calibration, settings, progress)
 
 
 def _rows(opened: Opened) -> Iterator[Float32]:
@@ -130,37 +141,33 @@ def _number_by_input(opened: Opened, folder: Path) -> None:
     np.save(path, new[np.load(path, allow_pickle=False)])
 
 
-def _index(opened: Opened, choice: Choice, folder: Path, seed: int, progress: bool) -> tuple[Searcher, dict[str, Any]]:
-    """Norms and coarse index of the new segment, and a searcher of it; what the settings say of them."""
-    manifest, old = opened.manifest, opened.searcher
-    store, ladder = VectorStore.open(folder / "vectors.npy", old.cascade.store.device), manifest.ladder
+def _index(
+    opened: Opened,
+    store: VectorStore,
+    ladder: tuple[int, ...],
+    choice: Choice,
+    folder: Path,
+    seed: int,
+    progress: bool,
+) -> Searcher:
+    """Norms and coarse index of the new segment, and a searcher of it."""
+    adaptor = opened.searcher.adaptor
     write_norms(store, ladder, folder / "norms.npy", progress)
-    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, old.adaptor)
+    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, adaptor)
     coarse.save(folder / "coarse.faiss")
     widths = rerank_widths(ladder, choice.name, choice.dim)
-    searcher = Searcher(
-        cascade=make_cascade(coarse, store, folder, ladder, widths, old.adaptor, release=True),
-        adaptor=old.adaptor,
+    return Searcher(
+        cascade=make_cascade(coarse, store, folder, ladder, widths, adaptor, release=True),
+        adaptor=adaptor,
         ids=Ids.open(folder),
         order=map_npy(folder / "order.npy", ("int64",), 1),
         widths=widths,
     )
-    return searcher, {
-        "coarse": choice.name,
-        "coarse_settings": dict(choice.settings),
-        "coarse_width": choice.dim,
-        "coarse_library": coarse.library(),
-    }
 
 
-def _coarse_choice(opened: Opened, settings: Mapping[str, Any], rows: int) -> Choice:
-    """What the first segment has; where that was chosen by the number of its rows, chosen again by that of now.
-
-    settings: those to come. What was asked for at build is kept; where that is not on record it is told by what would
-    have been chosen.
-    """
-    manifest, memory = opened.manifest, settings["memory_mb"]
-    options = BuildOptions(
+def _options(opened: Opened, settings: Mapping[str, Any]) -> BuildOptions:
+    memory = settings["memory_mb"]
+    return BuildOptions(
         adaptor="identity",
         dims=None,
         memory_mb=None if memory is None else float(memory),
@@ -171,15 +178,33 @@ def _coarse_choice(opened: Opened, settings: Mapping[str, Any], rows: int) -> Ch
         device=opened.searcher.cascade.store.device,
         progress=False,
     )
-    now = Choice(str(settings["coarse"]), dict(settings["coarse_settings"]), coarse_width(manifest), 0)
-    asked = settings.get("coarse_asked")
-    if asked is None:
-        then = choose_coarse(opened.segments[0].rows, manifest.ladder, options)
-        asked = (then.name, dict(then.settings), then.dim) != (now.name, dict(now.settings), now.dim)
+
+
+def _coarse_now(opened: Opened) -> Choice:
+    settings: dict[str, Any] = dict(opened.manifest.settings)
+    return Choice(settings["coarse"], dict(settings["coarse_settings"]), coarse_width(opened.manifest), 0)
+
+
+def _coarse_asked(opened: Opened, settings: Mapping[str, Any]) -> bool:
+    """Whether the coarse index or the widths were asked for at build.
+
+    Where that is not on record, whether the coarse index is another one than would have been chosen.
+    """
+    if "coarse_asked" in settings:
+        return bool(settings["coarse_asked"])
+    then = choose_coarse(opened.segments[0].rows, opened.manifest.ladder, _options(opened, settings))
+    now = _coarse_now(opened)
+    return (then.name, dict(then.settings), then.dim) != (now.name, dict(now.settings), now.dim)
+
+
+def _coarse_choice(
+    opened: Opened, settings: Mapping[str, Any], asked: bool, rows: int, ladder: tuple[int, ...]
+) -> Choice:
+    """What was asked for at build, or what suits so many rows and these widths. settings: those to come."""
     if asked:
-        return now
+        return _coarse_now(opened)
     try:
-        return choose_coarse(rows, manifest.ladder, options)
+        return choose_coarse(rows, ladder, _options(opened, settings))
     except InputError as error:
         raise InputError(
             f"{error}. The memory was stated when this index was built: compact(memory_mb=...), or funnel compact "
@@ -205,15 +230,15 @@ def _commit(
     transaction: Transaction,
     opened: Opened,
     folder: Path,
-    count: int,
+    ladder: tuple[int, ...],
     calibration: Calibration | None,
     settings: dict[str, Any],
     progress: bool,
 ) -> None:
-    manifest = opened.manifest
+    manifest, count = opened.manifest, opened.searcher.rows
     body: dict[str, Any] = {
         "d": manifest.d,
-        "ladder": list(manifest.ladder),
+        "ladder": list(ladder),
         "counts": {"rows": count, "deleted": 0},
         "segments": [{"id": transaction.identifier(folder), "rows": count}],
         "adaptor": manifest.adaptor,

@@ -178,5 +178,5 @@ def test_what_cannot_be_used(options: dict[str, object], said: str, graph_folder
 
 def test_few_rows_need_no_calibration(tmp_path: Path) -> None:
     index = FunnelIndex.build(clustered_rows(100), tmp_path / "index", progress=False)
-    with pytest.raises(InputError, match="100 rows, and there is nothing to calibrate: the index is small enough for flat search"):
+    with pytest.raises(InputError, match="100 rows, and there is nothing to calibrate: the index is small enough"):
         index.tune(progress=False)
