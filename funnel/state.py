@@ -14,7 +14,7 @@ from funnel.beside import Beside
 from funnel.filtered.searching import Filters
 from funnel.hits import Hits, Served, make_hits
 from funnel.hybrid import Lexical
-from funnel.monitoring import Monitor
+from funnel.monitoring import Monitor, Rows
 from funnel.opening import Opened
 from funnel.plan import Plan
 from funnel.planning.budget import Budget
@@ -43,10 +43,12 @@ class State:
     @classmethod
     def of(cls, opened: Opened, encoder: QueryEncoder) -> State:
         """A generation that is opened anew."""
-        return cls._made(opened, encoder, Monitor(opened.searcher.calibration, opened.searcher.truth), {})
+        searcher = opened.searcher
+        return cls._made(opened, encoder, Monitor(searcher.calibration, searcher.truth, _rows_of(opened)), {})
 
     def then(self, opened: Opened, encoder: QueryEncoder) -> State:
-        """The next generation: audits and a void promise go on; choices too, where nothing was deleted or tuned.
+        """The next generation: audits and a void promise go on, and what else is watched where its calibration does;
+        choices too, where nothing was deleted or tuned.
 
         Rows that were only added are searched exactly, and no plan's recall becomes less by them.
         """
@@ -57,7 +59,8 @@ class State:
             and (searcher.calibration is None) == (before.calibration is None)
             and _void_of(opened) == _void_of(self.opened)
         )
-        monitor = self.monitor.then(searcher.calibration, searcher.truth)
+        same = opened.stored is self.opened.stored and opened.segments[0].id == self.opened.segments[0].id
+        monitor = self.monitor.then(searcher.calibration, searcher.truth, _rows_of(opened), same)
         # A latency is measured again: calls search the added rows too.
         kept = {key: served for key, served in self.choices.items() if only_added and not _of_latency(key)}
         return self._made(opened, encoder, monitor, kept)
@@ -133,6 +136,17 @@ def lexical_of(opened: Opened) -> Lexical | None:
     if not stores:
         return None
     return Lexical(stores, [live_positions(segment, opened.live) for segment in opened.segments])
+
+
+def _rows_of(opened: Opened) -> Rows:
+    """The rows of a generation, as its monitor is told of them."""
+    others, segments = opened.searcher.others, opened.segments
+    return Rows(
+        tuple((segment.id, segment.stop) for segment in segments),
+        None if others is None else others.exact,
+        opened.live,
+        opened.searcher.cascade.as_stored,
+    )
 
 
 def _of_latency(key: tuple[object, ...]) -> bool:

@@ -5,6 +5,11 @@ the depth of its hits in the coarse shortlist, where there is one. A plan that m
 real embeddings a plan of recall .83 moves the tenth score's distribution by .07) and has a depth of its own, so the
 searches of each plan and k are compared with what the same plan returned for the calibration queries.
 
+Rows that are added and deleted change the scores of either. What is tested is therefore not a score but its place among
+those of the calibration queries over the same rows: places go on through updates. Without any the test is exact; with
+them the calibration queries that stand around a place change a little, by chance, and evidence that rested on chance
+goes on from there as if it had not: there are fewer false alarms rather than more, as simulated.
+
 Queries are compared in windows, each with the calibration sample afresh. So the test sees what a sample of that size
 can tell, and nothing smaller, however long the traffic; and its memory is bounded.
 
@@ -15,32 +20,34 @@ traffic: what is tested is which queries come, not how often each does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from funnel.depth import Kept, depths
-from funnel.monitoring.exchangeability import LARGEST_BLOCK, Exchangeability
+from funnel.depth import Kept
+from funnel.monitoring.exchangeability import CELLS, LARGEST_BLOCK, Exchangeability, cells_of
+from funnel.monitoring.neighbours import RANKS
+from funnel.monitoring.waiting import MOST_COMPARED, STATISTICS, Group, Reference, Waiting
 from funnel.plan import Plan
 
-__all__ = ["ALARM", "RANKS", "STATISTICS", "WINDOW", "Drift"]
+__all__ = ["ALARM", "MOST_COMPARED", "RANKS", "STATISTICS", "WINDOW", "Drift"]
 
 ALARM = 0.01  # probability of ever raising an alarm, over an endless stream, while nothing has changed
 # Queries in a window: as many as a calibration holds at most; with more the calibration sample would be what limits.
 WINDOW = 5_000
 BLOCK = 128  # live queries between two looks: one takes some 150 us, a little over 1 us a query; 64 take 2 us
-RANKS = (0, 9)  # the hits whose scores are compared: the best and the tenth
-STATISTICS = len(RANKS) + 1  # the last is the depth
-# Of one call, evenly spaced: a test costs 1 us a query, which counts where a batch takes 20 of them, and a change of
-# queries shows within 160.
-MOST_COMPARED = 512
 MOST_WATCHED = 64  # plans, for one k each, that are watched, .7 MB each; budgets seldom ask for more than five
+# A window ends where the distribution function of a reference differs from that at its beginning by more than this, as
+# it does with a third more rows: were they six times as many by its end, p-values of .01 would come in 1 % of streams.
+FAR = 0.1
+# Queries that came between two writes of weight; fewer are let go, as a reference takes milliseconds to make.
+FEWEST_TOGETHER = 8
 
 Float32 = npt.NDArray[np.float32]
-Reference = Callable[[Plan, int], Float32 | None]
 
 
 class Drift:
@@ -59,136 +66,145 @@ class Drift:
         self._reference = reference
         self._generator = np.random.default_rng(seed)
         self._watched: dict[tuple[Plan, int], _Watched | None] = {}
-        self._pending: dict[tuple[Plan, int], _Pending] = {}
+        self._waiting: dict[tuple[Plan, int], Waiting] = {}
         self._adding, self._testing = Lock(), Lock()
         self.changed = False  # an alarm stays
         self.seen = 0
         self.compared = 0
         self.p_value = 1.0
 
-    def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> bool:
+    def see(self, scores: Float32, plan: Plan, kept: Kept = (), reference: Reference | None = None) -> bool:
         """Note the exact scores of one call, float32 [n, k], falling; True where they raised the alarm.
 
-        kept: as `Cascade.traced` gives it; () where the depth is not known. The scores are copied. Every BLOCK queries
-        of a plan are tested together, on the thread that brought the last.
+        kept: as `Cascade.traced` gives it; () where the depth is not known. reference: that of the rows which were
+        searched; None: the first. The scores are copied. Every BLOCK queries of a plan are tested together, on the
+        thread that brought the last.
         """
-        key = (plan, scores.shape[1])
+        key = (plan if plan.escalation is None else _kind(plan), scores.shape[1])
         with self._adding:
             self.seen += len(scores)
             if self.changed:
                 return False
-            pending = self._pending.get(key)
-            if pending is None:
-                pending = self._pending[key] = _Pending()
-            if pending.add(scores, kept) < BLOCK:
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                waiting = self._waiting[key] = Waiting()
+            if waiting.add(scores, kept, plan, self._reference if reference is None else reference) < BLOCK:
                 return False
-            del self._pending[key]
+            del self._waiting[key]
         with self._testing:
             if not self.changed:
-                self._test(pending.columns(), *key)
+                self._test(waiting.groups, *key)
                 return self.changed
             return False
 
-    def _test(self, columns: Float32, plan: Plan, k: int) -> None:
-        """Compare float32 [n, STATISTICS]."""
-        key = (plan, k)
-        if key not in self._watched:
-            reference = self._reference(plan, k) if len(self._watched) < MOST_WATCHED else None
-            number = len(self._watched) + 1
-            self._watched[key] = None if reference is None else _Watched(reference, plan, number, self._generator)
-        watched = self._watched[key]
-        if watched is None:
-            return
-        for start in range(0, len(columns), LARGEST_BLOCK):
-            compared, p_value = watched.look(columns[start : start + LARGEST_BLOCK])
-            self.compared += compared
-            self.p_value = min(self.p_value, p_value)
-            self.changed = self.p_value <= ALARM
-            if self.changed:
+    def _test(self, groups: Sequence[Group], kind: Plan, k: int) -> None:
+        """Compare what waited together."""
+        for group in groups:
+            columns = group.columns()
+            if len(groups) > 1 and len(columns) < FEWEST_TOGETHER:
+                continue
+            watched = self._watching(group, kind, k)
+            if watched is None:
                 return
+            for start in range(0, len(columns), LARGEST_BLOCK):
+                compared, p_value = watched.look(columns[start : start + LARGEST_BLOCK])
+                self.compared += compared
+                self.p_value = min(self.p_value, p_value)
+                self.changed = self.p_value <= ALARM
+                if self.changed:
+                    return
+
+    def _watching(self, group: Group, kind: Plan, k: int) -> _Watched | None:
+        """The tests of this kind of plan, ready for a group; None where there is nothing to compare it with."""
+        key = (kind, k)
+        watched = self._watched.get(key)
+        if watched is None and (key in self._watched or len(self._watched) >= MOST_WATCHED):
+            return None
+        if watched is not None and group.takes(watched.plan, watched.reference):
+            return watched
+        found = group.reference(group.plan, k)
+        places = None if found is None else _Places(found, group.plan)
+        if watched is None:
+            number = len(self._watched) + 1
+            watched = self._watched[key] = None if places is None else _Watched(places, number, self._generator)
+        if watched is None or places is None:
+            return None
+        watched.go_on(group.plan, group.reference, places)
+        return watched
 
 
-class _Pending:
-    """Searches under one plan that wait for a look. Single queries are noted as numbers: half a microsecond each."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._best: list[float] = []
-        self._tenth: list[float] = []
-        self._kept: list[Kept] = []
-        self._parts: list[Float32] = []
-
-    def add(self, scores: Float32, kept: Kept) -> int:
-        """Take in one call, float32 [n, k]; gives how many queries wait."""
-        count, k = scores.shape
-        if count > 1:
-            step = -(-count // MOST_COMPARED)
-            few = tuple(places[::step] for places in kept)
-            self._parts.append(_columns(scores[::step], few))
-        else:
-            self._best.append(scores.item(0))
-            self._tenth.append(scores.item(RANKS[1]) if k > RANKS[1] else math.nan)
-            self._kept.append(kept if scores.item(k - 1) > -math.inf else ())
-        self._count += count
-        return self._count
-
-    def columns(self) -> Float32:
-        """Everything that waits: float32 [n, STATISTICS]."""
-        single = np.full((len(self._best), STATISTICS), math.nan, dtype=np.float32)
-        single[:, 0], single[:, 1] = self._best, self._tenth
-        single[np.isneginf(single)] = math.nan
-        known = [number for number, kept in enumerate(self._kept) if kept]
-        if known:
-            steps = zip(*(self._kept[number] for number in known), strict=True)
-            single[known, -1] = depths(tuple(torch.cat(step) for step in steps))
-        return np.concatenate([single, *self._parts])
+@lru_cache(maxsize=256)
+def _kind(plan: Plan) -> Plan:
+    """An escalating plan without the numbers of its rule, which are fitted again whenever rows are deleted."""
+    assert plan.escalation is not None
+    return replace(plan, escalation=replace(plan.escalation, closeness=0.0, margin=0.0, threshold=0.0))
 
 
-def _columns(scores: Float32, kept: Kept) -> Float32:
-    """What is compared of one call: float32 [n, STATISTICS]."""
-    found = np.full((len(scores), STATISTICS), math.nan, dtype=np.float32)
-    found[:, 0] = scores[:, 0]
-    if scores.shape[1] > RANKS[1]:
-        found[:, 1] = scores[:, RANKS[1]]
-    found[np.isneginf(found)] = math.nan  # fewer rows than hits asked for
-    if kept:
-        found[:, -1] = depths(kept)
-        found[scores[:, -1] == -math.inf, -1] = math.nan  # places without a candidate are nowhere
-    return found
+class _Places:
+    """Where live searches stand among the calibration queries. reference: what a plan returned for these."""
+
+    def __init__(self, reference: Float32, plan: Plan) -> None:
+        columns = np.ascontiguousarray(reference, dtype=np.float32)
+        self._deepest = max(1, *(part.shortlist for part in plan.parts))  # places are compared as shares of it
+        once = columns[np.unique(_keys(columns), return_index=True)[1]]
+        known = ~np.isnan(once)
+        self.cells = {i: np.sort(self._cells(once[known[:, i]], i)) for i in range(STATISTICS) if known[:, i].any()}
+
+    def _cells(self, columns: Float32, i: int) -> npt.NDArray[np.int16]:
+        return cells_of(columns[:, i] / self._deepest if i == STATISTICS - 1 else columns[:, i])
+
+    def apart(self, other: _Places) -> float:
+        """The largest difference of the distribution functions of a statistic that both know."""
+        most = 0.0
+        for i in self.cells.keys() & other.cells.keys():
+            one, two = (np.bincount(cells, minlength=CELLS) / len(cells) for cells in (self.cells[i], other.cells[i]))
+            most = max(most, float(np.abs(np.cumsum(one - two)).max()))
+        return most
+
+    def of(self, columns: Float32, i: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
+        """The places by one statistic, from -1, below all calibration queries, to 1; ties are parted at random."""
+        known, asked = self.cells[i], self._cells(columns[~np.isnan(columns[:, i])], i)
+        lower = np.searchsorted(known, asked)
+        equal = np.searchsorted(known, asked, "right") - lower
+        shares = (lower + generator.random(len(asked)) * (equal + 1)) / (len(known) + 1)
+        places: npt.NDArray[np.float64] = 2.0 * shares - 1.0
+        return places
 
 
 class _Watched:
-    """The tests of one plan, in the window that is running. number: which plan it is, from 1."""
+    """The tests of one kind of plan, in the window that is running. number: which kind of plan it is, from 1."""
 
-    def __init__(self, reference: Float32, plan: Plan, number: int, generator: np.random.Generator) -> None:
-        columns = np.ascontiguousarray(reference, dtype=np.float32)
-        self._deepest = max(1, *(part.shortlist for part in plan.parts))  # places are compared as shares of it
-        once = self._scaled(columns[np.unique(_keys(columns), return_index=True)[1]])
-        known = ~np.isnan(once)
-        self._reference = {i: once[known[:, i], i] for i in range(STATISTICS) if known[:, i].any()}
-        self._share = math.log(max(1, len(self._reference)) * number * (number + 1))
+    def __init__(self, places: _Places, number: int, generator: np.random.Generator) -> None:
+        self.plan: Plan | None = None
+        self.reference: Reference | None = None
+        self._places = places
+        self._counts = {i: len(cells) for i, cells in places.cells.items()}
+        self._share = math.log(max(1, len(self._counts)) * number * (number + 1))
         self._generator = generator
         self._window = 0
         self._begin()
 
-    def _scaled(self, columns: Float32) -> Float32:
-        scaled = columns.copy()
-        scaled[:, -1] /= self._deepest
-        return scaled
+    def go_on(self, plan: Plan, reference: Reference, places: _Places) -> None:
+        """From now on places are those among what this reference gave of this plan."""
+        self.plan, self.reference, self._places = plan, reference, places
+        if places.apart(self._first) > FAR:
+            self._begin()
 
     def _begin(self) -> None:
         self._window += 1
+        self._first = self._places
         self._asked: set[int] = set()
-        self._tests = {i: Exchangeability(values, WINDOW, self._generator) for i, values in self._reference.items()}
+        evenly = {i: np.linspace(-1.0, 1.0, count + 2)[1:-1] for i, count in self._counts.items()}
+        self._tests = {i: Exchangeability(places, WINDOW, self._generator) for i, places in evenly.items()}
 
     def look(self, columns: Float32) -> tuple[int, float]:
         """Compare float32 [n, STATISTICS]: how many were new, and the p-value of the strongest evidence now."""
-        fresh = self._scaled(columns[self._fresh(columns)])
+        fresh = columns[self._fresh(columns)]
         least = self._share + math.log(self._window * (self._window + 1))
         p_value = 1.0
         for i, test in self._tests.items():
-            column = fresh[:, i]
-            test.update(column[~np.isnan(column)])
+            if i in self._places.cells:
+                test.update(self._places.of(fresh, i, self._generator))
             p_value = min(p_value, math.exp(min(0.0, least - test.log_wealth)))
         if len(self._asked) >= WINDOW:
             self._begin()

@@ -15,13 +15,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST_BLOCK", "Exchangeability"]
+__all__ = ["CELLS", "LARGEST_BLOCK", "Exchangeability", "cells_of"]
 
 Floats = npt.NDArray[np.float64]
 
 # Cosines are ranked in cells of this width: rounding (1e-7) must make no rank, and a hundredth of the usual spread
 # of top scores (.02 to .15) is fine enough.
 CELLS_PER_UNIT = 4_096
+CELLS = 2 * CELLS_PER_UNIT + 1  # from -1 to 1
 LARGEST_BLOCK = 256  # values ranked against each other at once: 65,536 comparisons take some 20 us
 # Bets are the densities of Beta(a, b) for every a and b of these: ranks shifted up or down, drawn together or apart.
 SHAPES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0)
@@ -49,7 +50,7 @@ class Exchangeability:
     """
 
     def __init__(self, reference: npt.NDArray[np.floating], horizon: int, generator: np.random.Generator) -> None:
-        self._counts = np.bincount(_cells(reference), minlength=2 * CELLS_PER_UNIT + 1)
+        self._counts = np.bincount(cells_of(reference), minlength=CELLS)
         self._generator = generator
         self._entering = (1.0 - FROM_THE_START) / horizon
         self._known = len(reference)
@@ -69,7 +70,7 @@ class Exchangeability:
             self._block(values[start : start + LARGEST_BLOCK])
 
     def _block(self, values: npt.NDArray[np.floating]) -> None:
-        ranks = np.clip(self._ranks(_cells(values)), SMALLEST_RANK, 1.0 - SMALLEST_RANK)
+        ranks = np.clip(self._ranks(cells_of(values)), SMALLEST_RANK, 1.0 - SMALLEST_RANK)
         growth = (A - 1.0) * np.log(ranks).sum() + (B - 1.0) * np.log1p(-ranks).sum() - len(ranks) * LOG_BETA
         self._logs += growth
         # What enters now was set aside for the values just seen, and bets from the next block on.
@@ -91,7 +92,7 @@ class Exchangeability:
         return ranks
 
 
-def _cells(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+def cells_of(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
     """The number of each value's cell; -inf, where a search found nothing, lies in the first."""
     cells: npt.NDArray[np.int16] = np.rint((np.clip(values, -1.0, 1.0) + 1.0) * CELLS_PER_UNIT).astype(np.int16)
     return cells

@@ -15,7 +15,10 @@ HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether certificates still speak of the queries that come, in this process since it opened or tuned the index.
+    """Whether certificates still speak of the queries that come.
+
+    In this process, since it opened the index or calibrated it anew, by tuning or compacting; what was seen goes on as
+    rows are added and deleted.
 
     state: "holds", "void", or "not watched" where there is no certificate to void. why: in words. since: when it became
     void, ISO 8601. queries: live queries seen. compared: those that were compared with the calibration queries,

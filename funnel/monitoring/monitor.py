@@ -15,10 +15,11 @@ from funnel.depth import Kept
 from funnel.errors import DriftWarning
 from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
-from funnel.monitoring.drift import ALARM, RANKS, Drift
+from funnel.monitoring.drift import ALARM
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
+from funnel.monitoring.neighbours import Rows
 from funnel.monitoring.punctuality import Punctuality
-from funnel.monitoring.reference import returned
+from funnel.monitoring.watch import Watch
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
@@ -34,32 +35,62 @@ Float32 = npt.NDArray[np.float32]
 Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
 
 
+class _Promise:
+    """Whether certificates are void: one for all generations of a calibration, as searches of several may be running.
+
+    broken: why, and since when; None where they hold.
+    """
+
+    def __init__(self, broken: tuple[str, str] | None = None) -> None:
+        self.broken = broken
+        self._lock = Lock()
+
+    def void(self, why: str) -> bool:
+        """Break it; False where it was broken already."""
+        with self._lock:
+            if self.broken is not None:
+                return False
+            self.broken = (why, datetime.now(UTC).isoformat(timespec="seconds"))
+            return True
+
+
 class Monitor:
     """The state of the promise in this process; a new one after each tuning. Safe in threads.
 
     calibration: what certificates rest on; None where flat search serves everything, exactly. flat: runs flat search.
+    rows: those that are searched; None where none will ever be added or deleted.
     """
 
-    def __init__(self, calibration: Calibration | None, flat: Flat) -> None:
+    def __init__(self, calibration: Calibration | None, flat: Flat, rows: Rows | None = None) -> None:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
         self.punctuality = Punctuality()
-        self._lock = Lock()
-        self._broken: tuple[str, str] | None = None  # why, and since when
-        watched = calibration is not None and calibration.certifies
-        self._drift = Drift(self._reference) if watched else None
+        self._promise = _Promise()
+        self._watch: Watch | None = None
+        if calibration is not None and calibration.certifies:
+            self._watch = Watch.of(calibration, rows)
 
-    def then(self, calibration: Calibration | None, flat: Flat) -> Monitor:
-        """The monitor of the next generation: audits go on, and so does a void promise; drift is looked for anew."""
-        made = Monitor(calibration, flat)
-        made._audit, made._broken = self._audit, self._broken
+    def then(self, calibration: Calibration | None, flat: Flat, rows: Rows | None, same: bool) -> Monitor:
+        """The monitor of the next generation. Audits and a void promise go on.
+
+        same: whether it is the same calibration, of rows some of which were added or deleted: everything goes on then,
+        the evidence of drift, which has one probability of a false alarm for all of them, and the latencies of calls.
+        """
+        made = Monitor(calibration, flat, rows)
+        made._audit = self._audit
+        if not same:
+            made._promise = _Promise(self._promise.broken)
+            return made
+        made.punctuality, made._promise = self.punctuality, self._promise
+        if calibration is not None and self._watch is not None and made._watch is not None:
+            made._watch = self._watch.then(calibration, rows)
         return made
 
     @property
     def void(self) -> bool:
         """Whether the certificates of this calibration are void."""
-        return self._broken is not None
+        return self._promise.broken is not None
 
     @property
     def audits(self) -> bool:
@@ -75,11 +106,11 @@ class Monitor:
 
     def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
         """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
-        if self._drift is not None and self._drift.see(scores, plan, kept):
+        if self._watch is not None and self._watch.see(scores, plan, kept):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
-                f"(p {self._drift.p_value:.2g} <= {ALARM:g} over all looks)"
+                f"(p {self._watch.drift.p_value:.2g} <= {ALARM:g} over all looks)"
             )
 
     def check(
@@ -110,23 +141,24 @@ class Monitor:
         if filtered is not None:
             name, promised = f"{name} under filters", None
         line = running.add(name, k, promised, found)
-        if line.broken and self._drift is not None:
+        if line.broken and self._watch is not None:
             self._void(f"{line}: below what was promised")
 
     def certificate(self, certificate: Certificate) -> Certificate:
         """The certificate as it now stands: that of a plan that was calibrated says so where it is void."""
-        if self._broken is None or not certificate.certified or certificate.lower_bound >= 1.0:
+        if self._promise.broken is None or not certificate.certified or certificate.lower_bound >= 1.0:
             return certificate
-        why, since = self._broken
+        why, since = self._promise.broken
         return replace(certificate, certified=False, note=f"void since {since}: {why}; {REMEDY}")
 
     def served(self, served: Served) -> Served:
         """How a call was answered, marked where its recall rests on a calibration that is void."""
-        return served if self._broken is None or served.plan.is_flat else replace(served, void=True)
+        return served if self._promise.broken is None or served.plan.is_flat else replace(served, void=True)
 
     def health(self) -> Health:
         """Everything noted so far."""
-        calibration, drift, broken = self._calibration, self._drift, self._broken
+        calibration, broken = self._calibration, self._promise.broken
+        drift = None if self._watch is None else self._watch.drift
         state, why = HOLDS, ""
         if broken is not None:
             state, why = VOID, broken[0]
@@ -147,14 +179,7 @@ class Monitor:
             latencies=self.punctuality.lines(),
         )
 
-    def _reference(self, plan: Plan, k: int) -> Float32 | None:
-        """Read when the first searches under a plan are tested: until then the record stays on disk."""
-        assert self._calibration is not None
-        return returned(self._calibration, plan, k, RANKS)
-
     def _void(self, why: str) -> None:
-        with self._lock:
-            if self._broken is not None:
-                return
-            self._broken = (why, datetime.now(UTC).isoformat(timespec="seconds"))
-        warnings.warn(f"certified recall is void: {why}. The same plans are served on; {REMEDY}", DriftWarning, CALLER)
+        if self._promise.void(why):
+            said = f"certified recall is void: {why}. The same plans are served on; {REMEDY}"
+            warnings.warn(said, DriftWarning, CALLER)

@@ -1,9 +1,14 @@
-"""What a plan returned for the calibration queries, and from how deep, from their record."""
+"""What a plan returns for the calibration queries, and from how deep, from their record.
+
+Scores change as rows are added and deleted, those of the calibration queries as those of live ones: each live search is
+compared with what its plan would have returned for them at that time.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,42 +16,75 @@ import torch
 
 from funnel.depth import depths
 from funnel.escalation import hard
+from funnel.monitoring.neighbours import RANKS, Neighbours, Rows
 from funnel.plan import Plan
 from funnel.planning.calibration import Run
 from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 
-__all__ = ["returned"]
+__all__ = ["Reference", "returned"]
 
 Float32 = npt.NDArray[np.float32]
 
 
-def returned(calibration: Calibration, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | None:
+class Reference:
+    """What plans return for the calibration queries at one generation. Nothing is read before it is asked for.
+
+    rows: those of the generation; None where nothing was ever added or deleted. neighbours: of the calibration queries
+    among them, where they are known already.
+    """
+
+    def __init__(self, calibration: Calibration, rows: Rows | None, neighbours: Neighbours | None = None) -> None:
+        self._calibration, self._rows = calibration, rows
+        if neighbours is not None:
+            self.neighbours = neighbours
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Of the calibration queries among the rows; None where they cannot be told."""
+        return None if self._rows is None else Neighbours.of(self._calibration, self._rows)
+
+    def __call__(self, plan: Plan, k: int) -> Float32 | None:
+        """See `returned`."""
+        added = None
+        if self._calibration.added is not None and self.neighbours is not None:
+            added = self.neighbours.added
+        return returned(self._calibration, plan, k, RANKS, added)
+
+
+def returned(
+    calibration: Calibration, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None = None
+) -> Float32 | None:
     """Of a search for k: exact scores of the hits at `ranks` (from 0), and their depth: float32 [q, len(ranks) + 1].
 
-    q: the real queries. NaN where the plan returns fewer hits, and for the depth (see funnel.depth) where it returns
-    fewer than k or does not rerank. None where it cannot be followed on the record.
+    q: the real queries. added: the best scores among rows added since, float32 [q, any], where they are known. NaN
+    where the plan returns fewer hits, and for the depth (see funnel.depth) where it returns fewer than k or does not
+    rerank. None where it cannot be followed on the record.
     """
     _, run = calibration.runs()
     if run is None:
         return None
-    found = _followed(calibration, run, plan, k, ranks)
+    if added is None and calibration.added is not None:
+        added = calibration.added(np.ascontiguousarray(run.queries))
+    found = _followed(calibration, run, plan, k, ranks, added)
     # Where the coarse order is that of the hits they have no depth; where rows were deleted it is not on record.
-    if found is not None and (not calibration.costs.reranked or calibration.updates):
+    if found is not None and (not calibration.costs.reranked or run.live is not None):
         found[:, -1] = math.nan
     return found
 
 
-def _followed(calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int]) -> Float32 | None:
+def _followed(
+    calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None
+) -> Float32 | None:
     if plan.escalation is not None:
-        first, then = (_followed(calibration, run, part, k, ranks) for part in plan.parts)
+        first, then = (_followed(calibration, run, part, k, ranks, added) for part in plan.parts)
         if first is None or then is None:
             return None
         again = hard(plan.escalation, best_scores(run, plan, plan.escalation.k))
         return np.where(again[:, None], then, first)
     result = np.full((len(run.queries), len(ranks) + 1), math.nan, dtype=np.float32)
     if plan.is_flat:
-        result[:, :-1] = _at_ranks(calibration, run, run.truth, k, ranks)
+        result[:, :-1] = _at_ranks(run.truth, added, k, ranks)
         return result
     recorded = run.scores.get(plan.effort)
     if recorded is None or recorded.shape[1] < plan.shortlist:
@@ -62,16 +100,16 @@ def _followed(calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Seq
     best = top.numpy()
     if calibration.updates and best.shape[1] == k:  # answered exactly where too many of the candidates were deleted
         best = np.where(np.isneginf(best[:, -1:]), run.truth[:, :k], best)
-    result[:, :-1] = _at_ranks(calibration, run, best, k, ranks)
+    result[:, :-1] = _at_ranks(best, added, k, ranks)
     if top.shape[1] == k:
         result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
     return result
 
 
-def _at_ranks(calibration: Calibration, run: Run, found: Float32, k: int, ranks: Sequence[int]) -> Float32:
-    """The scores at these ranks of the best k found, float32 [q, any], and added since; NaN where there are fewer."""
-    if calibration.added is not None:
-        found = np.concatenate([found, calibration.added(np.ascontiguousarray(run.queries))], axis=1)
+def _at_ranks(found: Float32, added: Float32 | None, k: int, ranks: Sequence[int]) -> Float32:
+    """The scores at these ranks of the best k of those found and those added, each float32 [q, any]; NaN: too few."""
+    if added is not None:
+        found = np.concatenate([found, added], axis=1)
     best = -np.sort(-found, axis=1)[:, :k]
     best[np.isneginf(best)] = math.nan
     result = np.full((len(best), len(ranks)), math.nan, dtype=np.float32)

@@ -140,7 +140,7 @@ def test_places_kept_by_steps_are_put_together() -> None:
     second = torch.from_numpy(generator.permuted(np.tile(np.arange(20), (BLOCK, 1)), axis=1)[:, :10])
     asked: list[Float32] = []
     drift = Drift(lambda plan, k: None)
-    drift._test = lambda columns, plan, k: asked.append(columns)  # type: ignore[method-assign]
+    drift._test = lambda groups, plan, k: asked.extend(group.columns() for group in groups)  # type: ignore
     for i in range(BLOCK):
         drift.see(found[i : i + 1], plan, (first[i : i + 1], second[i : i + 1]))
     (columns,) = asked
@@ -151,7 +151,7 @@ def test_places_kept_by_steps_are_put_together() -> None:
 def test_a_search_that_found_too_few_has_no_depth() -> None:
     asked: list[Float32] = []
     drift = Drift(lambda plan, k: None)
-    drift._test = lambda columns, plan, k: asked.append(columns)  # type: ignore[method-assign]
+    drift._test = lambda groups, plan, k: asked.extend(group.columns() for group in groups)  # type: ignore
     few, kept = scores(BLOCK, 2), (torch.ones(BLOCK, 1),)
     few[::2, 6:] = -np.inf
     drift.see(few, Plan(32, 32), kept)
