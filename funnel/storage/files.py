@@ -6,6 +6,7 @@ Also here: the mapping from the many ways in which libraries say that the disk i
 import errno
 import os
 import re
+import resource
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError
-from indexes.memory import data_limited
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
@@ -56,7 +56,8 @@ class Files:
 
         One after the other where the stacks of the threads, 8 MB each, would count against a limit on memory.
         """
-        threads = 1 if data_limited() else SYNCED_AT_ONCE
+        limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+        threads = 1 if limited else SYNCED_AT_ONCE
         with ThreadPoolExecutor(min(threads, max(1, len(paths)))) as pool:
             for _ in pool.map(self.sync, paths):
                 pass
