@@ -11,7 +11,8 @@ import torch
 
 from funnel.monitoring import drift as drift_module
 from funnel.monitoring.drift import ALARM, BLOCK, RANKS, WINDOW, Drift
-from funnel.plan import FLAT, Plan
+from funnel.monitoring.waiting import Reference
+from funnel.plan import FLAT, Escalation, Plan
 
 Float32 = npt.NDArray[np.float32]
 
@@ -220,3 +221,70 @@ def test_threads_lose_no_query() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda part: feed(drift, part, 1), parts)) == [None] * 8
     assert drift.seen == drift.compared == 80 * BLOCK
+
+
+def test_evidence_is_carried_from_one_reference_to_the_next() -> None:
+    """Scores rise with those of the calibration queries, every 20 queries: it is no change, and hides none."""
+    drift = watching(scores(1_000, 1))
+    known, other = scores(1_000, 2), scores(400, 3, mean=0.55)
+    for number, start in enumerate(range(0, 1_000, 20)):
+        assert not drift.see(known[start : start + 20] + raised(number), FLAT, (), rising(number))
+    assert drift.compared == 980  # in seven blocks of seven calls
+    found = [drift.see(other[20 * n :][:20] + raised(50 + n), FLAT, (), rising(50 + n)) for n in range(20)]
+    assert any(found)
+
+
+def raised(number: int) -> np.float32:
+    return np.float32(0.002 * number)
+
+
+def rising(number: int) -> Reference:
+    """After so many writes."""
+    return lambda plan, k: statistics(scores(1_000, 1) + raised(number))
+
+
+def test_a_group_of_few_between_two_writes_is_let_go() -> None:
+    asked: list[int] = []
+
+    def reference(number: int) -> Reference:
+        return lambda plan, k: asked.append(number) or statistics(scores(1_000, 1))  # type: ignore[func-returns-value]
+
+    drift, known = Drift(reference(0)), scores(BLOCK, 2)
+    for number, part in enumerate(np.split(known, [60, 65, 100])):  # 60, 5, 35, 28 queries
+        drift.see(part, FLAT, (), reference(number))
+    assert asked == [0, 2, 3]
+    assert drift.seen == BLOCK
+    assert drift.compared == BLOCK - 5
+
+
+def test_searches_that_end_after_a_write_join_those_of_their_generation() -> None:
+    asked: list[str] = []
+
+    def reference(name: str) -> Reference:
+        return lambda plan, k: asked.append(name) or statistics(scores(1_000, 1))  # type: ignore[func-returns-value]
+
+    before, after = reference("before"), reference("after")
+    drift, known = Drift(before), scores(BLOCK, 2)
+    for start in range(0, BLOCK, 2):
+        drift.see(known[start : start + 2], FLAT, (), before if start % 4 else after)
+    assert sorted(asked) == ["after", "before"]
+    assert drift.compared == BLOCK
+
+
+def test_a_rule_that_is_fitted_again_is_the_same_kind_of_plan() -> None:
+    """After deletes a tail budget gets new thresholds: were each a plan of its own, none would be compared."""
+    drift = watching(scores(1_000, 1))
+    for start in range(0, 600, 20):
+        rule = Escalation(10, 1.0, 0.5, start / 1_000, Plan(64, 64))
+        drift.see(scores(600, 3, mean=0.45)[start : start + 20], Plan(32, 32, (), rule))
+    assert drift.changed
+    assert len(drift._watched) == 1
+
+
+def test_a_window_ends_when_the_reference_is_quite_another() -> None:
+    drift, known = watching(scores(1_000, 1)), scores(6 * BLOCK, 2)
+    windows = []
+    for number, far in enumerate((0, 1, 2, 40, 41, 80)):
+        drift.see(known[number * BLOCK :][:BLOCK] + raised(far), FLAT, (), rising(far))
+        windows.append(drift._watched[FLAT, 10]._window)  # type: ignore[union-attr]
+    assert windows == [1, 1, 1, 2, 2, 3]

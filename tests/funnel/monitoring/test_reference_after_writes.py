@@ -1,0 +1,65 @@
+"""What a plan is said to return for the calibration queries after writes is what it then returns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from funnel import FLAT, FunnelIndex, Plan
+from funnel.depth import depths
+from funnel.monitoring.neighbours import RANKS
+from funnel.monitoring.reference import Reference
+from funnel.state import State, _rows_of
+from tests.funnel.corpora import funnel_plan
+from tests.funnel.living import named
+
+K = 10
+
+
+def agrees(index: FunnelIndex, reference: Reference, plan: Plan, depth: bool) -> None:
+    searcher = index.searcher
+    assert searcher.calibration is not None
+    run = searcher.calibration.runs()[1]
+    assert run is not None
+    scores, _, kept = searcher.traced(np.ascontiguousarray(run.queries), plan, K)
+    found = reference(plan, K)
+    assert found is not None
+    same = np.abs(found[:, :-1] - scores[:, RANKS]).max(axis=1) < 1e-5
+    assert same.mean() > 0.98  # the rest have a neighbour that was added and lies beyond those that are kept
+    if depth:
+        assert found[:, -1] == pytest.approx(depths(kept), abs=1e-4)  # of hits in the first segment
+    else:
+        assert np.isnan(found[:, -1]).all()
+
+
+def carried(index: FunnelIndex) -> Reference:
+    state: State = index._state
+    watch = state.monitor._watch
+    assert watch is not None
+    assert watch.neighbours is not None
+    assert state.opened.searcher.calibration is not None
+    return Reference(state.opened.searcher.calibration, _rows_of(state.opened), watch.neighbours)
+
+
+def opened(index: FunnelIndex) -> Reference:
+    again = FunnelIndex.open(index.path)._state.opened
+    assert again.searcher.calibration is not None
+    return Reference(again.searcher.calibration, _rows_of(again))
+
+
+@pytest.mark.filterwarnings("ignore:certified recall is void")
+def test_scores_are_those_of_a_run_after_adds_and_deletes(
+    index: FunnelIndex, more: np.ndarray, unseen: np.ndarray
+) -> None:
+    plan = funnel_plan(index)
+    index.search_vectors(unseen, plan=plan)
+    for number in range(20):  # eight segments of one size become one
+        index.add(more[20 * number :][:20], ids=named(20 * number, 20))
+    for reference in (carried(index), opened(index)):
+        agrees(index, reference, plan, depth=True)
+        agrees(index, reference, FLAT, depth=False)
+    index.delete([f"row {number}" for number in range(0, 600, 3)] + named(0, 400)[::4])
+    index.upsert(more[500:520], ids=named(380, 20))
+    for reference in (carried(index), opened(index)):
+        agrees(index, reference, plan, depth=False)
+        agrees(index, reference, FLAT, depth=False)
