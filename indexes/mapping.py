@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from indexes.memory import data_limited
+from indexes.memory import heed_data_limit
 
 __all__ = ["map_file"]
 
@@ -19,7 +19,7 @@ def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
     Under a limit on memory (`ulimit -d`) they must not be written to: the limit counts what could be written, even
     privately, and spares a map that can only be read.
     """
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if data_limited() else mmap.ACCESS_COPY)
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if heed_data_limit() else mmap.ACCESS_COPY)
     return whole, np.asarray(_Mapped(whole)) if len(whole) else np.empty(0, np.uint8)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["data_limited", "machine_bytes", "release_freed"]
+__all__ = ["heed_data_limit", "machine_bytes", "release_freed"]
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -19,7 +19,7 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 OWN_MAP_BYTES = 262_144
 
 
-def data_limited() -> bool:
+def heed_data_limit() -> bool:
     """Whether the process may take so much memory and no more (RLIMIT_DATA, `ulimit -d`).
 
     The limit counts what is reserved, touched or not, and glibc keeps what was freed: 180 of 680 MB in a build from

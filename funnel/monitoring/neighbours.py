@@ -75,15 +75,19 @@ class Neighbours:
     numbers: Int64
 
     @classmethod
-    def of(cls, calibration: Calibration, rows: Rows) -> Neighbours | None:
-        """Those of one generation by itself; None where the record does not name the rows that were near."""
+    def of(cls, calibration: Calibration, rows: Rows, most: int | None = None) -> Neighbours | None:
+        """Those of one generation by itself; None where the record does not name the rows that were near.
+
+        most: of so many calibration queries, evenly spaced; None: of all.
+        """
         stored = calibration.stored if isinstance(calibration, Updated) else calibration
         run = stored.runs()[1]
         if run is None or run.near_rows is None or run.near_scores is None:
             return None
-        queries = rows.as_stored(np.ascontiguousarray(run.queries))
+        few = slice(None, None, 1 if most is None else -(-len(run.queries) // most))
+        queries = rows.as_stored(np.ascontiguousarray(run.queries[few]))
         none = np.empty((len(queries), 0), dtype=np.float32)
-        made = cls(queries, run.near_rows, run.near_scores, rows, none, none.astype(np.int64))
+        made = cls(queries, run.near_rows[few], run.near_scores[few], rows, none, none.astype(np.int64))
         scores, numbers = made._looked_up(np.arange(len(queries)))
         return replace(made, scores=scores, numbers=numbers)
 

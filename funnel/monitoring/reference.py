@@ -30,19 +30,31 @@ Float32 = npt.NDArray[np.float32]
 class Reference:
     """What plans return for the calibration queries at one generation. Nothing is read before it is asked for.
 
-    rows: those of the generation; None where nothing was ever added or deleted. neighbours: of the calibration queries
-    among them, where they are known already.
+    rows: those of the generation; None where nothing was ever added or deleted. before: that of an earlier generation
+    with the same first segment, whose neighbours are carried on where they are known.
     """
 
-    def __init__(self, calibration: Calibration, rows: Rows | None, neighbours: Neighbours | None = None) -> None:
+    def __init__(self, calibration: Calibration, rows: Rows | None, before: Reference | None = None) -> None:
         self._calibration, self._rows = calibration, rows
-        if neighbours is not None:
-            self.neighbours = neighbours
+        self._before = before.known if before is not None else None
+
+    @property
+    def known(self) -> Neighbours | None:
+        """Neighbours that were worked out already, here or before."""
+        found: Neighbours | None = self.__dict__.get("neighbours", self._before)
+        return found
 
     @cached_property
     def neighbours(self) -> Neighbours | None:
         """Of the calibration queries among the rows; None where they cannot be told."""
-        return None if self._rows is None else Neighbours.of(self._calibration, self._rows)
+        if self._rows is None:
+            return None
+        before = self._before
+        return Neighbours.of(self._calibration, self._rows) if before is None else before.then(self._rows)
+
+    def some(self, most: int) -> Neighbours | None:
+        """Those of at most so many calibration queries, evenly spaced."""
+        return None if self._rows is None else Neighbours.of(self._calibration, self._rows, most)
 
     def __call__(self, plan: Plan, k: int) -> Float32 | None:
         """See `returned`."""

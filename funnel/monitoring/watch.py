@@ -19,6 +19,8 @@ __all__ = ["MOVED", "Watch"]
 # A reference goes on while the distribution functions of the true scores differ from its own by no more than this: a
 # window of 5,000 queries against as many tells .04 from nothing.
 MOVED = 0.005
+# Calibration queries by which a write is judged, in the call that writes; all of them would take 30 ms for 500 rows.
+JUDGED_BY = 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +28,31 @@ class Watch:
     """What looks for drift at one generation.
 
     drift: of every generation. reference: what searches are compared by; that of an earlier generation where little has
-    changed since. neighbours: those of the calibration queries at this generation; None where nobody asked.
+    changed since. first, now: the neighbours of some calibration queries at the generation of the reference, and at
+    this one; None where nobody asked.
     """
 
     drift: Drift
     reference: Reference
-    neighbours: Neighbours | None = None
+    first: Neighbours | None = None
+    now: Neighbours | None = None
 
     @classmethod
     def of(cls, calibration: Calibration, rows: Rows | None) -> Watch:
         """At the first generation."""
-        reference = Reference(calibration, rows)
-        return cls(Drift(reference), reference)
+        return cls(Drift(reference := Reference(calibration, rows)), reference)
 
     def then(self, calibration: Calibration, rows: Rows | None) -> Watch:
         """At a later generation. calibration: the same, as it speaks of that one."""
         if rows is None or not self.drift.seen or self.drift.changed:
             return Watch(self.drift, Reference(calibration, rows))
-        first = self.reference.neighbours
-        before = self.neighbours or first
-        if first is None or before is None:
+        first = self.first or self.reference.some(JUDGED_BY)
+        if first is None:
             return Watch(self.drift, Reference(calibration, rows))
-        now = before.then(rows)
-        little = now.moved_since(first) <= MOVED
-        return Watch(self.drift, self.reference if little else Reference(calibration, rows, now), now)
+        now = (self.now or first).then(rows)
+        if now.moved_since(first) <= MOVED:
+            return Watch(self.drift, self.reference, first, now)
+        return Watch(self.drift, Reference(calibration, rows, self.reference), now, now)
 
     def see(self, scores: npt.NDArray[np.float32], plan: Plan, kept: Kept) -> bool:
         """See `Drift.see`."""

@@ -35,14 +35,14 @@ LIMITED = """
 import re, resource, threading
 from pathlib import Path
 import numpy as np
-from indexes.memory import data_limited
+from indexes.memory import heed_data_limit
 
 def data_mb():
     return int(re.search(r"^VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1e3
 
-assert not data_limited()
+assert not heed_data_limit()
 resource.setrlimit(resource.RLIMIT_DATA, (4_000_000_000, resource.RLIM_INFINITY))
-assert data_limited()
+assert heed_data_limit()
 before, block = data_mb(), 4_000_000
 warm = np.ones(3 * block, dtype=np.uint8)
 del warm  # without the setting, glibc keeps blocks below the largest that was freed

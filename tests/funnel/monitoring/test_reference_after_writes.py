@@ -32,13 +32,14 @@ def agrees(index: FunnelIndex, reference: Reference, plan: Plan, depth: bool) ->
         assert np.isnan(found[:, -1]).all()
 
 
-def carried(index: FunnelIndex) -> Reference:
+def carried(index: FunnelIndex, before: Reference | None) -> Reference:
+    """That of this generation, by the neighbours of an earlier one."""
     state: State = index._state
-    watch = state.monitor._watch
-    assert watch is not None
-    assert watch.neighbours is not None
     assert state.opened.searcher.calibration is not None
-    return Reference(state.opened.searcher.calibration, _rows_of(state.opened), watch.neighbours)
+    made = Reference(state.opened.searcher.calibration, _rows_of(state.opened), before)
+    assert made.known is (None if before is None else before.neighbours)
+    assert made.neighbours is made.known is not None
+    return made
 
 
 def opened(index: FunnelIndex) -> Reference:
@@ -53,13 +54,15 @@ def test_scores_are_those_of_a_run_after_adds_and_deletes(
 ) -> None:
     plan = funnel_plan(index)
     index.search_vectors(unseen, plan=plan)
+    first = carried(index, None)
     for number in range(20):  # eight segments of one size become one
         index.add(more[20 * number :][:20], ids=named(20 * number, 20))
-    for reference in (carried(index), opened(index)):
+    second = carried(index, first)
+    for reference in (second, opened(index)):
         agrees(index, reference, plan, depth=True)
         agrees(index, reference, FLAT, depth=False)
     index.delete([f"row {number}" for number in range(0, 600, 3)] + named(0, 400)[::4])
     index.upsert(more[500:520], ids=named(380, 20))
-    for reference in (carried(index), opened(index)):
+    for reference in (carried(index, second), opened(index)):
         agrees(index, reference, plan, depth=False)
         agrees(index, reference, FLAT, depth=False)
