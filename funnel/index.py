@@ -91,7 +91,7 @@ class FunnelIndex(Updates):
         Raises InputError for a corpus, queries or settings that cannot be used, EncoderError, StorageError, and
         NoSpaceError when the disk is full; what the folder held before then stays.
         """
-        folder = Path(path)
+        folder = IndexFolder(path).path
         target = device_of(device)
         opened = open_corpus(corpus, ids)
         chosen = build_encoder(opened, encoder, exact_encoding, device)

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from funnel.errors import DamagedIndexError, StorageError
+from funnel.errors import DamagedIndexError, InputError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
 from funnel.storage.files import FILES, Files
 from funnel.storage.generations import read_current, read_locked, read_manifest
@@ -18,8 +18,15 @@ class IndexFolder:
     """A folder that holds an index, or is to hold one. Readers stand in nobody's way; writers go one by one."""
 
     def __init__(self, path: str | os.PathLike[str], files: Files = FILES) -> None:
-        """Nothing is read yet: the folder may be missing."""
-        self.path = Path(path)
+        """Nothing is read yet: the folder may be missing. A relative path is that of the working folder now.
+
+        Raises InputError for a path that is not UTF-8: FAISS and safetensors take none.
+        """
+        self.path = Path(os.path.abspath(path))
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the path {os.fsencode(self.path)!r} is not UTF-8; give the index another one") from None
         self._files = files
 
     def exists(self) -> bool:

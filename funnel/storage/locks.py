@@ -10,13 +10,15 @@ import os
 import socket
 import stat
 import weakref
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from funnel.errors import StorageError
 from funnel.storage.layout import GENERATIONS, LOCK, generation_name
 
-# A file system without locks: generations are then removed while they are read, as files that are mapped stay readable.
+# A file system without locks: generations are then removed while they are read, as files that are mapped stay readable,
+# and who writes sees to it that nobody else does.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -25,6 +27,7 @@ class WriterLock:
 
     def __init__(self, root: Path) -> None:
         """Take the lock at once. Raises StorageError saying who holds it."""
+        self._owner = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         self._descriptor: int | None = os.open(root / LOCK, flags, 0o644)
         try:
@@ -35,21 +38,36 @@ class WriterLock:
             self.release()
             raise
 
+    @property
+    def owned(self) -> bool:
+        """Whether this process took it: a child that was forked meanwhile has it too, and must leave all as it is."""
+        return self._owner == os.getpid()
+
     def release(self) -> None:
-        """Let the next writer in; nothing happens the second time."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Let the next writer in; nothing happens the second time.
+
+        Unlocked as well as closed: children that were forked meanwhile hold the same lock. They only close it.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        try:
+            if self.owned:
+                with suppress(OSError):  # no locks here
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(descriptor)
 
     @staticmethod
     def _take(root: Path, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                raise StorageError(f"{root} is being written by {holder}; wait until it ends, or stop it") from error
+            if error.errno not in _NO_LOCKS:
                 raise
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-            raise StorageError(f"{root} is being written by {holder}; wait until it ends, or stop it") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
@@ -90,7 +108,13 @@ class Removal:
 
     def __init__(self, path: Path) -> None:
         """Try to take the lock; `unread` says whether nobody had it."""
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | flags)  # NFS has exclusive locks for what may be written only
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._descriptor = os.open(path, os.O_RDONLY | flags)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.unread = True

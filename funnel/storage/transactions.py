@@ -1,5 +1,6 @@
 """Writing a generation: parts in temporary folders, then one commit that either happens or does not."""
 
+import errno
 import os
 import secrets
 import shutil
@@ -206,6 +207,10 @@ class Transaction:
         """Remove what the live generation does not name, and let the next writer in."""
         if self._state == "closed":
             return
+        if not self._lock.owned:  # a child that was forked inside the `with`: the writing is its parent's
+            self._state = "closed"
+            self._lock.release()
+            return
         committed, self._state = self._state == "committed", "closed"
         try:
             # What cannot be removed now is removed when the next transaction begins.
@@ -217,6 +222,8 @@ class Transaction:
             raise no_space_error(self._root) from error
 
     def _require_open(self) -> None:
+        if not self._lock.owned:
+            raise StorageError(f"this transaction on {self._root} is that of the process that forked this one")
         if self._state != "open":
             raise StorageError(f"this transaction on {self._root} is {self._state}; begin another")
 
@@ -311,9 +318,18 @@ def _sweep(root: Path, live: Manifest | None, files: Files) -> None:
         for name in files.names(root / kind):
             own = is_generation_name(name) if kind == GENERATIONS else part_name(kind, name) is not None
             if (own or name.startswith(TEMPORARY_PREFIX)) and f"{kind}/{name}" not in keep:
-                remove_tree(root / kind / name, files)
+                _remove_unless_open(root / kind / name, files)
     if os.path.lexists(root / CURRENT_TEMPORARY):
-        files.remove(root / CURRENT_TEMPORARY)
+        remove_tree(root / CURRENT_TEMPORARY, files)
+
+
+def _remove_unless_open(path: Path, files: Files) -> None:
+    """Remove a part; what NFS still shows because somebody has it open (`.nfs...`) goes with a later sweep."""
+    try:
+        remove_tree(path, files)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
 
 
 def _names(manifest: Manifest) -> set[str]:
