@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from funnel.cli_options import PATH, QUIET
+from funnel.data.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 from funnel.errors import InputError
 
 __all__ = ["add", "compact", "delete"]
@@ -71,9 +72,12 @@ def compact(index: Path, memory_mb: float | None, quiet: bool) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The ids in a text file: see `id_lines`."""
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text file of ids, one a line") from None
+    return list(id_lines(raw, str(path)))
 
 
 def _ids(given: list[str], opened: object) -> list[str] | list[int]:
@@ -83,7 +87,10 @@ def _ids(given: list[str], opened: object) -> list[str] | list[int]:
     assert isinstance(opened, FunnelIndex)
     if opened.searcher.ids.text:
         return given
-    try:
-        return [int(one) for one in given]
-    except ValueError as error:
-        raise InputError(f"the ids of this index are whole numbers: {error}") from None
+    numbers = []
+    for one in filter(str.strip, given):
+        number = whole_number(one)
+        if number is None:
+            raise InputError(f"the ids of this index are whole numbers, and {one[:SHOWN_CHARACTERS]!r} is none")
+        numbers.append(number)
+    return numbers

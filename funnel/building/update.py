@@ -15,6 +15,7 @@ from funnel.building.intake import Intake, take_in
 from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import Encoder
+from funnel.data.identifiers import identifier, identifiers
 from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
 from funnel.opening import Opened
@@ -206,19 +207,14 @@ def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | 
 
 def checked_ids(opened: Opened, ids: Iterable[Any] | str | int) -> list[Any]:
     """Ids as the index keeps them, each once. Raises InputError for what cannot be one."""
-    if not isinstance(ids, str | int | np.integer | Iterable):
-        raise InputError(f"ids are {ids!r}; expected an id, or several in a list or an array")
-    given = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
-    text = opened.segments[0].ids.text
-    wanted: dict[Any, None] = {}
-    for one in given:
-        whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
-        if not whole and not isinstance(one, str):
-            raise InputError(f"the id {one!r} is a {type(one).__name__}; ids are {'text' if text else 'whole numbers'}")
-        if not text and not whole:
-            raise InputError(f"the id {one!r} is text, and the ids of this index are whole numbers")
-        wanted[str(one) if text else int(one)] = None
-    return list(wanted)
+    alone = isinstance(ids, str | int | np.integer) or (isinstance(ids, np.ndarray) and ids.ndim == 0)
+    given = [identifier(ids, "the id")] if alone else identifiers(ids, "ids")
+    if opened.segments[0].ids.text:
+        return list(dict.fromkeys(map(str, given)))
+    texts = [one for one in given if isinstance(one, str)]
+    if texts:
+        raise InputError(f"the id {texts[0]!r} is text, and the ids of this index are whole numbers")
+    return list(dict.fromkeys(given))
 
 
 def _missing(opened: Opened, wanted: Sequence[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel.data.documents import Document
+from funnel.data.identifiers import identifier
 from funnel.data.rows import unit_rows
 from funnel.errors import InputError, MissingPackageError
 
@@ -63,12 +64,9 @@ def _checked_document(document: Document, where: str) -> Document:
 
 
 def _id(value: object, field: str, where: str) -> str:
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value):
         raise InputError(f"{where}: {field} is missing or empty; every document needs an id")
-    if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
-        kind = type(value).__name__
-        raise InputError(f"{where}: {field} is {value!r} ({kind}), expected text or a whole number")
-    return _text(str(value), field, where)
+    return str(identifier(value, f"{where}: {field}"))
 
 
 def _text(value: object, field: str, where: str) -> str:

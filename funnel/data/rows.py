@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.identifiers import identifier, listed
 from funnel.errors import InputError
 
 __all__ = ["NpyRows", "check_ids", "unit_rows"]
@@ -146,13 +147,14 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
     Raises:
         InputError: not `count` of them; missing, empty, of mixed or wrong types; duplicates.
     """
-    values: list[object] = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
-    if len(values) != count:
-        raise InputError(f"{len(values)} ids for {count} vectors; give one id a vector")
-    missing = [number for number, value in enumerate(values) if _is_missing(value)]
+    given: list[object] = listed(ids, "ids")
+    if len(given) != count:
+        raise InputError(f"{len(given)} ids for {count} vectors; give one id a vector")
+    missing = [number for number, value in enumerate(given) if _is_missing(value)]
     if missing:
         raise InputError(f"{len(missing)} ids are missing or empty: rows {_few(missing, NAMED_ROWS)}")
-    kind = str if isinstance(values[0], str) else int
+    values = [identifier(value, f"the id of row {number}") for number, value in enumerate(given)]
+    kind = type(values[0])
     wrong = [number for number, value in enumerate(values) if type(value) is not kind]
     if wrong:
         got = type(values[wrong[0]]).__name__
@@ -171,7 +173,7 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
 
 
 def _is_wide(value: object) -> bool:

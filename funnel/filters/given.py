@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.errors import InputError
+from funnel.data.identifiers import identifiers
 
 __all__ = ["GivenIds"]
-
-EXPECTED = "a list, set or array of the index's ids"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,14 +30,9 @@ class GivenIds:
     @classmethod
     def read(cls, ids: Any) -> GivenIds:
         """What the user gave. Raises InputError, naming the value, for what are no ids."""
-        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-            raise InputError(f"allowed_ids is {ids!r} ({type(ids).__name__}); expected {EXPECTED}")
         if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.dtype != np.uint64:
             return cls._of_numbers(ids)
-        values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        odd = [one for one in values if isinstance(one, bool) or not isinstance(one, str | int | np.integer)]
-        if odd:
-            raise InputError(f"allowed_ids holds {odd[0]!r} ({type(odd[0]).__name__}); expected texts or whole numbers")
+        values = identifiers(ids, "allowed_ids")
         if not values or any(isinstance(one, str) for one in values):
             return cls._of_texts([str(one) for one in values], "texts")
         try:

@@ -76,10 +76,10 @@ def test_ids_of_whole_numbers_are_told_from_texts() -> None:
     [
         ("d1", r"allowed_ids is 'd1' \(str\); expected a list, set or array"),
         (5, r"allowed_ids is 5 \(int\); expected a list"),
-        ([1, True], r"allowed_ids holds True \(bool\); expected texts or whole numbers"),
-        (["a", 1.5], r"allowed_ids holds 1.5 \(float\)"),
-        (np.array([True]), r"allowed_ids holds True \(bool\)"),
-        (np.array([[1], [2]]), r"allowed_ids holds \[1\] \(list\)"),
+        ([1, True], r"an id of allowed_ids is True \(bool\), expected text or a whole number"),
+        (["a", 1.5], r"an id of allowed_ids is 1.5 \(float\)"),
+        (np.array([True]), r"an id of allowed_ids is True \(bool\)"),
+        (np.array([[1], [2]]), r"allowed_ids is an array of 2 dimensions"),
     ],
 )
 def test_what_are_no_ids_is_refused(given: Any, message: str) -> None:
