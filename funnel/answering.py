@@ -23,6 +23,9 @@ from funnel.stopped import served_each, served_in_all
 __all__ = ["Answered", "answer", "answer_hits"]
 
 Float32 = npt.NDArray[np.float32]
+# Products with rows stored in float16 pass it by up to 3e-4.
+HIGHEST_COSINE = np.float32(1.0)
+
 Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served] | None]
 """Scores [n, k], input positions [n, k], how they were found, and where a deadline stopped some how each was."""
 
@@ -53,6 +56,11 @@ def answer_hits(
 
 def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
     """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
+    scores, positions, served, each = _answer(state, vectors, asked, audit)
+    return np.minimum(scores, HIGHEST_COSINE), positions, served, each
+
+
+def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
     searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
     if not searcher.rows:
         return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, sys.maxsize))

@@ -111,6 +111,10 @@ def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any]
     if isinstance(query, str):
         return [query], None, True
     array = as_array(query)
+    if array is not None and array.dtype.kind in "UO" and array.ndim < 2:
+        query, array = array.tolist(), None  # texts
+        if isinstance(query, str):
+            return [query], None, True
     if array is None:
         items = list(query) if isinstance(query, Sequence) else None
         if items is None:
@@ -159,8 +163,12 @@ def explicit_plan(
 
 
 def _numbers(items: Any) -> npt.NDArray[Any]:
+    """Rows of numbers in a type that holds them all: cut to float32 only once they are scaled to unit length."""
     try:
-        array = np.asarray(items, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        arrays = [as_array(item) for item in items]
+        array = np.asarray([item if found is None else found for item, found in zip(items, arrays, strict=True)])
+        if array.dtype.kind not in "fiu":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError("queries must be texts only, or numbers in rows of one length") from error
     return array

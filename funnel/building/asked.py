@@ -109,7 +109,7 @@ def _encoded(
         with tqdm(total=len(numbers), desc="encode queries", unit="queries", disable=not progress) as bar:
             for start in range(0, len(numbers), ENCODED_AT_A_TIME):
                 part = numbers[start : start + ENCODED_AT_A_TIME]
-                parts.append(encoder.encode_query([texts[i] for i in part]))
+                parts.append(encoder.encode_query([texts[i] for i in part], part))
                 bar.update(len(part))
         vectors = np.concatenate(parts)
     if vectors.shape[1] != dim:

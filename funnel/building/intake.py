@@ -127,7 +127,7 @@ def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed:
         for documents in corpus.documents(DOCUMENTS_AT_A_TIME):
             store.append(documents)
             ids.extend(documents)
-            rows = _vectors(documents, None if corpus.has_vectors else encoder)
+            rows = _vectors(documents, None if corpus.has_vectors else encoder, ids.count - len(documents))
             if rows.shape[1] != dim:
                 raise InputError(f"{corpus.name}: vectors of {rows.shape[1]} dims after vectors of {dim}")
             sample.update(rows)
@@ -137,9 +137,9 @@ def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed:
     return Intake(ids.count, dim, sample.finish(), lambda: _read_spool(spool, dim), True, spool)
 
 
-def _vectors(documents: list[Document], encoder: Encoder | None) -> Float32:
+def _vectors(documents: list[Document], encoder: Encoder | None, first: int) -> Float32:
     if encoder is not None:
-        return encoder.encode([document.content for document in documents])
+        return encoder.encode([document.content for document in documents], numbers=first)
     return np.stack([document.vector for document in documents if document.vector is not None])
 
 

@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = [
     "Encoder",
     "EncoderSource",
     "ModelEncoder",
+    "Numbers",
     "checked",
     "load_encoder",
     "prompt_for",
@@ -36,6 +37,10 @@ PLAIN_TEXTS_PER_CALL = 512  # the same for a model's own encode, which is severa
 PROBE_TEXT = "dimension"  # encoded once to learn the width of a callable's vectors
 QUERY_PROMPTS = ("query",)  # the names SentenceTransformer.encode_query looks for
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names encode_document looks for
+
+
+Numbers: TypeAlias = int | NDArray[np.int64]
+"""Where texts stand in the whole that they are part of: the place of the first, or of each."""
 
 
 @runtime_checkable
@@ -54,11 +59,14 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """The width d of the vectors."""
 
-    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
-        """Encode documents: float32 [n, d], unit rows. Raises EncoderError."""
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode documents: float32 [n, d], unit rows. Raises EncoderError.
 
-    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode queries: float32 [n, d], unit rows. Raises EncoderError."""
+        numbers: of the texts in the whole they are from, for messages: that of the first, or of each.
+        """
+
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode queries: as `encode`. Raises EncoderError."""
 
 
 EncoderSource = str | Path | Callable[[list[str]], Any] | Encoder
@@ -126,16 +134,16 @@ class CallableEncoder:
         assert self._dim is not None
         return self._dim
 
-    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._in_parts(self._encode, texts, progress)
+        return self._in_parts(self._encode, texts, progress, numbers)
 
-    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode queries: see `Encoder.encode_query`."""
-        return self._in_parts(self._encode_query, texts, False)
+        return self._in_parts(self._encode_query, texts, False, numbers)
 
     def _in_parts(
-        self, encode: Callable[[list[str]], Any], texts: Sequence[str], progress: bool
+        self, encode: Callable[[list[str]], Any], texts: Sequence[str], progress: bool, numbers: Numbers
     ) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
@@ -143,12 +151,13 @@ class CallableEncoder:
         with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
             for start in range(0, len(texts), TEXTS_PER_CALL):
                 part = list(texts[start : start + TEXTS_PER_CALL])
-                parts.append(self._call(encode, part, start))
+                places = numbers[start:] if isinstance(numbers, np.ndarray) else numbers + start
+                parts.append(self._call(encode, part, places))
                 bar.update(len(part))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _call(self, encode: Callable[[list[str]], Any], texts: list[str], first: int) -> NDArray[np.float32]:
-        vectors = checked(encode(texts), len(texts), self._dim, self.name, first)
+    def _call(self, encode: Callable[[list[str]], Any], texts: list[str], numbers: Numbers) -> NDArray[np.float32]:
+        vectors = checked(encode(texts), len(texts), self._dim, self.name, numbers)
         self._dim = vectors.shape[1]
         return vectors
 
@@ -176,15 +185,15 @@ class ModelEncoder:
             self._dim = self._encode_plain([PROBE_TEXT], "document", False).shape[1]
         return self._dim
 
-    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._run(texts, "document", progress)
+        return self._run(texts, "document", progress, numbers)
 
-    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode queries, with the model's prompt for queries: see `Encoder.encode_query`."""
-        return self._run(texts, "query", False)
+        return self._run(texts, "query", False, numbers)
 
-    def _run(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], task: str, progress: bool, numbers: Numbers) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         if self._fast is None:
@@ -192,7 +201,7 @@ class ModelEncoder:
         else:
             with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
                 values = self._fast.encode(texts, self._prompt(task), task, bar.update)
-        return checked(values, len(texts), self._dim or None, self.name, 0)
+        return checked(values, len(texts), self._dim or None, self.name, numbers)
 
     def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
@@ -237,7 +246,7 @@ def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
     return BucketedModel(model) if packed is None else packed
 
 
-def checked(values: Any, count: int, dim: int | None, name: str, first: int) -> NDArray[np.float32]:
+def checked(values: Any, count: int, dim: int | None, name: str, numbers: Numbers) -> NDArray[np.float32]:
     """What an encoder gave as unit rows; EncoderError unless it is [count, dim], finite and not zero."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
@@ -252,7 +261,7 @@ def checked(values: Any, count: int, dim: int | None, name: str, first: int) -> 
             f"expected numbers of shape [{count}, {width}]"
         )
     try:
-        return unit_rows(array, first, f"the vectors of the encoder {name}")
+        return unit_rows(array, numbers, f"the vectors of the encoder {name}")
     except InputError as error:
         raise EncoderError(
             f"{error}. The rows are the numbers of the texts; with a model, exact=True may help"

@@ -11,6 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ OPCODES_BETWEEN_LOOKS = 1_000  # of SQLite's machine, at the clock: some ten mic
 
 # What unicode61 takes for a word, as near as Python's classes come; combining accents stay inside it.
 _WORD = re.compile(r"(?:[^\W_][\u0300-\u036f]*)+")
+# Scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, bopomofo and Han, with the planes of rare
+# Han characters. Each of their letters and each two neighbours are words of the table; a query asks for the pairs.
+_BLANKLESS = (
+    "\u0e01-\u0e5b\u0e81-\u0edf\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_RUN = re.compile(f"([{_BLANKLESS}]+)")
 
 
 def make_table(connection: sqlite3.Connection, content: str = "'documents'") -> bool:
@@ -56,13 +64,40 @@ def make_table(connection: sqlite3.Connection, content: str = "'documents'") -> 
 def insert_texts(connection: sqlite3.Connection, rows: Iterable[tuple[int, str, str]]) -> None:
     """Add (position, title, text) to the table; rows without a word of text take no place in it."""
     connection.executemany(
-        f"INSERT INTO {TABLE}(rowid, title, text) VALUES (?, ?, ?)", (row for row in rows if row[1] or row[2])
+        f"INSERT INTO {TABLE}(rowid, title, text) VALUES (?, ?, ?)",
+        ((position, _spaced(title), _spaced(text)) for position, title, text in rows if title or text),
     )
 
 
+def _spaced(text: str) -> str:
+    """The text as the tokenizer is to cut it: runs of scripts without blanks as their letters and pairs of letters."""
+    if text.isascii():
+        return text
+    return _RUN.sub(lambda run: f" {' '.join([*_pairs(run[0]), *_letters(run[0])])} ", text)
+
+
+def _letters(run: str) -> list[str]:
+    return [letter for letter in run if letter.isalnum()]
+
+
+def _pairs(run: str) -> list[str]:
+    return ["".join(pair) for pair in pairwise(_letters(run))]
+
+
 def words_of(text: str) -> list[str]:
-    """The words of a query in order, those that come twice twice; nothing else of it is kept."""
-    return _WORD.findall(text)
+    """The words of a query in order, those that come twice twice; nothing else of it is kept.
+
+    Of scripts without blanks between words these are each two neighbouring letters, and a letter that stands alone.
+    """
+    if text.isascii() or _RUN.search(text) is None:
+        return _WORD.findall(text)
+    words: list[str] = []
+    for part in _RUN.split(text):
+        if _RUN.fullmatch(part) is None:
+            words += _WORD.findall(part)
+            continue
+        words += _pairs(part) or _letters(part)
+    return words
 
 
 def telling_words(times: Mapping[str, int], count: Callable[[str], int], rows: int) -> dict[str, int]:

@@ -23,13 +23,13 @@ INT64_BITS = 63  # SQLite keeps whole numbers in 64 bits with sign
 
 
 def unit_rows(
-    batch: NDArray[np.generic], first_row: int, what: str, out: NDArray[np.float32] | None = None
+    batch: NDArray[np.generic], first_row: int | NDArray[np.int64], what: str, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Scale rows to unit length.
 
     Args:
         batch: float or integer [c, d].
-        first_row: The number of the batch's first row in the whole, for messages.
+        first_row: The number of the batch's first row in the whole, or of each row: int64 [c]; for messages.
         what: What the rows are, for messages, such as a file's name.
         out: float32 [c, d] to write them into; None: a new array.
 
@@ -60,7 +60,8 @@ def unit_rows(
     lengths = np.sqrt(squared, where=safe, out=np.ones_like(squared))
     if not safe.all():
         unsafe = np.flatnonzero(~safe)
-        _refuse_bad_rows(array[unsafe], unsafe + first_row, what)
+        numbers = first_row[unsafe] if isinstance(first_row, np.ndarray) else unsafe + first_row
+        _refuse_bad_rows(array[unsafe], numbers, what)
         # Divided by their largest value first, so that very long and very short rows keep their digits.
         exact = array[unsafe].astype(np.float64)
         exact /= np.abs(exact).max(axis=1, keepdims=True)
@@ -69,7 +70,7 @@ def unit_rows(
     return rows
 
 
-def _refuse_bad_rows(rows: NDArray[np.generic], numbers: NDArray[np.intp], what: str) -> None:
+def _refuse_bad_rows(rows: NDArray[np.generic], numbers: NDArray[np.int64], what: str) -> None:
     values = rows.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1) | ~values.any(axis=1))
     if not bad.size:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from funnel.data.batching import fast_dtype
-from funnel.data.encoding import checked, prompt_for
+from funnel.data.encoding import Numbers, checked, prompt_for
 from funnel.data.models import canonical_name, local_folder
 from funnel.data.packed import PackedBert, PackedModel
 
@@ -45,20 +45,20 @@ class StoredEncoder:
         self._prompts = {"query": "", "document": "", **(settings.get("prompts") or {})}
         self._default_prompt = settings.get("default_prompt_name")
 
-    def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._run(texts, "document")
+        return self._run(texts, "document", numbers)
 
-    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode queries: see `Encoder.encode_query`."""
-        return self._run(texts, "query")
+        return self._run(texts, "query", numbers)
 
-    def _run(self, texts: Sequence[str], task: str) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], task: str, numbers: Numbers) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         prompt = prompt_for(task, self._prompts, self._default_prompt)
         values = self._model.encode(texts, prompt, task, lambda _: None)
-        return checked(values, len(texts), self.dim, self.name, 0)
+        return checked(values, len(texts), self.dim, self.name, numbers)
 
 
 def stored_encoder(name: str) -> StoredEncoder | None:

@@ -61,3 +61,17 @@ def test_what_an_audit_is_listed_under() -> None:
     # Half of the queries at .9, the others at 0 or more.
     assert Asked(10, 0.9, None, None, None, None, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
     assert Asked(10, None, None, None, plan, None).name == (f"plan {plan}", None)
+
+
+def test_an_array_of_texts_is_texts() -> None:
+    assert read_query(np.array(["a", "b"]), 2) == (["a", "b"], None, False)
+    assert read_query(np.array(["a", "b"], dtype=object), 2) == (["a", "b"], None, False)
+    assert read_query(np.array("a"), 2) == (["a"], None, True)
+
+
+def test_a_list_keeps_the_digits_that_its_array_has() -> None:
+    for values in ([1e39, 0.0], [3e-46, 1e-46]):
+        for given, expected in ((values, [values]), ([values], [values])):
+            vectors = read_query(given, 2)[1]
+            assert vectors is not None
+            assert vectors.tolist() == expected

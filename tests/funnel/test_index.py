@@ -352,3 +352,8 @@ def test_search_in_threads(graph: FunnelIndex, unseen: np.ndarray) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found, _ in pool.map(lambda _: graph.search_vectors(unseen, 10, plan=plan), range(12)):
             assert_array_equal(found, expected)
+
+
+def test_no_cosine_is_above_one(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((250, 2)).astype(np.float32)
+    assert FunnelIndex.build(rows, tmp_path / "index", progress=False).search_vectors(rows, k=1).scores.max() <= 1.0

@@ -121,3 +121,12 @@ def test_an_encoder_that_changes_its_width(tmp_path: Path, monkeypatch: pytest.M
     encoder = load_encoder(lambda texts: hashed_words(texts)[:, : next(widths)])
     with pytest.raises((InputError, EncoderError), match="32"):
         take_in(open_corpus(documents(12)), encoder, tmp_path, 0, False)
+
+
+def test_an_encoder_error_names_the_number_of_the_document(tmp_path: Path) -> None:
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([[0.0] if text == "w4600" else [1.0] for text in texts])
+
+    corpus = open_corpus([{"_id": f"d{i}", "text": f"w{i}"} for i in range(4_700)])
+    with pytest.raises(EncoderError, match="row 4600 "):
+        take_in(corpus, load_encoder(encode), tmp_path, 0, False)

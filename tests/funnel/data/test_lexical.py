@@ -188,3 +188,17 @@ def test_sqlite_without_fts5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(InputError, match="no FTS5"):
             opened.words_beside(tmp_path / "words.sqlite")
         assert opened.get([0])[0].text == "one"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("天気", ["天気"]),
+        ("今天天气 v2", ["今天", "天天", "天气", "v2"]),
+        ("雨", ["雨"]),
+        ("ตลาด", ["ตล", "ลา", "าด"]),
+        ("naïve 2x", ["naïve", "2x"]),
+    ],
+)
+def test_words_of_scripts_without_blanks_are_pairs_of_letters(text: str, expected: list[str]) -> None:
+    assert words_of(text) == expected
