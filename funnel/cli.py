@@ -83,6 +83,11 @@ cli.add_command(compact)
     help="Share of the queries that may equal rows of the corpus and still certify; 1 where queries are documents.",
 )  # fmt: skip
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
+@click.option("--text", help="The field that holds the text, where it is not called text.")
+@click.option("--title", help="The field that holds the title, where it is not called title.")
+@click.option("--id", "id_field", help="The field that holds the id, where it is not called _id or id.")
+@click.option("--vector", help="The field that holds the vector, where it is not called vector.")
+@click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def build(
@@ -97,6 +102,11 @@ def build(
     coarse: str | None,
     corpus_like_queries: float,
     exact_encoding: bool,
+    text: str | None,
+    title: str | None,
+    id_field: str | None,
+    vector: str | None,
+    metadata: tuple[str, ...],
     seed: int,
     quiet: bool,
 ) -> None:
@@ -118,6 +128,11 @@ def build(
         coarse=coarse,
         corpus_like_queries=corpus_like_queries,
         exact_encoding=exact_encoding,
+        text=text,
+        title=title,
+        id=id_field,
+        vector=vector,
+        metadata=metadata or None,
         seed=seed,
         progress=not quiet,
     )

@@ -17,6 +17,7 @@ from funnel.asking import Asked, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
+from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.encoding import Encoder, EncoderSource
 from funnel.data.queries import QueriesSource
@@ -71,10 +72,17 @@ class FunnelIndex(Updates):
         exact_encoding: bool = False,
         device: str = "auto",
         corpus_like_queries: float = 0.5,
+        text: str | None = None,
+        title: str | None = None,
+        id: str | None = None,
+        vector: str | None = None,
+        metadata: Sequence[str] | None = None,
     ) -> FunnelIndex:
         """Build an index, commit it to the folder `path` and open it.
 
-        corpus: a BEIR folder; .jsonl, .csv, .parquet or .npy; an iterable of dicts; or an array [n, d].
+        corpus: a BEIR folder; .jsonl, .jsonl.gz, .csv, .parquet or .npy; an iterable of texts or dicts; a frame of
+        pandas or polars, a table of pyarrow; an array [n, d] or lists of numbers. text, title, id, vector, metadata:
+        the names of its fields, where they have others; metadata: those to keep. Documents without ids are numbered.
         encoder: a sentence-transformers name or folder, or any callable from a list of texts to [n, d]; default
         all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
         texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified. qrels: judgements (BEIR
@@ -93,7 +101,7 @@ class FunnelIndex(Updates):
         """
         folder = IndexFolder(path).path
         target = device_of(device)
-        opened = open_corpus(corpus, ids)
+        opened = open_corpus(corpus, ids, Columns(text, title, id, vector, metadata))
         chosen = build_encoder(opened, encoder, exact_encoding, device)
         options = BuildOptions(
             adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress, corpus_like_queries

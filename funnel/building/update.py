@@ -104,7 +104,7 @@ def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None) -> Corp
         array = None if isinstance(source, str | Path) else as_array(source)
         if array is not None or (isinstance(source, str | Path) and str(source).endswith(".npy")):
             return open_corpus(_bare_documents(open_corpus(source, ids)))
-        return open_corpus(source, ids)
+        return open_corpus(source, ids, numbered=False)  # numbers would be those of documents that are there
     corpus = open_corpus(source) if ids is None else open_corpus(source, ids)
     if corpus.kind == "documents":
         raise InputError(

@@ -1,16 +1,19 @@
 """A corpus from a file, a folder, an iterable or an array, streamed in the order it came."""
 
 import itertools
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.documents import Document
-from funnel.data.records import READERS, Located, document_from_record
+from funnel.data.records import READERS, Located, located
 from funnel.data.rows import NpyRows, check_ids, unit_rows
 from funnel.errors import InputError
 
@@ -19,7 +22,17 @@ __all__ = ["Corpus", "CorpusSource", "as_array", "open_corpus", "unit_rows"]
 CORPUS_FILE = "corpus.jsonl"  # of a BEIR folder
 SUFFIXES = (*READERS, ".npy")
 
-CorpusSource = str | Path | NDArray[Any] | Iterable[Mapping[str, object]] | Iterable[Document]
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # of one letter it would be a drive
+
+CorpusSource = (
+    str
+    | Path
+    | NDArray[Any]
+    | Iterable[Mapping[str, object]]
+    | Iterable[Document]
+    | Iterable[str]
+    | Sequence[Sequence[float]]
+)
 """What `open_corpus` takes; torch tensors [n, d] as well."""
 
 
@@ -142,31 +155,41 @@ class DocumentCorpus(Corpus):
         raise InputError(f"{where}: vector of dimension {width}, the first has {self.dim}")
 
 
-def open_corpus(source: CorpusSource, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None = None) -> Corpus:
+def open_corpus(
+    source: CorpusSource,
+    ids: Sequence[str] | Sequence[int] | NDArray[Any] | None = None,
+    columns: Columns | None = None,
+    numbered: bool = True,
+) -> Corpus:
     """Open a corpus.
 
     Args:
-        source: A BEIR folder; a .jsonl (`_id`, `title`, `text`, optionally `vector`, any other field is
-            metadata), .csv, .parquet or .npy file; an iterable of such mappings or of `Document`s; an
-            array [n, d] of numpy or torch.
+        source: A BEIR folder; a .jsonl or .jsonl.gz (`_id`, `title`, `text`, optionally `vector`, any other field
+            is metadata), .csv (commas or semicolons), .parquet or .npy file; an iterable of such mappings, of texts
+            or of `Document`s; a frame of pandas or polars, a table of pyarrow; an array [n, d] of numpy or torch, or
+            lists of numbers.
         ids: The user's ids for bare vectors (.npy or array), text or whole numbers, one a row.
+        columns: The fields that are text, title, id, vector and metadata, where they have names of their own.
+        numbered: Whether documents without ids get their numbers; else they are refused.
 
     Raises:
         InputError: not found, of an unknown kind, empty, or its first record cannot be used.
         MissingPackageError: parquet without pyarrow.
     """
     if isinstance(source, str | Path):
-        return _open_path(Path(source), ids)
-    array = as_array(source)
+        return _open_path(local_path(source), ids, columns, numbered)
+    array = _rows_of_numbers(source) if as_array(source) is None else as_array(source)
     if array is not None:
+        if array.ndim == 1 and array.dtype.kind in "UO":
+            return _open_iterable(array.tolist(), columns, numbered)
         return _open_array(array, ids)
     if ids is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    if isinstance(source, Mapping) or not (isinstance(source, Iterable) or is_table(source)):
         raise InputError(
             f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
         )
-    return _open_iterable(source)
+    return _open_iterable(source, columns, numbered)
 
 
 def as_array(source: object) -> NDArray[Any] | None:
@@ -183,14 +206,37 @@ def as_array(source: object) -> NDArray[Any] | None:
     return None
 
 
-def _open_path(path: Path, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:
+def local_path(source: str | Path) -> Path:
+    """The path. InputError for an address with a scheme, such as s3://, by its name."""
+    scheme = SCHEME.match(str(source))
+    if scheme is not None:
+        raise InputError(f"{source}: {scheme[1]}:// is not supported; copy the file to this machine and give its path")
+    return Path(source)
+
+
+def _rows_of_numbers(source: object) -> NDArray[Any] | None:
+    """Lists of numbers as an array; None for what is not that."""
+    if not isinstance(source, list | tuple) or not source or isinstance(source[0], str | Mapping):
+        return None
+    first = as_array(source[0])
+    if first is None and not (isinstance(source[0], list | tuple) and all(isinstance(v, Real) for v in source[0])):
+        return None
+    try:
+        return np.asarray([row if as_array(row) is None else as_array(row) for row in source])
+    except ValueError:
+        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
+
+
+def _open_path(
+    path: Path, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None, columns: Columns | None, numbered: bool
+) -> Corpus:
     if path.is_dir():
         if not (path / CORPUS_FILE).is_file():
             raise InputError(f"the folder {path} has no {CORPUS_FILE}; expected a BEIR folder or a file")
         path = path / CORPUS_FILE
     if not path.exists():
         raise InputError(f"no corpus at {path}; check the path")
-    suffix = path.suffix.lower()
+    suffix = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
     if suffix == ".npy":
         rows = NpyRows(path)
         return VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids)
@@ -199,10 +245,15 @@ def _open_path(path: Path, ids: Sequence[str] | Sequence[int] | NDArray[Any] | N
     if ids is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
     reader = READERS[suffix]
-    return DocumentCorpus(str(path), lambda: reader(path), count=None, rereadable=True)
+    return DocumentCorpus(str(path), lambda: reader(path, columns, numbered), count=None, rereadable=True)
 
 
 def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:
+    if array.dtype == np.uint8:
+        raise InputError(
+            f"the array is uint8 of shape {list(array.shape)}: unpack packed bits by numpy.unpackbits(rows, axis=1) "
+            "and convert numbers from 0 to 255 by rows.astype('float32'); give one or the other"
+        )
     if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
         raise InputError(
             f"the array is {array.dtype} of shape {list(array.shape)}; expected float or integer rows [n, d]"
@@ -215,15 +266,14 @@ def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArra
     return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
 
 
-def _open_iterable(source: Iterable[object]) -> Corpus:
-    rereadable = iter(source) is not source
+def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: bool) -> Corpus:
+    rereadable = is_table(source) or iter(source) is not source
 
     def read() -> Iterator[Located]:
-        for number, record in enumerate(source):
-            where = f"document {number}"
-            yield where, document_from_record(record, where)
+        records = ((f"document {number}", record) for number, record in enumerate(records_of(source)))
+        return located(records, columns, numbered)
 
-    count = len(source) if isinstance(source, Sequence) else None
+    count = len(source) if isinstance(source, Sized) else None
     return DocumentCorpus("the corpus", read, count=count, rereadable=rereadable)
 
 

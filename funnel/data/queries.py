@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.corpus import as_array
+from funnel.data.columns import is_table, records_of
+from funnel.data.corpus import as_array, local_path
 from funnel.data.documents import Document
-from funnel.data.records import decoded_lines, document_from_record, json_objects
+from funnel.data.records import decoded_lines, json_objects, located
 from funnel.data.rows import NpyRows, unit_rows
 from funnel.errors import InputError
 
@@ -69,13 +70,13 @@ def open_queries(source: QueriesSource | Queries) -> Queries:
     if isinstance(source, Queries):
         return source
     if isinstance(source, str | Path):
-        return _open_path(Path(source))
+        return _open_path(local_path(source))
     array = as_array(source)
     if array is not None:
         return _from_vectors(array, "the queries")
-    if not isinstance(source, Iterable):
+    if not (isinstance(source, Iterable) or is_table(source)):
         raise InputError(f"queries cannot be a {type(source).__name__}; pass a path, texts or an array [n, d]")
-    items: list[object] = list(source)
+    items: list[object] = list(records_of(source))
     if not items:
         raise InputError("the queries are empty; at least one is needed")
     if isinstance(items[0], str):
@@ -114,7 +115,7 @@ def _read_txt(path: Path) -> Queries:
 
 
 def _from_vectors(array: NDArray[Any], name: str) -> Queries:
-    if array.ndim == 1 and array.dtype.kind in "US":
+    if array.ndim == 1 and array.dtype.kind in "UO":
         return _from_texts(array.tolist(), name)
     if array.ndim == 2 and array.shape[0] == 0:
         raise InputError(f"{name} are empty; at least one row is needed")
@@ -134,7 +135,7 @@ def _from_texts(items: list[object], name: str) -> Queries:
 
 
 def _from_records(records: Iterable[tuple[str, object]], name: str) -> Queries:
-    found = [(where, document_from_record(record, where)) for where, record in records]
+    found = list(located(records))
     if not found:
         raise InputError(f"{name} is empty; at least one query is needed")
     _check_duplicates([document.id for _, document in found], name)

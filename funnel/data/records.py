@@ -1,20 +1,24 @@
 """Documents from files: JSON lines, CSV and parquet, a record at a time, with the place of every fault."""
 
 import csv
+import gzip
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.columns import Columns
 from funnel.data.documents import Document
 from funnel.data.identifiers import identifier
 from funnel.data.rows import unit_rows
 from funnel.errors import InputError, MissingPackageError
 
-__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects"]
+__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located"]
 
 PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
 BYTE_ORDER_MARK = "\ufeff"
@@ -22,6 +26,28 @@ KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
 
 Located = tuple[str, Document]
 """Where a document was found (file and line, for messages), and the document."""
+
+
+def located(
+    records: Iterable[tuple[str, object]], columns: Columns | None = None, numbered: bool = True
+) -> Iterator[Located]:
+    """Documents from records with their places; texts are records as well.
+
+    columns: which fields are what. numbered: where the first record has no id, all get their numbers from 0.
+    Raises InputError as `document_from_record` does, and where some records have an id and some none.
+    """
+    counted: bool | None = None if numbered else False
+    for number, (where, given) in enumerate(records):
+        record = {"text": given} if isinstance(given, str) else given
+        if isinstance(record, Mapping):
+            record = record if columns is None else columns.read(record, where)
+            has_id = not record.keys().isdisjoint(("_id", "id"))
+            counted = not has_id if counted is None else counted
+            if counted and has_id:
+                raise InputError(f"{where}: has an id, the first document has none; give all one or none")
+            if counted:
+                record = {**record, "_id": str(number)}
+        yield where, document_from_record(record, where)
 
 
 def document_from_record(record: object, where: str) -> Document:
@@ -101,13 +127,13 @@ def _vector(value: object, where: str) -> NDArray[np.float32] | None:
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers from 1, line ends kept.
+    """The lines of a UTF-8 file, packed by gzip where it is called .gz, with their numbers from 1, line ends kept.
 
     Raises:
-        InputError: a line is not UTF-8; names file and line.
+        InputError: a line is not UTF-8; names file and line. Or the file is no whole gzip file.
     """
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_unzipped(file, path) if path.suffix == ".gz" else file, start=1):
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -115,6 +141,14 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as UTF-8"
                 ) from None
             yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def _unzipped(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            yield from packed
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} cannot be unpacked by gzip ({error}); copy it again") from None
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,22 +171,28 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _read_jsonl(path: Path) -> Iterator[Located]:
-    for where, record in json_objects(path):
-        yield where, document_from_record(record, where)
+def _read_jsonl(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    return located(json_objects(path), columns, numbered)
 
 
-def _read_csv(path: Path) -> Iterator[Located]:
+def _read_csv(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    return located(_csv_records(path, columns), columns, numbered)
+
+
+def _csv_records(path: Path, columns: Columns | None) -> Iterator[tuple[str, dict[str, str]]]:
     """Every cell stays a text, so that "007" and "1.50" are kept; filters compare those that are numbers as numbers."""
-    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
+    lines = (line for _, line in decoded_lines(path))
+    first = next(lines, "")
+    delimiter = ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header = next(_csv_rows(reader, path), None)
     if header is None:
         return
-    names = _csv_header(header[1], path)
+    names = _csv_header(header[1], path, columns)
     for where, values in _csv_rows(reader, path):
         if len(values) != len(names):
             raise InputError(f"{where}: {len(values)} columns, the header has {len(names)}")
-        yield where, document_from_record(dict(zip(names, values, strict=True)), where)
+        yield where, dict(zip(names, values, strict=True))
 
 
 def _csv_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -172,10 +212,11 @@ def _line(reader: Iterator[list[str]]) -> int:
     return int(getattr(reader, "line_num", 0))
 
 
-def _csv_header(names: list[str], path: Path) -> list[str]:
-    if not {"id", "_id"} & set(names) or not {"title", "text"} & set(names):
+def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[str]:
+    roles = {} if columns is None else columns.roles
+    if not {"title", "text"} & {roles.get(name, name) for name in names}:
         raise InputError(
-            f"{path}:1: the header is {', '.join(names)}; expected id (or _id), and title or text, among it"
+            f"{path}:1: the header is {', '.join(names)}; expected title or text among it; or name one by text="
         )
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
@@ -185,7 +226,12 @@ def _csv_header(names: list[str], path: Path) -> list[str]:
     return names
 
 
-def _read_parquet(path: Path) -> Iterator[Located]:
+def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    vector = "vector" if columns is None or columns.vector is None else columns.vector
+    return located(_parquet_rows(path, vector), columns, numbered)
+
+
+def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, dict[str, object]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -197,25 +243,29 @@ def _read_parquet(path: Path) -> Iterator[Located]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for record in _parquet_records(batch):
-                    where = f"{path}: row {number}"
-                    yield where, document_from_record(record, where)
+                for record in _parquet_records(batch, vector):
+                    yield f"{path}: row {number}", record
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as parquet from row {number} on ({error})") from None
 
 
-def _parquet_records(batch: Any) -> Iterable[dict[str, object]]:
-    if "vector" not in batch.schema.names:
+def _parquet_records(batch: Any, vector: str) -> Iterable[dict[str, object]]:
+    if vector not in batch.schema.names:
         return list(batch.to_pylist())
     # As arrays: a list column as Python floats takes ten times the memory.
-    vectors = batch.column("vector").to_numpy(zero_copy_only=False)
-    others = batch.select([name for name in batch.schema.names if name != "vector"]).to_pylist()
-    return [{**record, "vector": vector} for record, vector in zip(others, vectors, strict=True)]
+    vectors = batch.column(vector).to_numpy(zero_copy_only=False)
+    others = batch.select([name for name in batch.schema.names if name != vector]).to_pylist()
+    return [{**record, vector: value} for record, value in zip(others, vectors, strict=True)]
 
 
-READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+class _Reader(Protocol):
+    def __call__(self, path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]: ...
+
+
+READERS: dict[str, _Reader] = {
     ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }

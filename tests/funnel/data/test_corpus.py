@@ -152,7 +152,7 @@ def test_empty_corpora_are_refused(tmp_path: Path) -> None:
     [
         (np.ones(3), r"float64 of shape \[3\]; expected float or integer rows"),
         (np.array([["a"]]), "expected float or integer rows"),
-        (["a text"], "document 0: expected an object with _id, title and text, got str"),
+        ([None], "document 0: expected an object with _id, title and text, got NoneType"),
         ({"_id": "a", "text": "b"}, "a corpus cannot be a dict"),
         (5, "a corpus cannot be a int"),
     ],
@@ -168,7 +168,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no corpus\.jsonl"):
         open_corpus(tmp_path)
     (tmp_path / "corpus.xml").write_text("")
-    with pytest.raises(InputError, match=r"suffix \.xml; supported are \.jsonl, \.csv, \.parquet, \.npy"):
+    with pytest.raises(InputError, match=r"suffix \.xml; supported are \.jsonl, \.jsonl\.gz, \.csv, \.parquet, \.npy"):
         open_corpus(tmp_path / "corpus.xml")
 
 

@@ -133,8 +133,8 @@ def test_csv_columns_and_quoted_line_breaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,title\na,b\n", ":1: the header is text, title; expected id"),
-        ("id,body\na,b\n", ":1: the header is id, body; expected id"),
+        ("body,headline\na,b\n", ":1: the header is body, headline; expected title or text"),
+        ("id,body\na,b\n", ":1: the header is id, body; expected title or text"),
         ("id,text,text\na,b,c\n", ":1: the header names text more than once"),
         ("id,text,vector\na,b,c\n", ":1: a CSV file cannot carry vectors"),
         ("id,text\na,b\nc\n", ":3: 1 columns, the header has 2"),
@@ -170,11 +170,10 @@ def test_a_parquet_row_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         _read(path)
 
 
-def test_parquet_with_nothing_but_vectors_lacks_ids(tmp_path: Path) -> None:
+def test_parquet_with_nothing_but_vectors_is_numbered(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"vector": [[1.0, 2.0], [3.0, 4.0]]}), path)
-    with pytest.raises(InputError, match=r"corpus\.parquet: row 0: _id is missing"):
-        _read(path)
+    assert [document.id for document in _read(path)] == ["0", "1"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 nothing of the kind PAR1"])

@@ -1,0 +1,84 @@
+"""Which fields of a record are what, and tables of other libraries as records."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from funnel.errors import InputError
+
+__all__ = ["Columns", "is_table", "records_of"]
+
+TABLE_ROWS = 1_024  # turned into records at a time
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The fields that hold a document's parts, where they have other names than id (or _id), title, text and vector.
+
+    metadata: the other fields to keep; None: all of them.
+    """
+
+    text: str | None = None
+    title: str | None = None
+    id: str | None = None
+    vector: str | None = None
+    metadata: Sequence[str] | None = None
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Field -> what it is; of those that were named."""
+        named = {self.id: "_id", self.title: "title", self.text: "text", self.vector: "vector"}
+        return {field: role for field, role in named.items() if field is not None}
+
+    def read(self, record: Mapping[Any, object], where: str) -> dict[str, object]:
+        """The record under the names that documents have; what stood under such a name before is left out.
+
+        Raises InputError for a field that is named and not there.
+        """
+        roles, kept = self.roles, None if self.metadata is None else set(self.metadata)
+        missing = [field for field in roles if field not in record]
+        if missing:
+            fields = ", ".join(map(str, record)) or "none"
+            raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {fields}")
+        taken = set(roles.values()) | ({"id"} if self.id is not None else set())
+        known = {"_id", "id", "title", "text", "vector"}
+        others = {
+            str(field): value
+            for field, value in record.items()
+            if field not in roles and field not in taken and (kept is None or field in known or field in kept)
+        }
+        return {**others, **{role: record[field] for field, role in roles.items()}}
+
+
+def records_of(source: Iterable[Any]) -> Iterator[Any]:
+    """The rows of a pandas or polars frame, or of a table of pyarrow, as mappings; the items of anything else."""
+    kind = _library(source)
+    if kind == "pandas":
+        frame: Any = source
+        for start in range(0, len(frame), TABLE_ROWS):
+            yield from frame.iloc[start : start + TABLE_ROWS].to_dict("records")
+    elif kind == "polars":
+        rows: Any = source
+        yield from rows.iter_rows(named=True)
+    elif kind == "pyarrow":
+        table: Any = source
+        for start in range(0, table.num_rows, TABLE_ROWS):
+            yield from table.slice(start, TABLE_ROWS).to_pylist()
+    else:
+        yield from source
+
+
+def is_table(source: object) -> bool:
+    """Whether it is a frame or table whose rows `records_of` gives, again and again."""
+    return _library(source) is not None
+
+
+def _library(source: object) -> str | None:
+    """The library that a table is from; it is loaded where one came from it."""
+    kinds = {"pandas": ("DataFrame",), "polars": ("DataFrame",), "pyarrow": ("Table", "RecordBatch")}
+    for name, types in kinds.items():
+        module = sys.modules.get(name)
+        if module is not None and isinstance(source, tuple(getattr(module, kind) for kind in types)):
+            return name
+    return None
