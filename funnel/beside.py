@@ -13,6 +13,7 @@ from funnel.planning.costs import times_ms
 from funnel.planning.windows import Held, held_ms
 from funnel.query_encoder import QueryEncoder
 from funnel.segments import Documents
+from indexes.forks import free_in_children
 
 __all__ = ["Beside", "sample_texts"]
 
@@ -43,7 +44,7 @@ class Beside:
         self._documents = documents
         self._rows = rows
         self._held: dict[tuple[str, int, int], Held] = {}
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     def ms(self, batch: int, k: int, from_text: bool, hits: bool, latency_ms: float, fused: int | None = None) -> float:
         """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.

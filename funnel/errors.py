@@ -17,6 +17,9 @@ The coarse families raise `indexes.CoarseIndexError` and `indexes.MissingBackend
 beside this tree because `indexes` does not know `funnel`.
 """
 
+import errno
+import sqlite3
+
 __all__ = [
     "BudgetError",
     "DamagedIndexError",
@@ -29,7 +32,23 @@ __all__ = [
     "NoSpaceError",
     "NotAnIndexError",
     "StorageError",
+    "of_environment",
 ]
+
+# Of SQLite (https://sqlite.org/rescode.html): PERM, BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN.
+_SQLITE_ENVIRONMENT = (3, 5, 6, 7, 8, 9, 10, 13, 14)
+_SYSTEM_ENVIRONMENT = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV),
+)
+
+
+def of_environment(error: BaseException) -> bool:
+    """Whether an error of Python or SQLite speaks of the process or machine, and says nothing about the file read."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_ENVIRONMENT
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SYSTEM_ENVIRONMENT)
 
 
 class FunnelError(Exception):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.ondevice import to_device, to_host
+from indexes.forks import free_in_children
 
 __all__ = ["LARGEST_REPLAYED", "Replays", "capture"]
 
@@ -56,7 +57,7 @@ class Replays:
         self._record = record
         self._seen: Counter[Hashable] = Counter()
         self._tried: dict[Hashable, Work | None] = {}
-        self._one_at_a_time = Lock()
+        self._one_at_a_time = free_in_children(Lock())
 
     def answer(
         self, key: Hashable, queries: npt.NDArray[np.float32], device: torch.device, work: Work

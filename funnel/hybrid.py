@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import sys
 import tempfile
 import weakref
@@ -26,7 +26,9 @@ from funnel.explanation import Explanation
 from funnel.hits import Hits, Ranks
 from funnel.plan import Plan
 from funnel.planning.budget import check_k
+from funnel.storage.files import remove_own
 from funnel.workers import workers
+from indexes.forks import free_in_children
 
 __all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth", "read_weight"]
 
@@ -80,7 +82,7 @@ class Lexical:
     ) -> None:
         self.stores = tuple(stores)
         self._allowed = tuple(allowed) if allowed is not None else (None,) * len(self.stores)
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
         self._indexes: tuple[LexicalIndex, ...] | None = None
         self._pooled: PooledIndex | None = None
 
@@ -106,7 +108,7 @@ class Lexical:
 
     def _beside(self, store: DocumentStore) -> LexicalIndex:
         folder = tempfile.mkdtemp(prefix="funnel-words-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(self, remove_own, os.getpid(), folder)
         return store.words_beside(Path(folder) / "words.sqlite")
 
     def rank(self, text: str, depth: int, deadline: Deadline | None = None) -> Ranking | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +56,8 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        given = folder or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "funnel-retrieval"
-        self.folder = Path(given) / "embeddings"
+        given = folder or os.environ.get(CACHE_VARIABLE) or _home()
+        self.folder = Path(os.path.abspath(given)) / "embeddings"
 
     def encode(self, texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:
         """The embeddings of the texts, float32 [n, d]: read where they were computed before, else computed and kept.
@@ -81,6 +82,14 @@ class EmbeddingCache:
             np.save(file, vectors)
         os.replace(temporary, path)
         return vectors
+
+
+def _home() -> Path:
+    """~/.cache/funnel-retrieval; a temporary folder for a user without a home folder."""
+    try:
+        return Path.home() / ".cache" / "funnel-retrieval"
+    except RuntimeError:
+        return Path(tempfile.mkdtemp(prefix="funnel-embeddings-"))
 
 
 def embed_corpus(

@@ -17,6 +17,7 @@ from funnel.opening import Opened, open_generation, same_generation
 from funnel.query_encoder import QueryEncoder
 from funnel.state import State
 from funnel.storage import IndexFolder, Transaction
+from indexes.forks import free_in_children
 
 __all__ = ["Updates"]
 
@@ -34,7 +35,8 @@ class Updates:
         self.path = path
         self._encoder = encoder
         self._state = State.of(opened, encoder)
-        self._changing = Lock()
+        self._changing = free_in_children(Lock())
+        self._moving = free_in_children(Lock())  # apart: a refresh waits for no encoder and no compaction
 
     def add(
         self,
@@ -96,12 +98,13 @@ class Updates:
 
         Searches in other threads go on, each on the generation it began with. Raises as `open` does.
         """
-        with self._changing:
-            return self._move()
+        return self._move()
 
     def _change(self, change: Callable[[Transaction, Opened], Result]) -> Result:
         """Make a change to the live generation, and move to the one it gives."""
         with self._changing:
+            if not IndexFolder(self.path).exists():  # before anything is made there
+                raise StorageError(f"{self.path} holds no index any more; build it again")
             with IndexFolder(self.path).begin() as transaction:
                 live = transaction.previous
                 if live is None:
@@ -113,6 +116,10 @@ class Updates:
             return result
 
     def _move(self) -> bool:
+        with self._moving:
+            return self._moved()
+
+    def _moved(self) -> bool:
         before = self._state
         store = before.opened.searcher.cascade.store
         opened = open_generation(IndexFolder(self.path), store.device, "full", before.opened, store.placement)

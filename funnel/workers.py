@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from indexes import use_one_thread
+from indexes.forks import free_in_children
 
 __all__ = ["Workers", "workers"]
 
@@ -48,7 +49,7 @@ class Workers:
             pass
 
 
-_lock = Lock()
+_lock = free_in_children(Lock())
 _workers: Workers | None = None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError
+from indexes.forks import free_in_children
 
 __all__ = ["DeviceRows"]
 
@@ -46,7 +47,7 @@ class DeviceRows(CoarseIndex):
         self._rows = torch.empty((0, dim), dtype=torch.float16, device="cuda" if torch.cuda.is_available() else "cpu")
         self._device = self._rows.device  # with its number, as stores have it
         self._order = torch.empty(0, dtype=torch.int32, device=self._device)  # place here -> the number of the row
-        self._finishing = Lock()
+        self._finishing = free_in_children(Lock())
 
     @abstractmethod
     def _scan(

@@ -17,6 +17,7 @@ import numpy as np
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.forks import free_in_children
 
 __all__ = ["FaissIndex", "load_faiss", "use_one_thread"]
 
@@ -36,7 +37,7 @@ HEAD = struct.Struct("<4siqqq?i")
 ALLOCATED_PER_BYTE = 8
 READ_AS = {"IndexFlat": "IndexFlatIP"}
 # FAISS's limits on reading hold for the whole process.
-_READING = Lock()
+_READING = free_in_children(Lock())
 
 FaissIndexType = TypeVar("FaissIndexType", bound="FaissIndex")
 

@@ -15,6 +15,7 @@ import torch
 from indexes._faiss import load_faiss
 from indexes._prefixcodes import Int8Codes, PrefixCodes, QueryCodes, RowCodes
 from indexes.base import Float32Array, Int64Array
+from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
 __all__ = ["BLOCK_ROWS", "TILE_QUERIES", "Asked", "Found", "KeptCodes", "Reader", "RowSource", "survivors"]
@@ -170,7 +171,7 @@ class Found:
         self._live = live
         self._count, self._k = count, k
         self._lowest = lowest
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
         self._parts: list[tuple[Int64Array, Int64Array, Float32Array]] = []
         self._held = 0
 

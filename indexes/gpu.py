@@ -21,6 +21,7 @@ from indexes._devicerows import DeviceRows
 from indexes._faiss import FaissIndex, load_faiss
 from indexes.base import Allowed, Float32Array, Int64Array, check_prefixes, check_sample, register
 from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.forks import free_in_children
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
 
 __all__ = ["CagraIndex", "FaissGpuFlatIndex", "FaissGpuIvfIndex"]
@@ -33,7 +34,7 @@ LINK_BYTES = 4
 CLUSTERING = ("niter", "max_points_per_centroid", "min_points_per_centroid", "seed")
 
 # FAISS's resources serve one thread at a time.
-_one_at_a_time = RLock()
+_one_at_a_time = free_in_children(RLock())
 
 
 def missing_gpu(cuvs: bool = False) -> str | None:
@@ -143,7 +144,7 @@ class _OnGpu(FaissIndex):
     def __init__(self, dim: int, **settings: int) -> None:
         _require(self.name, self._needs_cuvs())
         self._copy: FaissIndex | None = None
-        self._copying = Lock()
+        self._copying = free_in_children(Lock())
         super().__init__(dim, **settings)
 
     @classmethod
@@ -296,7 +297,7 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
 
     def __init__(self, dim: int, **settings: int) -> None:
         self._pending: list[Float32Array] = []
-        self._building = Lock()
+        self._building = free_in_children(Lock())
         super().__init__(dim, **settings)
 
     @classmethod

@@ -17,6 +17,7 @@ from indexes._prefixcodes import Float32Codes, Int8Codes, PrefixCodes, gamma, in
 from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, Asked, Found, KeptCodes, Reader, survivors
 from indexes.base import Float32Array, Int64Array
 from indexes.exact import exact_search
+from indexes.forks import free_in_children
 from indexes.vectors import SMALL_BYTES, VectorStore
 
 __all__ = ["PrunedSearch", "Pruning"]
@@ -129,7 +130,7 @@ class PrunedSearch:
         self._release = release
         self._keep = keep and int8_products_are_exact()
         self._made = _Made()
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
         self._codes: dict[tuple[int, torch.dtype], PrefixCodes] = {}
         self._rest: dict[bool, int] = {}
         self._live: npt.NDArray[np.bool_] | None = None

@@ -34,6 +34,7 @@ from indexes.base import (
     rising,
 )
 from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.forks import free_in_children
 from indexes.hnsw import LONGEST_SHORTLIST
 from indexes.hnsw import STEPS as SHORT_STEPS
 
@@ -107,7 +108,7 @@ class SymqgIndex(CoarseIndex):
         self._pending = _Pending(self._width)
         self._rows = np.empty((0, self._width), dtype=np.float32)
         self._graph: Any = None
-        self._finishing = Lock()
+        self._finishing = free_in_children(Lock())
         self._found: dict[int, int] = {}  # by effort, of the rows that the graph holds
 
     @classmethod

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexes.forks import free_in_children
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -68,7 +70,7 @@ class Tokenizer:
     def __init__(self, model: "SentenceTransformer") -> None:
         self._model = model
         # A fast tokeniser keeps its padding settings inside, and fails when two threads borrow it.
-        self._lock = threading.Lock()
+        self._lock = free_in_children(threading.Lock())
 
     def __call__(self, texts: list[str], prompt: str | None, task: str) -> Features:
         """Texts as a model's modules take them, padded on the right to the longest."""

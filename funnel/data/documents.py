@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import os
 import sqlite3
-import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,8 +17,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.connections import Connections
 from funnel.data.lexical import LexicalIndex, insert_texts, make_table
-from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError
+from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError, of_environment
 
 __all__ = ["Document", "DocumentStore"]
 
@@ -66,9 +70,10 @@ class DocumentStore:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self._writable = writable
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._file = None if writable else os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        self._connections = Connections(partial(_connect, path, writable, self._file))
+        if self._file is not None:
+            self._leave = weakref.finalize(self, os.close, self._file)
         self._closed = False
         self._count = 0
         self._lexical = False
@@ -85,8 +90,7 @@ class DocumentStore:
         if path.exists():
             raise InputError(f"{path} exists already; a document store is created in a new file")
         store = cls(path, writable=True)
-        with _storage_errors(path):
-            connection = store._connection()
+        with _storage_errors(path), store._connection() as connection:
             connection.execute(SCHEMA)
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             store._lexical = make_table(connection)
@@ -102,10 +106,12 @@ class DocumentStore:
         path = Path(path)
         if not path.is_file():
             raise DamagedIndexError(f"{path} is missing; restore it or build the index again")
-        store = cls(path, writable=False)
         try:
-            with _reading(path):
-                connection = store._connection()
+            store = cls(path, writable=False)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            with _reading(path), store._connection() as connection:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
                     raise DamagedIndexError(
@@ -113,7 +119,7 @@ class DocumentStore:
                     )
                 (last,) = connection.execute("SELECT max(position) FROM documents").fetchone()
                 store._lexical = LexicalIndex.present(connection)
-        except DamagedIndexError:
+        except StorageError:
             store.close()
             raise
         store._count = 0 if last is None else last + 1
@@ -129,8 +135,7 @@ class DocumentStore:
         if not self._writable:
             raise InputError(f"{self.path} was opened for reading; documents are added by building")
         rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
-        connection = self._connection()
-        with _storage_errors(self.path):
+        with _storage_errors(self.path), self._connection() as connection:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
@@ -162,8 +167,11 @@ class DocumentStore:
             NoSpaceError: the disk is full.
             DamagedIndexError: the documents cannot be read.
         """
-        with _storage_errors(path), DocumentStore(path, writable=True) as beside:
-            connection = beside._connection()
+        with (
+            _storage_errors(path),
+            DocumentStore(path, writable=True) as beside,
+            beside._connection() as connection,
+        ):
             if not make_table(connection, "''"):
                 raise InputError(
                     "the SQLite library of this Python has no FTS5, which looks for words; leave hybrid out"
@@ -174,8 +182,8 @@ class DocumentStore:
         return LexicalIndex(path, DocumentStore(path, writable=False)._connection)
 
     def _texts(self) -> Iterator[tuple[int, str, str]]:
-        with _reading(self.path):
-            yield from self._connection().execute("SELECT position, title, text FROM documents ORDER BY position")
+        with _reading(self.path), self._streaming() as connection:
+            yield from connection.execute("SELECT position, title, text FROM documents ORDER BY position")
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.
@@ -190,12 +198,12 @@ class DocumentStore:
             raise InputError(f"position {outside[0]} is outside the store of {self._count} documents")
         found: dict[int, Document] = {}
         unique = sorted(set(wanted))
-        with _reading(self.path):
+        with _reading(self.path), self._connection() as connection:
             for start in range(0, len(unique), POSITIONS_PER_QUERY):
                 part = unique[start : start + POSITIONS_PER_QUERY]
                 marks = ", ".join("?" * len(part))
                 query = f"SELECT * FROM documents WHERE position IN ({marks})"
-                for position, *values in self._connection().execute(query, part):
+                for position, *values in connection.execute(query, part):
                     found[position] = _document(*values)
         if len(found) != len(unique):
             raise DamagedIndexError(
@@ -210,41 +218,40 @@ class DocumentStore:
 
     def ids(self) -> Iterator[str | int]:
         """Every id in order of position, streamed."""
-        with _reading(self.path):
-            for (identifier,) in self._connection().execute("SELECT id FROM documents ORDER BY position"):
+        with _reading(self.path), self._streaming() as connection:
+            for (identifier,) in connection.execute("SELECT id FROM documents ORDER BY position"):
                 yield identifier
 
     def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
         """Position, id, title and metadata of every document in order of position, streamed."""
-        with _reading(self.path):
+        with _reading(self.path), self._streaming() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
-            for position, identifier, title, metadata in self._connection().execute(query):
+            for position, identifier, title, metadata in connection.execute(query):
                 yield position, identifier, title, json.loads(metadata)
 
     def find(self, document_id: str | int) -> int | None:
         """The position of an id, or None."""
-        with _reading(self.path):
+        with _reading(self.path), self._connection() as connection:
             query = "SELECT position FROM documents WHERE id = ?"
-            row = self._connection().execute(query, (document_id,)).fetchone()
+            row = connection.execute(query, (document_id,)).fetchone()
         return None if row is None else int(row[0])
 
     def find_all(self, document_ids: Sequence[str | int]) -> dict[str | int, int]:
         """The positions of those ids that are there."""
         found: dict[str | int, int] = {}
-        with _reading(self.path):
+        with _reading(self.path), self._connection() as connection:
             for start in range(0, len(document_ids), POSITIONS_PER_QUERY):
                 part = document_ids[start : start + POSITIONS_PER_QUERY]
                 query = f"SELECT id, position FROM documents WHERE id IN ({', '.join('?' * len(part))})"
-                found.update(self._connection().execute(query, tuple(part)))
+                found.update(connection.execute(query, tuple(part)))
         return found
 
     def close(self) -> None:
-        """Close the connections of every thread; closing twice is fine."""
-        with self._lock:
-            self._closed = True
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+        """Close the connections; closing twice is fine."""
+        self._closed = True
+        self._connections.close()
+        if self._file is not None:
+            self._leave()
 
     def __enter__(self) -> Self:
         return self
@@ -254,22 +261,25 @@ class DocumentStore:
     ) -> None:
         self.close()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+        self._require_open()
+        return self._connections.use()
+
+    def _streaming(self) -> AbstractContextManager[sqlite3.Connection]:
+        self._require_open()
+        return self._connections.apart()
+
+    def _require_open(self) -> None:
         if self._closed:
             raise InputError(f"the document store {self.path} is closed; open it again")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect(self.path, self._writable)
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
 
 
-def _connect(path: Path, writable: bool) -> sqlite3.Connection:
-    # check_same_thread is off only so that close() may close every thread's connection.
+def _connect(path: Path, writable: bool, descriptor: int | None) -> sqlite3.Connection:
+    # check_same_thread is off: threads take turns with a connection.
     if not writable:
-        uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+        # By its descriptor the file is found where its folder was renamed.
+        held = Path(f"/proc/self/fd/{descriptor}")
+        uri = (held if held.exists() else path.absolute()).as_uri() + "?mode=ro&immutable=1"
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     # The file becomes part of a generation only once it is complete and synced by the storage.
@@ -334,7 +344,9 @@ def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.DatabaseError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        if of_environment(error):
+            raise StorageError(f"{path} cannot be read now: {error}") from error
         raise DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again") from error
 
 

@@ -10,14 +10,14 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, StorageError, of_environment
 
 __all__ = ["LexicalIndex", "Stopped", "insert_texts", "inverse_frequency", "make_table", "telling_words", "words_of"]
 
@@ -124,13 +124,14 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 class LexicalIndex:
     """The table of one file, read from any thread.
 
-    path: of the file, for messages. connection: gives the calling thread's connection to it.
+    path: of the file, for messages. connection: lends the calling thread a connection to it.
     """
 
-    def __init__(self, path: Path, connection: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, path: Path, connection: Callable[[], AbstractContextManager[sqlite3.Connection]]) -> None:
         self.path = path
         self._connection = connection
-        (self.rows,) = connection().execute(f"SELECT count(*) FROM {TABLE}_docsize").fetchone()
+        with connection() as opened:
+            (self.rows,) = opened.execute(f"SELECT count(*) FROM {TABLE}_docsize").fetchone()
         self._counts: dict[str, int] = {}
 
     @staticmethod
@@ -165,24 +166,27 @@ class LexicalIndex:
 
     @contextmanager
     def reading(self, stopped: Callable[[], bool] | None) -> Iterator[sqlite3.Connection]:
-        """The calling thread's connection, for a search.
+        """A connection for the calling thread, for a search.
 
         Raises Stopped once `stopped` is true, and DamagedIndexError where the file cannot be read.
         """
-        connection = self._connection()
-        if stopped is not None:
-            if stopped():  # a short search is over before the handler is called
-                raise Stopped
-            connection.set_progress_handler(stopped, OPCODES_BETWEEN_LOOKS)
+        if stopped is not None and stopped():  # a short search is over before the handler is called
+            raise Stopped
         try:
-            yield connection
-        except sqlite3.DatabaseError as error:
+            with self._connection() as connection:
+                if stopped is not None:
+                    connection.set_progress_handler(stopped, OPCODES_BETWEEN_LOOKS)
+                try:
+                    yield connection
+                finally:
+                    if stopped is not None:
+                        connection.set_progress_handler(None, 0)
+        except sqlite3.Error as error:
             if stopped is not None and "interrupted" in str(error):
                 raise Stopped from None
+            if of_environment(error):
+                raise StorageError(f"{self.path} cannot be read now: {error}") from error
             raise DamagedIndexError(f"{self.path} is damaged ({error}); restore it or build the index again") from error
-        finally:
-            if stopped is not None:
-                connection.set_progress_handler(None, 0)
 
     def expression(self, text: str) -> str | None:
         """What FTS5 is asked: the text's words, each quoted, between ORs; None where no word of it is in the table.
@@ -197,7 +201,8 @@ class LexicalIndex:
         count = self._counts.get(word)
         if count is None:
             query = f"SELECT count(*) FROM {TABLE} WHERE {TABLE} MATCH ?"
-            (count,) = self._connection().execute(query, (f'"{word}"',)).fetchone()
+            with self._connection() as connection:
+                (count,) = connection.execute(query, (f'"{word}"',)).fetchone()
             if len(self._counts) >= REMEMBERED_WORDS:
                 self._counts.clear()
             self._counts[word] = count

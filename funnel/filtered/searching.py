@@ -33,6 +33,7 @@ from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 from funnel.staged import Found
 from funnel.stopped import served_each, served_in_all
+from indexes.forks import free_in_children
 
 __all__ = ["FilteredSearch", "Filters", "read_filter", "segment_masks"]
 
@@ -98,7 +99,7 @@ class Filters:
         self._searcher = opened.searcher
         self._planner = FilterPlanner(opened.searcher)
         self._known: OrderedDict[tuple[str | None, str], Filtered] = OrderedDict()
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     def filtered(self, where: str | None, allowed_ids: Any) -> Filtered:
         """The filter, worked out on first use. Raises InputError."""

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, StorageError, of_environment
 from funnel.filters.cells import cells
 from funnel.filters.compiling import ALL_ROWS, compiled, indexable
 from funnel.filters.expression import Condition, each_test
 from funnel.filters.sidefile import SideFile
+from indexes.forks import free_in_children
 
 __all__ = ["ColumnCache", "Values", "merged"]
 
@@ -116,7 +117,7 @@ class ColumnCache:
     def __init__(self, documents: DocumentStore, key: str, folder: Path | None = None) -> None:
         self._documents = documents
         self._file = SideFile(f"{key[:32]}-{FORMAT}", folder)
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     def catalogue(self) -> dict[str, Values]:
         """Every column by name: `id`, `title`, and whatever the documents have as metadata."""
@@ -138,7 +139,9 @@ class ColumnCache:
         """Use the side file; where it turns out to be damaged, once more with one that is made anew."""
         try:
             return use(self._opened())
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if of_environment(error):
+                raise StorageError(f"the columns that filters need cannot be read now: {error}") from error
             self._file.discard()
             return use(self._opened())
 

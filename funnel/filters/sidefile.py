@@ -18,8 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from funnel.errors import NoSpaceError, StorageError
-from funnel.storage.files import is_no_space
+from funnel.errors import NoSpaceError, StorageError, of_environment
+from funnel.storage.files import is_no_space, remove_own
 
 __all__ = ["SideFile", "default_folder"]
 
@@ -29,9 +29,15 @@ TRIES = 5  # a file may be replaced between being listed and being opened
 LARGEST_FOLDER = 4 << 30
 
 
-def default_folder() -> Path:
-    """$FUNNEL_CACHE/filters, else ~/.cache/funnel-retrieval/filters."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "funnel-retrieval") / "filters"
+def default_folder() -> Path | None:
+    """$FUNNEL_CACHE/filters, else ~/.cache/funnel-retrieval/filters; None for a user without a home folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(os.path.abspath(given)) / "filters"
+    try:
+        return Path.home() / ".cache" / "funnel-retrieval" / "filters"
+    except RuntimeError:
+        return None
 
 
 class SideFile:
@@ -42,9 +48,14 @@ class SideFile:
 
     def __init__(self, key: str, folder: Path | None = None) -> None:
         self._key = key
-        self._folder = default_folder() if folder is None else folder
         self._elsewhere = False
         self._connection: sqlite3.Connection | None = None
+        self._process = os.getpid()
+        chosen = default_folder() if folder is None else folder
+        if chosen is None:
+            self._go_elsewhere()
+        else:
+            self._folder = chosen
 
     @property
     def path(self) -> Path | None:
@@ -63,6 +74,8 @@ class SideFile:
 
     def connection(self) -> sqlite3.Connection | None:
         """To the newest file that is sound; None where there is none. Damaged ones are removed."""
+        if self._process != os.getpid():  # no connection is carried over a fork, nor closed by the child
+            self._process, self._inherited, self._connection = os.getpid(), self._connection, None
         if self._connection is None:
             self._connection = self._open()
         return self._connection
@@ -77,7 +90,9 @@ class SideFile:
                 if sound:
                     os.utime(path) if os.access(path, os.W_OK) else None  # used: it goes last
                     return _connect(path)
-            except (OSError, sqlite3.Error):
+            except (OSError, sqlite3.Error) as error:
+                if of_environment(error) and path.exists():
+                    raise StorageError(f"the columns in {path} cannot be read now: {error}") from error
                 sound = False
             if not sound:
                 self._remove(path)
@@ -165,7 +180,7 @@ class SideFile:
         if not self._elsewhere:
             self._folder = Path(tempfile.mkdtemp(prefix="funnel-filters-"))
             self._elsewhere = True
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            weakref.finalize(self, remove_own, os.getpid(), self._folder)
 
     def close(self) -> None:
         """Close the connection; it is opened again when it is needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import shutil
 import tempfile
 import weakref
@@ -34,6 +35,7 @@ from funnel.integrations.beir_corpora import (
 from funnel.plan import FLAT
 from funnel.planning.budget import Budget
 from funnel.storage import IndexFolder
+from funnel.storage.files import remove_own
 
 try:
     from beir.retrieval.search import BaseSearch
@@ -247,7 +249,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         if temporary:
-            weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
+            weakref.finalize(index, remove_own, os.getpid(), folder)
         return index
 
     def _difference(self, index: FunnelIndex, corpus: SearchedCorpus, dim: int) -> str | None:

@@ -23,6 +23,7 @@ from funnel.monitoring.watch import Watch
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
+from indexes.forks import free_in_children
 
 __all__ = ["Monitor"]
 
@@ -43,7 +44,7 @@ class _Promise:
 
     def __init__(self, broken: tuple[str, str] | None = None) -> None:
         self.broken = broken
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     def void(self, why: str) -> bool:
         """Break it; False where it was broken already."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from funnel.planning.windows import PERCENTILE
+from indexes.forks import free_in_children
 
 __all__ = ["FEWEST", "RECENT", "LatencyLine", "Punctuality"]
 
@@ -62,7 +63,7 @@ class Punctuality:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[float, int], _Calls] = {}
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     def note(self, latency_ms: float, batch: int, ms: float) -> None:
         """A call of a batch size took so many milliseconds, and was to take latency_ms at most."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from funnel.plan import Plan
 from funnel.planning.windows import Held
+from indexes.forks import free_in_children
 
 __all__ = ["Latencies", "Latency"]
 
@@ -41,7 +42,7 @@ class Latencies:
             for plan, k, batch, p50, p95 in known
         }
         self._held: dict[tuple[Plan, int, int], Held] = {}
-        self._lock = RLock()  # two that measure at once would measure each other
+        self._lock = free_in_children(RLock())  # two that measure at once would measure each other
 
     def of(self, plan: Plan, k: int, batch: int) -> Latency:
         """Median and 95th percentile of a few calls by one caller."""

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from funnel.planning.calibration import LARGEST_K, NEAR, Float32, Int64, Run, hits
 from funnel.planning.frontier import Frontier
 from funnel.planning.records import Calibration
+from indexes.forks import free_in_children
 
 __all__ = ["Updated"]
 
@@ -48,7 +49,13 @@ class Updated(Calibration):
         made = cls(**{field.name: getattr(stored, field.name) for field in fields(stored) if field.init})
         left = int(np.count_nonzero(live))
         made.depth = max(0, min(stored.depth, left - 1))
-        made.frontiers, made.corpus, made.queries, made.mapped, made._lock = {}, None, None, None, Lock()
+        made.frontiers, made.corpus, made.queries, made.mapped, made._lock = (
+            {},
+            None,
+            None,
+            None,
+            free_in_children(Lock()),
+        )
         made.stored, made._live, made._truth = stored, live, truth
         made._before = {}
         if isinstance(before, Updated) and before.stored is stored:

@@ -29,6 +29,7 @@ from funnel.storage.layout import (
     is_generation_name,
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
+from indexes.forks import free_in_children
 
 VerifyMode = Literal["full", "lazy"]
 
@@ -93,7 +94,7 @@ class BlockVerifier:
         self._size = entry.size
         self._verified = np.zeros(len(self._pieces), dtype=np.bool_)
         self._complete = not self._pieces
-        self._lock = threading.Lock()
+        self._lock = free_in_children(threading.Lock())
         self._descriptor = _open_checked(root, path, entry, files)
         weakref.finalize(self, os.close, self._descriptor)
 

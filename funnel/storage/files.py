@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import resource
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from funnel.errors import DamagedIndexError, NoSpaceError, StorageError
+from funnel.errors import DamagedIndexError, NoSpaceError, StorageError, of_environment
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
@@ -96,6 +97,12 @@ class Files:
 FILES = Files()
 
 
+def remove_own(process: int, folder: str | os.PathLike[str]) -> None:
+    """Remove a temporary folder, for finalizers: not in a forked child of the process that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_tree(path: Path, files: Files) -> None:
     """Remove a file, a link (not what it points to) or a folder with all it holds."""
     if path.is_symlink() or not path.is_dir():
@@ -120,10 +127,16 @@ def open_inside(root: Path, relative: str, files: Files) -> int:
     try:
         return files.open(inner)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not root.is_dir():
+            raise StorageError(
+                f"{root} is there no more: it was moved or removed; open the index where it is"
+            ) from error
         raise DamagedIndexError(f"{relative} in {root} is missing; {REMEDY}") from error
     except PermissionError as error:
         raise StorageError(f"{relative} in {root} may not be read by this user: {error.strerror}") from error
     except OSError as error:
+        if of_environment(error):
+            raise StorageError(f"{relative} in {root} cannot be read now: {error.strerror}") from error
         raise DamagedIndexError(f"{relative} in {root} cannot be read: {error.strerror}") from error
 
 
@@ -137,6 +150,8 @@ def read_chunks(descriptor: int, offset: int, length: int, name: str) -> Iterato
         try:
             chunk = os.pread(descriptor, min(CHUNK_BYTES, end - offset), offset)
         except OSError as error:
+            if of_environment(error):
+                raise StorageError(f"{name} cannot be read now: {error.strerror}") from error
             raise DamagedIndexError(f"{name} cannot be read at byte {offset:,}: {error.strerror}") from error
         if not chunk:
             raise DamagedIndexError(f"{name} is cut short: it ends at byte {offset:,}, expected {end:,}")

@@ -1,7 +1,6 @@
 """The document store: order, ids, errors, threads, one file."""
 
 import datetime
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -200,8 +199,8 @@ def test_damage_inside_is_named_when_it_is_read(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_from_other_faults(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         store.append([Document("a")])
-        connection: sqlite3.Connection = store._connection()
-        connection.execute("PRAGMA max_page_count = 8")
+        with store._connection() as connection:
+            connection.execute("PRAGMA max_page_count = 8")
         with pytest.raises(NoSpaceError, match=r"no space left while writing .*documents\.sqlite"):
             store.append([Document("b", text="x" * 100_000)])
         assert store.count() == 1

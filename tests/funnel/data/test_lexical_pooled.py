@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ def tables_of(*texts: Texts) -> Iterator[list[LexicalIndex]]:
             connection = stack.enter_context(closing(sqlite3.connect(":memory:", isolation_level=None)))
             make_table(connection, "''")
             insert_texts(connection, ((position, *row) for position, row in enumerate(rows)))
-            tables.append(LexicalIndex(Path(f"{len(tables)}.sqlite"), lambda it=connection: it))  # type: ignore[misc]
+            tables.append(LexicalIndex(Path(f"{len(tables)}.sqlite"), lambda it=connection: nullcontext(it)))  # type: ignore[misc]
         yield tables
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel import FunnelIndex, InputError, StorageError
+from funnel import FunnelIndex
+from funnel.errors import InputError, StorageError
 from funnel.storage.layout import CURRENT_TEMPORARY
 from funnel.storage.locks import WriterLock
 
