@@ -297,6 +297,10 @@ class FunnelIndex(Updates):
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
         return self._encoder.encode(texts)
 
+    def warm_up(self) -> None:
+        """Load the encoder now, so that the first text need not wait. Raises EncoderError where there is none."""
+        self._encoder.load()
+
     def document_ids(self) -> Iterator[str | int]:
         """The ids in the document store, in input order; none where the index holds bare vectors."""
         documents = self._state.opened.documents

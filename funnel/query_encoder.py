@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ class QueryEncoder:
         self._dim = dim
         self._device = device
         self._refused: str | None = None
+        self._lock = Lock()
 
     def then(self, settings: Mapping[str, object], dim: int) -> QueryEncoder:
         """That of an index that was built anew in the same folder."""
@@ -51,15 +53,23 @@ class QueryEncoder:
         return self.load().encode_query(texts)
 
     def load(self) -> Encoder:
-        """The encoder itself. Raises EncoderError where there is none, or it is of another width."""
+        """The encoder itself, loaded once however many threads wait for it.
+
+        Raises EncoderError where there is none, or it is of another width.
+        """
         if self._refused is not None:
             raise EncoderError(self._refused)
         if self._loaded is None:
-            loaded = self._by_name() if self._given is None else load_encoder(self._given)
-            if loaded.dim != self._dim:
-                raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
-            self._loaded = loaded
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = self._made()
         return self._loaded
+
+    def _made(self) -> Encoder:
+        loaded = self._by_name() if self._given is None else load_encoder(self._given)
+        if loaded.dim != self._dim:
+            raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
+        return loaded
 
     def _by_name(self) -> Encoder:
         name = self._settings["encoder"]

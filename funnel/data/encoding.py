@@ -78,7 +78,8 @@ def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str =
 
     Args:
         source: A sentence-transformers model by name or folder; such a model itself; any callable from a
-            list of texts to an array [n, d]; or an object with `encode` (and, if it has one, `encode_query`).
+            list of texts to an array [n, d]; or an object
+            with `encode_document` or `encode` for documents and, if it has one, `encode_query`.
         exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
         device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
 
@@ -97,7 +98,7 @@ def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str =
         # Half precision changes the weights in place, and this model belongs to the user.
         own = source if exact else copy.deepcopy(source)
         return ModelEncoder(own, f"object:{_qualified_name(type(source))}", exact=exact, reopenable=False)
-    encode = getattr(source, "encode", None)
+    encode = getattr(source, "encode_document", None) or getattr(source, "encode", None)
     if callable(encode) and not isinstance(source, type):
         name = f"object:{_qualified_name(type(source))}"
         query = getattr(source, "encode_query", None)
