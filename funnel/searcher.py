@@ -32,6 +32,7 @@ from funnel.planning.escalating import expected_stages_ms
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import Calibration
+from funnel.planning.remembered import Remembered
 from funnel.planning.truncation import step_recalls
 from funnel.planning.windows import Held, held_ms
 from funnel.staged import Found, run_until
@@ -78,7 +79,7 @@ class Searcher:
         self._planner: Planner | None = None
         latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
-        self._step_recalls: dict[tuple[Plan, int], tuple[float, ...]] = {}
+        self._step_recalls: Remembered[tuple[Plan, int], tuple[float, ...]] = Remembered()
 
     @property
     def dim(self) -> int:

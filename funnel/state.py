@@ -20,6 +20,7 @@ from funnel.plan import Plan
 from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
+from funnel.planning.remembered import Remembered
 from funnel.query_encoder import QueryEncoder
 from funnel.segments import live_positions
 
@@ -38,7 +39,7 @@ class State:
     monitor: Monitor
     filters: Filters
     lexical: Lexical | None
-    choices: dict[tuple[object, ...], Served] = field(default_factory=dict)
+    choices: Remembered[tuple[object, ...], Served] = field(default_factory=Remembered)
 
     @classmethod
     def of(cls, opened: Opened, encoder: QueryEncoder) -> State:
@@ -71,7 +72,7 @@ class State:
     ) -> State:
         lexical = lexical_of(opened)
         beside = Beside(encoder, opened.documents, opened.segments[-1].stop, lexical)
-        return cls(opened, beside, monitor, Filters(opened), lexical, choices)
+        return cls(opened, beside, monitor, Filters(opened), lexical, Remembered(choices))
 
     def ids(self) -> list[Any]:
         """Every id that was not deleted, in input order."""

@@ -20,6 +20,7 @@ from funnel.planning.escalating import mean_ms
 from funnel.planning.frontier import Frontier
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.records import Calibration
+from funnel.planning.remembered import Remembered
 from funnel.planning.tail import TailFrontier, build_tail, hits_needed
 from funnel.planning.windows import Held
 
@@ -34,6 +35,7 @@ LEAST_STEP, MOST_STEP = 0.35, 0.7
 # Escalating plans took up to so many times as long, next to uniform ones, as predicted (`benchmarks tail`): one is
 # served only where it gains more than that.
 ESCALATION_CAUTION = 1.15
+MOST_TAILS = 32  # frontiers for a share of queries that are remembered: each has the hits of every query
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ class Planner:
     ) -> None:
         self.calibration = calibration
         self.costs = costs
-        self._chosen: dict[tuple[Budget, int, int, float], Choice] = {}
-        self._tails: dict[tuple[int, int], TailFrontier] = {}
-        self._passes: dict[tuple[int, float | None, float | None, float], frozenset[int]] = {}
+        self._chosen: Remembered[tuple[Budget, int, int, float], Choice] = Remembered()
+        self._tails: Remembered[tuple[int, int], TailFrontier] = Remembered(most=MOST_TAILS)
+        self._passes: Remembered[tuple[int, float | None, float | None, float], frozenset[int]] = Remembered()
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
         self.latencies = Latencies(measure, hold, known)
 
@@ -86,7 +88,7 @@ class Planner:
         """What was chosen so far, as `Calibration.certificates` keeps it: batch size, plan and certificate."""
         return [
             {"batch": batch, "plan": choice.plan.to_json(), "certificate": choice.certificate.to_json()}
-            for (_, _, batch, _), choice in self._chosen.items()
+            for (_, _, batch, _), choice in list(self._chosen.items())
         ]
 
     def certificate(self, plan: Plan, budget: Budget, k: int) -> Certificate:
@@ -121,17 +123,18 @@ class Planner:
         if budget.share is None or budget.recall is None or uniform is None:
             return uniform
         needed = hits_needed(budget.recall, k)
-        if (k, needed) not in self._tails:
+        made = self._tails.get((k, needed))
+        if made is None:
             corpus, queries = self.calibration.runs()
             made = build_tail(uniform, needed, corpus, queries, self.costs, self.calibration.dim)
             self._tails[k, needed] = made
-        return self._tails[k, needed]
+        return made
 
     def mean_recall(self, plan: Plan, k: int) -> float:
         """Mean recall@k of a plan on the calibration queries; NaN where it is not among those tested so far."""
         known = self.calibration.frontiers.get(k)
         tested = [] if known is None else [known]
-        for frontier in [*tested, *(tail for (of, _), tail in self._tails.items() if of == k)]:
+        for frontier in [*tested, *(tail for (of, _), tail in list(self._tails.items()) if of == k)]:
             if plan in frontier.plans:
                 return float(frontier.hits[frontier.plans.index(plan)].mean() / k)
         return math.nan
@@ -173,14 +176,16 @@ class Planner:
     def _passed(self, frontier: Frontier, budget: Budget) -> frozenset[int]:
         """The places of the plans that are certified for the budget: tested once, whatever the batch size."""
         key = (frontier.k, budget.recall, budget.share, budget.delta)
-        if key not in self._passes:
+        passed = self._passes.get(key)
+        if passed is None:
             target = budget.target or 1.0
             if isinstance(frontier, TailFrontier):
-                self._passes[key] = frontier.passed(target, budget.delta)
+                passed = frontier.passed(target, budget.delta)
             else:
                 recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-                self._passes[key] = frozenset(range(fixed_sequence(recalls, target, budget.delta)))
-        return self._passes[key]
+                passed = frozenset(range(fixed_sequence(recalls, target, budget.delta)))
+            self._passes[key] = passed
+        return passed
 
     def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
         k = frontier.k
