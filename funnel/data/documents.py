@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from funnel.data.connections import Connections
 from funnel.data.lexical import LexicalIndex, insert_texts, make_table
+from funnel.data.plain import plain
 from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError, of_environment
 
 __all__ = ["Document", "DocumentStore"]
@@ -45,7 +46,7 @@ class Document:
         id: The user's id.
         title: Title, may be empty.
         text: Body, may be empty.
-        metadata: Any other fields; values must be JSON.
+        metadata: Any other fields; what they are stored as, `funnel.data.plain` says.
         vector: float32 [d], unit length, when the corpus carries embeddings.
     """
 
@@ -290,11 +291,11 @@ def _connect(path: Path, writable: bool, descriptor: int | None) -> sqlite3.Conn
 
 def _row(position: int, document: Document) -> tuple[int, str | int, str, str, str]:
     try:
-        metadata = json.dumps(dict(document.metadata), ensure_ascii=False, default=_plain)
-    except (TypeError, ValueError) as error:
+        metadata = json.dumps(plain(dict(document.metadata)), ensure_ascii=False)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"the metadata of document {document.id!r} is not JSON ({error}); "
-            "use text, numbers, booleans, lists and dicts"
+            "use text, numbers, booleans, dates, lists and dicts"
         ) from None
     for name, value in (
         ("id", document.id), ("title", document.title), ("text", document.text), ("metadata", metadata)
@@ -312,15 +313,6 @@ def _check_unicode(name: str, value: str | int, document_id: str | int) -> None:
                 f"the {name} of document {document_id!r} has a lone surrogate at character {error.start}; "
                 "it is not valid Unicode and cannot be stored"
             ) from None
-
-
-def _plain(value: object) -> object:
-    """JSON for what parquet and numpy users hand over: dates as ISO text, numpy values as plain ones."""
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:

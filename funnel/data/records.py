@@ -6,6 +6,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -20,6 +21,7 @@ from funnel.errors import InputError, MissingPackageError
 
 __all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located"]
 
+EXPORTED_COLUMNS = ["id", "title", "text", "metadata", "vector"]  # of FunnelIndex.export, where there are documents
 PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
 BYTE_ORDER_MARK = "\ufeff"
 KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
@@ -228,10 +230,10 @@ def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[s
 
 def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
     vector = "vector" if columns is None or columns.vector is None else columns.vector
-    return located(_parquet_rows(path, vector), columns, numbered)
+    return located(_parquet_rows(path, vector, columns is None or not columns.roles), columns, numbered)
 
 
-def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, dict[str, object]]]:
+def _parquet_rows(path: Path, vector: str, plain: bool) -> Iterator[tuple[str, object]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -243,11 +245,22 @@ def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, dict[str, obje
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                exported = plain and batch.schema.names == EXPORTED_COLUMNS
                 for record in _parquet_records(batch, vector):
-                    yield f"{path}: row {number}", record
+                    where = f"{path}: row {number}"
+                    yield where, _with_fields(document_from_record(record, where)) if exported else record
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as parquet from row {number} on ({error})") from None
+
+
+def _with_fields(document: Document) -> Document:
+    """A document of an export, whose fields are one JSON object; as it is where they are none."""
+    try:
+        fields = json.loads(str(document.metadata["metadata"]))
+    except (ValueError, RecursionError):
+        return document
+    return replace(document, metadata=fields) if isinstance(fields, dict) else document
 
 
 def _parquet_records(batch: Any, vector: str) -> Iterable[dict[str, object]]:

@@ -27,8 +27,9 @@ from indexes.forks import free_in_children
 
 __all__ = ["ColumnCache", "Values", "merged"]
 
-FORMAT = "v2"  # of the tables below, part of the file's name
-OWN_COLUMNS = ("id", "title")  # of the document itself; a metadata field of such a name is hidden by it
+FORMAT = "v3"  # of the tables below, part of the file's name
+OWN_COLUMNS = ("id", "title")  # of the document itself
+HIDDEN = "metadata."  # before the name of a metadata field that is called as one of those: "metadata.id"
 ROWS_AT_A_TIME = 20_000  # written together
 EXAMPLE = 40  # characters kept of a value, for messages
 SCHEMA = (
@@ -240,4 +241,5 @@ def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
     for expected, (position, identifier, title, metadata) in enumerate(documents.fields()):
         if position != expected:
             raise DamagedIndexError(f"{documents.path} lacks the document at position {expected}; restore it")
-        yield {**metadata, "id": identifier, "title": title}
+        hidden = {f"{HIDDEN}{name}": metadata[name] for name in OWN_COLUMNS if name in metadata}
+        yield {**hidden, **metadata, "id": identifier, "title": title}

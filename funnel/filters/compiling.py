@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from funnel.errors import InputError
 from funnel.filters.expression import (
     And,
     Between,
@@ -25,12 +26,16 @@ from funnel.filters.expression import (
     Test,
     each_test,
 )
+from funnel.filters.like import NAME
 from funnel.filters.parser import kind_of
 from funnel.filters.tokens import Literal
 
 __all__ = ["KINDS", "Statement", "compiled", "indexable"]
 
 KINDS = ("number", "text", "boolean")
+MOST_JOINED = 64  # tables: SQLite's limit, which no setting raises; more columns are looked up row by row
+MOST_PATTERN_BYTES = 50_000  # SQLite's default limit
+ZERO = "\0"  # where SQLite's LIKE stops reading
 ALL_ROWS = "positions"  # the table of every position, for conditions that need no column
 
 
@@ -45,10 +50,17 @@ class Statement:
 def compiled(condition: Condition, tables: Mapping[str, str]) -> Statement:
     """The statement for a condition. tables: column -> table; a column without one is null in every row."""
     used = sorted({tables[test.column.name] for test in each_test(condition) if test.column.name in tables})
+    cells = {name: f"{table}.{{}}" for name, table in tables.items()}
+    if len(used) > MOST_JOINED:
+        cells = {
+            name: f"(SELECT {{}} FROM {table} WHERE {table}.position = {ALL_ROWS}.position)"
+            for name, table in tables.items()
+        }
+        used = []
     first, *others = used or [ALL_ROWS]
     joins = "".join(f" JOIN {other} ON {other}.position = {first}.position" for other in others)
     parameters: list[Literal] = []
-    where = _sql(condition, tables, parameters)
+    where = _sql(condition, cells, parameters)
     return Statement(f"SELECT {first}.position FROM {first}{joins} WHERE {where}", tuple(parameters))
 
 
@@ -97,12 +109,20 @@ def _test(test: Test, table: str | None, parameters: list[Literal]) -> str:
 
 
 def _like(test: Like, table: str | None, negated: str, parameters: list[Literal]) -> str:
-    parameters.append(test.pattern)
-    if test.escape is None:
-        return f"{_cell(table, 'text')} {negated}LIKE ?"
-    parameters.append(test.escape)
-    return f"{_cell(table, 'text')} {negated}LIKE ? ESCAPE ?"
+    cell = _cell(table, "text")
+    if len(test.pattern.encode()) > MOST_PATTERN_BYTES:
+        raise InputError(
+            f"a LIKE pattern has {len(test.pattern):,} characters; give at most {MOST_PATTERN_BYTES:,} bytes"
+        )
+    ours = f"{NAME}({cell}, ?, {'NULL' if test.escape is None else '?'})"
+    escape = [] if test.escape is None else [test.escape]
+    parameters += [test.pattern, *escape]
+    if ZERO in test.pattern:
+        return f"{negated}{ours}"
+    parameters += [test.pattern, *escape]
+    like = f"{cell} LIKE ?{' ESCAPE ?' if escape else ''}"
+    return f"{negated}CASE WHEN instr({cell}, char(0)) THEN {ours} ELSE {like} END"
 
 
 def _cell(table: str | None, name: str) -> str:
-    return "NULL" if table is None else f"{table}.{name}"
+    return "NULL" if table is None else table.format(name)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from funnel.errors import NoSpaceError, StorageError, of_environment
+from funnel.filters.like import add_like
 from funnel.storage.files import is_no_space, remove_own
 
 __all__ = ["SideFile", "default_folder"]
@@ -194,6 +195,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
+        add_like(connection)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opened now, while the file has this name
     except sqlite3.Error:
         connection.close()

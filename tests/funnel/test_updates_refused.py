@@ -36,7 +36,7 @@ def bad_calls(index: FunnelIndex, more: Float32) -> Iterator[tuple[Any, str]]:
     yield lambda: index.delete(["row 1", "nowhere"], strict=True), "'nowhere'.*nothing was deleted"
     yield lambda: index.delete([1.5]), r"1.5 \(float\)"  # type: ignore[list-item]
     yield lambda: index.delete(None), r"ids is None \(NoneType\); expected a list"  # type: ignore[arg-type]
-    yield lambda: index.delete(1.5), "ids are 1.5; expected an id, or several"  # type: ignore[arg-type]
+    yield lambda: index.delete(1.5), r"ids is 1.5 \(float\); expected a list"  # type: ignore[arg-type]
     yield lambda: index.search(more[0], budget=0.9), "budget is 0.9; expected a Budget"  # type: ignore[arg-type]
 
 

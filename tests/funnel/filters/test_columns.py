@@ -220,3 +220,20 @@ def test_columns_of_several_segments_are_known_together() -> None:
     columns = merged([{"a": Values(1, example="1")}, {"a": Values(0, 2, example="'x'"), "b": Values()}])
     assert columns == {"a": Values(1, 2, 0, 0, "1"), "b": Values()}
     check_columns("a = 'x' AND a = 1 AND b = 1", parse("a = 'x' AND a = 1 AND b = 1"), columns)
+
+
+def test_a_field_called_as_an_own_column_has_a_name_of_its_own(tmp_path: Path) -> None:
+    with DocumentStore.create(tmp_path / "documents.sqlite") as store:
+        store.append([Document("a", "t", metadata={"id": 5, "title": 7}), Document("b", "u")])
+        cache = ColumnCache(store, "f" * 64, tmp_path / "columns")
+        wheres = ["id = 'a'", '"metadata.id" = 5', '"metadata.title" >= 7', "title = 'u'", '"metadata.id" IS NULL']
+        assert [found(cache, where) for where in wheres] == [[0], [0], [0], [1], [1]]
+
+
+def test_conditions_over_many_columns(tmp_path: Path) -> None:
+    with DocumentStore.create(tmp_path / "documents.sqlite") as store:
+        store.append([Document(str(n), metadata={f"c{j}": j + n for j in range(200)}) for n in range(3)])
+        cache = ColumnCache(store, "e" * 64, tmp_path / "columns")
+        for columns in (64, 65, 200):
+            assert found(cache, " AND ".join(f"c{j} >= {j + 1}" for j in range(columns))) == [1, 2]
+            assert found(cache, " OR ".join(f"c{j} = {j}" for j in range(columns))) == [0]
