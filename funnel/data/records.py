@@ -230,7 +230,7 @@ def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[s
 
 def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
     vector = "vector" if columns is None or columns.vector is None else columns.vector
-    return located(_parquet_rows(path, vector, columns is None or not columns.roles), columns, numbered)
+    return located(_parquet_rows(path, vector, columns in (None, Columns())), columns, numbered)
 
 
 def _parquet_rows(path: Path, vector: str, plain: bool) -> Iterator[tuple[str, object]]:
