@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test fuzz lint format types clean
+.PHONY: install demo test fuzz model lint format types clean
 
 install: $(STAMP)
 
@@ -34,6 +34,12 @@ fuzz: install
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	@for target in $(FUZZED); do \
 	  $(BIN)/python -m tests.fuzz $$target $(SECONDS_PER_TARGET) || exit 1; done
+
+# Random sequences of changes and searches against a plain Python model; prints its seed where they differ.
+SECONDS ?= 60
+SEED ?= 0
+model: install
+	$(BIN)/python -m tests.model $(SECONDS) $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

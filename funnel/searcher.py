@@ -243,9 +243,10 @@ class Searcher:
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
         key = (plan, k)
-        if key not in self._step_recalls:
-            self._step_recalls[key] = self._recalls_after(plan, k)
-        return self._step_recalls[key]
+        found = self._step_recalls.get(key)
+        if found is None:
+            found = self._step_recalls[key] = self._recalls_after(plan, k)
+        return found
 
     def _recalls_after(self, plan: Plan, k: int) -> tuple[float, ...]:
         if plan.is_flat or self.calibration is None:
