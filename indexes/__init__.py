@@ -3,24 +3,28 @@
 Stands on its own: FAISS, numpy and torch, and nothing of `funnel`.
 """
 
-from indexes._faiss import FaissIndex, load_faiss, use_one_thread
-from indexes._placement import check_placement
-from indexes.base import CoarseIndex, families, family
-from indexes.baseline import FlatBaseline
-from indexes.errors import CoarseIndexError, MissingBackendError
-from indexes.exact import RunningTop, exact_search
-from indexes.flat import FlatIndex
-from indexes.gpu import CagraIndex, FaissGpuFlatIndex, FaissGpuIvfIndex
-from indexes.hnsw import HnswFloat16Index, HnswSq8Index
-from indexes.ivf import IvfPqIndex, IvfSq8Index
-from indexes.memory import release_freed
-from indexes.ordering import ClusterTree, stored_order
-from indexes.pruned import PrunedSearch, Pruning
-from indexes.restricted import only_allowed
-from indexes.selection import Choice, choose, hnsw_settings
-from indexes.symqg import SymqgIndex, symqg_installed
-from indexes.torchbins import TorchBinsIndex
-from indexes.vectors import VectorStore, VectorWriter
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from indexes._faiss import FaissIndex, load_faiss, use_one_thread
+    from indexes._placement import check_placement
+    from indexes.base import CoarseIndex, families, family
+    from indexes.baseline import FlatBaseline
+    from indexes.errors import CoarseIndexError, MissingBackendError
+    from indexes.exact import RunningTop, exact_search
+    from indexes.flat import FlatIndex
+    from indexes.gpu import CagraIndex, FaissGpuFlatIndex, FaissGpuIvfIndex
+    from indexes.hnsw import HnswFloat16Index, HnswSq8Index
+    from indexes.ivf import IvfPqIndex, IvfSq8Index
+    from indexes.memory import release_freed
+    from indexes.ordering import ClusterTree, stored_order
+    from indexes.pruned import PrunedSearch, Pruning
+    from indexes.restricted import only_allowed
+    from indexes.selection import Choice, choose, hnsw_settings
+    from indexes.symqg import SymqgIndex, symqg_installed
+    from indexes.torchbins import TorchBinsIndex
+    from indexes.vectors import VectorStore, VectorWriter
 
 __all__ = [
     "CagraIndex",
@@ -58,3 +62,53 @@ __all__ = [
     "symqg_installed",
     "use_one_thread",
 ]
+
+# Where each name is, loaded on its first use (PEP 562): FAISS and torch take seconds to import.
+_HOMES = {
+    "CagraIndex": "indexes.gpu",
+    "Choice": "indexes.selection",
+    "ClusterTree": "indexes.ordering",
+    "CoarseIndex": "indexes.base",
+    "CoarseIndexError": "indexes.errors",
+    "FaissGpuFlatIndex": "indexes.gpu",
+    "FaissGpuIvfIndex": "indexes.gpu",
+    "FaissIndex": "indexes._faiss",
+    "FlatBaseline": "indexes.baseline",
+    "FlatIndex": "indexes.flat",
+    "HnswFloat16Index": "indexes.hnsw",
+    "HnswSq8Index": "indexes.hnsw",
+    "IvfPqIndex": "indexes.ivf",
+    "IvfSq8Index": "indexes.ivf",
+    "MissingBackendError": "indexes.errors",
+    "PrunedSearch": "indexes.pruned",
+    "Pruning": "indexes.pruned",
+    "RunningTop": "indexes.exact",
+    "SymqgIndex": "indexes.symqg",
+    "TorchBinsIndex": "indexes.torchbins",
+    "VectorStore": "indexes.vectors",
+    "VectorWriter": "indexes.vectors",
+    "check_placement": "indexes._placement",
+    "choose": "indexes.selection",
+    "exact_search": "indexes.exact",
+    "families": "indexes.base",
+    "family": "indexes.base",
+    "hnsw_settings": "indexes.selection",
+    "load_faiss": "indexes._faiss",
+    "only_allowed": "indexes.restricted",
+    "release_freed": "indexes.memory",
+    "stored_order": "indexes.ordering",
+    "symqg_installed": "indexes.symqg",
+    "use_one_thread": "indexes._faiss",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

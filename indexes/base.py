@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 Allowed = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
 IndexType = TypeVar("IndexType", bound="CoarseIndex")
+
+# The modules whose families are registered, in the order in which they are listed.
+FAMILY_MODULES = ("indexes.flat", "indexes.gpu", "indexes.hnsw", "indexes.ivf", "indexes.symqg", "indexes.torchbins")
 
 _FAMILIES: dict[str, type[CoarseIndex]] = {}
 
@@ -253,15 +257,23 @@ def family(name: str) -> type[CoarseIndex]:
         CoarseIndexError: There is none.
     """
     try:
-        return _FAMILIES[name]
+        return _registered()[name]
     except KeyError:
-        known = ", ".join(_FAMILIES)
+        known = ", ".join(families())
         raise CoarseIndexError(f"no coarse index is called {name!r}; choose one of: {known}") from None
 
 
 def families() -> tuple[str, ...]:
-    """The names of all families, in the order in which they were registered."""
-    return tuple(_FAMILIES)
+    """The names of all families, in the order of their modules."""
+    return tuple(_registered())
+
+
+def _registered() -> dict[str, type[CoarseIndex]]:
+    for module in FAMILY_MODULES:
+        importlib.import_module(module)
+    order = {module: place for place, module in enumerate(FAMILY_MODULES)}
+    # Whatever was imported first, the order is the same.
+    return dict(sorted(_FAMILIES.items(), key=lambda item: order.get(item[1].__module__, len(order))))
 
 
 def rising(largest: int, steps: Sequence[tuple[float, int]]) -> tuple[int, ...]:
