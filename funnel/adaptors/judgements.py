@@ -14,7 +14,7 @@ from funnel.errors import InputError
 
 __all__ = ["MOST_ROWS", "Judged", "Qrels", "rows_to_train_on"]
 
-Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
+Qrels: TypeAlias = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> grade, above 0 for relevant."""
 
 # Rows held in memory to train on: the held-out figure gains nothing from more (200 MB at 384 dims).

@@ -1,5 +1,6 @@
 """Queries as texts or vectors, and relevance judgements."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def _stacked_vectors(found: list[tuple[str, Document]]) -> NDArray[np.float32] |
     return np.stack([document.vector for _, document in found if document.vector is not None])
 
 
-def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, int]]:
+def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, float]]:
     """Read relevance judgements in BEIR's form: query id, corpus id and grade, between tabs.
 
     Args:
@@ -185,7 +186,7 @@ def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, int
         InputError: not found, empty, or a line cannot be used; names file and line.
     """
     path = _qrels_file(Path(path), split)
-    judgements: dict[str, dict[str, int]] = {}
+    judgements: dict[str, dict[str, float]] = {}
     for where, query_id, document_id, grade in _judgements(path):
         of_query = judgements.setdefault(query_id, {})
         if of_query.setdefault(document_id, grade) != grade:
@@ -208,17 +209,19 @@ def _qrels_file(path: Path, split: str) -> Path:
     raise InputError(f"no judgements at {' or '.join(map(str, candidates))}; check the path and the split")
 
 
-def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, float]]:
     for number, line in decoded_lines(path):
-        fields = [field.strip() for field in line.rstrip("\r\n").split("\t")]
-        if fields == [""] or (number == 1 and tuple(fields) == QRELS_HEADER):
+        fields = line.rstrip("\r\n").split("\t")
+        if not line.strip() or (number == 1 and tuple(map(str.strip, fields)) == QRELS_HEADER):
             continue
         where = f"{path}:{number}"
         if len(fields) != len(QRELS_HEADER) or not fields[0] or not fields[1]:
             shown = line.strip()[:SHOWN_CHARACTERS]
             raise InputError(f"{where}: expected {', '.join(QRELS_HEADER)} between tabs, got {shown!r}")
         try:
-            grade = int(fields[2])
+            grade = float(fields[2])
         except ValueError:
-            raise InputError(f"{where}: the score is {fields[2]!r}, expected a whole number") from None
-        yield where, fields[0], fields[1], grade
+            grade = math.nan
+        if not math.isfinite(grade):
+            raise InputError(f"{where}: the score is {fields[2]!r}, expected a number")
+        yield where, fields[0], fields[1], int(grade) if grade.is_integer() else grade

@@ -1,5 +1,6 @@
 """Quality of what a search returned: recall against flat search, and ranking against judgements."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from funnel.errors import InputError, MissingPackageError
 
 # Scores of equal rows differ by rounding alone: float32 sums of unit vectors agree to about 1e-7.
 TIE_TOLERANCE = 1e-6
+
+# What grades with fractions are scaled to: rounds by 1e-5, and trec_eval keeps a table of so many grades.
+LARGEST_GRADE = 50_000
 
 # Our name of a measure, pytrec_eval's name to ask for it, and its name in the answer.
 RANKING_MEASURES = (
@@ -49,7 +53,9 @@ def recall_at_k(
     return share
 
 
-def ranking_metrics(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+def ranking_metrics(
+    run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
     """nDCG@10 and recall@100 by trec_eval, averaged over the judged queries.
 
     The average is that of `trec_eval -c`: over every query with at least one relevant document; one
@@ -57,17 +63,17 @@ def ranking_metrics(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, 
 
     Args:
         run: query id → document id → score.
-        qrels: query id → document id → relevance; above 0 is relevant.
+        qrels: query id → document id → relevance; above 0 is relevant, fractions too.
 
     Returns:
         {"ndcg@10": …, "recall@100": …}.
 
     Raises:
-        InputError: no query has a relevant document.
+        InputError: no query has a relevant document; a relevance is not finite.
         MissingPackageError: pytrec_eval is not installed.
     """
     judged = {
-        str(query): {str(document): int(relevance) for document, relevance in documents.items()}
+        str(query): _whole({str(document): float(relevance) for document, relevance in documents.items()})
         for query, documents in qrels.items()
         if any(relevance > 0 for relevance in documents.values())
     }
@@ -80,6 +86,16 @@ def ranking_metrics(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, 
     }
     answers = _trec_eval(scored, judged)
     return {name: sum(answer[key] for answer in answers.values()) / len(judged) for name, _, key in RANKING_MEASURES}
+
+
+def _whole(grades: dict[str, float]) -> dict[str, int]:
+    """Grades as trec_eval takes them: where some have fractions, all times one factor, which changes no measure."""
+    if not all(map(math.isfinite, grades.values())):
+        raise InputError("the qrels hold a grade that is not finite; give numbers")
+    if all(grade.is_integer() for grade in grades.values()):
+        return {document: int(grade) for document, grade in grades.items()}
+    factor = LARGEST_GRADE / max(map(abs, grades.values()))
+    return {document: max(1, round(grade * factor)) if grade > 0 else 0 for document, grade in grades.items()}
 
 
 def _trec_eval(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:

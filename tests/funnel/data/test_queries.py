@@ -118,7 +118,8 @@ def test_folders_and_splits(tmp_path: Path) -> None:
         ),
         ("q\td\t1\t2\n", ":1: expected query-id"),
         ("\td\t1\n", ":1: expected query-id"),
-        ("q\td\tone\n", ":1: the score is 'one', expected a whole number"),
+        ("q\td\tone\n", ":1: the score is 'one', expected a number"),
+        ("q\td\tnan\n", ":1: the score is 'nan', expected a number"),
         ("q\td\t1\nq\td\t2\n", ":2: q and d are judged 2, before that 1"),
     ],
 )
@@ -132,3 +133,8 @@ def test_judgements_that_cannot_be_used_are_named(tmp_path: Path, content: str, 
 def test_scifact_has_its_published_counts(data_dir: Path) -> None:
     assert len(read_qrels(data_dir / "scifact")) == 300
     assert len(open_queries(data_dir / "scifact")) == 1109
+
+
+def test_grades_with_fractions_and_ids_with_blanks_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("q\t d\t0.5\r\nq\te\t2.0\n")
+    assert read_qrels(tmp_path / "q.tsv") == {"q": {" d": 0.5, "e": 2}}

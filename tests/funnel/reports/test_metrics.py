@@ -134,3 +134,11 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytrec_eval", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'funnel-retrieval\[beir\]'"):
         ranking_metrics({"q": {"a": 1.0}}, {"q": {"a": 1}})
+
+
+def test_grades_between_0_and_1_are_relevant() -> None:
+    run = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
+    halves = ranking_metrics(run, {"q": {"b": 0.5, "c": 1.0, "a": 0.0}})
+    assert halves == pytest.approx(ranking_metrics(run, {"q": {"b": 1, "c": 2, "a": 0}}), abs=1e-4)
+    with pytest.raises(InputError, match="not finite"):
+        ranking_metrics(run, {"q": {"b": float("nan"), "c": 1}})
