@@ -85,15 +85,19 @@ class Beside:
         )
 
     def _encode(self, batch: int) -> Callable[[int], object]:
-        texts = sample_texts(batch)
-        return lambda _: self._encoder.encode(texts)
+        """Encoding of the first words of documents, other ones each time; of short questions where there are none."""
+        sets = [sample_texts(batch)] if self._documents is None else self._beginnings(self._documents, batch)
+        return lambda number: self._encoder.encode(sets[number % len(sets)])
+
+    def _beginnings(self, documents: Documents, batch: int) -> list[list[str]]:
+        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
+        return [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
 
     def _rank(self, batch: int, depth: int) -> Callable[[int], object]:
         """BM25 for a batch of the first words of documents, other ones each time."""
         documents, lexical = self._documents, self._lexical
         assert documents is not None and lexical is not None
-        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
-        texts = [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
+        texts = self._beginnings(documents, batch)
         lexical.open()
         return lambda number: lexical.rank_all(texts[number % SETS], depth)
 
