@@ -18,7 +18,7 @@ from benchmarks.texts import lines_of, wordllama_encoder
 from benchmarks.trials import Row, make_pool, run_trials
 from funnel import FunnelIndex
 from funnel.planning.budget import Budget
-from funnel.planning.calibrate import calibrate
+from funnel.planning.calibrate import Certifying, calibrate
 from funnel.planning.calibration import record
 from funnel.planning.records import Calibration
 from funnel.reports.plots import new_figure, save_figure
@@ -129,7 +129,7 @@ def _timed(built: FunnelIndex, asked: npt.NDArray[np.float32], facts: dict[str, 
     adapted = searcher.prepare(asked[:TIMED_QUERIES])
     started, worked = time.perf_counter(), time.process_time()
     searcher.calibration = calibrate(
-        searcher.cascade, searcher.widths, adapted, searcher.whole_call, {}, seed=2, progress=True
+        searcher.cascade, searcher.widths, Certifying(adapted), searcher.whole_call, {}, seed=2, progress=True
     )
     seconds = time.perf_counter() - started
     facts["calibration_processor_seconds"] = time.process_time() - worked

@@ -79,8 +79,12 @@ cli.add_command(compact)
 @click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
 @click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
 @click.option(
-    "--corpus-like-queries", type=float, default=0.5, show_default=True,
-    help="Share of the queries that may equal rows of the corpus and still certify; 1 where queries are documents.",
+    "--corpus-like-queries", is_flag=True,
+    help="Queries are documents: those that equal rows of the corpus certify as well.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float16", "float32"]), default="auto", show_default=True,
+    help="Of the rows as stored; auto: float16 where exact search over it keeps .9995 of the true top 10.",
 )  # fmt: skip
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
 @click.option("--text", help="The field that holds the text, where it is not called text.")
@@ -100,7 +104,8 @@ def build(
     dims: list[int] | None,
     memory_mb: float | None,
     coarse: str | None,
-    corpus_like_queries: float,
+    corpus_like_queries: bool,
+    dtype: str,
     exact_encoding: bool,
     text: str | None,
     title: str | None,
@@ -127,6 +132,7 @@ def build(
         memory_mb=memory_mb,
         coarse=coarse,
         corpus_like_queries=corpus_like_queries,
+        dtype=dtype,
         exact_encoding=exact_encoding,
         text=text,
         title=title,

@@ -14,10 +14,13 @@ __all__ = ["tune"]
 @click.command()
 @click.argument("index", type=PATH)
 @click.option("--queries", type=PATH, help="Real queries: queries.jsonl, .txt or .npy. [default: those on record]")
-@click.option("--corpus-like-queries", type=float, help="Share of queries that may equal rows. [default: as on record]")
+@click.option(
+    "--corpus-like-queries/--no-corpus-like-queries", default=None,
+    help="Whether queries are documents, so that those which equal rows certify. [default: as on record]",
+)  # fmt: skip
 @SEED
 @QUIET
-def tune(index: Path, queries: Path | None, corpus_like_queries: float | None, seed: int, quiet: bool) -> None:
+def tune(index: Path, queries: Path | None, corpus_like_queries: bool | None, seed: int, quiet: bool) -> None:
     """Calibrate INDEX again, in place, on this machine: when queries have changed, or there were none.
 
     Example: funnel tune my-index --queries queries-of-this-month.jsonl

@@ -68,10 +68,10 @@ class FunnelIndex(Updates):
         progress: bool = True,
         coarse: str | None = None,
         coarse_settings: dict[str, int] | None = None,
-        dtype: str = "float16",
+        dtype: str = "auto",
         exact_encoding: bool = False,
         device: str = "auto",
-        corpus_like_queries: float = 0.5,
+        corpus_like_queries: bool = False,
         text: str | None = None,
         title: str | None = None,
         id: str | None = None,
@@ -92,9 +92,10 @@ class FunnelIndex(Updates):
         as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
         the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
         apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
-        name and settings of a coarse family. dtype: "float16" or "float32" as stored. exact_encoding: encode in
-        float32. corpus_like_queries: the share of the queries that may equal rows of the corpus before they certify
-        nothing; 1 where queries are documents.
+        name and settings of a coarse family. dtype: of the rows as stored: "float16", "float32", or "auto": float16
+        where exact search over it keeps .9995 of the true top 10, else float32. exact_encoding: encode in float32.
+        corpus_like_queries: whether queries are documents; unless they are, those that equal rows of the corpus
+        certify nothing. Queries certify once each, whatever their number.
 
         Raises InputError for a corpus, queries or settings that cannot be used, EncoderError, StorageError, and
         NoSpaceError when the disk is full; what the folder held before then stays.
@@ -260,7 +261,7 @@ class FunnelIndex(Updates):
         self,
         queries: QueriesSource | None = None,
         *,
-        corpus_like_queries: float | None = None,
+        corpus_like_queries: bool | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
@@ -332,7 +333,9 @@ class FunnelIndex(Updates):
         calibration = self._searcher.calibration
         if calibration is None:
             return f"exact: {self._searcher.why_flat}"
-        said = f"certified on {calibration.n_queries:,} real queries" if calibration.certifies else calibration.kind
+        said = calibration.kind
+        if calibration.certifies:
+            said = f"certified on {calibration.n_queries:,} real queries{calibration.said_left_out}"
         adaptor = self._searcher.adaptor
         return said if adaptor.isometric else f"{said}; truth is exact search in the space adapted by {adaptor.kind}"
 

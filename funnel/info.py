@@ -41,6 +41,7 @@ class Info:
     dims: int
     ladder: tuple[int, ...]
     dtype: str
+    kept: float | None
     documents: bool
     encoder: str | None
     adaptor: Mapping[str, Any]
@@ -83,6 +84,7 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         dims=manifest.d,
         ladder=manifest.ladder,
         dtype=str(settings.get("dtype")),
+        kept=settings.get("kept"),
         documents=bool(settings.get("documents")),
         encoder=settings.get("encoder"),
         adaptor=dict(settings.get("adaptor") or {}),
@@ -145,11 +147,12 @@ def _lines(info: Info) -> list[tuple[str, str]]:
     adaptor, coarse, calibration = info.adaptor, info.coarse, info.calibration
     many = f" in {info.segments} segments" if info.segments > 1 else ""
     gone = f", {info.deleted:,} deleted" if info.deleted else ""
+    kept = "" if info.kept is None else f" (exact search over it keeps {info.kept:.4f} of the true top 10)"
     settings = ", ".join(f"{name} {value}" for name, value in (coarse["settings"] or {}).items())
     full = "full width unchanged" if adaptor.get("isometric") else "full width changed"
     lines = [
         ("index", f"{info.path}, generation {info.generation}, format {info.format_version}, made {info.created}"),
-        ("rows", f"{info.rows:,} of {info.dims} dims as {info.dtype}{many}{gone}"),
+        ("rows", f"{info.rows:,} of {info.dims} dims as {info.dtype}{kept}{many}{gone}"),
         ("documents", "titles, texts, metadata" if info.documents else "none: bare vectors"),
         ("encoder", info.encoder or "none: built from vectors"),
         ("ladder", ", ".join(map(str, info.ladder))),

@@ -11,7 +11,7 @@ import torch
 from funnel.cascade import Cascade, Float32
 from funnel.escalation import looked_at
 from funnel.plan import Escalation, Plan
-from funnel.planning.calibration import TIE_TOLERANCE, Run
+from funnel.planning.calibration import TIE_TOLERANCE, Run, given_scores
 from funnel.rerank import carry_on
 from funnel.staged import Found, StagedRun, going_on, take_over
 
@@ -46,7 +46,7 @@ def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) ->
         threshold = run.truth[asked, k - 1] - TIE_TOLERANCE
         took, found = _steps(cascade, queries, widened, k + extra)
         times.append(took)
-        recalls.append([_recall(cascade, queries, step, run.own_rows[asked], threshold, k) for step in found])
+        recalls.append([_recall(cascade, run, asked, step, threshold, k) for step in found])
     typical, mean = np.median(times, axis=0), np.mean(recalls, axis=0)
     again = plan.parts[0].steps  # a second part is begun in some calls only: its steps are predicted in the mean too
     typical[again:] = np.mean(times, axis=0)[again:]
@@ -87,10 +87,13 @@ def _both_parts(
     return [*times, *took], [*answers, *[before] * (then.steps - 1), found]
 
 
-def _recall(cascade: Cascade, queries: Float32, found: Found, own: np.ndarray, threshold: np.ndarray, k: int) -> float:
-    """Mean recall@k of the rows found, by their exact scores."""
+def _recall(cascade: Cascade, run: Run, asked: np.ndarray, found: Found, threshold: np.ndarray, k: int) -> float:
+    """Mean recall@k of the rows found for the queries `asked`, by their true scores."""
+    queries, own = np.ascontiguousarray(run.queries[asked]), run.own_rows[asked]
     with torch.inference_mode():
         query, rows = cascade.tensors(cascade.as_stored(queries), found.rows.clip(min=0))
         scores = carry_on(cascade.store, query, rows, None, 0, cascade.store.dim).cpu().numpy()
+    if run.given is not None and run.near_rows is not None and run.near_scores is not None:
+        scores = given_scores((run.near_scores[asked], run.near_rows[asked]), found.rows, scores)
     true = (scores >= threshold[:, None]) & (found.rows >= 0) & (found.rows != own[:, None])
     return float(np.minimum(true.sum(axis=1), k).mean() / k)

@@ -23,7 +23,7 @@ from funnel.exactness import pruned_exact
 from funnel.filters.segment import SegmentRows
 from funnel.ids import Ids, JoinedIds
 from funnel.others import Others
-from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
+from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, calibrate
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.records import Calibration
 from funnel.planning.updated import Updated
@@ -376,12 +376,12 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
     return calibrate(
         searcher.cascade,
         searcher.widths,
-        None if queries is None else queries.queries,
+        Certifying(None if queries is None else queries.queries, old.left_out, old.corpus_like),
         searcher.whole_call,
         old.encoder_ms,
         seed,
         progress=False,
-        corpus_like_limit=old.corpus_like_limit,
+        storage=old.storage,
     )
 
 

@@ -27,7 +27,7 @@ from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.pieces import pieces_of
-from funnel.data.queries import Queries, QueriesSource, open_queries, read_qrels
+from funnel.data.queries import Queries, QueriesSource, open_queries, query_hashes, read_qrels
 from funnel.errors import EncoderError, InputError
 
 __all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_pieces", "embed_queries", "train_adaptor"]
@@ -41,12 +41,16 @@ MOST_PIECES = 9_192
 
 @dataclass(frozen=True)
 class Embedded:
-    """Ids and float32 unit vectors [n, d] of a collection; of a corpus, its pieces too, where they were asked for."""
+    """Ids and float32 unit vectors [n, d] of a collection; of a corpus, its pieces too, where they were asked for.
+
+    hashes: of queries, what they are known by again: see `query_hashes`.
+    """
 
     name: str
     ids: Sequence[str]
     vectors: npt.NDArray[np.float32]
     pieces: npt.NDArray[np.float32] | None = None
+    hashes: frozenset[str] = frozenset()
 
 
 class EmbeddingCache:
@@ -139,7 +143,8 @@ def embed_queries(
     if vectors is None:
         used = load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
         vectors = cache.encode(opened.texts or [], used, True, progress)
-    return Embedded(opened.name, ids, vectors)
+    hashes: frozenset[str] = frozenset().union(*query_hashes(opened.texts, vectors))
+    return Embedded(opened.name, ids, vectors, hashes=hashes)
 
 
 def train_adaptor(
@@ -212,6 +217,8 @@ def train_adaptor(
         )  # fmt: skip
         why = f"{kind}: asked for" + "".join(given.note for given in (judged, dev) if given is not None)
         choice = AdaptorChoice(trained.adaptor, why, trained.log.figure, {}, {kind: trained.log})
+    if asked is not None:
+        choice.adaptor.seen_queries = asked.hashes
     choice.save(out)
     return choice
 

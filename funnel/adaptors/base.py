@@ -38,6 +38,7 @@ class Adaptor(torch.nn.Module, ABC):
             over adapted vectors ranks as exact search over the user's own.
         dim: the width of what goes in and of what comes out.
         dims: the widths it was trained for, rising; empty where every prefix is as good as it gets.
+        seen_queries: hashes of the queries that trained or chose it: they certify no index that is built with it.
     """
 
     kind: ClassVar[str]
@@ -49,6 +50,7 @@ class Adaptor(torch.nn.Module, ABC):
             raise InputError(f"an adaptor of dimension {dim} was asked for; the dimension must be at least 1")
         self.dim = dim
         self.dims = checked_widths(dims, dim) if len(dims) else ()
+        self.seen_queries: frozenset[str] = frozenset()
 
     def extra_repr(self) -> str:
         """What torch shows between the brackets."""
@@ -164,7 +166,8 @@ class Adaptor(torch.nn.Module, ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `adaptor.safetensors` and `adaptor.json` into the folder, which is made if need be."""
-        header = AdaptorHeader(self.kind, self.dim, self.dims, self.isometric, self.settings())
+        seen = tuple(sorted(self.seen_queries))
+        header = AdaptorHeader(self.kind, self.dim, self.dims, self.isometric, self.settings(), seen_queries=seen)
         write_adaptor(Path(folder), header, self.tensors())
 
     @staticmethod
@@ -180,9 +183,11 @@ class Adaptor(torch.nn.Module, ABC):
         cls = adaptor_class(header.kind)
         tensors = read_tensors(Path(folder), header)
         try:
-            return cls._restore(header, tensors)
+            adaptor = cls._restore(header, tensors)
         except InputError as error:
             raise DamagedIndexError(f"{folder} does not hold together: {error}; {REMEDY}") from error
+        adaptor.seen_queries = frozenset(header.seen_queries)
+        return adaptor
 
     @classmethod
     def _restore(cls, header: AdaptorHeader, tensors: Mapping[str, FloatArray]) -> Self:

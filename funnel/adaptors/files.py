@@ -30,7 +30,10 @@ Field = TypeVar("Field", str, int, bool, list[Any], dict[str, Any])
 
 @dataclass(frozen=True)
 class AdaptorHeader:
-    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file, once there is one."""
+    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file, once there is one.
+
+    seen_queries: hashes of the queries that trained or chose it, rising: see `funnel.data.queries.query_hashes`.
+    """
 
     kind: str
     dim: int
@@ -38,6 +41,7 @@ class AdaptorHeader:
     isometric: bool
     settings: Mapping[str, int]
     sha256: str = ""
+    seen_queries: tuple[str, ...] = ()
 
 
 def write_adaptor(folder: Path, header: AdaptorHeader, tensors: Mapping[str, NDArray[np.float32]]) -> None:
@@ -52,6 +56,7 @@ def write_adaptor(folder: Path, header: AdaptorHeader, tensors: Mapping[str, NDA
         "isometric": header.isometric,
         "settings": dict(header.settings),
         "sha256": hashlib.sha256(payload).hexdigest(),
+        "seen_queries": list(header.seen_queries),
     }
     (folder / TENSOR_FILE).write_bytes(payload)
     (folder / HEADER_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -81,6 +86,7 @@ def read_header(folder: Path) -> AdaptorHeader:
         isometric=_field(path, fields, "isometric", bool),
         settings=_settings(path, _field(path, fields, "settings", dict)),
         sha256=_field(path, fields, "sha256", str),
+        seen_queries=_hashes(path, _field(path, {"seen_queries": [], **fields}, "seen_queries", list)),
     )
     if header.dim < 1:
         raise DamagedIndexError(f"{path}: dim is {header.dim}, expected at least 1; {REMEDY}")
@@ -134,6 +140,12 @@ def _numbers(path: Path, name: str, values: list[Any]) -> list[int]:
     if any(type(value) is not int for value in values):
         raise DamagedIndexError(f"{path}: {name} is {values!r}, expected whole numbers; {REMEDY}")
     return values
+
+
+def _hashes(path: Path, values: list[Any]) -> tuple[str, ...]:
+    if any(type(value) is not str for value in values):
+        raise DamagedIndexError(f"{path}: seen_queries holds values that are no texts; {REMEDY}")
+    return tuple(values)
 
 
 def _settings(path: Path, values: dict[str, Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,22 @@ from tqdm import tqdm
 from funnel.adaptors import Judged, Qrels, rows_to_train_on
 from funnel.building.intake import Intake
 from funnel.data.encoding import Encoder
-from funnel.data.queries import Queries, QueriesSource, open_queries, read_qrels
+from funnel.data.queries import Queries, QueriesSource, folded, open_queries, query_hashes, read_qrels
 from funnel.data.rows import unit_rows
 from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
 
-__all__ = ["MOST_QUERIES", "Asked", "QrelsSource", "encode_asked", "judged_rows", "open_asked"]
+__all__ = ["EQUAL", "MOST_QUERIES", "SAME_COSINE", "Asked", "QrelsSource", "encode_asked", "judged_rows", "open_asked"]
 
 # Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
 MOST_QUERIES = 5_000
 ENCODED_AT_A_TIME = 1_024  # enough to sort by length into full batches
+COMPARED_AT_A_TIME = 1_000  # of queries with each other: 20 MB of cosines
+# Two vectors of at least this cosine are one: float32 moves the cosine of a unit row with itself by some 1e-7, and what
+# float16 takes from a row changes its direction by 1e-8.
+SAME_COSINE = 1.0 - 1e-6
+REPEATED, EQUAL = "repeats", "equal to rows of the corpus"
+TRAINED = "that trained or chose the adaptor"
 
 QrelsSource = str | Path | Qrels
 
@@ -32,15 +38,46 @@ class Asked:
     """Encoded queries.
 
     Attributes:
-        certifying: float32 [q, d] unit rows in random order; None where there are none.
+        certifying: float32 [q, d] unit rows in random order, distinct; None where there are none.
+        texts: theirs, folded; None of vectors.
+        left_out: why others do not certify -> how many.
         judged_ids, judged: ids and float32 [j, d] of the queries that qrels name; they train and never certify.
+        judged_hashes: what these are known by again, see `query_hashes`.
         qrels: the judgements; empty without any.
     """
 
     certifying: npt.NDArray[np.float32] | None = None
+    texts: Sequence[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
     judged_ids: Sequence[str] = ()
     judged: npt.NDArray[np.float32] | None = None
+    judged_hashes: frozenset[str] = frozenset()
     qrels: Qrels = field(default_factory=dict)
+
+    def without(self, those: npt.NDArray[np.bool_], why: str) -> Asked:
+        """The same without some of the certifying queries: bool [q], True for those to leave out."""
+        if self.certifying is None or not those.any():
+            return self
+        stay = np.flatnonzero(~those)
+        return replace(
+            self,
+            certifying=np.ascontiguousarray(self.certifying[stay]) if len(stay) else None,
+            texts=None if self.texts is None else [self.texts[int(i)] for i in stay],
+            left_out={**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())},
+        )
+
+    def without_seen(self, seen: frozenset[str]) -> Asked:
+        """The same without those that an adaptor saw. seen: their hashes, see `query_hashes`."""
+        if self.certifying is None or not seen:
+            return self
+        known = query_hashes(self.texts, self.certifying)
+        return self.without(np.array([bool(mine & seen) for mine in known]), TRAINED)
+
+    def without_texts(self, texts: frozenset[str]) -> Asked:
+        """The same without those whose text is one of these, folded: the texts of documents."""
+        if self.texts is None or not texts:
+            return self
+        return self.without(np.array([bool(text) and text in texts for text in self.texts]), EQUAL)
 
 
 def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tuple[Queries | None, Qrels]:
@@ -56,7 +93,7 @@ def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tupl
 def encode_asked(
     queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int, progress: bool = False
 ) -> Asked:
-    """Encode the queries and part them into those judged and those that certify.
+    """Encode the queries and part them into those judged and those that certify: each of these once, and none judged.
 
     Raises EncoderError where texts have no encoder, InputError for another width or rows that cannot be used.
     """
@@ -64,14 +101,56 @@ def encode_asked(
         return Asked()
     judged = [] if queries.ids is None else [i for i, name in enumerate(queries.ids) if name in qrels]
     others = np.setdiff1d(np.arange(len(queries)), judged)
-    chosen = np.random.default_rng(seed).permutation(others)[:MOST_QUERIES]
+    drawn = np.random.default_rng(seed).permutation(others)
+    texts = None if queries.texts is None else [folded(text) for text in queries.texts]
+    distinct = _distinct_texts(texts, drawn)
+    chosen = distinct[:MOST_QUERIES]
     names = [queries.ids[i] for i in judged] if queries.ids is not None else []
-    return Asked(
-        _encoded(queries, chosen, encoder, dim, progress) if len(chosen) else None,
+    training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
+    hashes = query_hashes(None if texts is None else [texts[i] for i in judged], training)
+    if not len(chosen):
+        return Asked(None, None, {}, names, training, frozenset().union(*hashes), qrels)
+    asked = Asked(
+        _encoded(queries, chosen, encoder, dim, progress),
+        None if texts is None else [texts[i] for i in chosen],
+        {REPEATED: len(drawn) - len(distinct)},
         names,
-        _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None,
+        training,
+        frozenset().union(*hashes),
         qrels,
-    )
+    ).without_seen(frozenset().union(*hashes))
+    if training is not None and asked.certifying is not None:
+        asked = asked.without(_like_any(asked.certifying, training), TRAINED)
+    return asked if asked.certifying is None else asked.without(_repeats(asked.certifying), REPEATED)
+
+
+def _distinct_texts(texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of queries, each text once; all of them where there are only vectors."""
+    if texts is None:
+        return numbers
+    first: dict[str, int] = {}
+    for number in numbers:
+        first.setdefault(texts[number] or f"\0{number}", int(number))  # no text is not the same text
+    return np.array(list(first.values()), dtype=np.int64)
+
+
+def _like_any(queries: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which unit rows [q, d] are, up to rounding, one of the others: bool [q]."""
+    parts = [
+        (queries[start : start + COMPARED_AT_A_TIME] @ others.T).max(axis=1) >= SAME_COSINE
+        for start in range(0, len(queries), COMPARED_AT_A_TIME)
+    ]
+    return np.concatenate(parts)
+
+
+def _repeats(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which unit rows [q, d] are, up to rounding, one that came before them: bool [q]."""
+    parts = []
+    for start in range(0, len(queries), COMPARED_AT_A_TIME):
+        block = queries[start : start + COMPARED_AT_A_TIME]
+        same = block @ queries[: start + len(block)].T >= SAME_COSINE
+        parts.append(np.tril(same, start - 1).any(axis=1))
+    return np.concatenate(parts)
 
 
 def judged_rows(

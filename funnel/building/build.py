@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,18 @@ from tqdm import tqdm
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.beside import sample_texts
-from funnel.building.asked import Asked, QrelsSource, encode_asked, judged_rows, open_asked
+from funnel.building.asked import (
+    EQUAL,
+    Asked,
+    QrelsSource,
+    encode_asked,
+    judged_rows,
+    open_asked,
+)
 from funnel.building.intake import Intake, take_in
 from funnel.building.ladder import NARROWEST, checked_ladder, choose_ladder, steps_above
-from funnel.building.segment import build_coarse, write_norms, write_rows
+from funnel.building.segment import build_coarse, order_rows, store_rows, write_norms
+from funnel.building.truth import RowsAsGiven
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import Encoder
 from funnel.data.queries import QueriesSource
@@ -28,10 +36,11 @@ from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
 from funnel.opening import make_cascade, rerank_widths
 from funnel.planning.budget import Budget
-from funnel.planning.calibrate import SMALLEST_PLANNED, calibrate
+from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
 from funnel.planning.costs import BATCH_SIZES, times_ms
 from funnel.planning.planner import Planner
-from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
+from funnel.planning.records import Calibration
+from funnel.planning.storage_cost import StorageCost
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from funnel.storage.arrays import map_npy
@@ -51,7 +60,7 @@ __all__ = [
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
 MEASURED_K = 10
 MEGABYTE = 1_000_000
-AUTO = "auto"  # train, compare and choose the adaptor
+AUTO = "auto"  # train, compare and choose the adaptor; measure, and choose what rows are stored in
 ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
 
 
@@ -68,7 +77,7 @@ class BuildOptions:
     seed: int
     device: torch.device
     progress: bool
-    corpus_like_queries: float = CORPUS_LIKE_QUERIES
+    corpus_like_queries: bool = False
 
 
 def build_index(
@@ -92,15 +101,25 @@ def build_index(
     with folder.begin() as transaction:
         segment = transaction.folder("segments")
         asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
-        intake = take_in(corpus, encoder, segment, options.seed, options.progress)
+        texts = frozenset(asked.texts or ())
+        intake = take_in(corpus, encoder, segment, options.seed, options.progress, texts)
         chosen = _adaptor(options, intake, segment, asked)
         adaptor = chosen.adaptor
+        asked = asked.without_seen(adaptor.seen_queries)
+        adaptor.seen_queries |= asked.judged_hashes
+        if not options.corpus_like_queries:
+            asked = asked.without_texts(intake.asked_for)
         release_freed()
-        write_rows(intake, adaptor, segment, options.dtype, options.seed + TREE_SEED, options.progress)
+        truth = RowsAsGiven(intake, adaptor, asked.certifying, options.dtype == AUTO, options.seed + CALIBRATION_SEED)
+        seed = options.seed + TREE_SEED
+        positions = order_rows(intake, adaptor, segment, seed, options.progress, truth.watch)
+        truth.finish()
+        options = _with_dtype(options, truth)
+        store_rows(intake, adaptor, positions, segment, options.dtype, options.progress)
         intake.finish()
         built = _index_rows(segment, intake, adaptor, options)
         searcher = _searcher(segment, adaptor, built, options)
-        calibration = _calibrate(searcher, asked.certifying, encoder, options)
+        calibration = _calibrate(searcher, asked, truth, positions, encoder, options)
         return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options)
 
 
@@ -112,9 +131,22 @@ class _Built:
     coarse: Any
 
 
+def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> BuildOptions:
+    """The options with the type that rows are stored in, chosen where the user left it open."""
+    if options.dtype != AUTO:
+        return options
+    dtype, kept = truth.narrowest()
+    if options.progress:
+        tqdm.write(
+            f"rows are stored as {dtype}: exact search over float16 keeps {kept:.4f} of the true top 10",
+            file=sys.stderr,
+        )
+    return replace(options, dtype=dtype)
+
+
 def _check(options: BuildOptions, judged: bool) -> None:
-    if options.dtype not in ("float16", "float32"):
-        raise InputError(f"dtype is {options.dtype!r}; expected 'float16' or 'float32'")
+    if options.dtype not in (AUTO, "float16", "float32"):
+        raise InputError(f"dtype is {options.dtype!r}; expected 'auto', 'float16' or 'float32'")
     if options.memory_mb is not None:
         checked_memory(options.memory_mb)
     if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
@@ -137,11 +169,11 @@ def checked_memory(memory_mb: float) -> float:
     return float(memory_mb)
 
 
-def checked_like(share: float) -> float:
-    """A share of queries that may equal rows, as a float. InputError for what is none."""
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= share <= 1.0:
-        raise InputError(f"corpus_like_queries is {share!r}; expected a share from 0 to 1, such as 0.5")
-    return float(share)
+def checked_like(said: bool) -> bool:
+    """Whether queries are documents. InputError for what is neither True nor False."""
+    if not isinstance(said, bool | int | float) or said not in (True, False):
+        raise InputError(f"corpus_like_queries is {said!r}; expected True (queries are documents) or False")
+    return bool(said)
 
 
 def _width(corpus: Corpus, encoder: Encoder | None) -> int:
@@ -243,37 +275,48 @@ def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOpti
 
 
 def _calibrate(
-    searcher: Searcher, real: npt.NDArray[np.float32] | None, encoder: Encoder | None, options: BuildOptions
+    searcher: Searcher,
+    asked: Asked,
+    truth: RowsAsGiven,
+    positions: npt.NDArray[np.int64],
+    encoder: Encoder | None,
+    options: BuildOptions,
 ) -> Calibration | None:
     if searcher.rows < SMALLEST_PLANNED:
         return None
-    adapted = None if real is None else searcher.prepare(real)
+    near, real_near = truth.near(positions)
     like = options.corpus_like_queries
-    return calibrate_searcher(searcher, adapted, encoder_ms(encoder), options.seed, options.progress, like)
+    if real_near is not None and not like:
+        equal = truth.equal()
+        asked, real_near = asked.without(equal, EQUAL), (real_near[0][~equal], real_near[1][~equal])
+    real = Certifying(None if asked.certifying is None else searcher.prepare(asked.certifying), asked.left_out, like)
+    given = Given(searcher.prepare(truth.held_out), positions[truth.own], near, real_near)
+    return calibrate_searcher(searcher, real, encoder_ms(encoder), options.seed, options.progress, given)
 
 
 def calibrate_searcher(
     searcher: Searcher,
-    adapted: npt.NDArray[np.float32] | None,
+    real: Certifying,
     encoding: dict[int, float],
     seed: int,
     progress: bool,
-    corpus_like_limit: float,
+    given: Given | None = None,
+    storage: StorageCost | None = None,
 ) -> Calibration:
     """Give a searcher its calibration, the latencies of the usual budgets among it.
 
-    adapted: real queries as `Searcher.prepare` gives them, in random order, or None. encoding: see `encoder_ms`.
-    corpus_like_limit: see `Calibration`.
+    encoding: see `encoder_ms`. given, storage: see `calibrate`.
     """
     searcher.calibration = calibrate(
         searcher.cascade,
         searcher.widths,
-        adapted,
+        real,
         searcher.whole_call,
         encoding,
         seed + CALIBRATION_SEED,
         progress,
-        corpus_like_limit,
+        given,
+        storage,
     )
     _measure_latencies(searcher.planner)
     searcher.calibration.latencies = searcher.planner.latencies.records()
@@ -326,6 +369,7 @@ def _commit(
             "coarse_asked": options.coarse is not None or options.dims is not None,
             "documents": intake.has_documents,
             "dtype": options.dtype,
+            "kept": None if calibration is None else _kept(calibration),
             "encoder": None if encoder is None else encoder.name,
             "encoder_reopenable": encoder is not None and encoder.reopenable,
             "exact_encoding": bool(getattr(encoder, "exact", False)),
@@ -339,3 +383,8 @@ def _commit(
         calibration.save(folder)
         body["calibration"] = transaction.identifier(folder)
     return transaction.commit(body, progress=options.progress)
+
+
+def _kept(calibration: Calibration) -> float | None:
+    """The share of the true top 10, by the rows as given, that exact search over the stored rows returns."""
+    return None if calibration.storage is None else float(calibration.storage.kept(MEASURED_K).mean())

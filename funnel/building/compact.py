@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from funnel.errors import InputError
 from funnel.ids import Ids
 from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
 from funnel.planning.calibrate import SMALLEST_PLANNED
-from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
+from funnel.planning.records import Calibration
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.segments import live_positions
@@ -219,11 +219,12 @@ def _calibration(
     if searcher.rows < SMALLEST_PLANNED:
         return None
     stored = opened.stored
-    limit = CORPUS_LIKE_QUERIES if stored is None else stored.corpus_like_limit
-    queries = recorded_queries(stored)
-    if queries is not None:  # as the old coarse index was asked; the new one may be of another kind
-        queries = searcher.cascade.as_asked(opened.searcher.cascade.as_stored(np.ascontiguousarray(queries)))
-    return calibrate_searcher(searcher, queries, encoding_ms(opened, encoder), seed, progress, limit)
+    real = recorded_queries(stored)
+    if real.queries is not None:  # as the old coarse index was asked; the new one may be of another kind
+        queries = opened.searcher.cascade.as_stored(np.ascontiguousarray(real.queries))
+        real = replace(real, queries=searcher.cascade.as_asked(queries))
+    storage = None if stored is None else stored.storage
+    return calibrate_searcher(searcher, real, encoding_ms(opened, encoder), seed, progress, storage=storage)
 
 
 def _commit(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.intake import TextIds
-from funnel.building.segment import build_coarse, write_norms
+from funnel.building.segment import ADDED_DTYPE, build_coarse, write_norms
 from funnel.data.documents import Document, DocumentStore
 from funnel.ids import Ids
 from funnel.opening import Opened, coarse_width
@@ -61,7 +61,7 @@ def write_folded(
     alive = [live[segment.first : segment.stop] for segment in segments] + [np.ones(count, dtype=np.bool_)]
     total = sum(int(part.sum()) for part in alive)
     done = 0
-    with VectorStore.create(folder / "vectors.npy", total, stores[0].dim, stores[0].dtype) as writer:
+    with VectorStore.create(folder / "vectors.npy", total, stores[0].dim, ADDED_DTYPE) as writer:
         for store, part in zip(stores, alive, strict=True):
             for first, rows in store.chunks(ROWS_AT_A_TIME):
                 rows = rows[part[first : first + len(rows)]]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from funnel.data.corpus import Corpus
 from funnel.data.documents import Document, DocumentStore
 from funnel.data.encoding import Encoder
+from funnel.data.queries import folded
 from funnel.errors import EncoderError, InputError
 
 __all__ = ["Intake", "TextIds", "take_in"]
@@ -36,8 +37,9 @@ class Intake:
     """What the first pass leaves behind.
 
     rows: reads all unit rows again, in input order, in batches float32 [c, d]. sample: float32 [s, d], rows drawn
-    evenly without replacement, for the adaptor and the cluster tree; empty once these are fitted. spool: a temporary
-    file to delete once the rows are stored, if there is one.
+    evenly without replacement, for the adaptor and the cluster tree; empty once these are fitted. sampled: int64 [s],
+    their input positions. spool: a temporary file to delete once the rows are stored, if there is one. asked_for: of
+    the texts that were to be looked for, those that are the text of a document, or its title and text.
     """
 
     count: int
@@ -46,6 +48,8 @@ class Intake:
     rows: Callable[[], Iterator[Float32]]
     has_documents: bool
     spool: Path | None = field(default=None)
+    sampled: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    asked_for: frozenset[str] = frozenset()
 
     def drop_sample(self) -> None:
         """Let go of the sample: it is the largest array of a build."""
@@ -65,36 +69,49 @@ class _Sample:
         self._random = np.random.default_rng(seed)
         self._keys = np.empty(self._size)
         self._rows = np.empty((self._size, dim), dtype=np.float32)  # takes memory as it fills
-        self._held = 0
+        self.numbers = np.empty(self._size, dtype=np.int64)  # of the rows held, counted through the stream
+        self._held = self._seen = 0
 
     def update(self, rows: Float32) -> None:
         keys = self._random.random(len(rows))
+        numbers = np.arange(self._seen, self._seen + len(rows))
+        self._seen += len(rows)
         start, taken = self._held, min(len(rows), self._size - self._held)
         self._held += taken
         self._keys[start : self._held], self._rows[start : self._held] = keys[:taken], rows[:taken]
+        self.numbers[start : self._held] = numbers[:taken]
         if taken < len(rows):
-            self._replace(keys[taken:], rows[taken:])
+            self._replace(keys[taken:], rows[taken:], numbers[taken:])
 
-    def finish(self) -> Float32:
-        return self._rows[: self._held]
+    def finish(self) -> tuple[Float32, npt.NDArray[np.int64]]:
+        return self._rows[: self._held], self.numbers[: self._held]
 
-    def _replace(self, keys: npt.NDArray[np.float64], rows: Float32) -> None:
+    def _replace(self, keys: npt.NDArray[np.float64], rows: Float32, numbers: npt.NDArray[np.int64]) -> None:
         """Put rows of smaller keys in the place of those of the largest."""
         every = np.concatenate([self._keys, keys])
         stays = np.zeros(len(every), dtype=np.bool_)
         stays[np.argpartition(every, self._size - 1)[: self._size]] = True
         free, new = np.flatnonzero(~stays[: self._size]), np.flatnonzero(stays[self._size :])
-        self._keys[free], self._rows[free] = keys[new], rows[new]
+        self._keys[free], self._rows[free], self.numbers[free] = keys[new], rows[new], numbers[new]
 
 
-def take_in(corpus: Corpus, encoder: Encoder | None, folder: Path, seed: int, progress: bool) -> Intake:
+def take_in(
+    corpus: Corpus,
+    encoder: Encoder | None,
+    folder: Path,
+    seed: int,
+    progress: bool,
+    looked_for: frozenset[str] = frozenset(),
+) -> Intake:
     """Read the corpus once: check it, encode it where it has no vectors, write ids and documents into the folder.
+
+    looked_for: texts, folded, to be found among those of the documents: see `Intake.asked_for`.
 
     Raises InputError for rows, lines and ids that cannot be used, EncoderError when an encoder is needed.
     """
     if corpus.kind == "vectors":
         return _take_vectors(corpus, folder, seed, progress)
-    return _take_documents(corpus, encoder, folder, seed, progress)
+    return _take_documents(corpus, encoder, folder, seed, progress, looked_for)
 
 
 def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> Intake:
@@ -110,14 +127,18 @@ def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> In
         np.save(folder / "ids.npy", np.arange(count, dtype=np.int64))
     else:
         _save_ids(folder, corpus.ids)
-    return Intake(count, dim, sample.finish(), lambda: corpus.vectors(batch_rows), has_documents=False)
+    rows_drawn, numbers = sample.finish()
+    return Intake(count, dim, rows_drawn, lambda: corpus.vectors(batch_rows), has_documents=False, sampled=numbers)
 
 
-def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed: int, progress: bool) -> Intake:
+def _take_documents(
+    corpus: Corpus, encoder: Encoder | None, folder: Path, seed: int, progress: bool, looked_for: frozenset[str]
+) -> Intake:
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
     dim = _known(corpus.dim) if corpus.has_vectors or encoder is None else encoder.dim
     sample, spool, ids = _Sample(dim, seed), folder / SPOOL, TextIds()
+    found: set[str] = set()
     label = "read" if corpus.has_vectors else "encode"
     with (
         DocumentStore.create(folder / "documents.sqlite") as store,
@@ -127,6 +148,9 @@ def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed:
         for documents in corpus.documents(DOCUMENTS_AT_A_TIME):
             store.append(documents)
             ids.extend(documents)
+            if looked_for:
+                texts = {folded(text) for one in documents for text in (one.text, one.content)}
+                found |= looked_for & texts
             rows = _vectors(documents, None if corpus.has_vectors else encoder, ids.count - len(documents))
             if rows.shape[1] != dim:
                 raise InputError(f"{corpus.name}: vectors of {rows.shape[1]} dims after vectors of {dim}")
@@ -134,7 +158,10 @@ def _take_documents(corpus: Corpus, encoder: Encoder | None, folder: Path, seed:
             rows.tofile(file)
             bar.update(len(documents))
     ids.save(folder)
-    return Intake(ids.count, dim, sample.finish(), lambda: _read_spool(spool, dim), True, spool)
+    rows_drawn, numbers = sample.finish()
+    return Intake(
+        *(ids.count, dim, rows_drawn, lambda: _read_spool(spool, dim), True, spool), numbers, frozenset(found)
+    )
 
 
 def _vectors(documents: list[Document], encoder: Encoder | None, first: int) -> Float32:

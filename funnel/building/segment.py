@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +16,15 @@ from funnel.building.intake import Intake
 from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
-__all__ = ["build_coarse", "unit_prefixes", "write_norms", "write_rows"]
+__all__ = ["ADDED_DTYPE", "build_coarse", "order_rows", "store_rows", "unit_prefixes", "write_norms", "write_rows"]
 
 # Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
 ORDERED_DIMS = 32
 # Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
 BLOCK_BYTES = 134_217_728
 CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
+# Rows that are added are searched exactly, and kept as they are given, so that they cost the promise nothing.
+ADDED_DTYPE = "float32"
 TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
 
 
@@ -49,6 +51,21 @@ def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.f
 
 def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: int, progress: bool) -> None:
     """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
+    store_rows(intake, adaptor, order_rows(intake, adaptor, folder, seed, progress), folder, dtype, progress)
+
+
+def order_rows(
+    intake: Intake,
+    adaptor: RowMap,
+    folder: Path,
+    seed: int,
+    progress: bool,
+    watch: Callable[[npt.NDArray[np.float32]], object] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Put the rows in cluster order: order.npy (stored row -> input position). Gives input position -> stored row.
+
+    watch: is shown all rows as given, batch by batch, in input order.
+    """
     width = min(ORDERED_DIMS, intake.dim)
     tree = ClusterTree.fit(_adapted_prefixes(intake.sample, adaptor, width), seed=seed)
     intake.drop_sample()
@@ -58,6 +75,8 @@ def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: 
     with tqdm(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in intake.rows():
             leaves[done : done + len(rows)] = tree.assign(_adapted_prefixes(rows, adaptor, width))
+            if watch is not None:
+                watch(rows)
             done += len(rows)
             bar.update(len(rows))
     # A block's prefixes are at most as wide as the matrix; the coarse width is chosen after the rows are stored.
@@ -66,7 +85,13 @@ def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: 
     positions = np.empty(intake.count, dtype=np.int64)
     positions[order] = np.arange(intake.count)
     np.save(folder / "order.npy", order)
-    del order
+    return positions
+
+
+def store_rows(
+    intake: Intake, adaptor: RowMap, positions: npt.NDArray[np.int64], folder: Path, dtype: str, progress: bool
+) -> None:
+    """Adapt every row and store it where it belongs: vectors.npy. positions: input position -> stored row."""
     done = 0
     with (
         VectorStore.create(folder / "vectors.npy", intake.count, intake.dim, dtype) as writer,

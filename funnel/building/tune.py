@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from funnel.building.asked import encode_asked, open_asked
+from funnel.building.asked import EQUAL, SAME_COSINE, encode_asked, open_asked
 from funnel.building.build import calibrate_searcher, checked_like, encoder_ms
-from funnel.data.queries import Queries, QueriesSource
+from funnel.building.folding import live_documents
+from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.errors import EncoderError, InputError, StorageError
 from funnel.opening import Opened, open_generation
-from funnel.planning.records import CORPUS_LIKE_QUERIES, Calibration
+from funnel.planning.calibrate import Certifying
+from funnel.planning.records import Calibration
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
@@ -21,6 +24,7 @@ from funnel.storage import IndexFolder, Manifest, Transaction
 __all__ = ["encoding_ms", "recorded_queries", "tune_index"]
 
 COARSE = "coarse.faiss"
+NEAREST_COMPARED = 3  # the row that a query equals is its best, or nearly: rows as stored have lengths a little off 1
 
 
 def tune_index(
@@ -28,7 +32,7 @@ def tune_index(
     opened: Opened,
     encoder: QueryEncoder,
     queries: QueriesSource | None,
-    corpus_like_queries: float | None,
+    corpus_like_queries: bool | None,
     seed: int,
     progress: bool,
 ) -> Opened:
@@ -44,11 +48,15 @@ def tune_index(
         _check_live(path, transaction, opened.manifest)
         old = opened.searcher
         searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, None, old.others)
-        adapted = recorded_queries(opened.stored) if given is None else _prepared(old, given, encoder, seed, progress)
-        limit = opened.stored.corpus_like_limit if opened.stored else CORPUS_LIKE_QUERIES
+        stored = opened.stored
+        like = bool(stored and stored.corpus_like)
         if corpus_like_queries is not None:
-            limit = checked_like(corpus_like_queries)
-        calibration = calibrate_searcher(searcher, adapted, encoding_ms(opened, encoder), seed, progress, limit)
+            like = checked_like(corpus_like_queries)
+        new = None if given is None else _prepared(opened, given, encoder, like, seed, progress)
+        real = new or recorded_queries(stored)
+        storage = None if stored is None else stored.storage
+        times = encoding_ms(opened, encoder)
+        calibration = calibrate_searcher(searcher, real, times, seed, progress, storage=storage)
         _commit(transaction, opened, calibration, progress)
     # The record is on disk now and need not stay in memory. A segment that was written anew lies elsewhere.
     before = None if opened.rebuilt is not None else opened
@@ -78,20 +86,48 @@ def _check_live(path: Path, transaction: Transaction, manifest: Manifest) -> Non
         raise StorageError(f"{path}: generation {manifest.generation}, which is open, was {found}; open it again")
 
 
-def recorded_queries(stored: Calibration | None) -> npt.NDArray[np.float32] | None:
-    """The real queries on record, adapted; None where there were none."""
+def recorded_queries(stored: Calibration | None) -> Certifying:
+    """The real queries on record, adapted."""
     if stored is None:
-        return None
+        return Certifying()
     _, queries = stored.runs()
-    return None if queries is None else queries.queries
+    return Certifying(None if queries is None else queries.queries, stored.left_out, stored.corpus_like)
 
 
 def _prepared(
-    searcher: Searcher, given: Queries, encoder: QueryEncoder, seed: int, progress: bool
-) -> npt.NDArray[np.float32] | None:
+    opened: Opened, given: Queries, encoder: QueryEncoder, like: bool, seed: int, progress: bool
+) -> Certifying:
+    """New queries, as for a build: each once, none that the adaptor saw, and no documents unless `like`."""
+    searcher = opened.searcher
     loaded = encoder.load() if given.vectors is None else None
-    real = encode_asked(given, {}, loaded, searcher.dim, seed, progress).certifying
-    return None if real is None else searcher.prepare(real)
+    asked = encode_asked(given, {}, loaded, searcher.dim, seed, progress)
+    asked = asked.without_seen(searcher.adaptor.seen_queries)
+    if asked.texts is not None and opened.documents is not None and not like:
+        texts = {
+            folded(text)
+            for part in live_documents(opened.segments, opened.live)
+            for one in part
+            for text in (one.text, one.content)
+        }
+        asked = asked.without_texts(frozenset(texts & set(asked.texts)))
+    if asked.certifying is not None and not like:
+        asked = asked.without(_equal_rows(searcher, searcher.prepare(asked.certifying)), EQUAL)
+    real = None if asked.certifying is None else searcher.prepare(asked.certifying)
+    return Certifying(real, asked.left_out, like)
+
+
+def _equal_rows(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which queries are, up to how they are stored, rows of the first segment: bool [q]."""
+    cascade = searcher.cascade
+    asked = cascade.as_stored(queries)
+    _, rows = cascade.truth(queries, min(NEAREST_COMPARED, cascade.rows))
+    equal = np.zeros(len(queries), dtype=np.bool_)
+    for near in rows.T:
+        found = cascade.store.gather(torch.from_numpy(near.clip(min=0)).to(cascade.store.device), 0, cascade.store.dim)
+        stored = found.float().cpu().numpy()
+        cosines = np.einsum("qd,qd->q", stored, asked) / np.linalg.norm(stored, axis=1)
+        equal |= (cosines >= SAME_COSINE) & (near >= 0)
+    return equal
 
 
 def encoding_ms(opened: Opened, encoder: QueryEncoder) -> dict[int, float]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from funnel.building.folding import EXACT_ROWS, fold_from, write_coarse, write_folded
 from funnel.building.intake import Intake, take_in
+from funnel.building.segment import ADDED_DTYPE
 from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import Encoder
@@ -161,8 +162,7 @@ def _encoder(corpus: Corpus, encoder: QueryEncoder) -> Encoder | None:
 
 def _write_vectors(opened: Opened, intake: Intake, folder: Path) -> None:
     adaptor, done = opened.searcher.adaptor, 0
-    dtype = str(opened.manifest.settings["dtype"])
-    with VectorStore.create(folder / "vectors.npy", intake.count, opened.manifest.d, dtype) as writer:
+    with VectorStore.create(folder / "vectors.npy", intake.count, opened.manifest.d, ADDED_DTYPE) as writer:
         for rows in intake.rows():
             writer.write(np.arange(done, done + len(rows)), adaptor.unit_transform(rows))
             done += len(rows)

@@ -1,5 +1,6 @@
 """Queries as texts or vectors, and relevance judgements."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +18,14 @@ from funnel.data.records import decoded_lines, json_objects, located
 from funnel.data.rows import NpyRows, unit_rows
 from funnel.errors import InputError
 
-__all__ = ["Queries", "QueriesSource", "open_queries", "read_qrels"]
+__all__ = ["Queries", "QueriesSource", "folded", "open_queries", "query_hashes", "read_qrels"]
 
 QUERIES_FILE = "queries.jsonl"  # of a BEIR folder
 QRELS_HEADER = ("query-id", "corpus-id", "score")  # of BEIR's judgement files
 SUFFIXES = (".jsonl", ".npy", ".txt")
 ROWS_PER_READ = 8192  # 12 MB at 384 dimensions
 SHOWN_CHARACTERS = 80  # of a line that cannot be read
+HASH_DIGITS = 20  # 80 bits: a million queries collide with a chance of 1e-12
 NAMED = 5  # faulty values an error names before it only counts
 
 QueriesSource = str | Path | Sequence[str] | NDArray[Any]
@@ -55,6 +57,28 @@ class Queries:
 
     def __len__(self) -> int:
         return self.count
+
+
+def folded(text: str) -> str:
+    """A text after white space is folded: two queries of the same are one."""
+    return " ".join(text.split())
+
+
+def query_hashes(texts: Sequence[str] | None, vectors: NDArray[np.float32] | None) -> list[set[str]]:
+    """What each query is known by again: a hash of its folded text, and one of its unit vector to three decimals.
+
+    texts: of n queries, or None. vectors: float32 [n, d], or None.
+    """
+    count = len(texts) if texts is not None else 0 if vectors is None else len(vectors)
+    found: list[set[str]] = [set() for _ in range(count)]
+    for mine, text in zip(found, texts or (), strict=False):
+        if not text.strip():
+            continue
+        mine.add("text " + hashlib.sha256(folded(text).encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS])
+    for mine, vector in zip(found, () if vectors is None else vectors, strict=False):
+        rounded = np.round(vector.astype(np.float64), 3).astype("<f4") + np.float32(0)  # no negative zeros
+        mine.add("vector " + hashlib.sha256(rounded.tobytes()).hexdigest()[:HASH_DIGITS])
+    return found
 
 
 def open_queries(source: QueriesSource | Queries) -> Queries:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,16 +14,45 @@ from funnel.cascade import Cascade, Float32
 from funnel.plan import Plan
 from funnel.planning.calibration import record
 from funnel.planning.costs import measure_costs
-from funnel.planning.records import CACHED_KS, CORPUS_LIKE_QUERIES, Calibration, depth_of
+from funnel.planning.records import CACHED_KS, Calibration, depth_of
+from funnel.planning.storage_cost import StorageCost, measure_storage_cost
 from indexes import release_freed
 
-__all__ = ["CORPUS_ROWS", "SMALLEST_PLANNED", "calibrate", "held_out_rows"]
+__all__ = ["CORPUS_ROWS", "SMALLEST_PLANNED", "Certifying", "Given", "calibrate", "held_out_rows"]
 
 CORPUS_ROWS = 1_000  # held-out rows that order the plans: they resolve recall to a standard error of .003
-# A cosine that short of 1 is that of a vector to itself: rows are stored as float16, which moves it by up to 2e-4.
-EQUAL_ROWS = 5e-4
 # Below this many rows flat search takes microseconds and there is nothing to plan.
 SMALLEST_PLANNED = 256
+
+
+Near = tuple[Float32, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Exact search over the rows as given, worked out while they streamed by.
+
+    held_out: float32 [c, d], rows as queries, as `Searcher.prepare` gives them; own: int64 [c], the stored rows that
+    they are. near, real_near: what held-out rows and real queries found: scores and stored rows [., NEAR + 1] or less.
+    """
+
+    held_out: Float32
+    own: npt.NDArray[np.int64]
+    near: Near
+    real_near: Near | None
+
+
+@dataclass(frozen=True)
+class Certifying:
+    """Certifying queries that certify.
+
+    queries: float32 [q, d], as `Searcher.prepare` gives them, distinct, in random order; None: there are none left.
+    left_out: why others do not certify -> how many. corpus_like: see `Calibration`.
+    """
+
+    queries: Float32 | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    corpus_like: bool = False
 
 
 def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.int64]]:
@@ -38,27 +68,34 @@ def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.
 def calibrate(
     cascade: Cascade,
     widths: tuple[int, ...],
-    queries: Float32 | None,
+    real: Certifying,
     search: Callable[[Float32, Plan, int], object],
     encoder_ms: dict[int, float],
     seed: int,
     progress: bool,
-    corpus_like_limit: float = CORPUS_LIKE_QUERIES,
+    given: Given | None = None,
+    storage: StorageCost | None = None,
 ) -> Calibration:
     """Everything that planning needs to know of this index, with or without real queries.
 
-    widths: rerank widths, the last is d. queries: float32 [q, d], adapted unit rows in random order, or None.
-    search: see measure_costs. encoder_ms, corpus_like_limit: see Calibration.
+    widths: rerank widths, the last is d. search: see measure_costs. encoder_ms: see Calibration. given: where the rows
+    as given are at hand, they are the truth, and what storage costs is measured; where not, the rows as stored are, and
+    storage is what was measured when they were at hand.
+    The real queries have no part in which plans are tested, in what order, or in what they are said to cost.
     """
-    rows, own = held_out_rows(cascade, seed)
+    rows, own = held_out_rows(cascade, seed) if given is None else (given.held_out, given.own)
+    queries = real.queries
     folder = cascade.store.path.parent  # beside the vectors there is room for large files
-    corpus = record(cascade, rows, own, widths, None, progress, "calibrate on rows", folder)
-    real = None
+    near, real_near = (None, None) if given is None else (given.near, given.real_near)
+    corpus = record(cascade, rows, own, widths, None, progress, "calibrate on rows", folder, near)
+    ran = None
     if queries is not None:
-        real = record(cascade, queries, None, widths, corpus.efforts, progress, "calibrate on queries", folder)
+        label = "calibrate on queries"
+        ran = record(cascade, queries, None, widths, corpus.efforts, progress, label, folder, real_near)
     release_freed()
-    timed = rows if queries is None else queries
-    costs = measure_costs(cascade, timed, corpus.efforts, widths, search, progress=progress)
+    if given is not None:
+        storage = measure_storage_cost(cascade, ran or corpus)
+    costs = measure_costs(cascade, rows, corpus.efforts, widths, search, progress=progress)
     release_freed()
     calibration = Calibration(
         costs=costs,
@@ -69,10 +106,12 @@ def calibrate(
         n_corpus_rows=len(rows),
         depth=depth_of(cascade.rows),
         encoder_ms=encoder_ms,
-        corpus_like=0.0 if real is None else float((real.truth[:, 0] >= 1.0 - EQUAL_ROWS).mean()),
-        corpus_like_limit=corpus_like_limit,
+        left_out=dict(real.left_out),
+        corpus_like=real.corpus_like,
+        storage=storage,
+        as_given=given is not None,
         corpus=corpus,
-        queries=real,
+        queries=ran,
     )
     for k in CACHED_KS:
         calibration.frontier(k)

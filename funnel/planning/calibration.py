@@ -14,7 +14,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from funnel.cascade import Cascade
 from funnel.plan import Plan, Stage
 from funnel.planning.scoring import score
 
-__all__ = ["LARGEST_K", "MISSING", "Run", "hits", "record"]
+__all__ = ["LARGEST_K", "MISSING", "NEAR", "Run", "given_scores", "hits", "record", "without_own"]
 
 LARGEST_K = 100  # truth is recorded to this depth: any k up to it can be certified from the record
 # True neighbours whose rows are kept: so many that half may be deleted before flat search is asked again.
@@ -82,6 +82,8 @@ class Run:
     places: effort -> uint16 [q, s], its shortlist in coarse order as places among the candidates, MISSING where none.
     near_rows, near_scores: int32 and float32 [q, NEAR] or less, the stored rows of the best true scores, falling; None
     in records that were made before they were kept. live: bool [n], the rows not deleted since; None: all.
+    given: float32 [q, u], the candidates' true scores by the rows as they were given, before they were rounded to be
+    stored: truth and near_scores are of these rows then. None: truth is exact search over the rows as stored.
     """
 
     queries: Float32
@@ -94,6 +96,7 @@ class Run:
     near_rows: npt.NDArray[np.int32] | None = None
     near_scores: Float32 | None = None
     live: npt.NDArray[np.bool_] | None = None
+    given: Float32 | None = None
 
     @property
     def efforts(self) -> tuple[int, ...]:
@@ -121,13 +124,21 @@ class Run:
 
     def scores_at(self, effort: int, queries: slice = slice(None), shortlist: int | None = None) -> Float32:
         """The scores of the first `shortlist` candidates at an effort, for some of the queries."""
+        return self._gathered(self.candidate_scores[queries], effort, queries, shortlist)
+
+    def given_at(self, effort: int, queries: slice, shortlist: int) -> Float32 | None:
+        """Their true scores by the rows as given, float32 [q, shortlist]; None where those as stored are the truth."""
+        if self.given is None:
+            return None
+        return self._gathered(self.given[queries][:, :, None], effort, queries, shortlist)[:, :, 0]
+
+    def _gathered(self, scored: Float32, effort: int, queries: slice, shortlist: int | None) -> Float32:
         places = torch.from_numpy(self.places[effort][queries, :shortlist].astype(np.int64))
-        scored = self.candidate_scores[queries]
         if self.live is not None:  # what the cascade does to them: see `Cascade.live`
             scored = np.where(self.live[self.candidates[queries]][:, :, None], scored, np.float32(-np.inf))
         known = torch.from_numpy(scored)
         missing = places == MISSING
-        at = places.masked_fill(missing, 0)[:, :, None].expand(-1, -1, len(self.widths))
+        at = places.masked_fill(missing, 0)[:, :, None].expand(-1, -1, scored.shape[2])
         scores: Float32 = known.gather(1, at).masked_fill_(missing[:, :, None], -torch.inf).numpy()
         return scores
 
@@ -141,22 +152,23 @@ def record(
     progress: bool = False,
     label: str = "calibrate",
     folder: Path | None = None,
+    near: tuple[Float32, Int64] | None = None,
 ) -> Run:
     """Truth, shortlists and scores of the queries at every effort.
 
     queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
     efforts: which to run; None: those up to the first that finds all but a share of 1e-3 of the true neighbours, or
     takes most of the time of flat search in batch and by itself. folder: where scores and shortlists are kept, in files
-    without a name that go with the record; None, or one that cannot be written to: in memory.
+    without a name that go with the record; None, or one that cannot be written to: in memory. near: what exact search
+    over the rows as given found for the queries, scores and stored rows [q, min(NEAR + 1, n)]; None: the rows as stored
+    are the truth.
     """
     own = np.full(len(queries), -1, dtype=np.int64) if own_rows is None else own_rows
-    near = min(NEAR, cascade.rows - (1 if own_rows is not None else 0))
-    started = time.perf_counter()
-    near_scores, near_rows = cascade.truth(queries, min(near + 1, cascade.rows))
-    flat_seconds = time.perf_counter() - started
-    near_scores, near_rows = _without_own(near_scores, near_rows, own, near)
+    depth = min(NEAR, cascade.rows - (1 if own_rows is not None else 0))
+    near_scores, near_rows = near or cascade.truth(queries, min(depth + 1, cascade.rows))
+    near_scores, near_rows = without_own(near_scores, near_rows, own, depth)
     truth = np.ascontiguousarray(near_scores[:, :LARGEST_K])
-    wanted = _worth_running(cascade, queries, own, truth, flat_seconds) if efforts is None else tuple(efforts)
+    wanted = _worth_running(cascade, queries, own, near_rows) if efforts is None else tuple(efforts)
     sizes = {effort: cascade.coarse.largest_shortlist(effort) for effort in wanted}
     places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
     found = []
@@ -173,14 +185,45 @@ def record(
     candidates = _side_by_side(found)
     scores = _kept((*candidates.shape, len(widths)), np.float32, folder)
     score(cascade, queries, candidates, widths, scores)
-    return Run(queries, own, truth, tuple(widths), candidates, scores, places, near_rows.astype(np.int32), near_scores)
+    kept = near_rows.astype(np.int32)
+    run = Run(queries, own, truth, tuple(widths), candidates, scores, places, kept, near_scores)
+    if near is None:
+        return run
+    return replace(run, given=given_scores((near_scores, near_rows), candidates, scores[:, :, -1]))
 
 
-def _worth_running(
-    cascade: Cascade, queries: Float32, own: Int64, truth: Float32, flat_seconds: float
-) -> tuple[int, ...]:
-    """The efforts up to the first that finds enough or is too dear; looked for by halves, as both grow with effort."""
-    offered, depth = cascade.coarse.efforts(), truth.shape[1]
+def given_scores(near: tuple[Float32, npt.NDArray[Any]], rows: npt.NDArray[Any], stored: Float32) -> Float32:
+    """The true scores of rows by the rows as given: float32 [q, u].
+
+    near: each query's best by the rows as given, scores (falling) and rows [q, near]. rows: int [q, u], -1 where none;
+    stored: their scores as stored. Those of rows among the nearest are known; another row's is at most that of the last
+    of these, and taken to be its score as stored where that is less.
+    """
+    result = np.empty(rows.shape, dtype=np.float32)
+    span = 1 + max(int(near[1].max(initial=0)), int(rows.max(initial=0)))  # keys of one query lie together
+    for start in range(0, len(rows), QUERIES_AT_A_TIME):
+        part = slice(start, start + QUERIES_AT_A_TIME)
+        scores, found, wanted = near[0][part], near[1][part].astype(np.int64), rows[part]
+        offsets = span * np.arange(len(found), dtype=np.int64)[:, None]
+        order = np.argsort(found, axis=1)
+        keys = (np.take_along_axis(found, order, axis=1) + offsets).ravel()
+        values = np.take_along_axis(scores, order, axis=1).ravel()
+        asked = wanted + offsets
+        at = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
+        others = np.minimum(stored[part], scores[:, -1:])
+        result[part] = np.where(wanted < 0, np.float32(-np.inf), np.where(keys[at] == asked, values[at], others))
+    return result
+
+
+def _worth_running(cascade: Cascade, queries: Float32, own: Int64, near_rows: Int64) -> tuple[int, ...]:
+    """The efforts up to the first that finds enough or is too dear; looked for by halves, as both grow with effort.
+
+    What counts as found are the true neighbours by the rows as stored: storage is not the coarse index's to mend.
+    """
+    offered, depth = cascade.coarse.efforts(), min(LARGEST_K, near_rows.shape[1])
+    started = time.perf_counter()
+    truth = without_own(*cascade.truth(queries, min(depth + 1, cascade.rows)), own, depth)[0]
+    flat_seconds = time.perf_counter() - started
     single_seconds = _single_seconds(queries, lambda query: cascade.flat(query, depth))
 
     def ends(effort: int) -> bool:
@@ -245,7 +288,7 @@ def _side_by_side(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int3
     return result
 
 
-def _without_own(scores: Float32, rows: Int64, own: Int64, depth: int) -> tuple[Float32, Int64]:
+def without_own(scores: Float32, rows: Int64, own: Int64, depth: int) -> tuple[Float32, Int64]:
     """True scores and their rows with each query's own row taken out: [q, depth] both."""
     if rows.shape[1] > depth:
         mine = rows == own[:, None]
@@ -295,30 +338,52 @@ def _count(run: Run, plans: Sequence[Plan], k: int, queries: slice, result: npt.
     order = sorted(range(len(plans)), key=lambda i: (plans[i].effort, plans[i].shortlist, plans[i].stages))
     for effort, members_of_effort in groupby(order, key=lambda i: plans[i].effort):
         group = list(members_of_effort)
-        scores = torch.from_numpy(run.scores_at(effort, queries, max(plans[i].shortlist for i in group)))
-        true = scores[:, :, -1] >= threshold[:, None]
+        longest = max(plans[i].shortlist for i in group)
+        scores = torch.from_numpy(run.scores_at(effort, queries, longest))
+        given = run.given_at(effort, queries, longest)
+        true = (scores[:, :, -1] if given is None else torch.from_numpy(given)) >= threshold[:, None]
+        mixed = None if given is None else _mixed(scores[:, :, -1], true)
         for size, members in groupby(group, key=lambda i: plans[i].shortlist):
             wanted: dict[tuple[Stage, ...], list[int]] = {}
             for i in members:
                 wanted.setdefault(plans[i].stages, []).append(i)
-            for stages, counts in _survivors(scores[:, :size], true[:, :size], run.widths, tuple(wanted)):
-                result[wanted[stages], queries] = counts.clamp(max=k).to(torch.uint8).numpy()
+            found = _survivors(scores[:, :size], true[:, :size], run.widths, k, mixed, tuple(wanted))
+            for stages, counts in found:
+                result[wanted[stages], queries] = counts.to(torch.uint8).numpy()
+
+
+def _mixed(stored: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """The numbers of the queries of which some candidate that is not true scores, as stored, as much as one that is."""
+    lowest = stored.masked_fill(~true, torch.inf).amin(dim=1)
+    highest = stored.masked_fill(true, -torch.inf).amax(dim=1)
+    return torch.nonzero(highest >= lowest)[:, 0]
+
+
+def _returned(stored: torch.Tensor, true: torch.Tensor, k: int, mixed: torch.Tensor | None) -> torch.Tensor:
+    """How many true ones are among the k best by their scores as stored, [q]: all of them, where none lies between."""
+    counts = true.sum(dim=1).clamp(max=k)
+    if mixed is not None and len(mixed):
+        best = stored[mixed].topk(min(k, stored.shape[1]), dim=1).indices
+        counts[mixed] = true[mixed].gather(1, best).sum(dim=1)
+    return counts
 
 
 def _survivors(
     scores: torch.Tensor,
     true: torch.Tensor,
     widths: tuple[int, ...],
+    k: int,
+    mixed: torch.Tensor | None,
     wanted: tuple[tuple[Stage, ...], ...],
     done: tuple[Stage, ...] = (),
 ) -> Iterator[tuple[tuple[Stage, ...], torch.Tensor]]:
-    """For every wanted continuation of `done`: how many true neighbours survive it, [q].
+    """For every wanted continuation of `done`: how many true neighbours are returned after it, [q].
 
-    scores: [q, s, len(widths)] and true: bool [q, s] of the candidates that survived `done`.
+    scores: [q, s, len(widths)] and true: bool [q, s] of the candidates that survived `done`. mixed: see `_mixed`.
     """
     depth = len(done)
     if done in wanted:
-        yield done, true.sum(dim=1)
+        yield done, _returned(scores[:, :, -1], true, k, mixed)
     deeper = sorted({stages[depth] for stages in wanted if len(stages) > depth and stages[:depth] == done})
     for width, steps in groupby(deeper, key=lambda stage: stage.width):
         # numpy's sort is 3 to 8 times as fast as torch's; what ties at the edge of a stage may go either way.
@@ -328,7 +393,7 @@ def _survivors(
             reached = (*done, step)
             longer = tuple(stages for stages in wanted if stages[: depth + 1] == reached)
             if longer == (reached,):
-                yield reached, true.gather(1, kept).sum(dim=1)
+                yield reached, _returned(scores[:, :, -1].gather(1, kept), true.gather(1, kept), k, mixed)
                 continue
             inside = scores.gather(1, kept[:, :, None].expand(-1, -1, scores.shape[2]))
-            yield from _survivors(inside, true.gather(1, kept), widths, longer, reached)
+            yield from _survivors(inside, true.gather(1, kept), widths, k, mixed, longer, reached)

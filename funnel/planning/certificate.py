@@ -59,9 +59,9 @@ class Certificate:
         what = f"recall@{self.k} {self.estimate:.4f}"
         if self.share is not None:
             what = f"share of queries with recall@{self.k} ≥ {self.recall:g} {self.estimate:.4f}"
+        bound = f", at least {self.lower_bound:.4f} with confidence {1 - self.delta:g} ({self.bound} bound)"
         return (
-            f"{what} on {on}, at least {self.lower_bound:.4f} with confidence "
-            f"{1 - self.delta:g} ({self.bound} bound)"
+            f"{what} on {on}{bound if self.certified else ''}"
             + (f", measured {self.date}" if self.date else "")
             + (f"; {self.updates}" if self.updates else "")
         )

@@ -94,15 +94,16 @@ class Planner:
     def certificate(self, plan: Plan, budget: Budget, k: int) -> Certificate:
         """What can be said of this plan's recall@k; certified only where it passed the test for the budget."""
         if plan.is_flat:
-            return self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width")
+            return self._exact(budget, k, "flat search at full width")
         frontier = self.frontier(budget, k)
         if frontier is None or plan not in frontier.plans:
             return self._record(budget, k, False, math.nan, 0.0, "uncertified: this plan was not calibrated")
         position = frontier.plans.index(plan)
         recalls = frontier.recalls(position)
-        bound = betting_lower_bound(recalls, budget.delta)
-        estimate = float(recalls.mean())
-        mean = float(frontier.hits[position].mean() / k)
+        lost, most_lost, delta = self._storage_loss(budget, k)
+        bound = max(0.0, betting_lower_bound(recalls, delta) - most_lost)
+        estimate = max(0.0, float(recalls.mean()) - lost)
+        mean = max(0.0, float(frontier.hits[position].mean() / k) - self.calibration.storage_loss(k, budget.delta)[0])
         if not self.calibration.certifies:
             return self._record(budget, k, False, estimate, bound, self.calibration.kind, mean=mean)
         if budget.recall is None:
@@ -171,19 +172,40 @@ class Planner:
                 f"no plan answers {_calls(batch)} for k={k} within {allowed:.3g} ms: flat search, the one plan for "
                 f"this k, takes {self.latencies.said(FLAT, k, batch)}. Allow more time"
             )
-        return Choice(FLAT, self._record(budget, k, True, 1.0, 1.0, "exact: flat search at full width"))
+        return Choice(FLAT, self._exact(budget, k, "flat search at full width"))
+
+    def _exact(self, budget: Budget, k: int, why: str, needed: int | None = None) -> Certificate:
+        """What can be said of flat search: it is exact over the rows as stored, and nearly always over those given."""
+        storage = self.calibration.storage
+        if storage is None or storage.exact(k):
+            return self._record(budget, k, True, 1.0, 1.0, f"exact: {why}", needed)
+        recalls = storage.kept(k)
+        met = recalls if budget.share is None else (recalls >= (budget.recall or 1.0)).astype(np.float64)
+        bound = betting_lower_bound(met, budget.delta)
+        holds = budget.target is not None and bound >= budget.target
+        note = (
+            f"{why}, over rows as stored, which keeps {recalls.mean():.4f} of the true top {k} of the rows as given; "
+            "built with dtype='float32' it is exact"
+        )
+        return self._record(budget, k, holds, float(met.mean()), bound, note, needed, float(recalls.mean()))
+
+    def _storage_loss(self, budget: Budget, k: int) -> tuple[float, float, float]:
+        return self.calibration.storage_loss(k, budget.delta, whole=budget.share is not None)
 
     def _passed(self, frontier: Frontier, budget: Budget) -> frozenset[int]:
         """The places of the plans that are certified for the budget: tested once, whatever the batch size."""
         key = (frontier.k, budget.recall, budget.share, budget.delta)
         passed = self._passes.get(key)
         if passed is None:
-            target = budget.target or 1.0
-            if isinstance(frontier, TailFrontier):
-                passed = frontier.passed(target, budget.delta)
+            _, lost, delta = self._storage_loss(budget, frontier.k)
+            target = (budget.target or 1.0) + lost
+            if target > 1.0:
+                passed = frozenset()
+            elif isinstance(frontier, TailFrontier):
+                passed = frontier.passed(target, delta)
             else:
                 recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-                passed = frozenset(range(fixed_sequence(recalls, target, budget.delta)))
+                passed = frozenset(range(fixed_sequence(recalls, target, delta)))
             self._passes[key] = passed
         return passed
 
@@ -266,7 +288,7 @@ class Planner:
                 f"about {needed:,} would do"
             )
         kind = "" if self.calibration.certifies else f" ({self.calibration.kind})"
-        return self._record(budget, frontier.k, True, 1.0, 1.0, f"exact: {why}{kind}", needed)
+        return self._exact(budget, frontier.k, f"{why}{kind}", needed)
 
     def _needed(self, frontier: Frontier, budget: Budget) -> int | None:
         """About how many queries would certify the recall for some plan: testing may end with the first."""

@@ -18,20 +18,19 @@ from funnel.planning.arrays import map_arrays, write_arrays
 from funnel.planning.calibration import LARGEST_K, Run
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
+from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
 
-__all__ = ["CACHED_KS", "CORPUS_LIKE_QUERIES", "FORMAT_VERSION", "REAL", "UNCERTIFIED", "Calibration"]
+__all__ = ["CACHED_KS", "FORMAT_VERSION", "REAL", "UNCERTIFIED", "Calibration"]
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
 UNCERTIFIED = "uncertified: calibrated on corpus rows"
-# Where more than this share of the queries equal rows of the corpus, they certify nothing unless the user says that
-# his queries are documents: what is in the index is found more easily than what is not.
-CORPUS_LIKE_QUERIES = 0.5
 JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 # Of these two files. 1: scores and shortlists were kept for every effort apart. 2: candidates, each scored once, and
 # places among them. Neither stood in the file before it was named there: SINCE_2 tells them apart.
 FORMAT_VERSION = 2
 SINCE_2 = "corpus/candidates"
+FLOAT32 = np.dtype(np.float32)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -42,11 +41,14 @@ class Calibration:
 
     costs: as measured when the calibration was made; the frontiers rest on them. by_effort: see build_frontier.
     encoder_ms: batch size -> 95th percentile of encoding so many query texts; empty without an encoder.
-    latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine. corpus_like: share of the
-    queries that equal a row of the corpus; above corpus_like_limit they do not certify. certificates: what was promised
+    latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine. n_queries: real queries
+    that certify, all of them distinct. left_out: why others of them do not -> how many; corpus_like: whether the user
+    said that queries are documents, so that those which equal rows do certify. certificates: what was promised
     for the usual budgets when the calibration was made, to be read; see `Planner.promised`. updates: what was added and
     deleted since, and how the record takes it into account. void: why nothing can be certified since; "" where it can.
     added: of queries, the best scores float32 [q, any] among rows added since; None where there are none.
+    storage: what storing the rows costs exact search; None where it was never measured. as_given: whether truth is
+    exact search over the rows as given; where it is that over the rows as stored, that cost is taken off.
     """
 
     costs: Costs
@@ -58,12 +60,14 @@ class Calibration:
     depth: int
     encoder_ms: dict[int, float] = field(default_factory=dict)
     latencies: list[list[Any]] = field(default_factory=list)
-    corpus_like: float = 0.0
-    corpus_like_limit: float = CORPUS_LIKE_QUERIES
+    left_out: dict[str, int] = field(default_factory=dict)
+    corpus_like: bool = False
     certificates: list[dict[str, Any]] = field(default_factory=list)
     updates: str = ""
     void: str = ""
     added: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = field(default=None, repr=False)
+    storage: StorageCost | None = field(default=None, repr=False)
+    as_given: bool = False
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     corpus: Run | None = None
     queries: Run | None = None
@@ -73,17 +77,33 @@ class Calibration:
 
     @property
     def certifies(self) -> bool:
-        """Whether real queries were run, not mostly rows of the corpus, so that recall can be certified."""
-        return self.n_queries > 0 and self.corpus_like <= self.corpus_like_limit and not self.void
+        """Whether real queries were run, so that recall can be certified."""
+        return self.n_queries > 0 and not self.void
 
     @property
     def kind(self) -> str:
-        """ "real queries", or why they do not certify."""
+        """ "real queries", or why nothing is certified."""
         if self.void:
             return f"void: {self.void}"
-        if self.certifies or not self.n_queries:
-            return REAL if self.certifies else UNCERTIFIED
-        return f"uncertified: {self.corpus_like:.0%} of the {self.n_queries:,} queries equal rows of the corpus"
+        if self.certifies:
+            return REAL
+        return f"{UNCERTIFIED}{self.said_left_out}"
+
+    @property
+    def said_left_out(self) -> str:
+        """Which of the queries given do not certify, and why, as the end of a sentence; "" where all do."""
+        said = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items() if count)
+        return f" (left out: {said})" if said else ""
+
+    def storage_loss(self, k: int, delta: float, whole: bool = False) -> tuple[float, float, float]:
+        """What is taken off every recall for storage, the mean and its bound, and the delta left for the rest.
+
+        Nothing, where truth is that of the rows as given. whole: see `StorageCost.loss`.
+        """
+        if self.as_given or self.storage is None:
+            return 0.0, 0.0, delta
+        mean, most = self.storage.loss(k, delta * SHARE_OF_DELTA, whole)
+        return mean, most, delta * (1.0 - SHARE_OF_DELTA)
 
     def frontier(self, k: int) -> Frontier | None:
         """The tested plans for this k, from the record on first use; None where the record is not deep enough."""
@@ -119,6 +139,8 @@ class Calibration:
         """Write calibration.json and calibration.npz into the folder."""
         corpus, queries = self.runs()
         arrays = {**_run_arrays("corpus", corpus), **({} if queries is None else _run_arrays("queries", queries))}
+        if self.storage is not None:
+            arrays |= {"storage/found": self.storage.found, "storage/truth": self.storage.truth}
         for k, frontier in self.frontiers.items():
             arrays[f"frontier/{k}/corpus"] = frontier.corpus_hits
             if frontier.query_hits is not None:
@@ -136,8 +158,9 @@ class Calibration:
             "kind": self.kind,
             "encoder_ms": self.encoder_ms,
             "latencies": self.latencies,
+            "left_out": self.left_out,
             "corpus_like": self.corpus_like,
-            "corpus_like_limit": self.corpus_like_limit,
+            "as_given": self.as_given,
             "certificates": self.certificates,
             "plans": plans,
             "costs": self.costs.to_json(),
@@ -174,8 +197,10 @@ class Calibration:
                 depth=int(record["depth"]),
                 encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
                 latencies=list(record["latencies"]),
-                corpus_like=float(record.get("corpus_like", 0.0)),
-                corpus_like_limit=float(record.get("corpus_like_limit", CORPUS_LIKE_QUERIES)),
+                left_out={str(why): int(count) for why, count in record.get("left_out", {}).items()},
+                corpus_like=bool(record.get("corpus_like", False)),
+                as_given=bool(record.get("as_given", False)),
+                storage=_storage(arrays),
                 certificates=list(record.get("certificates", ())),
                 frontiers=frontiers,
                 folder=folder,
@@ -200,10 +225,22 @@ def _check_format(path: Path, version: object) -> None:
         )
 
 
+def _storage(arrays: Arrays) -> StorageCost | None:
+    """What storing the rows costs, where it is on record. ValueError for arrays that do not fit each other."""
+    if "storage/found" not in arrays:
+        return None
+    found, truth = arrays["storage/found"], arrays["storage/truth"]
+    if found.ndim != 2 or found.shape != truth.shape or not found.size or {found.dtype, truth.dtype} != {FLOAT32}:
+        raise ValueError(f"storage/found is {found.dtype} {list(found.shape)}, storage/truth {list(truth.shape)}")
+    return StorageCost(found, truth)
+
+
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
     near = {}
     if run.near_rows is not None and run.near_scores is not None:
         near = {f"{name}/near_rows": run.near_rows, f"{name}/near_scores": run.near_scores}
+    if run.given is not None:
+        near[f"{name}/given"] = run.given
     return {
         **near,
         f"{name}/queries": run.queries,
@@ -230,6 +267,7 @@ def _run(arrays: Arrays, name: str, folder: Path) -> Run:
             places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
             near_rows=arrays.get(f"{name}/near_rows"),
             near_scores=arrays.get(f"{name}/near_scores"),
+            given=arrays.get(f"{name}/given"),
         )
         _check_shapes(run)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -253,6 +291,8 @@ def _check_shapes(run: Run) -> None:
     if run.near_rows is not None and run.near_scores is not None:
         near = (count, *run.near_rows.shape[1:2])
         expected |= {"near_rows": (run.near_rows, "int32", near), "near_scores": (run.near_scores, "float32", near)}
+    if run.given is not None:
+        expected["given"] = (run.given, "float32", (count, *found))
     for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape or (name != "own_rows" and array.ndim < 2):
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")

@@ -68,6 +68,10 @@ class Updated(Calibration):
             corpus, queries = self.stored.runs()
             self.queries = None if queries is None else _without_deleted(queries, self._live, self._truth)
             self.corpus = _without_deleted(corpus, self._live, self._truth)
+            # Where some truth had to be searched for again, among the rows as stored, their cost is taken off all.
+            ran, before = (self.corpus, corpus) if queries is None else (self.queries, queries)
+            assert ran is not None
+            self.as_given = self.as_given and ran.given is before.given
         return self.corpus, self.queries
 
     def frontier(self, k: int) -> Frontier | None:
@@ -100,7 +104,7 @@ class Updated(Calibration):
 
 def _without_deleted(run: Run, live: Live, truth: Truth) -> Run:
     """A run whose truth is of the live rows, and whose deleted candidates count for nothing."""
-    rows, scores = run.near_rows, run.near_scores
+    rows, scores, given = run.near_rows, run.near_scores, run.given
     depth = min(LARGEST_K, int(np.count_nonzero(live)) - 1)
     true = np.full((len(run.queries), depth), -np.inf, dtype=np.float32)
     short = np.ones(len(run.queries), dtype=np.bool_)
@@ -116,7 +120,10 @@ def _without_deleted(run: Run, live: Live, truth: Truth) -> Run:
     if short.any():  # more was deleted around these queries than their record holds
         asked = np.flatnonzero(short)
         true[asked] = _searched(run, asked, truth, depth)
-    return replace(run, truth=true, live=live)
+        if given is not None:  # of these queries the rows as stored are the truth: see `Updated.runs`
+            given = np.array(given)
+            given[asked] = run.candidate_scores[asked, :, -1]
+    return replace(run, truth=true, live=live, given=given)
 
 
 def _searched(run: Run, asked: Int64, truth: Truth, depth: int) -> Float32:
@@ -160,6 +167,7 @@ def _some(run: Run, numbers: Int64) -> Run:
         truth=run.truth[numbers],
         candidates=run.candidates[numbers],
         candidate_scores=run.candidate_scores[numbers],
+        given=None if run.given is None else run.given[numbers],
         places={effort: places[numbers] for effort, places in run.places.items()},
         near_rows=None,
         near_scores=None,

@@ -184,19 +184,82 @@ def test_options_that_cannot_be_used(options: dict[str, object], said: str, tmp_
 
 
 def test_queries_that_are_rows_of_the_corpus_do_not_certify(tmp_path: Path) -> None:
-    rows = clustered_rows(400)
-    index = FunnelIndex.build(rows, tmp_path / "index", queries=rows[:50], adaptor="pca", progress=False)
-    assert index.certification == "uncertified: 100% of the 50 queries equal rows of the corpus"
-    assert not index.explain(recall=0.5).certificate.certified or index.explain(recall=0.5).plan.is_flat
+    rows = clustered_rows(460)
+    asked = np.concatenate([rows[:50], rows[400:], rows[400:410]])
+    index = FunnelIndex.build(rows[:400], tmp_path / "index", queries=asked, adaptor="pca", progress=False)
+    assert index.certification == (
+        "certified on 60 real queries (left out: 10 repeats, 50 equal to rows of the corpus)"
+    )
+    index.tune(asked, progress=False)
+    assert index.certification.startswith("certified on 60 real queries (left out: 10 repeats, 50 equal")
+    only = FunnelIndex.build(rows[:400], tmp_path / "only", queries=rows[:50], adaptor="pca", progress=False)
+    assert only.certification == "uncertified: calibrated on corpus rows (left out: 50 equal to rows of the corpus)"
 
 
-def test_where_queries_are_documents_the_share_is_said(tmp_path: Path) -> None:
+def test_texts_of_documents_do_not_certify_however_they_were_encoded(tmp_path: Path) -> None:
+    corpus = documents(400)
+    asked = [f" {one['text']}\n" for one in corpus[:30]] + [f"question {number}" for number in range(40)] * 2
+    index = FunnelIndex.build(
+        corpus, tmp_path / "index", encoder=hashed_words, queries=asked, adaptor="pca", progress=False
+    )
+    assert "40 repeats" in index.certification and "30 equal to rows of the corpus" in index.certification
+
+
+def test_where_queries_are_documents_that_is_said(tmp_path: Path) -> None:
     rows = clustered_rows(400)
     build = partial(FunnelIndex.build, rows, tmp_path / "index", queries=rows[:50], adaptor="pca", progress=False)
-    assert build(corpus_like_queries=1.0).certification == "certified on 50 real queries"
-    for share in (-0.1, 1.5, True, "half"):
-        with pytest.raises(InputError, match=f"corpus_like_queries is {share!r}; expected a share from 0 to 1"):
-            build(corpus_like_queries=share)
+    assert build(corpus_like_queries=True).certification == "certified on 50 real queries"
+    for said in (-0.1, 0.5, "half", None):
+        with pytest.raises(InputError, match=f"corpus_like_queries is {said!r}; expected True"):
+            build(corpus_like_queries=said)
+
+
+def outlying(count: int, seed: int) -> np.ndarray:
+    """Rows in near-equal groups around few large dims, whose float16 rounding hides what tells them apart."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((40, 64)).astype(np.float32)
+    centres[:, :2] *= 100
+    rows = np.repeat(centres, -(-count // 40), axis=0)[:count]
+    return rows + 0.1 * generator.standard_normal(rows.shape).astype(np.float32)
+
+
+def true_top(rows: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    unit = [part / np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True) for part in (rows, queries)]
+    return np.argsort(-unit[1] @ unit[0].T, axis=1)[:, :k]
+
+
+def shared(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([len(set(a) & set(b)) / true.shape[1] for a, b in zip(found, true, strict=True)]))
+
+
+def test_truth_is_that_of_the_rows_as_given(tmp_path: Path) -> None:
+    rows, queries = outlying(2_000, 0), outlying(600, 1)
+    build = partial(FunnelIndex.build, rows, queries=queries, adaptor="pca", progress=False)
+    wide = build(tmp_path / "auto")
+    assert wide.manifest.settings["dtype"] == "float32"
+    true = true_top(rows, queries, 10)
+    assert shared(wide.search_vectors(queries, 10, recall=1.0).ids, true) > 0.99
+    narrow = build(tmp_path / "narrow", dtype="float16")
+    kept = narrow.info().kept
+    served = narrow.search_vectors(queries, 10, recall=1.0)
+    assert kept is not None and kept < 0.95
+    assert shared(served.ids, true) == pytest.approx(kept, abs=0.03)
+    told = narrow.explain(10, recall=1.0).certificate
+    assert not told.certified and "of the rows as given; built with dtype='float32' it is exact" in str(told)
+    for recall in (0.5, 0.8, 0.9):
+        told = narrow.explain(10, recall=recall).certificate
+        if told.certified:
+            assert shared(narrow.search_vectors(queries, 10, recall=recall).ids, true) >= recall - 0.01
+    narrow.tune(progress=False)  # the rows as given are gone: what storage costs is taken off
+    told = narrow.explain(10, recall=0.99).certificate
+    assert not told.certified
+
+
+def test_float16_is_kept_where_it_costs_nothing(tmp_path: Path) -> None:
+    index = FunnelIndex.build(clustered_rows(400), tmp_path / "index", adaptor="pca", progress=False)
+    assert index.manifest.settings["dtype"] == "float16"
+    assert (index.info().kept or 0.0) >= 0.9995
+    assert "as float16 (exact search over it keeps" in str(index.info())
 
 
 def test_what_was_promised_lies_in_the_index(graph: FunnelIndex, graph_folder: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 
 from funnel.cascade import Cascade, Float32
 from funnel.errors import DamagedIndexError, FormatVersionError
-from funnel.planning.calibrate import CORPUS_ROWS, calibrate, held_out_rows
+from funnel.planning.calibrate import CORPUS_ROWS, Certifying, calibrate, held_out_rows
+from funnel.planning.costs import measure_costs
 from funnel.planning.records import CACHED_KS, FORMAT_VERSION, REAL, UNCERTIFIED, Calibration, depth_of
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clustered import clustered_rows
@@ -27,7 +27,7 @@ def small(name: str, folder: Path, **settings: int) -> tuple[Cascade, tuple[int,
 @pytest.fixture(scope="module")
 def calibration(queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     cascade, widths = small("ivf-sq8", tmp_path_factory.mktemp("small"), nlist=4)
-    return calibrate(cascade, widths, queries, cascade.run, {1: 2.5}, seed=3, progress=False)
+    return calibrate(cascade, widths, Certifying(queries), cascade.run, {1: 2.5}, seed=3, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_calibration_holds_what_was_run(calibration: Calibration) -> None:
     assert queries is not None
     assert calibration.certifies
     assert calibration.kind == REAL
-    assert calibration.corpus_like == 0.0
+    assert calibration.left_out == {} and not calibration.corpus_like
     assert (calibration.n_queries, calibration.n_corpus_rows) == (QUERIES, ROWS // 2)
     assert (corpus.own_rows >= 0).all()
     assert (queries.own_rows == -1).all()
@@ -108,7 +108,7 @@ def test_the_record_of_a_loaded_calibration_stays_in_its_file(saved: Path) -> No
 
 def test_without_queries_it_does_not_certify(tmp_path: Path) -> None:
     cascade, widths = small("flat", tmp_path)
-    calibration = calibrate(cascade, widths, None, cascade.run, {}, seed=0, progress=False)
+    calibration = calibrate(cascade, widths, Certifying(), cascade.run, {}, seed=0, progress=False)
     assert not calibration.certifies
     assert calibration.kind == UNCERTIFIED
     calibration.save(tmp_path)
@@ -182,31 +182,28 @@ def test_before_it_was_named_the_format_is_told_by_its_arrays(saved: Path, tmp_p
         Calibration.load(folder)
 
 
-@pytest.fixture(scope="module")
-def of_rows(queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    """Calibrated on queries of which three in four equal rows of the corpus."""
-    cascade, widths = small("flat", tmp_path_factory.mktemp("of-rows"))
-    asked = np.concatenate([stored_rows(cascade)[:90], queries[60:90]])
-    return calibrate(cascade, widths, asked, cascade.run, {}, seed=0, progress=False)
-
-
-def test_queries_that_mostly_equal_corpus_rows_do_not_certify(of_rows: Calibration, tmp_path: Path) -> None:
-    assert of_rows.corpus_like == pytest.approx(0.75)
-    assert not of_rows.certifies
-    assert of_rows.kind == "uncertified: 75% of the 120 queries equal rows of the corpus"
-    of_rows.save(tmp_path)
+def test_what_was_left_out_is_said_and_kept(tmp_path: Path) -> None:
+    cascade, widths = small("flat", tmp_path)
+    left = Certifying(None, {"repeats": 3, "equal to rows of the corpus": 1_200}, corpus_like=True)
+    made = calibrate(cascade, widths, left, cascade.run, {}, seed=0, progress=False)
+    assert not made.certifies
+    assert made.kind == f"{UNCERTIFIED} (left out: 3 repeats, 1,200 equal to rows of the corpus)"
+    made.save(tmp_path)
     loaded = Calibration.load(tmp_path)
-    assert (loaded.certifies, loaded.kind) == (False, of_rows.kind)
-    frontier = loaded.frontier(10)
-    assert frontier is not None and frontier.query_hits is not None  # they still choose the plans' figures
-    assert loaded.runs()[1] is not None
+    assert (loaded.kind, loaded.left_out, loaded.corpus_like) == (made.kind, made.left_out, True)
 
 
-def test_where_queries_are_documents_they_certify_all_the_same(of_rows: Calibration, tmp_path: Path) -> None:
-    said = replace(of_rows, corpus_like_limit=1.0)
-    assert said.certifies and said.kind == REAL
-    said.save(tmp_path)
-    assert Calibration.load(tmp_path).certifies
+def test_costs_are_timed_on_held_out_rows(queries: Float32, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade, widths = small("flat", tmp_path)
+    timed: list[Float32] = []
+
+    def noted(cascade: object, rows: Float32, *args: object, **options: object) -> object:
+        timed.append(rows)
+        return measure_costs(cascade, rows, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("funnel.planning.calibrate.measure_costs", noted)
+    calibrate(cascade, widths, Certifying(queries), cascade.run, {}, seed=0, progress=False)
+    np.testing.assert_array_equal(timed[0], held_out_rows(cascade, 0)[0])
 
 
 def test_the_depth_of_few_rows() -> None:

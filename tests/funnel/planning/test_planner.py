@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from funnel.planning.certificate import Certificate
 from funnel.planning.latencies import Latency
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import UNCERTIFIED
+from funnel.planning.storage_cost import StorageCost
 from funnel.planning.windows import Held
 from tests.funnel.planning.made_up import DIM, PLANS, K, hits_of, make_calibration, make_planner
 
@@ -263,15 +265,36 @@ def test_a_sequence_is_tested_once_whatever_the_batch(monkeypatch: pytest.Monkey
     assert tested == [(0.95, pytest.approx(0.05))]
 
 
-def test_queries_like_the_corpus_certify_nothing() -> None:
+def test_what_storage_costs_is_taken_off_where_truth_is_of_stored_rows() -> None:
     calibration = make_calibration(RECALLS)
-    calibration.corpus_like = 0.9
-    choice = make_planner(calibration).choose(Budget(0.95), K, 1)
-    assert choice.plan == PLANS[2]
-    assert not choice.certificate.certified
-    assert str(choice.certificate) == "uncertified: 90% of the 2,000 queries equal rows of the corpus"
-    calibration.corpus_like_limit = 1.0
-    assert make_planner(calibration).choose(Budget(0.95), K, 1).certificate.certified
+    before = make_planner(calibration).choose(Budget(0.95), K, 1)
+    truth = np.tile(np.linspace(0.9, 0.5, K, dtype=np.float32), (1_000, 1))
+    found = truth.copy()
+    found[:500, -1] = 0.1  # half of the queries lose one of ten
+    calibration.storage = StorageCost(found, truth)
+    after = make_planner(calibration).choose(Budget(0.95), K, 1)
+    assert after.plan.is_flat or RECALLS[PLANS.index(after.plan)] > RECALLS[PLANS.index(before.plan)]
+    told = make_planner(calibration).certificate(before.plan, Budget(0.95), K)
+    assert not told.certified
+    assert told.estimate == pytest.approx(before.certificate.estimate - 0.05)
+    assert told.lower_bound < before.certificate.lower_bound - 0.05
+    calibration.as_given = True  # the truth on record is that of the rows as given: nothing more to take off
+    assert make_planner(calibration).choose(Budget(0.95), K, 1).plan == before.plan
+
+
+def test_flat_search_over_rows_that_lost_much_is_not_called_exact() -> None:
+    calibration = make_calibration(RECALLS)
+    calibration.as_given = True
+    truth = np.tile(np.linspace(0.9, 0.5, K, dtype=np.float32), (1_000, 1))
+    found = truth.copy()
+    found[:500, -1] = 0.1
+    calibration.storage = StorageCost(found, truth)
+    told = make_planner(calibration).choose(Budget(1.0), K, 1)
+    assert told.plan.is_flat and not told.certificate.certified
+    assert told.certificate.estimate == pytest.approx(0.95)
+    assert "keeps 0.9500 of the true top 10 of the rows as given" in str(told.certificate)
+    calibration.storage = StorageCost(truth, truth)
+    assert str(make_planner(calibration).choose(Budget(1.0), K, 1).certificate).startswith("exact: flat search")
 
 
 def test_what_else_a_call_takes_counts_in_its_latency() -> None:

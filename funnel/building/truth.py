@@ -1,0 +1,97 @@
+"""Truth by the rows as given: exact search while they stream by, before they are rounded to be stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.adaptors import Adaptor
+from funnel.building.asked import SAME_COSINE
+from funnel.building.intake import Intake
+from funnel.planning.calibrate import CORPUS_ROWS, Near
+from funnel.planning.calibration import NEAR, given_scores, without_own
+from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
+from indexes import RunningTop
+
+__all__ = ["RowsAsGiven"]
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+# Rows compared at a time: 25 MB as float32. Smaller blocks spend their time on joining answers.
+CELLS_AT_A_TIME = 6_291_456
+NARROW, WIDE = "float16", "float32"
+JUDGED_AT = 10  # the k at which float16 is judged
+
+
+class RowsAsGiven:
+    """Exact search for held-out rows and real queries, over rows that are shown batch by batch in input order.
+
+    held_out: float32 [c, d], rows drawn evenly, as given; own: int64 [c], their input positions. real: float32 [q, d]
+    unit rows, or None. Truth of an adaptor that changes the full width lies in its own space.
+    """
+
+    def __init__(self, intake: Intake, adaptor: Adaptor, real: Float32 | None, judge: bool, seed: int) -> None:
+        drawn = np.random.default_rng(seed).permutation(len(intake.sample))[: min(CORPUS_ROWS, -(-intake.count // 2))]
+        self.held_out, self.own = intake.sample[drawn], intake.sampled[drawn]
+        self._adaptor, self._dim = adaptor, intake.dim
+        queries = self.held_out if real is None else np.concatenate([self.held_out, real])
+        self._true = RunningTop(self._in_space(queries), min(NEAR + 1, intake.count))
+        self._depth = min(JUDGED_AT, intake.count - 1)
+        self._narrow: RunningTop | None = None
+        if judge and self._depth:
+            self._narrow = RunningTop(adaptor.unit_transform(self.held_out), self._depth + 1)
+        # Where truth lies in another space, whether a query is a row is still asked in the user's own.
+        self._own_space = None if real is None or adaptor.isometric else RunningTop(real, 1)
+        self._waiting: list[Float32] = []
+        self._cells = self._done = 0
+
+    def watch(self, rows: Float32) -> None:
+        """Take in the next rows as given: float32 [c, d]."""
+        self._waiting.append(rows)
+        self._cells += rows.size
+        if self._cells >= CELLS_AT_A_TIME:
+            self._compare()
+
+    def finish(self) -> None:
+        """Compare with what is still waiting."""
+        if self._waiting:
+            self._compare()
+
+    def near(self, positions: Int64) -> tuple[Near, Near | None]:
+        """What the held-out rows and the real queries found: scores and stored rows. positions: input -> stored."""
+        count, rows = len(self.held_out), positions[self._true.rows]
+        real = (self._true.scores[count:], rows[count:]) if len(rows) > count else None
+        return (self._true.scores[:count], rows[:count]), real
+
+    def equal(self) -> npt.NDArray[np.bool_]:
+        """Which of the real queries are, up to rounding, rows of the corpus: bool [q]."""
+        best = self._true.scores[len(self.held_out) :] if self._own_space is None else self._own_space.scores
+        equal: npt.NDArray[np.bool_] = best[:, 0] >= SAME_COSINE
+        return equal
+
+    def narrowest(self) -> tuple[str, float]:
+        """The type to store rows in, and the share of the true top 10 that exact search over float16 rows keeps."""
+        if self._narrow is None:
+            return NARROW, 1.0
+        count = len(self.held_out)
+        near = self._true.scores[:count], self._true.rows[:count]
+        true = without_own(*near, self.own, self._depth)[0]
+        scores, rows = without_own(self._narrow.scores, self._narrow.rows, self.own, self._depth)
+        kept = float(StorageCost(given_scores(near, rows, scores), true).kept(self._depth).mean())
+        return (NARROW if kept >= EXACT_ENOUGH else WIDE), kept
+
+    def _in_space(self, rows: Float32) -> Float32:
+        """Rows where truth lies: the user's own space, unless the adaptor changes the full width."""
+        return np.ascontiguousarray(rows if self._adaptor.isometric else self._adaptor.unit_transform(rows))
+
+    def _compare(self) -> None:
+        block = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting, self._cells = [], 0
+        self._true.update(self._in_space(block), self._done)
+        if self._own_space is not None:
+            self._own_space.update(block, self._done)
+        if self._narrow is not None:
+            stored = self._adaptor.unit_transform(block).astype(np.float16).astype(np.float32)
+            self._narrow.update(stored, self._done)
+        self._done += len(block)
