@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from funnel.adaptors import (
 from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.models import local_folder
 from funnel.data.pieces import pieces_of
 from funnel.data.queries import Queries, QueriesSource, open_queries, query_hashes, read_qrels
 from funnel.errors import EncoderError, InputError
@@ -37,6 +39,7 @@ CACHE_VARIABLE = "FUNNEL_CACHE"
 ROWS_AT_A_TIME = 8_192
 # As many pieces of documents as a rotation has anchors, and those held out.
 MOST_PIECES = 9_192
+LARGEST_FOLDER = 8 << 30  # bytes of embeddings kept: 5 million rows of 384 dims
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Embedded:
 
 
 class EmbeddingCache:
-    """Embeddings of texts kept on disk, under the hash of the encoder's name and of the texts themselves.
+    """Embeddings of texts kept on disk, under the hash of the encoder's name, of its files and of the texts.
 
     folder: default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
     """
@@ -70,22 +73,28 @@ class EmbeddingCache:
         """
         if not encoder.reopenable:
             return _encode(texts, encoder, query, progress)
-        path = self.folder / f"{_key(texts, encoder, query)}.npy"
-        if path.is_file():
-            try:
-                found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-            except (ValueError, OSError):
-                path.unlink()
-            else:
-                if found.shape == (len(texts), encoder.dim):
-                    return found
+        key = _key(texts, encoder, query)
+        for path in self.folder.glob(f"{key}.*.npy"):
+            found = _checked(path, (len(texts), encoder.dim))
+            if found is not None:
+                return found
         vectors = _encode(texts, encoder, query, progress)
+        self._keep(key, vectors)
+        return vectors
+
+    def _keep(self, key: str, vectors: npt.NDArray[np.float32]) -> None:
+        """Write under a name that holds the sha256; then remove what was used longest ago beyond the limit."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = self.folder / f"{key}.{os.getpid()}.tmp"
         with temporary.open("wb") as file:
             np.save(file, vectors)
-        os.replace(temporary, path)
-        return vectors
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        os.replace(temporary, self.folder / f"{key}.{digest}.npy")
+        kept = 0
+        for path in sorted(self.folder.glob("*.npy"), key=lambda one: one.stat().st_mtime_ns, reverse=True):
+            kept += path.stat().st_size
+            if kept > LARGEST_FOLDER:
+                path.unlink(missing_ok=True)
 
 
 def _home() -> Path:
@@ -94,6 +103,18 @@ def _home() -> Path:
         return Path.home() / ".cache" / "funnel-retrieval"
     except RuntimeError:
         return Path(tempfile.mkdtemp(prefix="funnel-embeddings-"))
+
+
+def _checked(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+    """The array of a file whose bytes are as its name says; None, and no file, where they are not."""
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() == path.name.split(".")[-2]:
+        found: npt.NDArray[np.float32] = np.load(io.BytesIO(raw), allow_pickle=False)
+        if found.shape == shape and np.isfinite(found).all():
+            os.utime(path)
+            return found
+    path.unlink(missing_ok=True)
+    return None
 
 
 def embed_corpus(
@@ -267,6 +288,11 @@ def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _key(texts: Sequence[str], encoder: Encoder, query: bool) -> str:
     digest = hashlib.sha256(repr((encoder.name, encoder.dim, getattr(encoder, "exact", False), query)).encode())
+    folder = local_folder(encoder.name)
+    if folder is not None:
+        for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+            raw = file.read_bytes()  # a folder keeps its name when its weights change
+            digest.update(f"{file.relative_to(folder)}:{len(raw)}:{hashlib.sha256(raw).hexdigest()}".encode())
     for text in texts:
         raw = text.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)

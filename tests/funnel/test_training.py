@@ -46,6 +46,35 @@ def test_texts_are_encoded_once(tmp_path):
     assert encoder.asked == 4 * len(TEXTS) - 2
 
 
+def test_other_weights_under_the_same_path_are_other_embeddings(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    encoder, cache = Counting(), EmbeddingCache(tmp_path / "cache")
+    encoder.name = str(model)
+    for weights in (b"one", b"two"):
+        (model / "model.safetensors").write_bytes(weights)
+        cache.encode(TEXTS, encoder, False, False)
+        cache.encode(TEXTS, encoder, False, False)
+    assert encoder.asked == 2 * len(TEXTS)
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("funnel.training.LARGEST_FOLDER", 400)
+    cache = EmbeddingCache(tmp_path)
+    for number in range(20):
+        cache.encode([f"text {number}"], Counting(), False, False)
+        assert sum(one.stat().st_size for one in (tmp_path / "embeddings").iterdir()) <= 400
+
+
+def test_a_flipped_bit_is_computed_again(tmp_path):
+    encoder, cache = Counting(), EmbeddingCache(tmp_path)
+    first = cache.encode(TEXTS, encoder, False, False)
+    (path,) = (tmp_path / "embeddings").iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    np.testing.assert_array_equal(cache.encode(TEXTS, encoder, False, False), first)
+    assert encoder.asked == 2 * len(TEXTS)
+
+
 def test_a_damaged_cache_is_computed_again(tmp_path):
     encoder, cache = Counting(), EmbeddingCache(tmp_path)
     first = cache.encode(TEXTS, encoder, False, False)
