@@ -40,6 +40,10 @@ IndexType = TypeVar("IndexType", bound="CoarseIndex")
 # The modules whose families are registered, in the order in which they are listed.
 FAMILY_MODULES = ("indexes.flat", "indexes.gpu", "indexes.hnsw", "indexes.ivf", "indexes.symqg", "indexes.torchbins")
 
+# The largest setting of each name that any family takes: 16 times the largest default degree (a graph of it
+# takes 4 kB a row), 50 times the default ef_construction; nlist is also bounded by the rows.
+LARGEST_SETTINGS = {"degree": 512, "ef_construction": 10_000, "bits": 32, "kept": 4_096, "nlist": 1 << 24}
+
 _FAMILIES: dict[str, type[CoarseIndex]] = {}
 
 
@@ -98,7 +102,23 @@ class CoarseIndex(ABC):
                 raise CoarseIndexError(f"{cls.name} has no setting {key!r}; its settings: {known}")
             if type(value) is not int or value < 0:
                 raise CoarseIndexError(f"setting {key} of {cls.name} is {value!r}; give a whole number >= 0")
+            most = LARGEST_SETTINGS.get(key)
+            if most is not None and value > most:
+                raise CoarseIndexError(f"setting {key} of {cls.name} is {value}; give at most {most:,}")
         return {**cls.default_settings, **settings}
+
+    @classmethod
+    def bound_settings(cls, settings: Mapping[str, int], rows: int) -> None:
+        """Check the settings of an index of so many rows, before anything is made.
+
+        Raises:
+            CoarseIndexError: A setting is unknown or out of range, or there are more cells than rows.
+        """
+        cells = cls.complete_settings(settings).get("nlist", 0)
+        if cells > rows:
+            raise CoarseIndexError(
+                f"setting nlist of {cls.name} is {cells}; expected at most {rows:,}, one for each row"
+            )
 
     @property
     def settings(self) -> dict[str, int]:

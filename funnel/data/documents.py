@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel.data.connections import Connections
-from funnel.data.lexical import LexicalIndex, insert_texts, make_table
+from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.data.plain import plain
 from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError, of_environment
 
@@ -33,6 +33,15 @@ SCHEMA = (
     "text TEXT NOT NULL, "
     "metadata TEXT NOT NULL)"
 )
+# What sqlite_master says of the table, byte for byte; the index keeps ids unique.
+OBJECTS = (
+    ("table", "documents", "documents", SCHEMA),
+    ("index", "sqlite_autoindex_documents_1", "documents", None),
+)
+LONGEST_VALUE = (
+    1_000_000_000  # bytes: SQLite's own default, whatever it was built with; nothing longer was ever written
+)
+LONGEST_SHOWN = 40  # characters of a name in a message
 POSITIONS_PER_QUERY = 500  # below 999, SQLite's smallest default limit on bound values
 DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 NAMED_IDS = 5  # duplicate ids an error names before it only counts
@@ -113,6 +122,7 @@ class DocumentStore:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             with _reading(path), store._connection() as connection:
+                _check_schema(path, connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
                     raise DamagedIndexError(
@@ -228,7 +238,7 @@ class DocumentStore:
         with _reading(self.path), self._streaming() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
             for position, identifier, title, metadata in connection.execute(query):
-                yield position, identifier, title, json.loads(metadata)
+                yield position, identifier, title, _metadata(identifier, metadata)
 
     def find(self, document_id: str | int) -> int | None:
         """The position of an id, or None."""
@@ -281,12 +291,27 @@ def _connect(path: Path, writable: bool, descriptor: int | None) -> sqlite3.Conn
         # By its descriptor the file is found where its folder was renamed.
         held = Path(f"/proc/self/fd/{descriptor}")
         uri = (held if held.exists() else path.absolute()).as_uri() + "?mode=ro&immutable=1"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+        return connection
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     # The file becomes part of a generation only once it is complete and synced by the storage.
     connection.execute("PRAGMA journal_mode = MEMORY")
     connection.execute("PRAGMA synchronous = OFF")
     return connection
+
+
+def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Nothing stands in the file but our own statements: a view, trigger or generated column would be run."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+    for kind, name, table, sql in connection.execute(query):
+        known = (kind, name, table, sql) in OBJECTS or (kind == "table" and name == table and is_lexical(name, sql))
+        if not known:
+            raise DamagedIndexError(
+                f"{path} holds the {str(kind)[:LONGEST_SHOWN]} {str(name)[:LONGEST_SHOWN]!r} by a statement that funnel "
+                "did not write; restore it or build the index again"
+            )
 
 
 def _row(position: int, document: Document) -> tuple[int, str | int, str, str, str]:
@@ -316,7 +341,22 @@ def _check_unicode(name: str, value: str | int, document_id: str | int) -> None:
 
 
 def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:
-    return Document(document_id, title, text, json.loads(metadata))
+    if type(document_id) not in (str, int) or type(title) is not str or type(text) is not str:
+        raise DamagedIndexError(
+            f"a document has an id of type {type(document_id).__name__}, a title of {type(title).__name__} and a text "
+            f"of {type(text).__name__}; expected a text or whole number, a text and a text; build the index again"
+        )
+    return Document(document_id, title, text, _metadata(document_id, metadata))
+
+
+def _metadata(document_id: str | int, metadata: str) -> dict[str, object]:
+    values = json.loads(metadata) if isinstance(metadata, str) else metadata
+    if not isinstance(values, dict):
+        raise DamagedIndexError(
+            f"the metadata of document {str(document_id)[:LONGEST_SHOWN]!r} is a {type(values).__name__}, expected a "
+            "JSON object; build the index again"
+        )
+    return values
 
 
 def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -> InputError:
@@ -336,7 +376,7 @@ def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (sqlite3.Error, json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
         if of_environment(error):
             raise StorageError(f"{path} cannot be read now: {error}") from error
         raise DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again") from error

