@@ -66,10 +66,9 @@ def check_settings(manifest: Manifest, path: object) -> None:
         value = f" is {_short(_at(manifest.settings, key))}" if key else ""
         raise DamagedIndexError(f"{file}: settings{'.' if key else ''}{key}{value}: {said}; restore the file") from None
     width = settings.coarse_width
-    if width is not None and width not in (*manifest.ladder, manifest.d):
-        raise DamagedIndexError(
-            f"{file}: settings.coarse_width is {width}, expected one of {[*manifest.ladder, manifest.d]}; restore the file"
-        )
+    known = [*manifest.ladder, manifest.d]
+    if width is not None and width not in known:
+        raise DamagedIndexError(f"{file}: settings.coarse_width is {width}, expected one of {known}; restore the file")
     # A segment that is searched exactly has no coarse index; those that have one are each as large as its settings.
     rows = min((part.rows for part in manifest.segments if not part.details.get("exact")), default=0)
     try:

@@ -309,8 +309,8 @@ def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
         known = (kind, name, table, sql) in OBJECTS or (kind == "table" and name == table and is_lexical(name, sql))
         if not known:
             raise DamagedIndexError(
-                f"{path} holds the {str(kind)[:LONGEST_SHOWN]} {str(name)[:LONGEST_SHOWN]!r} by a statement that funnel "
-                "did not write; restore it or build the index again"
+                f"{path} holds the {str(kind)[:LONGEST_SHOWN]} {str(name)[:LONGEST_SHOWN]!r} by a statement that "
+                "funnel did not write; restore it or build the index again"
             )
 
 
