@@ -29,7 +29,7 @@ from funnel.planning.records import Calibration
 from funnel.planning.updated import Updated
 from funnel.searcher import Searcher
 from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
-from funnel.settings import check_settings
+from funnel.settings import check_order, check_settings
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
 from funnel.storage.arrays import map_npy
 from funnel.turn import answers_alone, turn_of
@@ -395,8 +395,4 @@ def _check_agreement(segment: Segment, rows: int) -> None:
         if count != rows:
             raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
     if segment.order is not None:
-        outside = rows > 0 and (segment.order.min() < 0 or segment.order.max() >= rows)
-        if outside or np.bincount(segment.order, minlength=rows).max(initial=0) > 1:
-            raise DamagedIndexError(
-                f"order.npy of segment {segment.id} is no permutation of 0 to {rows - 1}; build the index again"
-            )
+        check_order(segment.order, rows, segment.id)

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from funnel.errors import DamagedIndexError
 from funnel.storage import Manifest
 from indexes import CoarseIndexError, family
 
-__all__ = ["Settings", "check_settings"]
+__all__ = ["Settings", "check_order", "check_settings"]
 
 LONGEST_NAME = 4096  # characters: PATH_MAX of Linux, since an encoder may be a folder
 LARGEST_SEED = 2**63 - 1  # what torch's generators take
@@ -75,6 +77,15 @@ def check_settings(manifest: Manifest, path: object) -> None:
         family(settings.coarse).bound_settings(settings.coarse_settings, rows)
     except CoarseIndexError as error:
         raise DamagedIndexError(f"{file}: settings.coarse_settings: {error}; restore the file") from error
+
+
+def check_order(order: NDArray[np.int64], rows: int, segment: str) -> None:
+    """Check that the order (int64 [rows]) of a segment is a permutation. Raises DamagedIndexError."""
+    outside = rows > 0 and (order.min() < 0 or order.max() >= rows)
+    if outside or np.bincount(order, minlength=rows).max(initial=0) > 1:
+        raise DamagedIndexError(
+            f"order.npy of segment {segment} is no permutation of 0 to {rows - 1}; build the index again"
+        )
 
 
 def _at(settings: Mapping[str, Any], key: str) -> object:
