@@ -43,7 +43,7 @@ def budget(vectors: Path | None, data: Path | None, index: Path | None, batch: i
     with tempfile.TemporaryDirectory() as temporary:
         path = index or Path(temporary) / "index"
         started = time.perf_counter()
-        built = FunnelIndex.build(str(corpus), path, queries=known)
+        built = FunnelIndex.build(str(corpus), path, queries=known, overwrite=True)
         build_seconds = time.perf_counter() - started
         results = bench(built, BenchQueries(unseen), f"{folder.name}, unseen queries", batch=batch, progress=True)
         click.echo(write_results(results, (out or Path(__file__).parent / "results") / "budget"))

@@ -76,7 +76,7 @@ def _made(corpus: Path, path: Path, queries: npt.NDArray[np.float32], adaptor: s
     """The index in the folder, built where there is none."""
     if (path / "CURRENT").exists():
         return FunnelIndex.open(path)
-    return FunnelIndex.build(str(corpus), path, queries=queries, adaptor=adaptor, coarse=coarse)
+    return FunnelIndex.build(str(corpus), path, queries=queries, adaptor=adaptor, coarse=coarse, overwrite=True)
 
 
 def measure_windows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -16,11 +15,11 @@ from funnel.depth import Kept
 from funnel.hits import Hits, Served
 from funnel.hybrid import Hybrid
 from funnel.plan import FLAT
-from funnel.planning.budget import check_k
+from funnel.planning.budget import LARGEST_K, check_k
 from funnel.state import State
 from funnel.stopped import served_each, served_in_all
 
-__all__ = ["Answered", "answer", "answer_hits"]
+__all__ = ["Answered", "answer", "answer_hits", "padded"]
 
 Float32 = npt.NDArray[np.float32]
 # Products with rows stored in float16 pass it by up to 3e-4.
@@ -63,7 +62,7 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
 def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
     searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
     if not searcher.rows:
-        return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, sys.maxsize))
+        return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, LARGEST_K))
     k = check_k(asked.k, searcher.rows)
     if vectors.ndim == 2 and not len(vectors):
         return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
@@ -84,6 +83,15 @@ def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float 
     if monitor.void:
         served, each = monitor.served(served), each and [monitor.served(one) for one in each]
     return scores, positions, served, each
+
+
+def padded(scores: Float32, positions: npt.NDArray[np.int64], k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
+    """[n, k] of what was found [n, at most k]: -inf and -1 behind it, where the index holds fewer rows."""
+    missing = int(k) - scores.shape[1]
+    if missing <= 0:
+        return scores, positions
+    behind = ((0, 0), (0, missing))
+    return np.pad(scores, behind, constant_values=-np.inf), np.pad(positions, behind, constant_values=-1)
 
 
 def _nothing(n_queries: int, k: int) -> Answered:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 import warnings
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from funnel.cli_options import PATH, widths
 from funnel.cli_tune import tune
 from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
+from funnel.plainjson import plain_json
 from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ cli.add_command(compact)
 @click.option("--vector", help="The field that holds the vector, where it is not called vector.")
 @click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the index that the folder holds.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def build(
     corpus: Path,
@@ -113,6 +114,7 @@ def build(
     vector: str | None,
     metadata: tuple[str, ...],
     seed: int,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Build the folder INDEX from CORPUS: a BEIR folder, .jsonl, .csv, .parquet or .npy.
@@ -140,6 +142,7 @@ def build(
         vector=vector,
         metadata=metadata or None,
         seed=seed,
+        overwrite=overwrite,
         progress=not quiet,
     )
     manifest = built.manifest
@@ -247,7 +250,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
             for hit in hits
         ]
         record = {"query": query, "hits": found, "served": hits.served.to_json()}
-        click.echo(json.dumps(record, ensure_ascii=False))
+        click.echo(plain_json(record))
         return
     click.echo(f"\n{query}")
     if not hits.served.complete:
@@ -303,7 +306,7 @@ def explain(
         text = str(explained[0])
     if plot is not None:
         plot_frontier(opened, plot, k, batch)
-    click.echo(json.dumps([line.to_json() for line in explained]) if as_json else text)
+    click.echo(plain_json([line.to_json() for line in explained]) if as_json else text)
 
 
 @cli.command()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from funnel.cli_options import PATH, QUIET
+from funnel.plainjson import plain_json
 
 __all__ = ["export", "info"]
 
@@ -23,7 +23,7 @@ def info(index: Path, as_json: bool) -> None:
     from funnel.info import read_info
 
     found = read_info(index)
-    click.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else str(found))
+    click.echo(plain_json(found.to_json()) if as_json else str(found))
 
 
 @click.command()

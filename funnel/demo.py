@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from funnel.data.encoding import DEFAULT_ENCODER
 from funnel.data.pydocs import python_documents
 from funnel.errors import InputError
 from funnel.hits import Hit
 from funnel.index import FunnelIndex
+from funnel.progress import Progress
 from funnel.reports.bench import bench, held_out_queries
 from funnel.reports.explained import budgets_table, explain_budgets
 from funnel.reports.write import write_results
@@ -38,9 +37,9 @@ def run_demo(index_path: Path, report: Path, documents: int | None, say: Callabl
     limit = DOCUMENTS if documents is None else documents
     if limit < 1:
         raise InputError(f"documents is {limit}; expected at least 1")
-    corpus = list(tqdm(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
+    corpus = list(Progress(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
     say(f"{len(corpus):,} documents; building {index_path}")
-    index = FunnelIndex.build(corpus, index_path, encoder=DEFAULT_ENCODER)
+    index = FunnelIndex.build(corpus, index_path, encoder=DEFAULT_ENCODER, overwrite=True)
     say(f"\n{index!r}")
     for query in QUERIES:
         say(f"\n{query}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from funnel.errors import InputError
 from funnel.explanation import Explanation
 from funnel.hits import Hits, Ranks
 from funnel.plan import Plan
-from funnel.planning.budget import check_k
+from funnel.planning.budget import LARGEST_K, check_k
 from funnel.storage.files import remove_own
 from funnel.workers import workers
 from indexes.forks import free_in_children
@@ -157,7 +156,7 @@ class Hybrid:
         """As the user asked; None where it was not asked for, or there is no query. Raises as `read_weight` does."""
         if hybrid is None or hybrid is False or (vectors is not None and not vectors.size):
             return None
-        k = check_k(k, rows or sys.maxsize)  # nothing is found where every row was deleted
+        k = check_k(k, rows or LARGEST_K)  # nothing is found where every row was deleted
         chosen = plan.plan if isinstance(plan, Explanation) else plan
         weight = read_weight(hybrid, texts, lexical)
         assert lexical is not None

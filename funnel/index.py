@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.answering import answer, answer_hits
+from funnel.answering import answer, answer_hits, padded
 from funnel.asking import Asked, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
@@ -77,6 +77,7 @@ class FunnelIndex(Updates):
         id: str | None = None,
         vector: str | None = None,
         metadata: Sequence[str] | None = None,
+        overwrite: bool = False,
     ) -> FunnelIndex:
         """Build an index, commit it to the folder `path` and open it.
 
@@ -95,9 +96,11 @@ class FunnelIndex(Updates):
         name and settings of a coarse family. dtype: of the rows as stored: "float16", "float32", or "auto": float16
         where exact search over it keeps .9995 of the true top 10, else float32. exact_encoding: encode in float32.
         corpus_like_queries: whether queries are documents; unless they are, those that equal rows of the corpus
-        certify nothing. Queries certify once each, whatever their number.
+        certify nothing. Queries certify once each, whatever their number. overwrite:
+        replace the index that the folder holds, once the new one is complete; other files in it are never touched.
 
-        Raises InputError for a corpus, queries or settings that cannot be used, EncoderError, StorageError, and
+        Raises InputError for a folder that holds an index (see overwrite), and for a corpus, queries or settings that
+        cannot be used, EncoderError, StorageError, and
         NoSpaceError when the disk is full; what the folder held before then stays.
         """
         folder = IndexFolder(path).path
@@ -105,7 +108,8 @@ class FunnelIndex(Updates):
         opened = open_corpus(corpus, ids, Columns(text, title, id, vector, metadata))
         chosen = build_encoder(opened, encoder, exact_encoding, device)
         options = BuildOptions(
-            adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress, corpus_like_queries
+            *(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress),
+            *(corpus_like_queries, overwrite),
         )
         build_index(opened, folder, chosen, queries, qrels, options)
         return cls.open(folder, encoder=chosen, device=device)
@@ -162,7 +166,7 @@ class FunnelIndex(Updates):
         for the default. The budget then speaks of the dense list, and `score` and `ranks` are as `Hit` says.
         where: a condition over metadata, id and title, such as "year >= 2020 AND lang = 'en'". allowed_ids: the ids
         that may be returned. There are fewer hits than k where fewer rows are allowed. The recall is then that among
-        the allowed rows, measured under the filter and not certified.
+        the allowed rows, measured under the filter and not certified. A k above the rows gives all of them.
 
         The first call with a new latency_ms measures plans for some seconds. Raises BudgetError when no plan meets the
         budget, InputError, EncoderError.
@@ -176,7 +180,7 @@ class FunnelIndex(Updates):
             share=share,
             from_text=texts is not None,
             hits=True,
-            fused=None if fused is None else k,
+            fused=None if fused is None else fused.k,
             where=where,
             allowed_ids=allowed_ids,
         )
@@ -206,13 +210,14 @@ class FunnelIndex(Updates):
         """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
         queries: [n_queries, d]. ids are int64, or str in an object array; -1 or None, with a score of -inf, where a
-        filter allows fewer than k. Takes a deadline and filters, and raises, as `search` does.
+        filter allows, or the index holds, fewer than k. Takes a deadline and filters, and raises, as `search` does.
         """
         asked = Asked(
             *(k, recall, latency_ms, budget, plan, deadline_ms), share=share, where=where, allowed_ids=allowed_ids
         )
         state = self._state
         scores, positions, served, _ = answer(state, read_vectors(queries), asked, audit)
+        scores, positions = padded(scores, positions, k)
         answers = Answers(state.opened.searcher.ids.at(positions), scores, served)
         if asked.began:
             asked.took(len(scores), state.monitor.punctuality.note)

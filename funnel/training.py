@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.adaptors import (
     AdaptorChoice,
@@ -31,6 +30,7 @@ from funnel.data.models import local_folder
 from funnel.data.pieces import pieces_of
 from funnel.data.queries import Queries, QueriesSource, open_queries, query_hashes, read_qrels
 from funnel.errors import EncoderError, InputError
+from funnel.progress import Progress
 
 __all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_pieces", "embed_queries", "train_adaptor"]
 
@@ -274,7 +274,7 @@ def _encode(texts: Sequence[str], encoder: Encoder, query: bool, progress: bool)
     if query:
         return encoder.encode_query(texts)
     parts = [np.empty((0, encoder.dim), dtype=np.float32)]
-    with tqdm(total=len(texts), desc="encode", unit="docs", disable=not progress) as bar:
+    with Progress(total=len(texts), desc="encode", unit="docs", disable=not progress) as bar:
         for part in _slices(texts):
             parts.append(encoder.encode(part))
             bar.update(len(part))

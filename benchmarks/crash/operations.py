@@ -75,7 +75,14 @@ GROWN = {**_numbered(20, ROWS - 20), **_numbered(ROWS, 2 * ADDED)}
 def _built(path: Path, content: dict[str, int]) -> None:
     asked = vectors(_numbered(5_000, QUERIES))
     FunnelIndex.build(
-        _documents(content), path, queries=asked, adaptor="pca", dims=[16], coarse="hnsw-sq8", progress=False
+        _documents(content),
+        path,
+        queries=asked,
+        adaptor="pca",
+        dims=[16],
+        coarse="hnsw-sq8",
+        progress=False,
+        overwrite=True,
     )
 
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from funnel.adaptors.base import Sample, chunks_of, register
 from funnel.adaptors.orthogonal import OrthogonalAdaptor
 from funnel.errors import InputError
+from funnel.progress import Progress
 
 # Cells converted to float64 at a time, 16 MB: with 1,365 rows at 1,536 dimensions the product still runs at full speed.
 BLOCK_CELLS = 2_097_152
@@ -34,7 +34,7 @@ class PCA(OrthogonalAdaptor):
     def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> "PCA":
         """Fit on a sample, chunk by chunk; nothing is random, so the seed is not used."""
         moment: SecondMoment | None = None
-        with tqdm(disable=not progress, unit="rows", unit_scale=True, desc="fitting pca") as bar:
+        with Progress(disable=not progress, unit="rows", unit_scale=True, desc="fitting pca") as bar:
             for chunk in chunks_of(sample):
                 moment = moment or SecondMoment(chunk.shape[1])
                 moment.update(chunk)

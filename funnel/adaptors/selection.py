@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from funnel.adaptors.recipes import Recipe
 from funnel.adaptors.rotation import blended
 from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
 from funnel.adaptors.training import Trained, TrainingLog
+from funnel.plainjson import plain_json
 
 __all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
 
@@ -64,7 +64,7 @@ class AdaptorChoice:
             "figures": self.figures,
             "logs": {kind: asdict(log) for kind, log in self.logs.items()},
         }
-        (Path(folder) / TRAINING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        (Path(folder) / TRAINING_FILE).write_text(plain_json(said, indent=1) + "\n", encoding="utf-8")
 
 
 def choose_adaptor(

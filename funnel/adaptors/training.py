@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from funnel.adaptors.base import Adaptor
 from funnel.adaptors.losses import (
@@ -22,6 +21,7 @@ from funnel.adaptors.losses import (
 )
 from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, weight_at
 from funnel.adaptors.sampling import Batch, JudgedBatch, TrainingSet
+from funnel.progress import Progress
 
 __all__ = ["Student", "Trained", "TrainingLog", "train"]
 
@@ -159,7 +159,7 @@ class _Run:
         self.started = time.perf_counter()
         self.step = 0
         total = sum(phase.steps for phase in recipe.phases if data.judged is not None or not phase.judged)
-        self.bar = tqdm(total=total, desc=f"train {kind}", unit="steps", disable=not progress)
+        self.bar = Progress(total=total, desc=f"train {kind}", unit="steps", disable=not progress)
         self._best_mean = -math.inf
         self._best: dict[str, Any] = {}
 

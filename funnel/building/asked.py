@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.adaptors import Judged, Qrels, rows_to_train_on
 from funnel.building.intake import Intake
@@ -17,6 +16,7 @@ from funnel.data.queries import Queries, QueriesSource, folded, open_queries, qu
 from funnel.data.rows import unit_rows
 from funnel.errors import EncoderError, InputError
 from funnel.ids import Ids
+from funnel.progress import Progress
 
 __all__ = ["EQUAL", "MOST_QUERIES", "SAME_COSINE", "Asked", "QrelsSource", "encode_asked", "judged_rows", "open_asked"]
 
@@ -185,7 +185,7 @@ def _encoded(
     else:
         texts = queries.texts or []
         parts = []
-        with tqdm(total=len(numbers), desc="encode queries", unit="queries", disable=not progress) as bar:
+        with Progress(total=len(numbers), desc="encode queries", unit="queries", disable=not progress) as bar:
             for start in range(0, len(numbers), ENCODED_AT_A_TIME):
                 part = numbers[start : start + ENCODED_AT_A_TIME]
                 parts.append(encoder.encode_query([texts[i] for i in part], part))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.beside import sample_texts
@@ -41,6 +40,7 @@ from funnel.planning.costs import BATCH_SIZES, times_ms
 from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 from funnel.planning.storage_cost import StorageCost
+from funnel.progress import Progress
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from funnel.storage.arrays import map_npy
@@ -78,6 +78,7 @@ class BuildOptions:
     device: torch.device
     progress: bool
     corpus_like_queries: bool = False
+    overwrite: bool = False
 
 
 def build_index(
@@ -99,6 +100,11 @@ def build_index(
     opened, judgements = open_asked(queries, qrels)
     folder = IndexFolder(path)
     with folder.begin() as transaction:
+        if transaction.previous is not None and not options.overwrite:
+            raise InputError(
+                f"{folder.path} holds an index already; name another folder, or give "
+                "overwrite=True (--overwrite) to replace it"
+            )
         segment = transaction.folder("segments")
         asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
         texts = frozenset(asked.texts or ())
@@ -203,7 +209,7 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
         sample, judged = judged_rows(intake, segment, given, seed)
         choice = choose_adaptor(sample, dims=dims, judged=judged, seed=seed, progress=options.progress)
         if options.progress:
-            tqdm.write(f"adaptor: {choice.why}", file=sys.stderr)
+            Progress.write(f"adaptor: {choice.why}", file=sys.stderr)
         return choice
     if isinstance(asked, Adaptor):
         choice = AdaptorChoice(asked, f"{asked.kind}: given")

@@ -10,13 +10,13 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.data.corpus import Corpus
 from funnel.data.documents import Document, DocumentStore
 from funnel.data.encoding import Encoder
 from funnel.data.queries import folded
 from funnel.errors import EncoderError, InputError
+from funnel.progress import Progress
 
 __all__ = ["Intake", "TextIds", "take_in"]
 
@@ -118,7 +118,7 @@ def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> In
     dim = _known(corpus.dim)
     batch_rows = max(1, CELLS_AT_A_TIME // dim)
     sample, count = _Sample(dim, seed), 0
-    with tqdm(total=corpus.count, desc="read", unit="rows", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=corpus.count, desc="read", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in corpus.vectors(batch_rows):
             sample.update(rows)
             count += len(rows)
@@ -143,7 +143,7 @@ def _take_documents(
     with (
         DocumentStore.create(folder / "documents.sqlite") as store,
         spool.open("wb") as file,
-        tqdm(total=corpus.count, desc=label, unit="docs", disable=not progress) as bar,
+        Progress(total=corpus.count, desc=label, unit="docs", disable=not progress) as bar,
     ):
         for documents in corpus.documents(DOCUMENTS_AT_A_TIME):
             store.append(documents)

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.building.segment import unit_prefixes
+from funnel.progress import Progress
 from funnel.widths import checked_widths
 from indexes import RunningTop, VectorStore
 
@@ -63,7 +63,7 @@ def choose_ladder(store: VectorStore, seed: int, progress: bool = False) -> tupl
     queries = np.concatenate([rows[_inside(probes, first, len(rows))] for first, rows in _read(store, ranges)])
     truth = RunningTop(queries, depth + 1)
     found = {width: RunningTop(unit_prefixes(queries, width), SHORTLIST + 1) for width in widths}
-    with tqdm(total=total, desc="compare widths", unit="rows", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=total, desc="compare widths", unit="rows", unit_scale=True, disable=not progress) as bar:
         for first, rows in _read(store, ranges):
             truth.update(rows, first)
             for width, top in found.items():

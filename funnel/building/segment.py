@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
+from funnel.progress import Progress
 from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
@@ -72,7 +72,7 @@ def order_rows(
     release_freed()
     leaves = np.empty(intake.count, dtype=np.int64)
     done = 0
-    with tqdm(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in intake.rows():
             leaves[done : done + len(rows)] = tree.assign(_adapted_prefixes(rows, adaptor, width))
             if watch is not None:
@@ -95,7 +95,7 @@ def store_rows(
     done = 0
     with (
         VectorStore.create(folder / "vectors.npy", intake.count, intake.dim, dtype) as writer,
-        tqdm(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
+        Progress(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         for rows in intake.rows():
             writer.write(positions[done : done + len(rows)], adaptor.unit_transform(rows))
@@ -118,7 +118,7 @@ def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress:
     header = {"descr": "<f4", "fortran_order": False, "shape": (store.n, len(ladder))}
     with (
         path.open("wb") as file,
-        tqdm(total=store.n, desc="norms", unit="rows", unit_scale=True, disable=not progress) as bar,
+        Progress(total=store.n, desc="norms", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         np.lib.format.write_array_header_1_0(file, header)
         for _, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
@@ -148,7 +148,7 @@ def build_coarse(
     index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
     release_freed()
     block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
-    with tqdm(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
         for start in range(0, store.n, len(block)):
             prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
             index.add(prefixes if turn is None else turn.own(prefixes))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_c
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from funnel.data.models import DEFAULT_ENCODER, canonical_name, load_model
 from funnel.data.rows import unit_rows
 from funnel.errors import EncoderError, InputError
+from funnel.progress import Progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -149,7 +149,7 @@ class CallableEncoder:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         parts = []
-        with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+        with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
             for start in range(0, len(texts), TEXTS_PER_CALL):
                 part = list(texts[start : start + TEXTS_PER_CALL])
                 places = numbers[start:] if isinstance(numbers, np.ndarray) else numbers + start
@@ -200,14 +200,14 @@ class ModelEncoder:
         if self._fast is None:
             values = self._encode_plain(texts, task, progress)
         else:
-            with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+            with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
                 values = self._fast.encode(texts, self._prompt(task), task, bar.update)
         return checked(values, len(texts), self._dim or None, self.name, numbers)
 
     def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
         parts = []
-        with tqdm(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+        with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
             for start in range(0, len(texts), PLAIN_TEXTS_PER_CALL):
                 part = list(texts[start : start + PLAIN_TEXTS_PER_CALL])
                 parts.append(np.asarray(encode(part, show_progress_bar=False), dtype=np.float32))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from funnel.data.documents import Document
 from funnel.errors import InputError
 from funnel.opening import Opened
+from funnel.progress import Progress
 from funnel.segments import Documents, Segment, live_positions
 
 __all__ = ["Batch", "Rows"]
@@ -104,7 +104,7 @@ class Rows:
                     yield segment, positions
 
     def _bar(self, progress: bool) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
-        with tqdm(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
+        with Progress(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
             for segment, positions in self._parts():
                 yield segment, positions
                 bar.update(len(positions))

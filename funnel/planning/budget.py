@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+import numpy as np
+
 from funnel.errors import InputError
 
-__all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "Budget", "check_k"]
+__all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check_k"]
 
 DEFAULT_RECALL = 0.95  # what a search without a budget promises
 DEFAULT_CONFIDENCE = 0.95  # 1 - delta of a certificate
+LARGEST_K = 1_000_000  # of fewer rows: 12 MB of ids and scores for each query, most of it padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,21 @@ def _number(name: str, value: object, expected: str) -> None:
 
 
 def check_k(k: object, rows: int) -> int:
-    """k as an int, when it is a whole number from 1 to `rows`; InputError otherwise."""
+    """How many rows a search for `k` can find: k as an int, or `rows` where there are no more.
+
+    Raises InputError for what is no whole number from 1 to LARGEST_K, or to `rows` where there are more of them.
+    """
     if not rows:
         raise InputError(
             "every row of this index was deleted: there is nothing to plan for; add some, or build it again"
         )
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise InputError(f"k is {k!r}; expected a whole number from 1 to {rows}, the rows of the index")
-    number = int(k.__index__())
-    if not 1 <= number <= rows:
-        raise InputError(f"k is {number}; expected a whole number from 1 to {rows}, the rows of the index")
-    return number
+    most = max(rows, LARGEST_K)
+    if isinstance(k, (bool, np.bool_)) or not hasattr(k, "__index__"):
+        raise InputError(f"k is {k!r}; expected a whole number from 1 to {most}, such as 10")
+    try:
+        number = int(k.__index__())
+    except TypeError:  # an array of one number has the method and refuses the call
+        raise InputError(f"k is {k!r}; expected a whole number from 1 to {most}, such as 10") from None
+    if not 1 <= number <= most:
+        raise InputError(f"k is {number}; expected a whole number from 1 to {most}, such as 10")
+    return min(number, rows)

@@ -22,11 +22,11 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from funnel.cascade import Cascade
 from funnel.plan import Plan, Stage
 from funnel.planning.scoring import score
+from funnel.progress import Progress
 
 __all__ = ["LARGEST_K", "MISSING", "NEAR", "Run", "given_scores", "hits", "record", "without_own"]
 
@@ -172,15 +172,17 @@ def record(
     sizes = {effort: cascade.coarse.largest_shortlist(effort) for effort in wanted}
     places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
     found = []
-    with tqdm(total=len(wanted) * len(queries), desc=label, unit="queries", disable=not progress) as bar:
+    with Progress(total=len(queries), desc=label, unit="queries", disable=not progress) as bar:
         at_a_time = max(1, CELLS_LISTED // sum(sizes.values()))
         for start in range(0, len(queries), at_a_time):
             part = slice(start, start + at_a_time)
             listed = {}
+            spent = 0
             for effort, size in sizes.items():
                 rows = _drop_own(cascade.shortlist(queries[part], size, effort), own[part])
                 listed[effort] = rows.astype(np.int32)
-                bar.update(len(listed[effort]))
+                spent += effort + 1  # time grows with effort: queries are counted by the share of theirs that is over
+                bar.update(start + len(rows) * spent // (sum(sizes) + len(sizes)) - bar.n)
             found.append(_place(listed, {effort: table[part] for effort, table in places.items()}, cascade.store.n))
     candidates = _side_by_side(found)
     scores = _kept((*candidates.shape, len(widths)), np.float32, folder)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
+from funnel.progress import Progress
 
 __all__ = [
     "BATCH_SIZES",
@@ -246,7 +246,7 @@ def measure_costs(
     usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
     smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
     k = min(10, smallest.shortlist)
-    for batch in tqdm(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
+    for batch in Progress(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
         batches = _batches(queries, batch)
         costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
         shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]

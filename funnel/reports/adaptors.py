@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,12 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from funnel.adaptors import TRAINED_KINDS, Adaptor, default_widths
 from funnel.data.corpus import open_corpus
 from funnel.data.encoding import DEFAULT_ENCODER, EncoderSource, load_encoder
 from funnel.errors import InputError, MissingPackageError
+from funnel.plainjson import plain_json
+from funnel.progress import Progress
 from funnel.reports.curves import WAY_COLOURS, Curve, by_width, legend
 from funnel.reports.judged import MEASURES, SHORTLIST_RECALL, JudgedSet, SetFigures, mean_shares, measure, ways_of
 from funnel.reports.pages import figure, page, table
@@ -144,7 +143,7 @@ def write_report(report: AdaptorReport, folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {**asdict(report), "mean": report.mean}
-    (folder / "report.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(plain_json(kept, indent=1) + "\n", encoding="utf-8")
     plot, said = folder / "report.png", []
     try:
         shares_plot(report.title, report.sets, plot, {"adaptor": _way_name("adaptor", report)})
@@ -217,7 +216,7 @@ def _measured(
 ) -> SetFigures:
     ways = ways_of(judged.documents.vectors, adaptor)
     total = len(ways) * len({*widths, judged.dim})
-    with tqdm(total=total, desc=f"measure {judged.name}", unit="rankings", disable=not progress) as bar:
+    with Progress(total=total, desc=f"measure {judged.name}", unit="rankings", disable=not progress) as bar:
         return measure(judged, ways, widths, facts, bar.update)
 
 

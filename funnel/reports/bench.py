@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from funnel.errors import InputError
 from funnel.explanation import Explanation
@@ -20,6 +19,7 @@ from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
 from funnel.planning.budget import check_k
 from funnel.planning.costs import BATCH_SIZES, fingerprint, times_ms
+from funnel.progress import Progress
 from funnel.reports.metrics import ranking_metrics, recall_at_k
 from funnel.reports.results import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
 from indexes import FlatBaseline
@@ -80,7 +80,7 @@ def bench(
         raise InputError(f"batch is {batch}; expected a whole number from 1")
     prepared = index.searcher.prepare(queries.vectors)
     truth = _Truth(index, prepared, queries.own_positions, k)
-    steps = tqdm(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
+    steps = Progress(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
     flat = _flat(index, prepared, queries, qrels, k, batch)
     steps.update()
     measured: list[FunnelResult] = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from funnel.data.queries import open_queries
 from funnel.errors import InputError, MissingPackageError
 from funnel.index import FunnelIndex
+from funnel.plainjson import plain_json
 from funnel.reports.bench import BenchQueries, held_out_queries
 from funnel.reports.pages import write_page
 from funnel.reports.plots import frontier_plot
@@ -36,7 +36,7 @@ def write_results(results: Results, folder: Path) -> str:
     Without matplotlib the plot is left out, and said so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (folder / "results.json").write_text(plain_json(results, indent=1), encoding="utf-8")
     plot, said = folder / "frontier.png", []
     try:
         frontier_plot(results, plot)

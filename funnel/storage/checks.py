@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from funnel.errors import DamagedIndexError, InputError
+from funnel.progress import Progress
 from funnel.storage.files import CHUNK_BYTES, FILES, REMEDY, Files, open_inside, read_chunks
 from funnel.storage.generations import read_current, read_manifest, read_old
 from funnel.storage.layout import (
@@ -275,7 +275,7 @@ def _problems(
     total = sum(piece.length for piece in pieces)
     with (
         ThreadPoolExecutor(_WORKERS) as pool,
-        tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar,
+        Progress(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
         mapped = map if total < CHUNK_BYTES else pool.map  # a few small files are read before a thread is up
         for piece, found in zip(pieces, mapped(problem, pieces), strict=True):

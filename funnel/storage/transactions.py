@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tqdm import tqdm
-
 from funnel.errors import InputError, StorageError
+from funnel.progress import Progress
 from funnel.storage.checks import hash_file
 from funnel.storage.files import FILES, Files, is_no_space, no_space_error, remove_tree, writing
 from funnel.storage.generations import read_manifest, read_old, write_current_temporary, write_generation
@@ -239,7 +238,7 @@ class Transaction:
         entries: dict[str, FileEntry] = {}
         sizes = [(part, path, path.lstat()) for part in self._staged.values() for path in part.temporary.iterdir()]
         total = sum(status.st_size for _, _, status in sizes)
-        with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress) as bar:
+        with Progress(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress) as bar:
             for part, path, status in sorted(sizes, key=lambda item: item[1]):
                 form = part.folder.file(path.name)
                 if form is None or not stat.S_ISREG(status.st_mode):

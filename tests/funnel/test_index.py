@@ -320,7 +320,7 @@ def test_adaptors(tmp_path: Path) -> None:
 def test_building_again_replaces_the_index(tmp_path: Path) -> None:
     rows = clustered_rows(SMALL)
     first = build(rows, tmp_path / "index")
-    second = build(rows[:200], tmp_path / "index")
+    second = build(rows[:200], tmp_path / "index", overwrite=True)
     assert (first.manifest.generation, second.manifest.generation) == (1, 2)
     assert len(FunnelIndex.open(tmp_path / "index")) == 200
     segments = tmp_path / "index" / "segments"

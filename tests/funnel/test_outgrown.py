@@ -98,7 +98,7 @@ def other_words(texts: Any) -> np.ndarray:
 def test_an_index_built_anew_in_the_same_folder_has_its_own_encoder(tmp_path: Path) -> None:
     index = FunnelIndex.build(documents(60), tmp_path / "index", encoder=hashed_words, progress=False)
     index.search("sort a list", 3)
-    FunnelIndex.build(documents(60), tmp_path / "index", encoder=other_words, progress=False)
+    FunnelIndex.build(documents(60), tmp_path / "index", encoder=other_words, overwrite=True, progress=False)
     assert index.refresh()
     for call in (lambda: index.search("sort a list", 3), lambda: index.add([{"_id": "x", "text": "sort"}])):
         with pytest.raises(
@@ -116,7 +116,7 @@ def test_what_was_noted_of_another_index_is_not_carried_over(tmp_path: Path) -> 
     index.audit(1.0)
     index.search_vectors(rows[:50], 5)
     assert index.health().audits
-    FunnelIndex.build(rows[:, :32], tmp_path / "index", progress=False)
+    FunnelIndex.build(rows[:, :32], tmp_path / "index", overwrite=True, progress=False)
     assert index.refresh()
     assert (index.dim, index.health().audits) == (32, ())
 

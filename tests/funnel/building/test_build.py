@@ -53,7 +53,10 @@ def test_no_more_queries_are_used_than_help(tmp_path: Path, monkeypatch: pytest.
     assert index.certification == "certified on 20 real queries"
 
 
-def test_every_step_shows_a_bar_with_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_shows_a_bar_with_its_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("funnel.progress.SHOWN_AFTER_S", 0)
     texts = [f"query {number}" for number in range(40)]
     FunnelIndex.build(documents(300), tmp_path / "index", encoder=hashed_words, queries=texts, adaptor="pca")
     said = capsys.readouterr().err
@@ -81,7 +84,7 @@ def test_a_failed_build_keeps_the_generation_before(tmp_path: Path) -> None:
     FunnelIndex.build(clustered_rows(50), path, progress=False)
     before = contents(path)
     with pytest.raises((EncoderError, RuntimeError), match="had enough"):
-        FunnelIndex.build(documents(100), path, encoder=broken_midway, progress=False)
+        FunnelIndex.build(documents(100), path, encoder=broken_midway, overwrite=True, progress=False)
     for bad in ({"memory_mb": 1e-6}, {"dims": [65]}, {"coarse": "hnsw-sq8", "coarse_settings": {"degree": -1}}):
         with pytest.raises(Exception):  # noqa: B017  what it is, test_bad_input says
             FunnelIndex.build(clustered_rows(60), path, progress=False, **bad)  # type: ignore[arg-type]
@@ -109,7 +112,7 @@ for kind, most in (("vectors", 6_000), ("vectors", 25_000), ("documents", 20_000
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
     corpus = clustered_rows(240) if kind == "vectors" else documents(240)
     try:
-        FunnelIndex.build(corpus, sys.argv[1], encoder=hashed_words, progress=False)
+        FunnelIndex.build(corpus, sys.argv[1], encoder=hashed_words, overwrite=True, progress=False)
         print(kind, most, "built")
     except Exception as error:
         print(kind, most, isinstance(error, OSError), error)
@@ -154,7 +157,7 @@ path = sys.argv[1]
 print(len(FunnelIndex.build(clustered_rows(50), path, progress=False)))
 for corpus in (clustered_rows(9_000), documents(4_000)):
     try:
-        print(len(FunnelIndex.build(corpus, path, encoder=hashed_words, progress=False)))
+        print(len(FunnelIndex.build(corpus, path, encoder=hashed_words, overwrite=True, progress=False)))
     except Exception as error:
         print(type(error).__name__)
 print(len(FunnelIndex.open(path)))

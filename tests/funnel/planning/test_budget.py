@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.planning.budget import DEFAULT_RECALL, Budget, check_k
+from funnel.planning.budget import DEFAULT_RECALL, LARGEST_K, Budget, check_k
 
 
 def test_without_a_budget_recall_is_the_default() -> None:
@@ -91,12 +91,19 @@ def test_numpy_numbers_are_numbers_and_come_back_plain(number: Any) -> None:
 
 
 @given(st.integers(1, 1000), st.integers(-10, 1100))
-def test_k_from_one_to_the_rows(rows: int, k: int) -> None:
-    if 1 <= k <= rows:
-        assert check_k(k, rows) == k
+def test_k_above_the_rows_gives_all_of_them(rows: int, k: int) -> None:
+    if k >= 1:
+        assert check_k(k, rows) == min(k, rows)
     else:
-        with pytest.raises(InputError, match=rf"^k is {k}; expected a whole number from 1 to {rows}, "):
+        with pytest.raises(InputError, match=rf"^k is {k}; expected a whole number from 1 to {LARGEST_K}, such as 10$"):
             check_k(k, rows)
+
+
+def test_k_is_bounded_by_the_rows_where_there_are_many() -> None:
+    rows = 2 * LARGEST_K
+    assert check_k(rows, rows) == rows
+    with pytest.raises(InputError, match=f"from 1 to {rows}, such as 10"):
+        check_k(rows + 1, rows)
 
 
 def test_k_may_be_a_numpy_integer_and_comes_back_plain() -> None:
@@ -105,5 +112,5 @@ def test_k_may_be_a_numpy_integer_and_comes_back_plain() -> None:
 
 @pytest.mark.parametrize("k", [True, 1.0, "3", None, math.nan, [1]])
 def test_k_that_is_no_whole_number(k: Any) -> None:
-    with pytest.raises(InputError, match="expected a whole number from 1 to 10, the rows of the index"):
+    with pytest.raises(InputError, match="expected a whole number from 1 to 1000000, such as 10"):
         check_k(k, 10)
