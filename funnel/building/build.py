@@ -143,7 +143,7 @@ def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> BuildOptions:
         return options
     dtype, kept = truth.narrowest()
     if options.progress:
-        tqdm.write(
+        Progress.write(
             f"rows are stored as {dtype}: exact search over float16 keeps {kept:.4f} of the true top 10",
             file=sys.stderr,
         )

@@ -65,7 +65,7 @@ def bench(
     index: FunnelIndex,
     queries: BenchQueries,
     title: str,
-    qrels: Mapping[str, Mapping[str, int]] | None = None,
+    qrels: Mapping[str, Mapping[str, float]] | None = None,
     k: int = 10,
     targets: Sequence[float] = TARGETS,
     batch: int = BATCH_SIZES[-1],
@@ -130,7 +130,7 @@ def _flat(
     index: FunnelIndex,
     prepared: npt.NDArray[np.float32],
     queries: BenchQueries,
-    qrels: Mapping[str, Mapping[str, int]] | None,
+    qrels: Mapping[str, Mapping[str, float]] | None,
     k: int,
     batch: int,
 ) -> FlatResult:
@@ -164,7 +164,7 @@ def _target(
     index: FunnelIndex,
     queries: BenchQueries,
     truth: _Truth,
-    qrels: Mapping[str, Mapping[str, int]] | None,
+    qrels: Mapping[str, Mapping[str, float]] | None,
     target: float,
     k: int,
     batch: int,
@@ -216,7 +216,7 @@ def _ranked(index: FunnelIndex) -> int:
 
 
 def _ranking(
-    index: FunnelIndex, queries: BenchQueries, qrels: Mapping[str, Mapping[str, int]], plan: Plan
+    index: FunnelIndex, queries: BenchQueries, qrels: Mapping[str, Mapping[str, float]], plan: Plan
 ) -> dict[str, float]:
     if queries.ids is None:
         raise InputError("judgements need queries with ids; give a queries.jsonl")

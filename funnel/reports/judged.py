@@ -43,7 +43,7 @@ class JudgedSet:
 
     documents: Embedded
     queries: Embedded
-    qrels: Mapping[str, Mapping[str, int]]
+    qrels: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
         rows, asked = self.documents.vectors.shape[1], self.queries.vectors.shape[1]
