@@ -198,7 +198,7 @@ class Calibration:
                 encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
                 latencies=list(record["latencies"]),
                 left_out={str(why): int(count) for why, count in record.get("left_out", {}).items()},
-                corpus_like=bool(record.get("corpus_like", False)),
+                corpus_like=record.get("corpus_like") is True,  # once a share, of queries that equalled rows
                 as_given=bool(record.get("as_given", False)),
                 storage=_storage(arrays),
                 certificates=list(record.get("certificates", ())),
