@@ -26,6 +26,12 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture
+def bars_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars appear after a second; a test that asks what they show asks for them at once."""
+    monkeypatch.setattr("funnel.progress.SHOWN_AFTER_S", 0.0)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Encoder:
     """The default encoder on the CPU, loaded once; the test is skipped where the model is not at hand."""

@@ -56,7 +56,7 @@ def write_adaptor(folder: Path, header: AdaptorHeader, tensors: Mapping[str, NDA
         "isometric": header.isometric,
         "settings": dict(header.settings),
         "sha256": hashlib.sha256(payload).hexdigest(),
-        "seen_queries": list(header.seen_queries),
+        **({"seen_queries": list(header.seen_queries)} if header.seen_queries else {}),
     }
     (folder / TENSOR_FILE).write_bytes(payload)
     (folder / HEADER_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -142,7 +142,7 @@ def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> BuildOptions:
     if options.dtype != AUTO:
         return options
     dtype, kept = truth.narrowest()
-    if options.progress:
+    if options.progress and len(truth.held_out) >= SMALLEST_PLANNED // 2:
         Progress.write(
             f"rows are stored as {dtype}: exact search over float16 keeps {kept:.4f} of the true top 10",
             file=sys.stderr,

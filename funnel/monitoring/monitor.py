@@ -29,7 +29,7 @@ __all__ = ["Monitor"]
 
 REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or index.tune(queries=...)"
 
-CALLER = 5  # frames from the warning to whoever called search
+CALLER = 6  # frames from the warning to whoever called search
 
 Float32 = npt.NDArray[np.float32]
 # Prepared queries and k -> the scores of their true top k, falling, and the rows.

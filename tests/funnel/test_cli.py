@@ -61,7 +61,7 @@ def test_as_a_module() -> None:
         [sys.executable, "-m", "funnel", "search", "nowhere", "x"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 2
-    assert done.stderr == "Error: nowhere does not exist: build an index there first\n"
+    assert done.stderr == f"Error: {ROOT / 'nowhere'} does not exist: build an index there first\n"
 
 
 def test_a_warning_is_one_line(graph_folder: Path, copied: Callable[[Path], Path]) -> None:

@@ -45,7 +45,7 @@ def test_queries_that_are_documents_certify_where_that_is_said(rows: Path, tmp_p
     np.save(tmp_path / "queries.npy", np.load(rows)[:60])
     command = ["build", rows, tmp_path / "index", "--adaptor", "pca", "--queries", tmp_path / "queries.npy", "--quiet"]
     assert "uncertified" in run(command).stdout
-    assert "certified on 60 real queries" in run([*command, "--corpus-like-queries"]).stdout
+    assert "certified on 60 real queries" in run([*command, "--corpus-like-queries", "--overwrite"]).stdout
 
 
 def test_queries_with_judgements_train_and_the_others_certify(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_queries_with_judgements_train_and_the_others_certify(tmp_path: Path) ->
     said = run([*command, "--qrels", folder / "qrels" / "train.tsv"]).stdout
     assert "certified on 30 real queries" in said
     assert "mlp" in said
-    assert "certified on 60 real queries" in run([*command, "--adaptor", "pca"]).stdout
+    assert "certified on 60 real queries" in run([*command, "--adaptor", "pca", "--overwrite"]).stdout
 
 
 def test_exact_encoding_gives_the_models_own_vectors(minilm: Encoder, tmp_path: Path) -> None:

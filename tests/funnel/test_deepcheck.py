@@ -56,7 +56,7 @@ def double_first(values: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("order.npy", double_first, "order.npy is not a permutation"),
+        ("order.npy", double_first, "order.npy of segment .* is no permutation"),
         ("norms.npy", lambda values: values.__setitem__((7, 0), 0.5), "norms.npy disagrees.* in row 7 at 32 dims"),
         ("vectors.npy", lambda values: values.__setitem__(5, values[5] * 1.1), "row 5"),
         ("vectors.npy", lambda values: values.__setitem__((9, 0), np.nan), "not finite"),

@@ -159,7 +159,7 @@ def test_tuning_forgets_plans_and_keeps_filtering(text_folder: Path, tmp_path: P
         ({"where": 5}, "where is a int"),
         ({"allowed_ids": "d1"}, r"allowed_ids is 'd1' \(str\); expected a list, set or array"),
         ({"allowed_ids": 5}, r"allowed_ids is 5 \(int\)"),
-        ({"allowed_ids": [True]}, r"allowed_ids holds True \(bool\)"),
+        ({"allowed_ids": [True]}, r"allowed_ids is True \(bool\), expected text or a whole number"),
     ],
 )
 def test_bad_filters_are_refused(texts: FunnelIndex, filtered: dict[str, Any], message: str) -> None:

@@ -95,11 +95,12 @@ def test_the_coarse_index_is_made_again(
     damage(folder)
     with pytest.warns(UserWarning, match=f"making the coarse index again from the vectors: .*{why}"):
         index = FunnelIndex.open(folder)
-    # Recall is certified anew on the recorded real queries, as a graph built again is another graph.
+    # Recall is certified anew on the recorded real queries, as a graph built again is another graph; what storage may
+    # cost, as far as 200 queries can tell, is taken off.
     plan = funnel_plan(index)
-    certificate = index.searcher.planner.certificate(plan, Budget(0.9), 10)
+    certificate = index.searcher.planner.certificate(plan, Budget(0.8), 10)
     assert certificate.certified
-    assert certificate.lower_bound >= 0.9
+    assert certificate.lower_bound >= 0.8
     assert index.certification == FunnelIndex.open(request.getfixturevalue(of)).certification
     exact = index.search_vectors(unseen, 10, recall=1.0)[0]
     found = index.search_vectors(unseen, 10, plan=plan)[0]
@@ -146,7 +147,7 @@ def test_damaged_documents(text_folder: Path, copied: Copy) -> None:
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Vectors of more than one block of 16 MiB, and too few to be calibrated on: 200 rows of 49,152 float16 values."""
     path = tmp_path_factory.mktemp("wide") / "index"
-    FunnelIndex.build(clustered_rows(200, 49_152), path, dims=[64], adaptor="identity", progress=False)
+    FunnelIndex.build(clustered_rows(200, 49_152), path, dims=[64], adaptor="identity", dtype="float16", progress=False)
     return path
 
 

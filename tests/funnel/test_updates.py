@@ -169,7 +169,7 @@ def test_compact(index: FunnelIndex, model: Model, more: Float32, unseen: Float3
 
 
 def test_compacting_keeps_rows_bit_by_bit(tmp_path: Path, rows: Float32) -> None:
-    index = FunnelIndex.build(rows[:400], tmp_path / "index", adaptor="pca", progress=False)
+    index = FunnelIndex.build(rows[:400], tmp_path / "index", adaptor="pca", dtype="float32", progress=False)
     index.add(rows[400:500])
     stored = _stored(index)
     index.delete([3, 450])

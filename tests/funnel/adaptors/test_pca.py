@@ -104,6 +104,7 @@ def test_a_chunk_of_another_width_is_refused():
         SecondMoment(3).update(np.ones((2, 4), np.float32))
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_progress_goes_to_stderr(capsys):
     PCA.fit(np.ones((4, 2), np.float32), progress=True)
     PCA.fit(np.ones((4, 2), np.float32), progress=False)

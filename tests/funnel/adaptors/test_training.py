@@ -55,6 +55,7 @@ def test_the_log_holds_every_loss_and_figure():
     assert log.seconds > 0
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_progress_shows_every_loss_and_the_held_out_figure(capsys):
     recipe = with_phase(weights={"distillation": 1.0, "pairwise": 0.5}, steps=20)
     log = fit_adaptor("rotation", clustered(300), dims=(4,), recipe=recipe, progress=True).log

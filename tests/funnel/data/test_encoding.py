@@ -34,6 +34,7 @@ def test_a_callable_is_an_encoder() -> None:
     assert load_encoder(encoder) is encoder
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_a_callable_gets_lists_of_bounded_length(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_users_own_model_is_left_as_it_was(tiny_model: Any, monkeypatch: pyt
     assert encoder._model.dtype == torch.bfloat16  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_models_that_do_not_bucket_use_their_own_encode(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

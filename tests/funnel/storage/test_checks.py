@@ -164,6 +164,7 @@ def test_an_unknown_mode_is_refused(index):
         index.verify(index.manifest(), "fast")
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_progress_shows_bytes(index, capsys):
     index.verify(index.manifest(), progress=True)
     assert "B/s" in capsys.readouterr().err

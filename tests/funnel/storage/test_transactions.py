@@ -370,6 +370,7 @@ def test_the_libraries_that_the_caller_names_stand_in_the_manifest(index):
     assert manifest.versions["numpy"] == np.__version__
 
 
+@pytest.mark.usefixtures("bars_at_once")
 def test_progress_shows_bytes(index, capsys):
     with index.begin() as transaction:
         write_segment(transaction.folder("segments"))
