@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -136,7 +138,15 @@ class FunnelIndex(Updates):
         if verify not in ("full", "lazy"):
             raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
         folder = IndexFolder(path)
-        return cls(folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder)
+        made = cls(folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder)
+        made._options = {"device": device, "verify": verify, "placement": placement}
+        return made
+
+    _options: Mapping[str, str] = MappingProxyType({})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as path and options, and opened again from them; an encoder given as a callable stays behind."""
+        return partial(type(self).open, self.path, **self._options), ()
 
     def search(
         self,

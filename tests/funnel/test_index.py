@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,8 @@ def test_ids_are_the_users_in_input_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 10, 255, 256])
 def test_small_indexes(count: int, tmp_path: Path) -> None:
     rows = clustered_rows(count)
-    index = build(rows, tmp_path / "index", queries=rows[:5], dtype="float32")
+    few = clustered_rows(count + 5)[count:]  # too few to certify anything: flat search is served
+    index = build(rows, tmp_path / "index", queries=few, dtype="float32")
     assert len(index) == count
     k = min(10, count)
     ids, scores = index.search_vectors(rows, k)
@@ -357,3 +359,11 @@ def test_search_in_threads(graph: FunnelIndex, unseen: np.ndarray) -> None:
 def test_no_cosine_is_above_one(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((250, 2)).astype(np.float32)
     assert FunnelIndex.build(rows, tmp_path / "index", progress=False).search_vectors(rows, k=1).scores.max() <= 1.0
+
+
+def test_pickled_it_is_opened_again_by_its_path(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
+    index = FunnelIndex.build(rows, tmp_path / "index", progress=False)
+    again = pickle.loads(pickle.dumps(FunnelIndex.open(tmp_path / "index", verify="lazy")))
+    assert again._options["verify"] == "lazy"
+    np.testing.assert_array_equal(again.search_vectors(rows, 3).ids, index.search_vectors(rows, 3).ids)
