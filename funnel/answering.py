@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -41,11 +42,14 @@ def answer_hits(
     if fused is None:
         hits = state.hits(*answer(state, vectors, asked, audit))
     else:
-        if asked.filtered:
-            allowed = state.filters.by_position(asked.where, asked.allowed_ids)
+        allowed = state.filters.by_position(asked.where, asked.allowed_ids) if asked.filtered else None
+        if allowed is not None:
             fused = replace(fused, lexical=fused.lexical.among(allowed))
         words = fused.rank(texts or [], asked.deadline)
-        scores, positions, served, each = answer(state, vectors, asked, audit)
+        if fused.words_alone:
+            scores, positions, served, each = _no_dense(state, asked, len(words), allowed)
+        else:
+            scores, positions, served, each = answer(state, vectors, asked, audit)
         scores, positions, ranks = fused.fuse((scores, positions), words)
         hits = fused.marked(state.hits(scores, positions, served, each), ranks, words)
     if asked.began:
@@ -98,6 +102,18 @@ def _nothing(n_queries: int, k: int) -> Answered:
     """What an index whose rows were all deleted has, as a filter that allows nothing would."""
     scores, positions = np.full((n_queries, k), -np.inf, np.float32), np.full((n_queries, k), -1, np.int64)
     return scores, positions, Served(FLAT, 1.0), None
+
+
+def _no_dense(state: State, asked: Asked, n_queries: int, allowed: npt.NDArray[np.bool_] | None) -> Answered:
+    """The empty dense list of a search for words alone; BM25 must keep a latency by itself."""
+    if asked.plan is not None:
+        _ = asked.explicit
+    elif n_queries:
+        state.beside_ms(asked, asked.wanted, asked.k, n_queries)
+    asked.began = 0.0  # what is noted of a latency is of plans
+    rows = None if allowed is None else int(allowed.sum())
+    served = Served(FLAT, math.nan, allowed_rows=rows, dense=False)
+    return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64), served, None
 
 
 def _filtered(state: State, prepared: Float32, asked: Asked, k: int, audit: float | bool | None) -> Answered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Real
+from reprlib import repr as shown
 from time import perf_counter
 from typing import Any
 
@@ -106,8 +107,25 @@ class Asked:
         ), wanted.recall if wanted.share is None or wanted.recall is None else wanted.recall * wanted.share
 
 
-def read_query(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
-    """Texts or vectors [n, d], and whether it was a single query. InputError for what is neither."""
+def read_query(
+    query: Any, dim: int, text: str | Sequence[str] | None = None
+) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
+    """Texts, vectors [n, d], or with `text` both, and whether it was a single query. InputError for what is neither."""
+    texts, vectors, single = _texts_or_vectors(query, dim)
+    if text is None:
+        return texts, vectors, single
+    if vectors is None:
+        raise InputError(f"text={shown(text)} gives the words beside a vector, and the query is a text; leave it out")
+    words = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence | np.ndarray) else [text]
+    wrong = next((one for one in words if not isinstance(one, str)), None)
+    if wrong is not None:
+        raise InputError(f"text holds {shown(wrong)}; expected a text for each vector")
+    if vectors.ndim == 2 and len(words) != len(vectors):
+        raise InputError(f"text: {len(words)} given for {len(vectors)} vectors; give one for each")
+    return [str(one) for one in words], vectors, single
+
+
+def _texts_or_vectors(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
     if isinstance(query, str):
         return [query], None, True
     array = as_array(query)

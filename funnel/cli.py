@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,24 +188,44 @@ def search(
     from funnel.index import FunnelIndex
     from funnel.planning.budget import Budget
 
-    if text is not None and vector is not None:
-        raise InputError("give either a text or --vector, not both")
+    if text is not None and vector is not None and hybrid is None:
+        raise InputError(
+            "a text beside --vector gives the words of a hybrid search; give --hybrid 0.5 too, or one of the two alone"
+        )
     opened = FunnelIndex.open(index)
     vectors = None if vector is None else _read_vectors(vector)
     budget = Budget(recall, latency_ms, share=share)
     promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
     asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
     if vectors is not None:
-        found: Any = opened.search(vectors, k, **asked)
+        words = None if hybrid is None else [text] if text is not None else list(_lines())
+        found: Any = opened.search(vectors, k, text=words, **asked)
         _say(promise)
         for row, hits in enumerate(found):
-            _show(f"{vector}:{row}", hits, as_json)
+            _show(f"{vector}:{row}" if words is None else words[row], hits, as_json)
         return
-    for line in (line.strip() for line in sys.stdin if line.strip()) if text is None else [text]:
+    for line in _lines() if text is None else [text]:
         found = opened.search(line, k, **asked)
         _say(promise)
         promise = None
         _show(line, found, as_json)
+
+
+def _lines() -> Iterator[str]:
+    """The queries on standard input, one a line. InputError where there are none."""
+    if sys.stdin.isatty():
+        click.echo("Queries from the keyboard, one a line; Ctrl-D ends:", err=True)
+    asked = False
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise InputError(f"line {number} of standard input is not UTF-8; expected a query a line") from None
+        if line:
+            asked = True
+            yield line
+    if not asked:
+        raise InputError("standard input holds no query; give a text, or one query a line")
 
 
 def _say(promise: str | None) -> None:
@@ -215,9 +236,12 @@ def _say(promise: str | None) -> None:
 
 def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: float | None) -> str:
     from funnel.asking import Asked
+    from funnel.hits import BM25_ALONE
     from funnel.hybrid import list_depth
     from funnel.planning.budget import check_k
 
+    if hybrid == 1.0:
+        return BM25_ALONE
     k, fused = check_k(k, len(index)), None
     if hybrid is not None:
         k, fused = list_depth(k, len(index)), k

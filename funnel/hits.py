@@ -15,6 +15,8 @@ from funnel.segments import Documents
 
 __all__ = ["Answers", "Hit", "Hits", "Ranks", "Served", "make_hits"]
 
+BM25_ALONE = "words alone, by BM25"
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -51,7 +53,7 @@ class Served:
     them (see `FunnelIndex.health`). skipped: steps that a deadline left out; in a batch the most of any query.
     rows_seen: the share of the rows that flat search compared; less than 1 where a deadline stopped it, and then the
     estimate too. lexical: of a hybrid search, whose other fields speak of its dense list: whether BM25 was done by the
-    deadline; else None.
+    deadline; else None. dense: False where BM25 alone was asked for: no plan was run, and nothing estimated.
     """
 
     plan: Plan
@@ -61,11 +63,12 @@ class Served:
     rows_seen: float = 1.0
     lexical: bool | None = None
     allowed_rows: int | None = None
+    dense: bool = True
 
     @property
     def stages(self) -> int:
         """Steps of the whole plan: the coarse search, each stage and the exact one; flat search is one."""
-        return self.plan.steps
+        return self.plan.steps if self.dense else 0
 
     @property
     def stages_done(self) -> int:
@@ -82,7 +85,7 @@ class Served:
         known = self.estimated_recall == self.estimated_recall
         hybrid = {} if self.lexical is None else {"lexical": self.lexical}
         return {
-            "plan": self.plan.to_json(),
+            "plan": self.plan.to_json() if self.dense else None,
             "estimated_recall": self.estimated_recall if known else None,
             "stages_done": self.stages_done,
             "stages": self.stages,
@@ -94,6 +97,9 @@ class Served:
         }
 
     def __str__(self) -> str:
+        if not self.dense:
+            among = "" if self.allowed_rows is None else f" among {self.allowed_rows:,} allowed rows"
+            return f"{BM25_ALONE}{among}{'' if self.complete else ', stopped before it was done'}"
         said = f"{self.plan}: {self._how_far}estimated recall {self.estimated_recall:.4f}"
         if self.allowed_rows is None:
             return said

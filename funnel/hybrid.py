@@ -51,7 +51,8 @@ def read_weight(hybrid: float | bool, texts: Sequence[str] | None, lexical: Lexi
         )
     if texts is None:
         raise InputError(
-            f"hybrid={hybrid:g} searches for the words of a query, and vectors were given; give texts, or leave it out"
+            f"hybrid={hybrid:g} searches for the words of a query, and vectors were given; give their words by text=, "
+            "or leave it out"
         )
     if lexical is None:
         raise InputError(
@@ -154,6 +155,8 @@ class Hybrid:
         plan: Plan | Explanation | None,
     ) -> Hybrid | None:
         """As the user asked; None where it was not asked for, or there is no query. Raises as `read_weight` does."""
+        if hybrid is None and texts is not None and vectors is not None:
+            hybrid = DEFAULT_WEIGHT  # words beside a vector are there to be looked for
         if hybrid is None or hybrid is False or (vectors is not None and not vectors.size):
             return None
         k = check_k(k, rows or LARGEST_K)  # nothing is found where every row was deleted
@@ -161,6 +164,11 @@ class Hybrid:
         weight = read_weight(hybrid, texts, lexical)
         assert lexical is not None
         return cls(k, weight, list_depth(k, rows, chosen), lexical)
+
+    @property
+    def words_alone(self) -> bool:
+        """Whether the dense list has no weight: it is not searched then, and needs no encoder."""
+        return self.weight == 1.0
 
     def rank(self, texts: Sequence[str], deadline: Deadline | None) -> list[Ranking | None]:
         """The lexical list of every text; opening the tables is done once, and does not count for a deadline."""

@@ -161,6 +161,7 @@ class FunnelIndex(Updates):
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
         hybrid: float | bool | None = None,
+        text: str | Sequence[str] | None = None,
         where: str | None = None,
         allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Hits | list[Hits]:
@@ -173,7 +174,8 @@ class FunnelIndex(Updates):
         far is returned: `served.complete` is False then, and scores are cosines on the prefix of the last stage done.
         The coarse search is always finished. What is done once and remembered, such as planning, does not count.
         hybrid: fuse with BM25 over titles and texts by reciprocal ranks; the weight of that list from 0 to 1, or True
-        for the default. The budget then speaks of the dense list, and `score` and `ranks` are as `Hit` says.
+        for the default. The budget then speaks of the dense list, and `score` and `ranks` are as `Hit` says; with the
+        weight 1 words alone are looked for, and no encoder is needed. text: beside vectors, the words of each.
         where: a condition over metadata, id and title, such as "year >= 2020 AND lang = 'en'". allowed_ids: the ids
         that may be returned. There are fewer hits than k where fewer rows are allowed. The recall is then that among
         the allowed rows, measured under the filter and not certified. A k above the rows gives all of them.
@@ -182,18 +184,20 @@ class FunnelIndex(Updates):
         budget, InputError, EncoderError.
         """
         state = self._state
-        texts, vectors, single = read_query(query, self.dim)
+        texts, vectors, single = read_query(query, self.dim, text)
         allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
         fused = Hybrid.read(hybrid, texts, vectors, state.lexical, k, state.opened.searcher.rows, plan)
         asked = Asked(
             *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
             share=share,
-            from_text=texts is not None,
+            from_text=vectors is None and (fused is None or not fused.words_alone),
             hits=True,
             fused=None if fused is None else fused.k,
             where=where,
             allowed_ids=allowed_ids,
         )
+        if vectors is None and fused is not None and fused.words_alone:
+            vectors = np.empty((len(texts or []), self.dim), dtype=np.float32)  # not looked at
         if vectors is None:
             if asked.deadline is not None:
                 with asked.deadline.paused():

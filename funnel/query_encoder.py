@@ -74,9 +74,10 @@ class QueryEncoder:
     def _by_name(self) -> Encoder:
         name = self._settings["encoder"]
         if name is None:
+            words = "; hybrid=1 looks for its words alone" if self._settings["documents"] else ""
             raise EncoderError(
                 "this index was built from vectors, so it cannot read texts; search with a vector, or open it "
-                "with encoder="
+                f"with encoder={words}"
             )
         if not self._settings["encoder_reopenable"]:
             raise EncoderError(

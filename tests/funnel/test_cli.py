@@ -213,8 +213,29 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         (["build", "a.npy", "b", "--dims", "32,x"], "not a list of widths"),
         (["explode"], "No such command"),
         (["search", "INDEX", "x", "--speed"], "No such option"),
-        (["search", "INDEX", "x", "--vector", "y.npy"], "not both"),
+        (["search", "INDEX", "x", "--vector", "y.npy"], "give --hybrid 0.5 too"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], said: str) -> None:
     assert said in refused(arguments)
+
+
+def test_words_beside_vectors_and_words_alone(tmp_path: Path) -> None:
+    rows = clustered_rows(30)
+    corpus = tmp_path / "docs.jsonl"
+    given = [{**one, "vector": row.tolist()} for one, row in zip(documents(30), rows, strict=True)]
+    corpus.write_text("\n".join(json.dumps(one) for one in given))
+    index = tmp_path / "index"
+    run(["build", corpus, index, "--quiet"])
+    np.save(tmp_path / "q.npy", rows[:2])
+    np.save(tmp_path / "one.npy", rows[4])
+    both = run(["search", index, "part 7", "--vector", tmp_path / "one.npy", "--hybrid", 0.5, "--json"])
+    line = json.loads(both.stdout)
+    assert line["query"] == "part 7" and {hit["id"] for hit in line["hits"]} >= {"d4", "d7"}
+    piped = run(["search", index, "--vector", tmp_path / "q.npy", "--hybrid", 0.5, "--json"], input="part 7\npart 9\n")
+    assert [json.loads(line)["query"] for line in piped.stdout.splitlines()] == ["part 7", "part 9"]
+    alone = run(["search", index, "part 7", "--hybrid", 1, "-k", 1])
+    assert alone.stderr == "words alone, by BM25\n" and "  d7" in alone.stdout
+    assert "give one for each" in refused(["search", index, "x", "--vector", tmp_path / "q.npy", "--hybrid", 0.5])
+    assert "standard input holds no query" in refused(["search", index, "--hybrid", 1], input="\n \n")
+    assert "line 2 of standard input is not UTF-8" in refused(["search", index, "--hybrid", 1, "--json"], input=b"part\n\xff\n")

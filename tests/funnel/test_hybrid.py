@@ -12,7 +12,7 @@ import pytest
 from funnel import FLAT, BudgetError, FunnelIndex
 from funnel.data.documents import Document, DocumentStore
 from funnel.deadline import Deadline
-from funnel.errors import InputError
+from funnel.errors import EncoderError, InputError
 from funnel.hits import Hits, Ranks
 from funnel.hybrid import DEFAULT_WEIGHT, DEPTH, RRF_K, Lexical, fuse, list_depth
 from funnel.plan import Plan, Stage
@@ -222,7 +222,61 @@ def test_a_weight_outside_0_to_1(texts: FunnelIndex, weight: object) -> None:
 
 
 def test_vectors_and_bare_vectors_are_refused(texts: FunnelIndex, graph: FunnelIndex) -> None:
-    with pytest.raises(InputError, match=r"hybrid=0\.5 .* vectors were given; give texts"):
+    with pytest.raises(InputError, match=r"hybrid=0\.5 .* vectors were given; give their words by text="):
         texts.search(hashed_words(["file"]), hybrid=0.5)
     with pytest.raises(InputError, match=r"hybrid=0\.5 needs documents .* holds vectors alone"):
         graph.search("file", hybrid=0.5)
+
+
+@pytest.fixture(scope="module")
+def with_vectors(tmp_path_factory: pytest.TempPathFactory) -> FunnelIndex:
+    """Texts beside vectors of the user's own: no encoder is at hand."""
+    given = documents(200)
+    vectors = hashed_words([f"{one['title']} {one['text']}" for one in given])
+    corpus = [{**one, "vector": vector} for one, vector in zip(given, vectors, strict=True)]
+    return FunnelIndex.build(corpus, tmp_path_factory.mktemp("own") / "index", progress=False)
+
+
+def test_words_beside_a_vector(with_vectors: FunnelIndex, texts: FunnelIndex) -> None:
+    query = "the parser of part 44"
+    vector = hashed_words([query])
+    both = with_vectors.search(vector[0], 5, recall=1.0, text=query, hybrid=0.3)
+    assert found(both)[0] == "d44" and both.served.lexical is True  # type: ignore[union-attr]
+    assert [hit.ranks for hit in both if hit.ranks] == [hit.ranks for hit in both]  # type: ignore[union-attr]
+    assert found(with_vectors.search(vector[0], 5, text=query)) == found(
+        with_vectors.search(vector[0], 5, text=query, hybrid=True)
+    )
+    several = with_vectors.search(np.repeat(vector, 2, axis=0), 5, text=[query, "clock"], hybrid=0.5)
+    assert found(several[0])[0] == "d44" and found(several[1]) != found(several[0])
+    # Beside an encoder the vector given is what is searched by.
+    assert found(texts.search(vector[0], 5, recall=1.0, text=query, hybrid=0.5)) == found(
+        texts.search(query, 5, recall=1.0, hybrid=0.5)
+    )
+
+
+def test_words_alone_need_no_encoder(with_vectors: FunnelIndex, texts: FunnelIndex) -> None:
+    hits = with_vectors.search("the parser of part 44", 5, hybrid=1.0)
+    assert isinstance(hits, Hits) and hits[0].id == "d44"
+    assert found(hits) == found(texts.search("the parser of part 44", 5, hybrid=1.0))[: len(hits)]
+    assert str(hits.served) == "words alone, by BM25" and hits.served.complete and hits.served.stages == 0
+    assert hits.served.to_json()["plan"] is hits.served.to_json()["estimated_recall"] is None
+    few = with_vectors.search(["part", "clock"], 5, hybrid=1, allowed_ids=["d3", "d4"], latency_ms=5_000)
+    assert all({hit.id for hit in hits} <= {"d3", "d4"} and hits.served.allowed_rows == 2 for hits in few)  # type: ignore[union-attr]
+    with pytest.raises(EncoderError, match="hybrid=1 looks for its words alone"):
+        with_vectors.search("part", hybrid=0.5)
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "said"),
+    [
+        ("file", {"text": "file"}, r"text='file' gives the words beside a vector, and the query is a text"),
+        (np.ones((2, 64)), {"text": "file"}, "text: 1 given for 2 vectors"),
+        (np.ones((1, 64)), {"text": [3]}, "text holds 3; expected a text for each vector"),
+        (np.ones(64), {"text": 3}, "text holds 3; expected a text"),
+    ],
+)
+def test_words_that_do_not_go_with_the_query(
+    texts: FunnelIndex, query: object, options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        texts.search(query, **options)  # type: ignore[arg-type]
