@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from funnel.adaptors import Adaptor
-    from funnel.asking import Asked
+    from funnel.asking import Asked, SearchOptions
     from funnel.building.asked import QrelsSource
     from funnel.building.update import Changes
     from funnel.data.corpus import CorpusSource
@@ -78,6 +78,7 @@ __all__ = [
     "QrelsSource",
     "QueriesSource",
     "Ranks",
+    "SearchOptions",
     "Searcher",
     "Segment",
     "Served",
@@ -127,6 +128,7 @@ _HOMES = {
     "QrelsSource": "funnel.building.asked",
     "QueriesSource": "funnel.data.queries",
     "Ranks": "funnel.hits",
+    "SearchOptions": "funnel.asking",
     "Searcher": "funnel.searcher",
     "Segment": "funnel.segments",
     "Served": "funnel.hits",

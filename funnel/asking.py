@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from reprlib import repr as shown
 from time import perf_counter
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,23 @@ from funnel.plan import Plan
 from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 
-__all__ = ["Asked", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = ["Asked", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+
+
+class SearchOptions(TypedDict, total=False):
+    """What `FunnelIndex.search` takes by name, for its overloads; meanings and defaults are told there."""
+
+    recall: float | None
+    share: float | None
+    latency_ms: float | None
+    budget: Budget | None
+    plan: Plan | Explanation | None
+    audit: float | bool | None
+    deadline_ms: float | None
+    hybrid: float | bool | None
+    text: str | Sequence[str] | None
+    where: str | None
+    allowed_ids: Iterable[str] | Iterable[int] | None
 
 
 class Asked:

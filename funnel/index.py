@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
 from funnel.answering import answer, answer_hits, padded
-from funnel.asking import Asked, read_query, read_vectors, wanted_budget
+from funnel.asking import Asked, SearchOptions, read_query, read_vectors, wanted_budget
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
@@ -147,6 +147,25 @@ class FunnelIndex(Updates):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as path and options, and opened again from them; an encoder given as a callable stays behind."""
         return partial(type(self).open, self.path, **self._options), ()
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first
+        self,
+        query: str | Sequence[float] | np.ndarray[tuple[int], np.dtype[np.number[Any]]],
+        k: int = 10,
+        **options: Unpack[SearchOptions],
+    ) -> Hits: ...
+
+    @overload
+    def search(
+        self,
+        query: Sequence[str] | Sequence[Sequence[float]] | np.ndarray[tuple[int, int], np.dtype[Any]],
+        k: int = 10,
+        **options: Unpack[SearchOptions],
+    ) -> list[Hits]: ...
+
+    @overload
+    def search(self, query: npt.NDArray[Any], k: int = 10, **options: Unpack[SearchOptions]) -> Hits | list[Hits]: ...
 
     def search(
         self,

@@ -238,4 +238,6 @@ def test_words_beside_vectors_and_words_alone(tmp_path: Path) -> None:
     assert alone.stderr == "words alone, by BM25\n" and "  d7" in alone.stdout
     assert "give one for each" in refused(["search", index, "x", "--vector", tmp_path / "q.npy", "--hybrid", 0.5])
     assert "standard input holds no query" in refused(["search", index, "--hybrid", 1], input="\n \n")
-    assert "line 2 of standard input is not UTF-8" in refused(["search", index, "--hybrid", 1, "--json"], input=b"part\n\xff\n")
+    assert "line 2 of standard input is not UTF-8" in refused(
+        ["search", index, "--hybrid", 1, "--json"], input=b"part\n\xff\n"
+    )

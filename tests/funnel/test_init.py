@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_overloads
 
 import click.testing
 import pytest
@@ -15,7 +16,7 @@ from funnel.updates import Updates
 ROOT = Path(funnel.__file__).parent.parent
 HEAVY = ("torch", "faiss", "transformers", "sentence_transformers")
 # Words of annotations that are Python's, numpy's or typing's own.
-KNOWN_ELSEWHERE = {"Any", "Iterable", "Iterator", "Literal", "None", "Path", "PathLike", "Sequence"}
+KNOWN_ELSEWHERE = {"Any", "Iterable", "Iterator", "Literal", "None", "Path", "PathLike", "Sequence", "Unpack"}
 
 
 def _fresh(code: str) -> str:
@@ -76,10 +77,19 @@ def test_every_type_of_a_public_method_is_public() -> None:
             if name.startswith("_"):
                 continue
             function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            for annotation in inspect.get_annotations(function).values():
-                seen |= set(re.findall(r"(?<![\w.])[A-Z]\w+", str(annotation)))
-    assert "Plan" in seen
+            for each in (function, *get_overloads(function)):
+                for annotation in inspect.get_annotations(each).values():
+                    seen |= set(re.findall(r"(?<![\w.])[A-Z]\w+", str(annotation)))
+    assert {"Plan", "SearchOptions"} <= seen
     assert seen - KNOWN_ELSEWHERE <= set(funnel.__all__)
+
+
+def test_the_overloads_of_search_take_what_search_takes() -> None:
+    parameters = inspect.signature(funnel.FunnelIndex.search).parameters.values()
+    by_name = {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
+    taken = {name: each.__forward_arg__ for name, each in funnel.SearchOptions.__annotations__.items()}
+    assert by_name == taken
+    assert len(get_overloads(funnel.FunnelIndex.search)) == 3
 
 
 def test_every_error_is_public() -> None:
