@@ -14,7 +14,7 @@ import click
 
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_files import export, info
-from funnel.cli_options import PATH, widths
+from funnel.cli_options import PATH, OpenIndex, opens, widths
 from funnel.cli_tune import tune
 from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
@@ -168,7 +168,9 @@ def build(
 @click.option("--where", help="Only documents whose metadata meet this, such as \"year >= 2020 AND lang = 'en'\".")
 @click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
+@opens
 def search(
+    open_index: OpenIndex,
     index: Path,
     text: str | None,
     k: int,
@@ -185,14 +187,13 @@ def search(
 
     Example: funnel search my-index "read a csv file" -k 5 --recall 0.99
     """
-    from funnel.index import FunnelIndex
     from funnel.planning.budget import Budget
 
     if text is not None and vector is not None and hybrid is None:
         raise InputError(
             "a text beside --vector gives the words of a hybrid search; give --hybrid 0.5 too, or one of the two alone"
         )
-    opened = FunnelIndex.open(index)
+    opened = open_index(index)
     vectors = None if vector is None else _read_vectors(vector)
     budget = Budget(recall, latency_ms, share=share)
     promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
@@ -340,17 +341,19 @@ def explain(
 @click.option("-k", default=10, show_default=True)
 @click.option("--batch", default=256, show_default=True, help="Queries in a call for the figures in batch.")
 @click.option("--out", type=PATH, default=Path("funnel-bench"), show_default=True, help="Folder for the results.")
-def bench(index: Path, queries: Path | None, qrels: Path | None, k: int, batch: int, out: Path) -> None:
+@opens
+def bench(
+    open_index: OpenIndex, index: Path, queries: Path | None, qrels: Path | None, k: int, batch: int, out: Path
+) -> None:
     """Measure the funnel against flat search on your own queries; a table, results.json, a plot and a page.
 
     Example: funnel bench my-index --queries unseen.jsonl --qrels qrels/test.tsv --out report
     """
     from funnel.data.queries import read_qrels
-    from funnel.index import FunnelIndex
     from funnel.reports.bench import bench as run_bench
     from funnel.reports.write import bench_queries, write_results
 
-    opened = FunnelIndex.open(index)
+    opened = open_index(index)
     measured_on = bench_queries(opened, queries)
     judgements = None if qrels is None else read_qrels(qrels)
     results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, progress=True)

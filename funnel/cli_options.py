@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "widths"]
+if TYPE_CHECKING:
+    from funnel.index import FunnelIndex
+
+__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "opens", "widths"]
+
+OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
 PATH = click.Path(path_type=Path)
 ENCODER = click.option(
@@ -17,6 +25,23 @@ CACHE = click.option(
 )
 SEED = click.option("--seed", type=int, default=0, show_default=True)
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
+
+
+def opens(command: Callable[..., None]) -> Callable[..., None]:
+    """For commands on an index that may encode texts: its options, and `open_index` as the first argument."""
+
+    @click.option("--encoder", help="The model that the index was built with, by name or folder. [default: its name]")
+    @click.option("--allow-download", is_flag=True, help="Fetch the model that the index names where it is not here.")
+    @wraps(command)
+    def with_options(*args: Any, encoder: str | None, allow_download: bool, **kwargs: Any) -> None:
+        def open_index(path: Path) -> FunnelIndex:
+            from funnel.index import FunnelIndex
+
+            return FunnelIndex.open(path, encoder=encoder, allow_download=allow_download)
+
+        command(open_index, *args, **kwargs)
+
+    return with_options
 
 
 def widths(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from funnel.cli_options import PATH, QUIET, SEED
+from funnel.cli_options import PATH, QUIET, SEED, OpenIndex, opens
 
 __all__ = ["tune"]
 
@@ -20,15 +20,17 @@ __all__ = ["tune"]
 )  # fmt: skip
 @SEED
 @QUIET
-def tune(index: Path, queries: Path | None, corpus_like_queries: bool | None, seed: int, quiet: bool) -> None:
+@opens
+def tune(
+    open_index: OpenIndex, index: Path, queries: Path | None, corpus_like_queries: bool | None, seed: int, quiet: bool
+) -> None:
     """Calibrate INDEX again, in place, on this machine: when queries have changed, or there were none.
 
     Example: funnel tune my-index --queries queries-of-this-month.jsonl
     """
-    from funnel.index import FunnelIndex
     from funnel.reports.explained import budgets_table, explain_budgets
 
-    opened = FunnelIndex.open(index)
+    opened = open_index(index)
     given = None if queries is None else str(queries)
     opened.tune(given, corpus_like_queries=corpus_like_queries, seed=seed, progress=not quiet)
     click.echo(f"{index}: generation {opened.manifest.generation}; {opened.certification}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from funnel.cli_options import PATH, QUIET
+from funnel.cli_options import PATH, QUIET, OpenIndex, opens
 from funnel.data.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 from funnel.errors import InputError
 
@@ -20,14 +20,13 @@ __all__ = ["add", "compact", "delete"]
 @click.option("--upsert", is_flag=True, help="Put documents whose ids are in the index in the place of those there.")
 @click.option("--ids", type=PATH, help="Ids of the rows of a .npy file: a text file, one a line.")
 @QUIET
-def add(index: Path, corpus: Path, upsert: bool, ids: Path | None, quiet: bool) -> None:
+@opens
+def add(open_index: OpenIndex, index: Path, corpus: Path, upsert: bool, ids: Path | None, quiet: bool) -> None:
     """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
 
     Example: funnel add my-index new.jsonl
     """
-    from funnel.index import FunnelIndex
-
-    opened = FunnelIndex.open(index)
+    opened = open_index(index)
     change = opened.upsert if upsert else opened.add
     given = None if ids is None else _ids(_lines(ids), opened)
     changes = change(str(corpus), ids=given, progress=not quiet)
@@ -58,14 +57,13 @@ def delete(index: Path, ids: tuple[str, ...], source: Path | None, strict: bool)
 @click.argument("index", type=PATH)
 @click.option("--memory-mb", type=float, help="What the coarse index may hold from now on. [default: as at build]")
 @QUIET
-def compact(index: Path, memory_mb: float | None, quiet: bool) -> None:
+@opens
+def compact(open_index: OpenIndex, index: Path, memory_mb: float | None, quiet: bool) -> None:
     """Merge what was added to INDEX, leave out what was deleted, and calibrate again; searches go on meanwhile.
 
     Example: funnel compact my-index
     """
-    from funnel.index import FunnelIndex
-
-    opened = FunnelIndex.open(index)
+    opened = open_index(index)
     done = opened.compact(memory_mb=memory_mb, progress=not quiet)
     said = f"generation {opened.manifest.generation}, {len(opened):,} rows in one segment" if done else "nothing to do"
     click.echo(f"{index}: {said}; {opened.certification}")

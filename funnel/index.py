@@ -49,9 +49,12 @@ __all__ = ["FunnelIndex"]
 class FunnelIndex(Updates):
     """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
 
-    def __init__(self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None) -> None:
+    def __init__(
+        self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None, allow_download: bool = False
+    ) -> None:
         device = str(opened.searcher.cascade.store.device)
-        super().__init__(path, opened, QueryEncoder(encoder, opened.manifest.settings, opened.searcher.dim, device))
+        settings, dim = opened.manifest.settings, opened.searcher.dim
+        super().__init__(path, opened, QueryEncoder(encoder, settings, dim, device, path, allow_download))
 
     @classmethod
     def build(
@@ -125,28 +128,35 @@ class FunnelIndex(Updates):
         device: str = "auto",
         verify: str = "full",
         placement: str = "auto",
+        allow_download: bool = False,
     ) -> FunnelIndex:
         """Open the index in the folder `path`.
 
-        encoder: needed for text queries where the index was built with a callable; else it is loaded by its name
-        on the first text. device: "auto", "cpu" or "cuda". verify: "full" hashes every file first, "lazy" the
-        large ones block by block on first touch. placement: on CUDA, where the vectors lie: "device", "int8" (codes
-        there, the rows themselves in locked host memory) or "host"; "auto" takes the first that fits its free memory.
+        encoder: needed for text queries where the index was built with a callable or a model's folder, whose name in
+        an index is not trusted; else the model that it names is loaded on the first text: from this machine, and from
+        the hub only with allow_download. device: "auto", "cpu" or "cuda". verify: "full" hashes every file first,
+        "lazy" the large ones block by block on first touch. placement: on CUDA, where the vectors lie: "device",
+        "int8" (codes there, the rows themselves in locked host memory) or "host"; "auto" takes the first that fits its
+        free memory.
 
         Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, InputError.
         """
         if verify not in ("full", "lazy"):
             raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
         folder = IndexFolder(path)
-        made = cls(folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder)
-        made._options = {"device": device, "verify": verify, "placement": placement}
+        made = cls(
+            folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder, allow_download
+        )
+        made._options = {
+            "device": device, "verify": verify, "placement": placement, "allow_download": allow_download,
+        }  # fmt: skip
         return made
 
-    _options: Mapping[str, str] = MappingProxyType({})
+    _options: Mapping[str, Any] = MappingProxyType({})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as path and options, and opened again from them; an encoder given as a callable stays behind."""
-        return partial(type(self).open, self.path, **self._options), ()
+        return partial(type(self).open, self.path, encoder=self._encoder.given_name, **self._options), ()
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
+from funnel.data.models import canonical_name
 from funnel.errors import EncoderError
 
 __all__ = ["QueryEncoder", "build_encoder"]
@@ -25,22 +27,44 @@ def build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, de
 class QueryEncoder:
     """Encodes query texts for one index.
 
+    An index names a model on the hub, and nothing else: a folder is read only where the caller gives it, and never one
+    inside the index.
+
     given: the encoder the user gave, or None. settings: of the manifest; they name the encoder of the build. dim: the
-    width of the index. device: where a model is loaded.
+    width of the index. device: where a model is loaded. path: of the index. allow_download: whether a model that the
+    index names may be fetched.
     """
 
-    def __init__(self, given: EncoderSource | Encoder | None, settings: Mapping[str, object], dim: int, device: str):
-        self._given = given
+    def __init__(
+        self,
+        given: EncoderSource | Encoder | None,
+        settings: Mapping[str, object],
+        dim: int,
+        device: str,
+        path: Path | None = None,
+        allow_download: bool = False,
+    ):
+        # A relative folder is that of the working folder now.
+        self._given = canonical_name(str(given)) if isinstance(given, str | Path) else given
         self._loaded: Encoder | None = None
         self._settings = settings
         self._dim = dim
         self._device = device
+        self._path = path
+        self._allow_download = allow_download
         self._refused: str | None = None
         self._lock = Lock()
 
+    @property
+    def given_name(self) -> str | None:
+        """The name or folder by which the caller's encoder is loaded; None where there is none."""
+        if isinstance(self._given, Encoder):
+            return self._given.name if self._given.reopenable else None
+        return self._given if isinstance(self._given, str) else None
+
     def then(self, settings: Mapping[str, object], dim: int) -> QueryEncoder:
         """That of an index that was built anew in the same folder."""
-        made = QueryEncoder(self._given, settings, dim, self._device)
+        made = QueryEncoder(self._given, settings, dim, self._device, self._path, self._allow_download)
         if self._given is not None and settings["encoder"] != self._settings["encoder"]:
             made._refused = (
                 f"the index was built again, with the encoder {settings['encoder']} instead of "
@@ -66,12 +90,18 @@ class QueryEncoder:
         return self._loaded
 
     def _made(self) -> Encoder:
-        loaded = self._by_name() if self._given is None else load_encoder(self._given)
+        if self._given is None:
+            loaded = self._named(self._name_of_index(), of_index=True)
+        elif isinstance(self._given, str):
+            self._refuse_inside(self._given)
+            loaded = self._named(self._given, of_index=False)
+        else:
+            loaded = load_encoder(self._given)
         if loaded.dim != self._dim:
             raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
         return loaded
 
-    def _by_name(self) -> Encoder:
+    def _name_of_index(self) -> str:
         name = self._settings["encoder"]
         if name is None:
             words = "; hybrid=1 looks for its words alone" if self._settings["documents"] else ""
@@ -83,11 +113,19 @@ class QueryEncoder:
             raise EncoderError(
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
-        exact = bool(self._settings["exact_encoding"])
+        return str(name)
+
+    def _refuse_inside(self, name: str) -> None:
+        if self._path is not None and Path(name).is_dir() and Path(name).is_relative_to(self._path.resolve()):
+            raise EncoderError(f"the encoder {name} lies inside of the index {self._path}; give one from elsewhere")
+
+    def _named(self, name: str, of_index: bool) -> Encoder:
+        exact = bool(self._settings.get("exact_encoding"))
         if not exact and self._device == "cpu":
             from funnel.data.stored import stored_encoder
 
-            stored = stored_encoder(str(name))
+            stored = stored_encoder(name, of_index=of_index)
             if stored is not None:
                 return stored
-        return load_encoder(str(name), exact=exact, device=self._device)
+        fetch = self._allow_download or not of_index
+        return load_encoder(name, exact=exact, device=self._device, of_index=of_index, fetch=fetch)

@@ -73,7 +73,14 @@ EncoderSource = str | Path | Callable[[list[str]], Any] | Encoder
 """What `load_encoder` takes; objects with an `encode` method as well."""
 
 
-def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str = "auto") -> Encoder:
+def load_encoder(
+    source: EncoderSource | Any,
+    exact: bool = False,
+    device: str = "auto",
+    *,
+    of_index: bool = False,
+    fetch: bool = True,
+) -> Encoder:
     """Make an encoder.
 
     Args:
@@ -82,6 +89,7 @@ def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str =
             with `encode_document` or `encode` for documents and, if it has one, `encode_query`.
         exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
         device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
+        of_index, fetch: Of a model by name: see `load_model`.
 
     Raises:
         EncoderError: the model is not found or does not load, or the source is none of these.
@@ -91,8 +99,8 @@ def load_encoder(source: EncoderSource | Any, exact: bool = False, device: str =
     if isinstance(source, ModelEncoder | CallableEncoder):
         return source
     if isinstance(source, str | Path):
-        name = canonical_name(str(source))
-        model = load_model(name, _resolve_device(device))
+        name = str(source) if of_index else canonical_name(str(source))
+        model = load_model(name, _resolve_device(device), of_index=of_index, fetch=fetch)
         return ModelEncoder(model, name, exact=exact, reopenable=True)
     if _is_sentence_transformer(source):
         # Half precision changes the weights in place, and this model belongs to the user.

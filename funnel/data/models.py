@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from funnel.errors import EncoderError, MissingPackageError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["DEFAULT_ENCODER", "canonical_name", "load_model", "local_folder"]
+__all__ = ["DEFAULT_ENCODER", "canonical_name", "check_hub_name", "load_model", "local_folder"]
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 ALIASES = {"all-MiniLM-L6-v2": DEFAULT_ENCODER}
@@ -25,10 +27,11 @@ BUNDLED_WEIGHTS = "model.safetensors"
 # Of its release 0.1.0, which the extras pin; other weights give other vectors.
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_SECONDS = 5.0  # for the hub's first answer; a host without network should not keep anyone waiting
-# Weights in formats that torch does not read, many times the size of those it does.
+# Pickled weights, which run code when they are read: only safetensors are fetched.
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+# Beside them weights in formats that torch does not read, many times the size of those it does.
 HUB_IGNORED = [
-    # Pickled weights, which run code when they are read: only safetensors are fetched.
-    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib"),
+    *PICKLED,
     "*.onnx",
     "*.onnx_data",
     "*.h5",
@@ -42,6 +45,10 @@ HUB_IGNORED = [
 HUB_ORGANIZATION = "sentence-transformers"  # where sentence-transformers looks for names without one
 HUB = "the hub"  # the one place that needs a network
 MARKER_FILES = ("modules.json", "config.json")  # a cached model has at least one of them
+# A name on the hub in its canonical form: one or two parts, neither of which can lead through folders.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-]))*"
+_HUB_NAME = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
+LONGEST_HUB_NAME = 96  # the hub's own limit
 
 
 def canonical_name(name: str) -> str:
@@ -51,27 +58,48 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def load_model(name: str, device: str) -> "SentenceTransformer":
+def check_hub_name(name: str) -> None:
+    """Check a name that an index gives: a folder would be somebody else's files. Raises EncoderError."""
+    if len(name) > LONGEST_HUB_NAME or _HUB_NAME.fullmatch(name) is None:
+        raise EncoderError(
+            f"the index was built with the encoder {name[:LONGEST_HUB_NAME]!r}, which is no name on the hub; a folder "
+            "is read only where you name it: open the index with encoder= (--encoder)"
+        )
+
+
+def load_model(name: str, device: str, *, of_index: bool = False, fetch: bool = True) -> "SentenceTransformer":
     """Load a model from a folder, the local hub cache, the bundled package or the hub, in this order.
 
     Args:
         name: A folder or a name on the hub.
         device: A torch device.
+        of_index: It is an index that names it, not the caller: then it is a name on the hub, and pickled weights are
+            not read.
+        fetch: Whether it may be fetched from the hub.
 
     Raises:
-        EncoderError: it is in none of these places, or does not load, or the bundled weights are not those of
-            the pinned release; the message says what was tried.
+        EncoderError: it is in none of these places, or does not load, or would have to be fetched and may not be, or
+            the bundled weights are not those of the pinned release; the message says what was tried.
         MissingPackageError: sentence-transformers is not installed.
     """
-    name = canonical_name(name)
+    if of_index:
+        check_hub_name(name)
+    name = ALIASES.get(name, name) if of_index else canonical_name(name)
+    options: dict[str, Any] = {"model_kwargs": {"use_safetensors": True}} if of_index else {}
     with _quiet():
         model_class = _model_class()
-        tried = []
-        for place, find in _places(name):
+        tried: list[str] = []
+        for place, find in _places(name, of_index):
             try:
+                if place == HUB and not fetch:
+                    raise EncoderError(_not_fetched(name, tried))
                 folder = find()
                 if folder is not None:
-                    return model_class(str(folder), device=device, local_files_only=True)
+                    if of_index:
+                        _refuse_pickled(folder)
+                    return model_class(
+                        str(folder), device=device, local_files_only=True, trust_remote_code=False, **options
+                    )
                 tried.append(f"{place} (not there)")
             except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
                 # What transformers, safetensors and the hub's client raise for absent or unreadable models.
@@ -82,17 +110,19 @@ def load_model(name: str, device: str) -> "SentenceTransformer":
     )
 
 
-def local_folder(name: str) -> Path | None:
+def local_folder(name: str, *, of_index: bool = False) -> Path | None:
     """The folder of a model that is on this machine, as `load_model` would choose it; None where it is not."""
-    for place, find in _places(canonical_name(name)):
+    if of_index:
+        check_hub_name(name)
+    for place, find in _places(ALIASES.get(name, name) if of_index else canonical_name(name), of_index):
         folder = find() if place != HUB else None
         if folder is not None:
             return folder
     return None
 
 
-def _places(name: str) -> list[tuple[str, Callable[[], Path | None]]]:
-    if Path(name).is_dir():
+def _places(name: str, of_index: bool) -> list[tuple[str, Callable[[], Path | None]]]:
+    if not of_index and Path(name).is_dir():
         return [(f"the folder {name}", lambda: Path(name))]
     places: list[tuple[str, Callable[[], Path | None]]] = [("the local hub cache", lambda: _cached(name))]
     if name == DEFAULT_ENCODER:
@@ -144,6 +174,34 @@ def _downloaded(name: str) -> Path:
 
     repository = _repositories(name)[-1]
     return Path(snapshot_download(repository, etag_timeout=HUB_SECONDS, ignore_patterns=HUB_IGNORED))
+
+
+def _not_fetched(name: str, tried: list[str]) -> str:
+    """Why a model is not fetched, with its size, and what to do."""
+    from huggingface_hub import HfApi
+
+    repository = _repositories(name)[-1]
+    try:
+        files = HfApi().model_info(repository, files_metadata=True, timeout=HUB_SECONDS).siblings or []
+        wanted = [file for file in files if not any(fnmatch(file.rfilename, ignored) for ignored in HUB_IGNORED)]
+        size = f"{sum(file.size or 0 for file in wanted) / 1e6:,.0f} MB"
+    except Exception as error:  # the hub's client lets errors of its HTTP library through, which has two names
+        size = f"its size is not known: {_first_line(error)}"
+    return (
+        f"this index names the encoder {name!r}, which is not on this machine (tried {', '.join(tried)}) and would be "
+        f"fetched from the hub ({size}); allow that with allow_download=True (--allow-download), or open the index "
+        "with encoder="
+    )
+
+
+def _refuse_pickled(folder: Path) -> None:
+    """EncoderError where weights in a model's folder are pickled alone."""
+    for file in sorted(folder.rglob("*")):
+        if any(fnmatch(file.name, pattern) for pattern in PICKLED) and not any(file.parent.glob("*.safetensors")):
+            raise EncoderError(
+                f"{file} is pickled, which runs code when it is read, and there is no .safetensors beside it; open the "
+                "index with encoder= where you trust it"
+            )
 
 
 def _repositories(name: str) -> list[str]:

@@ -61,14 +61,16 @@ class StoredEncoder:
         return checked(values, len(texts), self.dim, self.name, numbers)
 
 
-def stored_encoder(name: str) -> StoredEncoder | None:
-    """The encoder of this name on the CPU, or None where its folder is not here or is not of the plain kind."""
-    name = canonical_name(name)
-    folder = local_folder(name)
+def stored_encoder(name: str, *, of_index: bool = False) -> StoredEncoder | None:
+    """The encoder of this name on the CPU, or None where its folder is not here or is not of the plain kind.
+
+    of_index: see `load_model`.
+    """
+    folder = local_folder(name, of_index=of_index)
     if folder is None:
         return None
     try:
-        return _read(name, folder)
+        return _read(name if of_index else canonical_name(name), folder)
     except READ_ERRORS:  # sentence-transformers then says what is wrong
         return None
 

@@ -2,13 +2,15 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from funnel import query_encoder
-from funnel.data.encoding import load_encoder
+from funnel import EncoderError, query_encoder
+from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
+from funnel.data.models import local_folder
 from funnel.query_encoder import QueryEncoder
 
 
@@ -39,3 +41,55 @@ def test_an_object_with_ways_of_its_own_for_queries_and_documents() -> None:
     encoder = load_encoder(Own())
     assert encoder.encode(["a"]).tolist() == [[0.0, 1.0]]
     assert encoder.encode_query(["a"]).tolist() == [[1.0, 0.0]]
+
+
+def _named(name: str, path: Path, given: str | None = None) -> QueryEncoder:
+    settings = {"encoder": name, "encoder_reopenable": True, "exact_encoding": False}
+    return QueryEncoder(given, settings, 384, "cpu", path)
+
+
+@pytest.fixture
+def model() -> Path:
+    found = local_folder(DEFAULT_ENCODER)
+    if found is None:
+        pytest.skip("all-MiniLM-L6-v2 is not on this machine")
+    return found
+
+
+def test_an_index_names_no_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    for name in ("someone/model", "model"):  # names on the hub that are folders here
+        (tmp_path / name).symlink_to(model)
+        with pytest.raises(EncoderError, match=r"not on this machine.*allow_download=True"):
+            _named(name, tmp_path / "index").load()
+    refused = (
+        "./index/model",
+        "./model",
+        "../model",
+        "..",
+        "a/b/c",
+        str(model),
+        "~/model",
+        "a--b/c",
+        "",
+        "x" * 97,
+        "a\n",
+    )
+    for name in refused:
+        with pytest.raises(EncoderError, match=r"no name on the hub.*encoder="):
+            _named(name, tmp_path / "index").load()
+
+
+def test_the_callers_folder_is_read_unless_it_is_inside_the_index(model: Path, tmp_path: Path) -> None:
+    assert _named(str(model), tmp_path, str(model)).load().dim == 384
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "index" / "model")
+    with pytest.raises(EncoderError, match="lies inside of the index"):
+        _named("someone/model", tmp_path / "index", str(tmp_path / "link")).load()
+
+
+def test_the_default_model_is_loaded_by_its_name(model: Path, tmp_path: Path) -> None:
+    assert _named(DEFAULT_ENCODER, tmp_path).load().name == DEFAULT_ENCODER
+    assert _named("all-MiniLM-L6-v2", tmp_path).load().dim == 384

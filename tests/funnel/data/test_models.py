@@ -1,8 +1,10 @@
 """Finding models: the order of places, silence, and what is said when there is none."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from funnel.data import models
 from funnel.data.encoding import Encoder
 from funnel.data.models import DEFAULT_ENCODER, canonical_name, load_model
 from funnel.errors import EncoderError, MissingPackageError
+
+PICKLED_NAMES = ("pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt")
 
 
 def _no_network(name: str) -> Path:
@@ -61,6 +65,35 @@ def test_the_hub_comes_last(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked == ["someone/no-such-model"]
 
 
+def test_what_an_index_names_is_fetched_only_where_that_is_allowed(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [
+        SimpleNamespace(rfilename="model.safetensors", size=90_000_000),
+        SimpleNamespace(rfilename="a.bin", size=9),
+    ]
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    monkeypatch.setattr(models, "_downloaded", lambda name: tiny_folder)
+    with pytest.raises(
+        EncoderError, match=r"'someone/model', which is not on this machine.*\(90 MB\); allow that with"
+    ):
+        load_model("someone/model", "cpu", of_index=True, fetch=False)
+    assert load_model("someone/model", "cpu", of_index=True).max_seq_length == 40
+    assert all(any(models.fnmatch(f"1_Dense/{name}", one) for one in models.HUB_IGNORED) for name in PICKLED_NAMES)
+
+
+def test_pickled_weights_that_an_index_names_are_not_read(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    monkeypatch.setattr(models, "_cached", lambda name: folder)
+    load_model("someone/model", "cpu", of_index=True)
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(EncoderError, match="pickled, which runs code"):
+        load_model("someone/model", "cpu", of_index=True)
+
+
 def test_a_model_that_is_nowhere_names_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_downloaded", _no_network)
     with pytest.raises(EncoderError) as caught:
@@ -81,8 +114,6 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(tiny_folder, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(EncoderError, match=r"tried the folder"):
