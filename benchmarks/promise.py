@@ -129,7 +129,7 @@ def _timed(built: FunnelIndex, asked: npt.NDArray[np.float32], facts: dict[str, 
     adapted = searcher.prepare(asked[:TIMED_QUERIES])
     started, worked = time.perf_counter(), time.process_time()
     searcher.calibration = calibrate(
-        searcher.cascade, searcher.widths, Certifying(adapted), searcher.whole_call, {}, seed=2, progress=True
+        searcher.cascade, searcher.widths, Certifying(adapted), searcher.whole_call, seed=2, progress=True
     )
     seconds = time.perf_counter() - started
     facts["calibration_processor_seconds"] = time.process_time() - worked

@@ -42,15 +42,14 @@ class Asked:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
     began: when, in seconds, where a latency is to be kept; 0 where none is, or where the call had to be planned first.
-    from_text: whether the queries are to be encoded. hits: whether documents are to be read. fused: of a hybrid search,
-    whose k is the depth of its lists: how many hits are kept of them. where, allowed_ids: a filter, or None. Raises
-    InputError for a
-    deadline that is none, or that a latency budget may use up.
+    from_text: whether the queries are to be encoded; texts: they, where they are known. hits: whether documents are to
+    be read. fused: of a hybrid search, whose k is the depth of its lists: how many hits are kept of them. where,
+    allowed_ids: a filter, or None. Raises InputError for a deadline that is none, or that a latency budget may use up.
     """
 
     __slots__ = (
         *("allowed_ids", "began", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms"),
-        *("plan", "recall", "share", "where"),
+        *("plan", "recall", "share", "texts", "where"),
     )
 
     def __init__(
@@ -64,6 +63,7 @@ class Asked:
         *,
         share: float | None = None,
         from_text: bool = False,
+        texts: Sequence[str] | None = None,
         hits: bool = False,
         fused: int | None = None,
         where: str | None = None,
@@ -74,7 +74,7 @@ class Asked:
                 f"budget is {budget!r}; expected a Budget, such as Budget(recall=0.95), or give recall= or latency_ms="
             )
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
-        self.share = share
+        self.share, self.texts = share, texts or ()
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
         self.from_text, self.hits, self.fused = from_text, hits, fused
         self.where, self.allowed_ids = where, allowed_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import numpy as np
@@ -15,18 +15,10 @@ from funnel.query_encoder import QueryEncoder
 from funnel.segments import Documents
 from indexes.forks import free_in_children
 
-__all__ = ["Beside", "sample_texts"]
+__all__ = ["Beside"]
 
-_VERBS = ("open", "sort", "merge", "parse")
-_NOUNS = ("file", "list of words", "table", "message", "tree", "web page", "date", "large number of records")
 SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
-
-
-def sample_texts(count: int) -> list[str]:
-    """Short questions, to time an encoder on."""
-    texts = [f"how do I {verb} a {noun}" for verb in _VERBS for noun in _NOUNS]
-    return [texts[i % len(texts)] for i in range(count)]
 
 
 class Beside:
@@ -46,16 +38,26 @@ class Beside:
         self._held: dict[tuple[str, int, int], Held] = {}
         self._lock = free_in_children(Lock())
 
-    def ms(self, batch: int, k: int, from_text: bool, hits: bool, latency_ms: float, fused: int | None = None) -> float:
+    def ms(
+        self,
+        batch: int,
+        k: int,
+        from_text: bool,
+        hits: bool,
+        latency_ms: float,
+        fused: int | None = None,
+        texts: Sequence[str] = (),
+    ) -> float:
         """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
 
         batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read. fused: the
-        number of them in a hybrid search, whose lists are k long; BM25 is timed on beginnings of documents.
+        number of them in a hybrid search, whose lists are k long. Encoding and BM25 are timed on beginnings of
+        documents; where there are none, encoding on the texts of the call.
         Raises BudgetError where this takes all of latency_ms by itself.
         """
         total = 0.0
-        if from_text:
-            total += self._ms("encoding", batch, 0, self._encode(batch), latency_ms)
+        if from_text and (texts or self._documents is not None):
+            total += self._ms("encoding", batch, 0, self._encode(batch, texts), latency_ms)
         if fused is not None and self._lexical is not None:
             total += self._ms("BM25 for", batch, k, self._rank(batch, k), latency_ms - total)
         if hits and self._documents is not None:
@@ -84,9 +86,12 @@ class Beside:
             "Allow more time, or call search_vectors with vectors"
         )
 
-    def _encode(self, batch: int) -> Callable[[int], object]:
-        """Encoding of the first words of documents, other ones each time; of short questions where there are none."""
-        sets = [sample_texts(batch)] if self._documents is None else self._beginnings(self._documents, batch)
+    def _encode(self, batch: int, texts: Sequence[str]) -> Callable[[int], object]:
+        """Encoding of the first words of documents, other ones each time; of the texts given where there are none."""
+        if self._documents is None:
+            sets = [[texts[i % len(texts)] for i in range(batch)]]
+        else:
+            sets = self._beginnings(self._documents, batch)
         return lambda number: self._encoder.encode(sets[number % len(sets)])
 
     def _beginnings(self, documents: Documents, batch: int) -> list[list[str]]:

@@ -220,6 +220,7 @@ class FunnelIndex(Updates):
             *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
             share=share,
             from_text=vectors is None and (fused is None or not fused.words_alone),
+            texts=texts,
             hits=True,
             fused=None if fused is None else fused.k,
             where=where,

@@ -380,7 +380,6 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
         searcher.widths,
         Certifying(None if queries is None else queries.queries, old.left_out, old.corpus_like),
         searcher.whole_call,
-        old.encoder_ms,
         seed,
         progress=False,
         storage=old.storage,

@@ -94,7 +94,7 @@ class State:
         if wanted.latency_ms is None:
             return 0.0
         batch = batch_class(n_queries)
-        return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused)
+        return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused, asked.texts)
 
     def choice(self, asked: Asked, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""

@@ -86,7 +86,7 @@ class Updates:
         def change(transaction: Transaction, opened: Opened) -> bool:
             if not needs_compaction(opened):
                 return False
-            compact_index(transaction, opened, self._encoder, memory_mb, seed, progress)
+            compact_index(transaction, opened, memory_mb, seed, progress)
             return True
 
         done = self._change(change)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
-from funnel.beside import sample_texts
 from funnel.building.asked import (
     EQUAL,
     Asked,
@@ -36,7 +35,6 @@ from funnel.ids import Ids
 from funnel.opening import make_cascade, rerank_widths
 from funnel.planning.budget import Budget
 from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
-from funnel.planning.costs import BATCH_SIZES, times_ms
 from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 from funnel.planning.storage_cost import StorageCost
@@ -53,7 +51,6 @@ __all__ = [
     "checked_like",
     "checked_memory",
     "choose_coarse",
-    "encoder_ms",
 ]
 
 # The budgets whose latency is measured at build, so that the first explain need not.
@@ -125,7 +122,7 @@ def build_index(
         intake.finish()
         built = _index_rows(segment, intake, adaptor, options)
         searcher = _searcher(segment, adaptor, built, options)
-        calibration = _calibrate(searcher, asked, truth, positions, encoder, options)
+        calibration = _calibrate(searcher, asked, truth, positions, options)
         return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options)
 
 
@@ -285,7 +282,6 @@ def _calibrate(
     asked: Asked,
     truth: RowsAsGiven,
     positions: npt.NDArray[np.int64],
-    encoder: Encoder | None,
     options: BuildOptions,
 ) -> Calibration | None:
     if searcher.rows < SMALLEST_PLANNED:
@@ -297,13 +293,12 @@ def _calibrate(
         asked, real_near = asked.without(equal, EQUAL), (real_near[0][~equal], real_near[1][~equal])
     real = Certifying(None if asked.certifying is None else searcher.prepare(asked.certifying), asked.left_out, like)
     given = Given(searcher.prepare(truth.held_out), positions[truth.own], near, real_near)
-    return calibrate_searcher(searcher, real, encoder_ms(encoder), options.seed, options.progress, given)
+    return calibrate_searcher(searcher, real, options.seed, options.progress, given)
 
 
 def calibrate_searcher(
     searcher: Searcher,
     real: Certifying,
-    encoding: dict[int, float],
     seed: int,
     progress: bool,
     given: Given | None = None,
@@ -311,14 +306,13 @@ def calibrate_searcher(
 ) -> Calibration:
     """Give a searcher its calibration, the latencies of the usual budgets among it.
 
-    encoding: see `encoder_ms`. given, storage: see `calibrate`.
+    given, storage: see `calibrate`.
     """
     searcher.calibration = calibrate(
         searcher.cascade,
         searcher.widths,
         real,
         searcher.whole_call,
-        encoding,
         seed + CALIBRATION_SEED,
         progress,
         given,
@@ -335,18 +329,6 @@ def _measure_latencies(planner: Planner) -> None:
     for recall in MEASURED_RECALLS:
         if planner.calibration.depth >= MEASURED_K:
             planner.latency(planner.choose(Budget(recall), MEASURED_K, 1).plan, MEASURED_K, 1)
-
-
-def encoder_ms(encoder: Encoder | None) -> dict[int, float]:
-    """The 95th percentile of encoding a batch of short texts, milliseconds by batch size; empty without an encoder."""
-    if encoder is None:
-        return {}
-
-    def timed(batch: int) -> Callable[[int], object]:
-        texts = sample_texts(batch)
-        return lambda _: encoder.encode_query(texts)
-
-    return {batch: float(np.percentile(times_ms(timed(batch)), 95)) for batch in BATCH_SIZES}
 
 
 def _commit(

@@ -15,14 +15,13 @@ from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.ladder import choose_ladder
 from funnel.building.segment import build_coarse, write_norms, write_rows
-from funnel.building.tune import encoding_ms, recorded_queries
+from funnel.building.tune import recorded_queries
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
 from funnel.ids import Ids
 from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
 from funnel.planning.calibrate import SMALLEST_PLANNED
 from funnel.planning.records import Calibration
-from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.segments import live_positions
 from funnel.storage import Transaction
@@ -55,7 +54,6 @@ def needs_compaction(opened: Opened) -> bool:
 def compact_index(
     transaction: Transaction,
     opened: Opened,
-    encoder: QueryEncoder,
     memory_mb: float | None,
     seed: int | None,
     progress: bool,
@@ -90,7 +88,7 @@ def compact_index(
     ladder = opened.manifest.ladder if asked else choose_ladder(store, seed, progress)
     choice = _coarse_choice(opened, settings, asked, count, ladder)
     searcher = _index(opened, store, ladder, choice, folder, seed, progress)
-    calibration = _calibration(opened, searcher, encoder, seed, progress)
+    calibration = _calibration(opened, searcher, seed, progress)
     settings |= {
         "coarse": choice.name,
         "coarse_settings": dict(choice.settings),
@@ -212,9 +210,7 @@ def _coarse_choice(
         ) from error
 
 
-def _calibration(
-    opened: Opened, searcher: Searcher, encoder: QueryEncoder, seed: int, progress: bool
-) -> Calibration | None:
+def _calibration(opened: Opened, searcher: Searcher, seed: int, progress: bool) -> Calibration | None:
     """The new coarse index is another one: its plans are measured, on the queries on record."""
     if searcher.rows < SMALLEST_PLANNED:
         return None
@@ -224,7 +220,7 @@ def _calibration(
         queries = opened.searcher.cascade.as_stored(np.ascontiguousarray(real.queries))
         real = replace(real, queries=searcher.cascade.as_asked(queries))
     storage = None if stored is None else stored.storage
-    return calibrate_searcher(searcher, real, encoding_ms(opened, encoder), seed, progress, storage=storage)
+    return calibrate_searcher(searcher, real, seed, progress, storage=storage)
 
 
 def _commit(

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from funnel.building.asked import EQUAL, SAME_COSINE, encode_asked, open_asked
-from funnel.building.build import calibrate_searcher, checked_like, encoder_ms
+from funnel.building.build import calibrate_searcher, checked_like
 from funnel.building.folding import live_documents
 from funnel.data.queries import Queries, QueriesSource, folded
-from funnel.errors import EncoderError, InputError, StorageError
+from funnel.errors import InputError, StorageError
 from funnel.opening import Opened, open_generation
 from funnel.planning.calibrate import Certifying
 from funnel.planning.records import Calibration
@@ -21,7 +21,7 @@ from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 
-__all__ = ["encoding_ms", "recorded_queries", "tune_index"]
+__all__ = ["recorded_queries", "tune_index"]
 
 COARSE = "coarse.faiss"
 NEAREST_COMPARED = 3  # the row that a query equals is its best, or nearly: rows as stored have lengths a little off 1
@@ -55,8 +55,7 @@ def tune_index(
         new = None if given is None else _prepared(opened, given, encoder, like, seed, progress)
         real = new or recorded_queries(stored)
         storage = None if stored is None else stored.storage
-        times = encoding_ms(opened, encoder)
-        calibration = calibrate_searcher(searcher, real, times, seed, progress, storage=storage)
+        calibration = calibrate_searcher(searcher, real, seed, progress, storage=storage)
         _commit(transaction, opened, calibration, progress)
     # The record is on disk now and need not stay in memory. A segment that was written anew lies elsewhere.
     before = None if opened.rebuilt is not None else opened
@@ -128,16 +127,6 @@ def _equal_rows(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.NDA
         cosines = np.einsum("qd,qd->q", stored, asked) / np.linalg.norm(stored, axis=1)
         equal |= (cosines >= SAME_COSINE) & (near >= 0)
     return equal
-
-
-def encoding_ms(opened: Opened, encoder: QueryEncoder) -> dict[int, float]:
-    """How long encoding takes here; as it was on record where the encoder is not at hand."""
-    if opened.manifest.settings["encoder"] is None:
-        return {}
-    try:
-        return encoder_ms(encoder.load())
-    except EncoderError:
-        return {} if opened.stored is None else opened.stored.encoder_ms
 
 
 def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, progress: bool) -> Manifest:

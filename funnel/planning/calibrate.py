@@ -70,7 +70,6 @@ def calibrate(
     widths: tuple[int, ...],
     real: Certifying,
     search: Callable[[Float32, Plan, int], object],
-    encoder_ms: dict[int, float],
     seed: int,
     progress: bool,
     given: Given | None = None,
@@ -78,9 +77,9 @@ def calibrate(
 ) -> Calibration:
     """Everything that planning needs to know of this index, with or without real queries.
 
-    widths: rerank widths, the last is d. search: see measure_costs. encoder_ms: see Calibration. given: where the rows
-    as given are at hand, they are the truth, and what storage costs is measured; where not, the rows as stored are, and
-    storage is what was measured when they were at hand.
+    widths: rerank widths, the last is d. search: see measure_costs. given: where the rows as given are at hand, they
+    are the truth, and what storage costs is measured; where not, the rows as stored are, and storage is what was
+    measured when they were at hand.
     The real queries have no part in which plans are tested, in what order, or in what they are said to cost.
     """
     rows, own = held_out_rows(cascade, seed) if given is None else (given.held_out, given.own)
@@ -105,7 +104,6 @@ def calibrate(
         n_queries=0 if queries is None else len(queries),
         n_corpus_rows=len(rows),
         depth=depth_of(cascade.rows),
-        encoder_ms=encoder_ms,
         left_out=dict(real.left_out),
         corpus_like=real.corpus_like,
         storage=storage,

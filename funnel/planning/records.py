@@ -40,7 +40,6 @@ class Calibration:
     """What was measured on sample queries, for any k up to 100.
 
     costs: as measured when the calibration was made; the frontiers rest on them. by_effort: see build_frontier.
-    encoder_ms: batch size -> 95th percentile of encoding so many query texts; empty without an encoder.
     latencies: [plan json, k, batch, p50 ms, p95 ms] measured end to end on the same machine. n_queries: real queries
     that certify, all of them distinct. left_out: why others of them do not -> how many; corpus_like: whether the user
     said that queries are documents, so that those which equal rows do certify. certificates: what was promised
@@ -58,7 +57,6 @@ class Calibration:
     n_queries: int
     n_corpus_rows: int
     depth: int
-    encoder_ms: dict[int, float] = field(default_factory=dict)
     latencies: list[list[Any]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     corpus_like: bool = False
@@ -156,7 +154,6 @@ class Calibration:
             "n_corpus_rows": self.n_corpus_rows,
             "depth": self.depth,
             "kind": self.kind,
-            "encoder_ms": self.encoder_ms,
             "latencies": self.latencies,
             "left_out": self.left_out,
             "corpus_like": self.corpus_like,
@@ -195,7 +192,6 @@ class Calibration:
                 n_queries=int(record["n_queries"]),
                 n_corpus_rows=int(record["n_corpus_rows"]),
                 depth=int(record["depth"]),
-                encoder_ms={int(batch): float(ms) for batch, ms in record["encoder_ms"].items()},
                 latencies=list(record["latencies"]),
                 left_out={str(why): int(count) for why, count in record.get("left_out", {}).items()},
                 corpus_like=record.get("corpus_like") is True,  # once a share, of queries that equalled rows

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.beside import Beside, sample_texts
+from funnel.beside import Beside
+from funnel.data.encoding import PROBE_TEXT
 from funnel.errors import BudgetError
 from funnel.query_encoder import QueryEncoder
 
@@ -19,10 +20,10 @@ class Slow:
     """An encoder that takes 3 ms a call."""
 
     def __init__(self) -> None:
-        self.calls: list[int] = []
+        self.calls: list[list[str]] = []
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        self.calls.append(len(texts))
+        self.calls.append(list(texts))
         time.sleep(0.003)
         return np.ones((len(texts), DIM), dtype=np.float32)
 
@@ -38,13 +39,13 @@ def beside(encode: Slow) -> Beside:
 
 def test_encoding_is_measured_once_for_each_batch_size(slow: Slow) -> None:
     made = beside(slow)
-    first = made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000)
+    first = made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000, texts=["one"])
     assert first >= 3
     calls = len(slow.calls)
-    assert made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000) == first
+    assert made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000, texts=["two"]) == first
     assert len(slow.calls) == calls
-    made.ms(32, 10, from_text=True, hits=True, latency_ms=10_000)
-    assert slow.calls[-1] == 32
+    made.ms(32, 10, from_text=True, hits=True, latency_ms=10_000, texts=["one", "two"])
+    assert slow.calls[-1] == ["one", "two"] * 16
 
 
 def test_what_is_not_done_takes_nothing(slow: Slow) -> None:
@@ -54,7 +55,7 @@ def test_what_is_not_done_takes_nothing(slow: Slow) -> None:
 
 def test_an_encoder_slower_than_the_latency_is_refused_at_once(slow: Slow) -> None:
     with pytest.raises(BudgetError, match=r"encoding 32 queries takes .* ms by itself, and 2 ms are left"):
-        beside(slow).ms(32, 10, from_text=True, hits=True, latency_ms=2)
+        beside(slow).ms(32, 10, from_text=True, hits=True, latency_ms=2, texts=["one"])
     assert len(slow.calls) < 70
 
 
@@ -66,6 +67,28 @@ def test_documents_count_where_they_are_read(texts: FunnelIndex) -> None:
     assert both > made.ms(1, 5, from_text=True, hits=False, latency_ms=1000)
 
 
-def test_as_many_sample_texts_as_wanted(tmp_path: Path) -> None:
-    assert [len(sample_texts(count)) for count in (0, 1, 256)] == [0, 1, 256]
-    assert len(set(sample_texts(32))) == 32
+def test_encoding_is_timed_on_texts_of_the_user_alone(texts: FunnelIndex, slow: Slow) -> None:
+    assert beside(slow).ms(1, 10, from_text=True, hits=True, latency_ms=10_000) == 0.0
+    assert slow.calls == []  # there are none
+    documents = texts._state.opened.documents
+    assert documents is not None
+    Beside(QueryEncoder(slow, {}, DIM, "cpu"), documents, len(texts)).ms(
+        2, 10, from_text=True, hits=False, latency_ms=10_000, texts=["one"]
+    )
+    contents = [" ".join(one.content.split()) for one in documents.get(range(len(texts)))]
+    timed = {text for call in slow.calls for text in call} - {PROBE_TEXT}
+    assert len(timed) > 2 and all(any(one.startswith(text) for one in contents) for text in timed)
+
+
+def test_a_latency_over_vectors_times_the_query_itself(slow: Slow, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    index = FunnelIndex.build(rows, tmp_path, encoder=slow, progress=False)
+    slow.calls.clear()
+    index.search("my own question", latency_ms=500)
+    assert slow.calls and all(call == ["my own question"] for call in slow.calls)
+
+
+def test_a_build_encodes_what_it_was_given_and_nothing_else(slow: Slow, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    FunnelIndex.build(rows, tmp_path, encoder=slow, progress=False).tune(progress=False)
+    assert {text for call in slow.calls for text in call} <= {PROBE_TEXT}

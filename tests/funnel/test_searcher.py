@@ -27,7 +27,7 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     order = np.random.default_rng(0).permutation(ROWS)  # rows are not stored in the order of the input
     ids = Ids(np.arange(ROWS, dtype=np.int64) * 10, None)
     made = Searcher(cascade, make_adaptor("identity", rows, seed=0, progress=False), ids, order, widths)
-    made.calibration = calibrate(cascade, widths, Certifying(), made.whole_call, {}, seed=0, progress=False)
+    made.calibration = calibrate(cascade, widths, Certifying(), made.whole_call, seed=0, progress=False)
     return made
 
 

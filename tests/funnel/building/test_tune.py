@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,9 +154,6 @@ def test_uncertified_becomes_certified_by_texts(text_folder: Path, copied: Copy)
     index.tune([f"it sorts the {word} {number}" for word in ("file", "clock") for number in range(40)], progress=False)
     assert index.certification == "certified on 80 real queries"
     assert index.search("opens a file", k=3)[0].title
-    assert json.loads((path / "calibrations" / index.manifest.calibration / "calibration.json").read_text())[
-        "encoder_ms"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def small(name: str, folder: Path, **settings: int) -> tuple[Cascade, tuple[int,
 @pytest.fixture(scope="module")
 def calibration(queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     cascade, widths = small("ivf-sq8", tmp_path_factory.mktemp("small"), nlist=4)
-    return calibrate(cascade, widths, Certifying(queries), cascade.run, {1: 2.5}, seed=3, progress=False)
+    return calibrate(cascade, widths, Certifying(queries), cascade.run, seed=3, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,6 @@ def test_saved_and_loaded_it_is_the_same(calibration: Calibration, saved: Path) 
         "n_queries",
         "n_corpus_rows",
         "depth",
-        "encoder_ms",
         "latencies",
         "corpus_like",
         "certificates",
@@ -108,7 +107,7 @@ def test_the_record_of_a_loaded_calibration_stays_in_its_file(saved: Path) -> No
 
 def test_without_queries_it_does_not_certify(tmp_path: Path) -> None:
     cascade, widths = small("flat", tmp_path)
-    calibration = calibrate(cascade, widths, Certifying(), cascade.run, {}, seed=0, progress=False)
+    calibration = calibrate(cascade, widths, Certifying(), cascade.run, seed=0, progress=False)
     assert not calibration.certifies
     assert calibration.kind == UNCERTIFIED
     calibration.save(tmp_path)
@@ -185,7 +184,7 @@ def test_before_it_was_named_the_format_is_told_by_its_arrays(saved: Path, tmp_p
 def test_what_was_left_out_is_said_and_kept(tmp_path: Path) -> None:
     cascade, widths = small("flat", tmp_path)
     left = Certifying(None, {"repeats": 3, "equal to rows of the corpus": 1_200}, corpus_like=True)
-    made = calibrate(cascade, widths, left, cascade.run, {}, seed=0, progress=False)
+    made = calibrate(cascade, widths, left, cascade.run, seed=0, progress=False)
     assert not made.certifies
     assert made.kind == f"{UNCERTIFIED} (left out: 3 repeats, 1,200 equal to rows of the corpus)"
     made.save(tmp_path)
@@ -202,7 +201,7 @@ def test_costs_are_timed_on_held_out_rows(queries: Float32, tmp_path: Path, monk
         return measure_costs(cascade, rows, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("funnel.planning.calibrate.measure_costs", noted)
-    calibrate(cascade, widths, Certifying(queries), cascade.run, {}, seed=0, progress=False)
+    calibrate(cascade, widths, Certifying(queries), cascade.run, seed=0, progress=False)
     np.testing.assert_array_equal(timed[0], held_out_rows(cascade, 0)[0])
 
 
