@@ -62,6 +62,11 @@ SHORTEST = 10
 # takes about 1,024), where that of a graph over codes of a prefix ends with what a shortlist holds. On to 4,096 takes
 # 17 s more to calibrate with 5,000 queries, for plans that flat search is as quick as.
 STEPS = (*SHORT_STEPS[:-1], (0.15, 1024), (0.25, 2048))
+# A search of rabitqlib's walks over every row whose estimate ties with the worst it holds: 2,000 copies of one row take
+# some 5 ms a query where 2,000 others take 10 us, and more copies in proportion. Copies are moved by so much, a standard
+# deviation of each dimension and so of scores too, which float32 hardly tells apart and estimates do.
+COPIES_APART = 1e-7
+ROWS_AT_A_TIME = 2_048
 PENDING_BYTES = 268_435_456  # of rows that wait in memory for the graph; more wait in a file
 
 SymqgIndexType = TypeVar("SymqgIndexType", bound="SymqgIndex")
@@ -291,7 +296,8 @@ class SymqgIndex(CoarseIndex):
         graph = self._library.SymqgIndex(
             self._width, settings["degree"], metric="ip", quantization_bits=settings["bits"]
         )
-        graph.build(self._rows, settings["ef_construction"], num_threads=len(os.sched_getaffinity(0)))
+        rows = _parted(self._rows)
+        graph.build(rows, settings["ef_construction"], num_threads=len(os.sched_getaffinity(0)))
         self._graph, self._rows = graph, np.empty((0, self._width), dtype=np.float32)
 
 
@@ -317,23 +323,40 @@ class _Pending:
                 self._write()
 
     def all(self, before: Float32Array) -> Float32Array:
-        """The rows `before` and all that wait, C-contiguous; may be a map of the file."""
+        """The rows `before` and all that wait, C-contiguous; may be a map of the file, which is not written to."""
         if self._file is None or len(before) or any(map(len, self._blocks)):
             return np.concatenate([before, *([] if self._file is None else [self._map()]), *self._blocks])
         return self._map()
 
     def _map(self) -> Float32Array:
         assert self._file is not None
-        return np.memmap(self._file, np.float32, "r", shape=(self._written, self._width))
+        with self._file as file:  # the map has a descriptor of its own
+            return np.memmap(file, np.float32, "c", shape=(self._written, self._width))
 
     def _write(self) -> None:
-        file: IO[bytes] = self._file or tempfile.TemporaryFile()  # noqa: SIM115 (the map keeps it)
+        file: IO[bytes] = self._file or tempfile.TemporaryFile()  # noqa: SIM115 (until it is mapped)
         for block in self._blocks:
             file.seek(self._written * self._width * FLOAT32_BYTES)
             file.write(block.data)
             file.flush()
             self._file, self._written = file, self._written + len(block)
             self._blocks = self._blocks[1:] if self._blocks[0] is block else self._blocks
+
+
+def _parted(rows: Float32Array) -> Float32Array:
+    """The rows, all copies of an earlier one moved a little in place: see COPIES_APART."""
+    generator = np.random.default_rng(0)
+    odd = generator.integers(1 << 63, size=rows.shape[1], dtype=np.uint64) | np.uint64(1)
+    starts = range(0, len(rows), ROWS_AT_A_TIME)
+    keys = [(rows[i : i + ROWS_AT_A_TIME].view(np.uint32) * odd).sum(axis=1, dtype=np.uint64) for i in starts]
+    copies = np.ones(len(rows), dtype=np.bool_)
+    copies[np.unique(np.concatenate(keys), return_index=True)[1]] = False
+    if not copies.any():
+        return rows
+    for i in starts:
+        moved = i + np.flatnonzero(copies[i : i + ROWS_AT_A_TIME])
+        rows[moved] += np.float32(COPIES_APART) * generator.standard_normal((len(moved), rows.shape[1]), np.float32)
+    return rows
 
 
 def _scan(rows: Float32Array, queries: Float32Array, shortlist: int) -> tuple[Float32Array, Int64Array]:
