@@ -10,6 +10,7 @@ import numpy as np
 from funnel.errors import BudgetError
 from funnel.hybrid import Lexical
 from funnel.planning.costs import times_ms
+from funnel.planning.remembered import Remembered
 from funnel.planning.windows import Held, held_ms
 from funnel.query_encoder import QueryEncoder
 from funnel.segments import Documents
@@ -35,7 +36,7 @@ class Beside:
         self._encoder = encoder
         self._documents = documents
         self._rows = rows
-        self._held: dict[tuple[str, int, int], Held] = {}
+        self._held: Remembered[tuple[str, int, int], Held] = Remembered()
         self._lock = free_in_children(Lock())
 
     def ms(

@@ -21,6 +21,7 @@ __all__ = ["LARGEST_REPLAYED", "Replays", "capture"]
 LARGEST_REPLAYED = 32  # queries: larger batches keep the device busy for longer than their launches take
 TRIED_AFTER = 16  # calls alike: plans that are only timed in passing are not recorded
 MOST_TRIED = 16  # batch sizes, plans and ks; what comes after is launched
+MOST_SEEN = 1_024  # that calls are counted of; then all are forgotten, as few come often
 TIMED = 9  # calls of either kind, whose medians are compared
 QUICKER = 0.9  # a graph is kept where it takes at most this share of the time: each holds the memory of its work
 
@@ -72,6 +73,8 @@ class Replays:
     def _replay(self, key: Hashable, queries: npt.NDArray[np.float32], device: torch.device, work: Work) -> Work | None:
         if key in self._tried:
             return self._tried[key]
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
         self._seen[key] += 1
         if self._seen[key] < TRIED_AFTER or len(self._tried) >= MOST_TRIED:
             return None

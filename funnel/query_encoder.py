@@ -13,6 +13,7 @@ from funnel.data.corpus import Corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.models import canonical_name
 from funnel.errors import EncoderError
+from indexes.forks import free_in_children
 
 __all__ = ["QueryEncoder", "build_encoder"]
 
@@ -53,7 +54,7 @@ class QueryEncoder:
         self._path = path
         self._allow_download = allow_download
         self._refused: str | None = None
-        self._lock = Lock()
+        self._lock = free_in_children(Lock())
 
     @property
     def given_name(self) -> str | None:

@@ -63,7 +63,7 @@ class State:
         same = opened.stored is self.opened.stored and opened.segments[0].id == self.opened.segments[0].id
         monitor = self.monitor.then(searcher.calibration, searcher.truth, _rows_of(opened), same)
         # A latency is measured again: calls search the added rows too.
-        kept = {key: served for key, served in self.choices.items() if only_added and not _of_latency(key)}
+        kept = {key: served for key, served in list(self.choices.items()) if only_added and not _of_latency(key)}
         return self._made(opened, encoder, monitor, kept)
 
     @classmethod

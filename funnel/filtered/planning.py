@@ -27,7 +27,9 @@ from funnel.planning.bounds import betting_lower_bound
 from funnel.planning.budget import DEFAULT_RECALL, Budget
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import BATCH_SIZES, batch_class, times_ms
+from funnel.planning.remembered import Remembered
 from funnel.searcher import Searcher
+from indexes.forks import free_in_children
 
 __all__ = ["FilterChoice", "FilterPlanner", "Filtered"]
 
@@ -40,6 +42,7 @@ SHORTLISTS = (1, 2, 4)  # times the shortlist of the unfiltered plan
 SECONDS_PER_TIMING = 0.1
 # What planning takes, in exact searches of the sample: truth, and some plans, each cheaper than it.
 PLANNING_SEARCHES = 3.0
+SAMPLES_KEPT = 8  # for one k each: a megabyte at 768 dims
 
 Groups = tuple[npt.NDArray[np.float64], ...]
 
@@ -77,10 +80,10 @@ class Filtered:
 
     allowed: AllowedRows
     further: Further | None = None
-    choices: dict[tuple[object, ...], FilterChoice] = field(default_factory=dict)
-    samples: dict[int, FilterSample] = field(default_factory=dict)
+    choices: Remembered[tuple[object, ...], FilterChoice] = field(default_factory=Remembered)
+    samples: Remembered[int, FilterSample] = field(default_factory=lambda: Remembered(most=SAMPLES_KEPT))
     spent_ms: float = 0.0
-    planning: Lock = field(default_factory=Lock)
+    planning: Lock = field(default_factory=lambda: free_in_children(Lock()))
 
     @property
     def count(self) -> int:
@@ -257,11 +260,12 @@ class FilterPlanner:
         return timed[known] * max(1.0, effort / max(1, known)) * max(1.0, batch / BATCH_SIZES[-1])
 
     def _sample(self, filtered: Filtered, k: int) -> FilterSample:
-        if k not in filtered.samples:
+        sample = filtered.samples.get(k)
+        if sample is None:
             calibration = self._searcher.calibration
             assert calibration is not None
-            filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.allowed, k)
-        return filtered.samples[k]
+            sample = filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.allowed, k)
+        return sample
 
     def _base(self, budget: Budget, k: int, batch: int) -> Plan | None:
         """The plan that serves the recall without a filter; None where exact search does, or must."""

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from funnel.errors import InputError
 from funnel.planning.calibration import TIE_TOLERANCE
+from funnel.planning.remembered import Remembered
+from indexes.forks import free_in_children
 
 __all__ = ["AUDIT_DELTA", "DEFAULT_AUDIT", "Audit", "AuditLine", "checked_share", "running_interval", "true_recalls"]
 
@@ -26,6 +28,7 @@ AUDIT_DELTA = 0.05  # the interval covers the mean, at all times together, with 
 BROKEN_DELTA = 0.01  # a promise counts as broken where its recall is refuted at this level
 STAKES = 32  # on the grid; twice as many move the interval by less than 1e-3
 SMALLEST_STAKE = 1e-3  # as a share of the largest, at which one value of nothing would take all
+MOST_LINES = 256  # budgets and ks that are counted apart; of others those that came last
 HALVINGS = 20  # of [0, 1]: 1e-6, below the resolution of any recall
 
 Counts = npt.NDArray[np.int64]
@@ -100,8 +103,10 @@ class Audit:
 
     share: float
     seed: int = 0
-    _found: dict[tuple[str, int], tuple[float | None, Counts]] = field(default_factory=dict, repr=False)
-    _lock: Lock = field(default_factory=Lock, repr=False)
+    _found: Remembered[tuple[str, int], tuple[float | None, Counts]] = field(
+        default_factory=lambda: Remembered(most=MOST_LINES), repr=False
+    )
+    _lock: Lock = field(default_factory=lambda: free_in_children(Lock()), repr=False)
 
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(self.seed)
@@ -114,7 +119,10 @@ class Audit:
     def add(self, budget: str, k: int, promised: float | None, found: npt.NDArray[np.int64]) -> AuditLine:
         """Note how many of the true top k some searches got: int64 [n]; gives the line as it then is."""
         with self._lock:
-            _, counts = self._found.setdefault((budget, k), (promised, np.zeros(k + 1, dtype=np.int64)))
+            known = self._found.get((budget, k))
+            if known is None:
+                known = self._found[budget, k] = (promised, np.zeros(k + 1, dtype=np.int64))
+            counts = known[1]
             counts += np.bincount(found, minlength=k + 1)
             seen = counts.copy()
         return _line(budget, k, promised, seen)

@@ -33,6 +33,7 @@ from funnel.monitoring.exchangeability import CELLS, LARGEST_BLOCK, Exchangeabil
 from funnel.monitoring.neighbours import RANKS
 from funnel.monitoring.waiting import MOST_COMPARED, STATISTICS, Group, Reference, Waiting
 from funnel.plan import Plan
+from funnel.planning.remembered import Remembered
 from indexes.forks import free_in_children
 
 __all__ = ["ALARM", "MOST_COMPARED", "RANKS", "STATISTICS", "WINDOW", "Drift"]
@@ -68,7 +69,7 @@ class Drift:
         self._reference = reference
         self._generator = np.random.default_rng(seed)
         self._watched: dict[tuple[Plan, int], _Watched | None] = {}
-        self._waiting: dict[tuple[Plan, int], Waiting] = {}
+        self._waiting: Remembered[tuple[Plan, int], Waiting] = Remembered(most=MOST_WATCHED)
         self._adding, self._testing = free_in_children(Lock()), free_in_children(Lock())
         self.changed = False  # an alarm stays
         self.seen = 0
@@ -86,6 +87,8 @@ class Drift:
         with self._adding:
             self.seen += len(scores)
             if self.changed:
+                return False
+            if key not in self._watched and len(self._watched) >= MOST_WATCHED:
                 return False
             waiting = self._waiting.get(key)
             if waiting is None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from funnel.planning.remembered import Remembered
 from funnel.planning.windows import PERCENTILE
 from indexes.forks import free_in_children
 
 __all__ = ["FEWEST", "RECENT", "LatencyLine", "Punctuality"]
 
 RECENT = 512  # calls of one latency and batch size that are looked at: 25 of them may be late
+MOST = 256  # latencies and batch sizes that are counted apart: 4 MB; of others those that came last
 FEWEST = 100  # calls before anything is said of them: 5 may be late then
 
 
@@ -62,7 +64,7 @@ class Punctuality:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[float, int], _Calls] = {}
+        self._seen: Remembered[tuple[float, int], _Calls] = Remembered(most=MOST)
         self._lock = free_in_children(Lock())
 
     def note(self, latency_ms: float, batch: int, ms: float) -> None:

@@ -9,6 +9,7 @@ from threading import RLock
 from typing import Any
 
 from funnel.plan import Plan
+from funnel.planning.remembered import Remembered
 from funnel.planning.windows import Held
 from indexes.forks import free_in_children
 
@@ -37,20 +38,23 @@ class Latencies:
     ) -> None:
         self._measure = measure
         self._hold = hold
-        self._quick = {
-            (Plan.from_json(plan), int(k), int(batch)): Latency(float(p50), float(p95))
-            for plan, k, batch, p50, p95 in known
-        }
-        self._held: dict[tuple[Plan, int, int], Held] = {}
+        self._quick: Remembered[tuple[Plan, int, int], Latency] = Remembered(
+            {
+                (Plan.from_json(plan), int(k), int(batch)): Latency(float(p50), float(p95))
+                for plan, k, batch, p50, p95 in known
+            }
+        )
+        self._held: Remembered[tuple[Plan, int, int], Held] = Remembered()
         self._lock = free_in_children(RLock())  # two that measure at once would measure each other
 
     def of(self, plan: Plan, k: int, batch: int) -> Latency:
         """Median and 95th percentile of a few calls by one caller."""
         key = (plan, k, batch)
         with self._lock:
-            if key not in self._quick:
-                self._quick[key] = self._measure(plan, k, batch)
-            return self._quick[key]
+            quick = self._quick.get(key)
+            if quick is None:
+                quick = self._quick[key] = self._measure(plan, k, batch)
+            return quick
 
     def held(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held | None:
         """What can be promised of it; None where nothing but the quick figure is measured.
@@ -98,7 +102,7 @@ class Latencies:
 
     def records(self) -> list[list[object]]:
         """The quick figures, as `Calibration.latencies` keeps them."""
-        return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in self._quick.items()]
+        return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in list(self._quick.items())]
 
 
 def _undecided(held: Held, allowed: float | None) -> bool:

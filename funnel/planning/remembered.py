@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TypeVar
+
+from indexes.forks import free_in_children
 
 __all__ = ["Remembered"]
 
@@ -13,13 +16,29 @@ Value = TypeVar("Value")
 
 
 class Remembered(dict[Key, Value]):
-    """A dictionary that forgets all where it is full, so that a new float in every call takes no more memory."""
+    """A dictionary that forgets what `get` gave longest ago, so that a new float in every call takes no more memory.
+
+    Safe in threads, `get` and setting an item; `list(remembered.items())` too.
+    """
 
     def __init__(self, known: dict[Key, Value] | None = None, most: int = MOST) -> None:
         super().__init__(known or {})
         self._most = most
+        self._lock = free_in_children(Lock())
+
+    def get(self, key: Key) -> Value | None:  # type: ignore[override]
+        """The value, which is now the last to be forgotten; None where it is not known."""
+        if key not in self:
+            return None
+        with self._lock:
+            if key not in self:
+                return None
+            value = self.pop(key)
+            super().__setitem__(key, value)
+            return value
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        if len(self) >= self._most:
-            self.clear()
-        super().__setitem__(key, value)
+        with self._lock:
+            super().__setitem__(key, value)
+            while len(self) > self._most:
+                del self[next(iter(self))]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.monitoring.audit import Audit, checked_share, running_interval, true_recalls
+from funnel.monitoring.audit import MOST_LINES, Audit, checked_share, running_interval, true_recalls
 from funnel.reports.metrics import recall_at_k
 
 K = 10
@@ -90,3 +90,13 @@ def test_shares(given_: object, share: float) -> None:
 def test_no_shares(wrong: object) -> None:
     with pytest.raises(InputError, match=r"audit is .*expected True, False, or a share"):
         checked_share(wrong, "audit")
+
+
+def test_a_new_budget_in_every_audit_takes_no_more_memory() -> None:
+    audit = Audit(1.0)
+    for number in range(MOST_LINES + 50):
+        audit.add("recall 0.9", 10, 0.9, np.array([10]))
+        audit.add(f"recall {number}", 10, None, np.array([10]))
+    lines = {line.budget: line for line in audit.lines()}
+    assert len(lines) == MOST_LINES
+    assert lines["recall 0.9"].n_queries == MOST_LINES + 50

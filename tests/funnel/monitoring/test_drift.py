@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from funnel.monitoring import drift as drift_module
-from funnel.monitoring.drift import ALARM, BLOCK, RANKS, WINDOW, Drift
+from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift
 from funnel.monitoring.waiting import Reference
 from funnel.plan import FLAT, Escalation, Plan
 
@@ -288,3 +288,13 @@ def test_a_window_ends_when_the_reference_is_quite_another() -> None:
         drift.see(known[number * BLOCK :][:BLOCK] + raised(far), FLAT, (), rising(far))
         windows.append(drift._watched[FLAT, 10]._window)  # type: ignore[union-attr]
     assert windows == [1, 1, 1, 2, 2, 3]
+
+
+def test_a_new_plan_in_every_call_takes_no_more_memory() -> None:
+    drift = watching(scores(500, 1))
+    for effort in range(1, 4 * MOST_WATCHED):
+        drift.see(scores(1, effort), Plan(effort, 100))
+    assert len(drift._waiting) <= MOST_WATCHED
+    for effort in range(1, 4 * MOST_WATCHED):
+        drift.see(scores(BLOCK, effort), Plan(effort, 100))
+    assert len(drift._watched) == MOST_WATCHED and len(drift._waiting) <= MOST_WATCHED

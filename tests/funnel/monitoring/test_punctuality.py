@@ -10,7 +10,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.monitoring import Monitor
-from funnel.monitoring.punctuality import FEWEST, RECENT, Punctuality
+from funnel.monitoring.punctuality import FEWEST, MOST, RECENT, Punctuality
 from funnel.plan import FLAT
 
 THREADS, EACH = 8, 500
@@ -90,3 +90,13 @@ def test_calls_of_an_index_are_timed_and_those_that_are_planned_first_are_not(
     assert (one.latency_ms, one.batch, one.calls, one.late) == (1_000, 1, 5, 0)
     assert 0.0 < one.p95_ms < 1_000
     assert (several.batch, several.calls) == (32, 1)
+
+
+def test_a_new_latency_in_every_call_takes_no_more_memory() -> None:
+    seen = Punctuality()
+    for number in range(MOST + 50):
+        seen.note(5.0, 1, 1.0)
+        seen.note(10.0 + number / 7, 1, 1.0)
+    lines = {line.latency_ms: line for line in seen.lines()}
+    assert len(lines) == MOST
+    assert lines[5.0].calls == MOST + 50

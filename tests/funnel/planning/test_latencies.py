@@ -4,6 +4,7 @@ import math
 
 from funnel.plan import FLAT, Plan
 from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.remembered import MOST
 from funnel.planning.windows import Held
 
 PLANS = tuple(Plan(effort, 100) for effort in (10, 20, 30, 40))
@@ -104,3 +105,10 @@ def test_records_are_taken_over() -> None:
     again = Latencies(first._measure, None, first.records())  # type: ignore[arg-type]
     assert again.of(PLANS[0], 10, 1) == Latency(9.0, 10)
     assert quick == [PLANS[0]]
+
+
+def test_a_new_k_in_every_call_takes_no_more_memory() -> None:
+    known = latencies(1.5, [], [])
+    for k in range(1, MOST + 100):
+        known.within(PLANS[0], k, 1, 15.0)
+    assert len(known.records()) == len(known._held) == MOST
