@@ -47,7 +47,10 @@ __all__ = ["FunnelIndex"]
 
 
 class FunnelIndex(Updates):
-    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads."""
+    """An index over a corpus, searched under a budget. Made by `build` or `open`; safe to search in threads.
+
+    `with FunnelIndex.open(path) as index:` closes it at the end of the block.
+    """
 
     def __init__(
         self, path: Path, opened: Opened, encoder: Encoder | EncoderSource | None, allow_download: bool = False
@@ -360,6 +363,8 @@ class FunnelIndex(Updates):
         return self._searcher.rows
 
     def __repr__(self) -> str:
+        if self.closed:
+            return f"FunnelIndex({str(self.path)!r}, closed)"
         manifest = self.manifest
         return (
             f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy.typing as npt
 
 from funnel.building.compact import compact_index, needs_compaction
 from funnel.building.update import Changes, add_rows, delete_ids
 from funnel.data.corpus import CorpusSource
-from funnel.errors import StorageError
+from funnel.errors import InputError, StorageError
 from funnel.opening import Opened, open_generation, same_generation
 from funnel.query_encoder import QueryEncoder
 from funnel.state import State
@@ -37,6 +37,37 @@ class Updates:
         self._state = State.of(opened, encoder)
         self._changing = free_in_children(Lock())
         self._moving = free_in_children(Lock())  # apart: a refresh waits for no encoder and no compaction
+
+    def close(self) -> None:
+        """Let go of all that is open: files, maps, locks, the encoder. Any later call raises InputError.
+
+        Waits for a change that is under way; searches in other threads finish, and what they use goes with the last of
+        them. Closing twice is fine, and so is not closing: all of it goes with the object too.
+        """
+        with self._changing, self._moving:
+            if not self.closed:
+                del self._state, self._encoder
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return "_state" not in self.__dict__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    if not TYPE_CHECKING:  # where a checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            """What is not there: the state of an index that was closed."""
+            if name in ("_state", "_encoder"):
+                raise InputError(
+                    f"the index {self.path} was closed; open it again by FunnelIndex.open({str(self.path)!r})"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def add(
         self,

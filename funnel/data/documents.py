@@ -82,6 +82,7 @@ class DocumentStore:
         self._writable = writable
         self._file = None if writable else os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         self._connections = Connections(partial(_connect, path, writable, self._file))
+        weakref.finalize(self, self._connections.close).atexit = False  # at once: SQLite's cursors make cycles
         if self._file is not None:
             self._leave = weakref.finalize(self, os.close, self._file)
         self._closed = False
