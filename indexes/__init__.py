@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from indexes.gpu import CagraIndex, FaissGpuFlatIndex, FaissGpuIvfIndex
     from indexes.hnsw import HnswFloat16Index, HnswSq8Index
     from indexes.ivf import IvfPqIndex, IvfSq8Index
-    from indexes.memory import release_freed
     from indexes.ordering import ClusterTree, stored_order
     from indexes.pruned import PrunedSearch, Pruning
     from indexes.restricted import only_allowed
     from indexes.selection import Choice, choose, hnsw_settings
     from indexes.symqg import SymqgIndex, symqg_installed
+    from indexes.system import release_freed
     from indexes.torchbins import TorchBinsIndex
     from indexes.vectors import VectorStore, VectorWriter
 
@@ -95,7 +95,7 @@ _HOMES = {
     "hnsw_settings": "indexes.selection",
     "load_faiss": "indexes._faiss",
     "only_allowed": "indexes.restricted",
-    "release_freed": "indexes.memory",
+    "release_freed": "indexes.system",
     "stored_order": "indexes.ordering",
     "symqg_installed": "indexes.symqg",
     "use_one_thread": "indexes._faiss",

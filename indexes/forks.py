@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from threading import Lock, RLock
 from typing import Any, TypeVar
 from weakref import WeakSet
+
+from indexes.system import at_fork
 
 __all__ = ["free_in_children"]
 
@@ -32,4 +33,4 @@ def _begin_child() -> None:
 
 
 assert hasattr(Lock(), "_at_fork_reinit") and hasattr(RLock(), "_at_fork_reinit"), "CPython's own locks have it"
-os.register_at_fork(after_in_child=_begin_child)
+at_fork(after_in_child=_begin_child)

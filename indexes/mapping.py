@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from indexes.memory import heed_data_limit
+from indexes.system import heed_data_limit
 
 __all__ = ["map_file"]
 

@@ -11,8 +11,8 @@ from indexes._placement import free_bytes
 from indexes.base import family
 from indexes.errors import CoarseIndexError
 from indexes.ivf import PQ_DIMS, cells
-from indexes.memory import machine_bytes
 from indexes.symqg import SymqgIndex, symqg_installed
+from indexes.system import machine_bytes
 
 __all__ = ["Choice", "choose", "hnsw_settings"]
 

@@ -37,6 +37,7 @@ from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.forks import free_in_children
 from indexes.hnsw import LONGEST_SHORTLIST
 from indexes.hnsw import STEPS as SHORT_STEPS
+from indexes.system import temporary_file, usable_cores
 
 __all__ = ["SymqgIndex", "symqg_installed"]
 
@@ -296,8 +297,7 @@ class SymqgIndex(CoarseIndex):
         graph = self._library.SymqgIndex(
             self._width, settings["degree"], metric="ip", quantization_bits=settings["bits"]
         )
-        rows = _parted(self._rows)
-        graph.build(rows, settings["ef_construction"], num_threads=len(os.sched_getaffinity(0)))
+        graph.build(_parted(self._rows), settings["ef_construction"], num_threads=usable_cores())
         self._graph, self._rows = graph, np.empty((0, self._width), dtype=np.float32)
 
 
@@ -399,11 +399,11 @@ def _read_footer(path: Path) -> tuple[dict[str, int], int]:
 
 def _read_graph(library: Any, path: Path, size: int) -> Any:
     """rabitqlib takes a file that ends with the graph: without the footer it is a copy, which the system may drop."""
-    with tempfile.TemporaryFile() as copy, open(path, "rb") as file:
+    with temporary_file() as (copy, name), open(path, "rb") as file:
         shutil.copyfileobj(file, copy, 1 << 20)
         copy.truncate(size)
         copy.flush()
         try:
-            return library.SymqgIndex.load(f"/proc/self/fd/{copy.fileno()}")
+            return library.SymqgIndex.load(name)
         except (RuntimeError, ValueError) as error:
             raise CoarseIndexError(f"{path} cannot be read as {SymqgIndex.name}: {error}") from error

@@ -18,7 +18,7 @@ from indexes._placement import Codes, pinned, settled
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
 from indexes.mapping import map_file
-from indexes.memory import machine_bytes
+from indexes.system import advise, claim, machine_bytes
 
 __all__ = ["VectorStore", "VectorWriter"]
 
@@ -61,10 +61,7 @@ class VectorWriter:
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
             file.flush()
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), start, size)
-            else:
-                file.truncate(start + size)
+            claim(file.fileno(), start, size)
         return start
 
     def write(self, positions: Int64Array, vectors: Float32Array) -> None:
@@ -174,8 +171,8 @@ class VectorStore:
         self._map: mmap.mmap | None = mapping
         # Rows that are gathered lie anywhere: reading ahead around them would push out what is needed next.
         self.exceeds_memory = len(mapping) > MAPPED_SHARE * machine_bytes()
-        if self.exceeds_memory and hasattr(mmap, "MADV_RANDOM"):
-            mapping.madvise(mmap.MADV_RANDOM)
+        if self.exceeds_memory:
+            advise(mapping, "RANDOM", 0, len(mapping))
         self.dtype = dtype
         self.n, self.dim = shape
         self._start = start
@@ -263,8 +260,8 @@ class VectorStore:
 
     def release(self) -> None:
         """Give the mapped pages back to the system; they are read again when next used."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._map is not None:
+            advise(self._map, "DONTNEED", 0, len(self._map))
 
     def guard(self, check: Callable[[Int64Array], None]) -> None:
         """Have `check` called with the rows of every read, before it, to verify them."""
@@ -286,11 +283,11 @@ class VectorStore:
 
     def _soon(self, start: int, stop: int) -> None:
         """Have the system read rows that are next, where it does not read ahead by itself."""
-        if self._map is None or not self.exceeds_memory or not hasattr(mmap, "MADV_WILLNEED"):
+        if self._map is None or not self.exceeds_memory:
             return
         row = self.dim * self.dtype.itemsize
         begin = (self._start + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, begin, self._start + min(stop, self.n) * row - begin)
+        advise(self._map, "WILLNEED", begin, self._start + min(stop, self.n) * row - begin)
 
     def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
+
+from indexes.system import at_fork
 
 __all__ = ["Connections"]
 
@@ -115,4 +116,4 @@ def _in_child() -> None:
 
 
 _left_alone: list[list[sqlite3.Connection]] = []
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -21,6 +21,7 @@ from funnel.data.connections import Connections
 from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.data.plain import plain
 from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError, of_environment
+from indexes.system import PLAIN_FILE, path_of
 
 __all__ = ["Document", "DocumentStore"]
 
@@ -80,7 +81,7 @@ class DocumentStore:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self._writable = writable
-        self._file = None if writable else os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        self._file = None if writable else os.open(path, os.O_RDONLY | PLAIN_FILE)
         self._connections = Connections(partial(_connect, path, writable, self._file))
         weakref.finalize(self, self._connections.close).atexit = False  # at once: SQLite's cursors make cycles
         if self._file is not None:
@@ -290,8 +291,8 @@ def _connect(path: Path, writable: bool, descriptor: int | None) -> sqlite3.Conn
     # check_same_thread is off: threads take turns with a connection.
     if not writable:
         # By its descriptor the file is found where its folder was renamed.
-        held = Path(f"/proc/self/fd/{descriptor}")
-        uri = (held if held.exists() else path.absolute()).as_uri() + "?mode=ro&immutable=1"
+        held = None if descriptor is None else path_of(descriptor)
+        uri = (held or path.absolute()).as_uri() + "?mode=ro&immutable=1"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)

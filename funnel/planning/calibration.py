@@ -9,7 +9,6 @@ of places among them.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from bisect import bisect_left
@@ -27,6 +26,7 @@ from funnel.cascade import Cascade
 from funnel.plan import Plan, Stage
 from funnel.planning.scoring import score
 from funnel.progress import Progress
+from indexes.system import claim
 
 __all__ = ["LARGEST_K", "MISSING", "NEAR", "Run", "given_scores", "hits", "record", "without_own"]
 
@@ -317,7 +317,7 @@ def _kept(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path | None) -> 
         return np.empty(shape, dtype=dtype)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk then shows here, and not as a signal on writing
+            claim(file.fileno(), 0, size)  # a full disk then shows here, and not as a signal on writing
             return np.asarray(np.memmap(file, dtype, "r+", shape=shape))  # the map keeps the file
     except OSError:  # no room, or no right to write: an index that is only opened needs neither
         return np.empty(shape, dtype=dtype)

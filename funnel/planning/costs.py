@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ import torch
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
 from funnel.progress import Progress
+from indexes.system import processor, usable_cores
 
 __all__ = [
     "BATCH_SIZES",
@@ -56,25 +54,15 @@ def fingerprint(device: torch.device, placement: str = "mapped") -> dict[str, st
         faiss_version = getattr(importlib.import_module("faiss"), "__version__", "none")
     except ImportError:  # a device may be searched without it
         faiss_version = "none"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
-        "processor": _processor(),
-        "cores": str(cores),
+        "processor": processor(),
+        "cores": str(usable_cores()),
         "threads": str(torch.get_num_threads()),
         "device": name if placement in ("mapped", "device") else f"{name}, vectors {placement}",
         "torch": torch.__version__.split("+")[0],
         "faiss": str(faiss_version),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def times_ms(call: Callable[[int], object], seconds: float = SECONDS_PER_TIMING) -> list[float]:

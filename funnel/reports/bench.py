@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from funnel.progress import Progress
 from funnel.reports.metrics import ranking_metrics, recall_at_k
 from funnel.reports.results import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
 from indexes import FlatBaseline
+from indexes.system import free_bytes
 
 __all__ = ["TARGETS", "BenchQueries", "bench", "held_out_queries"]
 
@@ -151,13 +151,9 @@ def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int],
     store = index.searcher.cascade.store
     if index.searcher.others is not None or index.searcher.cascade.live is not None:  # not all rows, or not only they
         return index.searcher.truth
-    if store.device.type != "cpu" or store.n * store.dim * 4 > MEMORY_SHARE * _free_bytes():
+    if store.device.type != "cpu" or store.n * store.dim * 4 > MEMORY_SHARE * free_bytes():
         return index.searcher.cascade.truth
     return FlatBaseline(store).search
-
-
-def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _target(

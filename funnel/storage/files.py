@@ -6,7 +6,6 @@ Also here: the mapping from the many ways in which libraries say that the disk i
 import errno
 import os
 import re
-import resource
 import shutil
 import sqlite3
 import stat
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError, of_environment
+from indexes.system import PLAIN_FILE, data_limited, flush, read_at
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
@@ -46,19 +46,14 @@ class Files:
 
     def sync(self, path: Path) -> None:
         """Flush a file or a folder to the disk."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(path)
 
     def sync_all(self, paths: Sequence[Path]) -> None:
         """Flush several at once: the disk confirms them together, in about the time that one takes.
 
         One after the other where the stacks of the threads, 8 MB each, would count against a limit on memory.
         """
-        limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
-        threads = 1 if limited else SYNCED_AT_ONCE
+        threads = 1 if data_limited() else SYNCED_AT_ONCE
         with ThreadPoolExecutor(min(threads, max(1, len(paths)))) as pool:
             for _ in pool.map(self.sync, paths):
                 pass
@@ -81,7 +76,7 @@ class Files:
 
     def open(self, path: Path) -> int:
         """Open a regular file for reading, not through a link; gives the descriptor."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -148,7 +143,7 @@ def read_chunks(descriptor: int, offset: int, length: int, name: str) -> Iterato
     end = offset + length
     while offset < end:
         try:
-            chunk = os.pread(descriptor, min(CHUNK_BYTES, end - offset), offset)
+            chunk = read_at(descriptor, min(CHUNK_BYTES, end - offset), offset)
         except OSError as error:
             if of_environment(error):
                 raise StorageError(f"{name} cannot be read now: {error.strerror}") from error

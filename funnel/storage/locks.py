@@ -5,7 +5,6 @@ manifest of the generation that it has open, so that the writer knows which old 
 """
 
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from funnel.errors import StorageError
 from funnel.storage.layout import GENERATIONS, LOCK, generation_name
+from indexes.system import PLAIN_FILE, lock, read_at, unlock
 
 # A file system without locks: generations are then removed while they are read, as files that are mapped stay readable,
 # and who writes sees to it that nobody else does.
@@ -28,7 +28,7 @@ class WriterLock:
     def __init__(self, root: Path) -> None:
         """Take the lock at once. Raises StorageError saying who holds it."""
         self._owner = os.getpid()
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags = os.O_RDWR | os.O_CREAT | PLAIN_FILE
         self._descriptor: int | None = os.open(root / LOCK, flags, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -54,23 +54,24 @@ class WriterLock:
         try:
             if self.owned:
                 with suppress(OSError):  # no locks here
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                    unlock(descriptor)
         finally:
             os.close(descriptor)
 
     @staticmethod
     def _take(root: Path, descriptor: int) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, exclusive=True)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                holder = read_at(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
                 raise StorageError(f"{root} is being written by {holder}; wait until it ends, or stop it") from error
             if error.errno not in _NO_LOCKS:
                 raise
         now = datetime.now(UTC).isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
 
 
 class ReaderLock:
@@ -84,11 +85,11 @@ class ReaderLock:
     def take(cls, root: Path, generation: int) -> "ReaderLock | None":
         """Keep a generation from being removed; None where it is gone or being removed."""
         try:
-            descriptor = os.open(root / GENERATIONS / generation_name(generation), os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(root / GENERATIONS / generation_name(generation), os.O_RDONLY | PLAIN_FILE)
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(descriptor, exclusive=False)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
@@ -108,15 +109,14 @@ class Removal:
 
     def __init__(self, path: Path) -> None:
         """Try to take the lock; `unread` says whether nobody had it."""
-        flags = os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._descriptor = os.open(path, os.O_RDWR | flags)  # NFS has exclusive locks for what may be written only
+            self._descriptor = os.open(path, os.O_RDWR | PLAIN_FILE)  # NFS locks for itself what may be written only
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            self._descriptor = os.open(path, os.O_RDONLY | flags)
+            self._descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._descriptor, exclusive=True)
             self.unread = True
         except OSError as error:
             self.unread = error.errno in _NO_LOCKS

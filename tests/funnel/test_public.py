@@ -26,6 +26,7 @@ LAYERS = (
     ("funnel.rerank", "funnel.workers", "funnel.escalation"),
     ("indexes",),
 )
+SYSTEM = ("indexes.forks", "indexes.system")  # what a process, and its forked children, must mind everywhere
 GROUND = ("funnel.data", "funnel.storage", "funnel.adaptors", "indexes")
 # The plots' and tables' own modules hold no engine.
 ENGINE = (
@@ -93,7 +94,7 @@ def test_the_ground_floor_is_flat(path: Path) -> None:
     if home is None:
         return
     strangers = [name for name in (*GROUND, *ENGINE) if name != home]
-    known = [name for name in imports(path) if not inside(name, "indexes.forks")]  # what every forked child needs
+    known = [name for name in imports(path) if not name.startswith(SYSTEM)]
     assert not [name for name in known if any(inside(name, stranger) for stranger in strangers)]
     if home == "indexes":
         assert not [name for name in imports(path) if inside(name, "funnel")]

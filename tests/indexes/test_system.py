@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes import memory, release_freed
+from indexes import release_freed, system
 
+ROOT = Path(system.__file__).parents[1]
+# What mypy does not see in a module that is written for one system.
+OF_ONE_SYSTEM = re.compile(r"import (fcntl|resource|msvcrt)\b|sys\.platform|/proc/|/sys/|ctypes\.(CDLL|windll)")
 STATM = Path("/proc/self/statm")
 BLOCK = 65_536  # below what glibc maps on its own: freed blocks of this size stay with the process
 MEGABYTE = 1_000_000
@@ -35,7 +39,7 @@ LIMITED = """
 import re, resource, threading
 from pathlib import Path
 import numpy as np
-from indexes.memory import heed_data_limit
+from indexes.system import heed_data_limit
 
 def data_mb():
     return int(re.search(r"^VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1e3
@@ -71,14 +75,38 @@ def test_the_smallest_limit_of_a_cgroup_counts(
     own, root = tmp_path / "own", tmp_path / "cgroups" / folder
     (root / "a" / "b").mkdir(parents=True)
     own.write_text(f"7:pids:/\n{line}\n")
-    monkeypatch.setattr(memory, "OWN_CGROUP", own)
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroups")
-    before = memory.machine_bytes()
+    monkeypatch.setattr(system, "OWN_CGROUP", own)
+    monkeypatch.setattr(system, "CGROUPS", tmp_path / "cgroups")
+    before = system.machine_bytes()
     assert before > 100 * MEGABYTE
     (root / "a" / name).write_text("5000000\n")
     (root / "a" / "b" / name).write_text("max\n")
-    assert memory.machine_bytes() == 5_000_000
+    assert system.machine_bytes() == 5_000_000
     (root / "a" / "b" / name).write_text("4000000\n")
-    assert memory.machine_bytes() == 4_000_000
-    monkeypatch.setattr(memory, "OWN_CGROUP", tmp_path / "none")
-    assert memory.machine_bytes() == before
+    assert system.machine_bytes() == 4_000_000
+    monkeypatch.setattr(system, "OWN_CGROUP", tmp_path / "none")
+    assert system.machine_bytes() == before
+
+
+def test_no_other_module_asks_which_system_it_is() -> None:
+    sources = [path for name in ("funnel", "indexes") for path in (ROOT / name).rglob("*.py")]
+    asking = {path for path in sources if OF_ONE_SYSTEM.search(path.read_text(encoding="utf-8"))}
+    assert asking == {Path(system.__file__)}
+
+
+def test_a_temporary_file_is_reached_by_its_path_and_leaves_nothing(tmp_path: Path) -> None:
+    with system.temporary_file() as (file, path):
+        file.write(b"rows")
+        file.flush()
+        assert Path(path).read_bytes() == b"rows"
+        held = os.readlink(path)
+    assert not Path(held).exists()
+
+
+def test_a_claimed_file_is_as_long_as_it_will_be(tmp_path: Path) -> None:
+    for size in (0, 5_000):
+        with open(tmp_path / "file", "w+b") as file:
+            file.write(b"head")
+            file.flush()
+            system.claim(file.fileno(), 4, size)
+            assert system.read_at(file.fileno(), 10_000, 2) == b"ad" + bytes(size)

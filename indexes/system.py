@@ -1,0 +1,240 @@
+"""What operating systems have each in its own way, and what stands in where one has it not.
+
+The only place that asks which system it is. What merely saves time or memory is left out elsewhere. Windows has no
+locks on files here: `funnel.storage.locks` says what that means.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Literal
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+
+__all__ = [
+    "PLAIN_FILE",
+    "advise",
+    "at_fork",
+    "claim",
+    "data_limited",
+    "flush",
+    "free_bytes",
+    "heed_data_limit",
+    "lock",
+    "machine_bytes",
+    "path_of",
+    "processor",
+    "read_at",
+    "release_freed",
+    "temporary_file",
+    "unlock",
+    "usable_cores",
+]
+
+# Flags for opening what ought to be a plain file: not through a link, and without waiting where it is a pipe.
+if sys.platform == "win32":
+    PLAIN_FILE = os.O_BINARY | os.O_NOINHERIT
+else:
+    PLAIN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK
+
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+# Of glibc's mallopt(3), and what they are set to under a limit on data: larger blocks are maps of their own, which end
+# when they are freed, and threads share one heap.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+OWN_MAP_BYTES = 262_144
+
+_reading = threading.Lock()  # where reading moves the file's position
+
+
+def lock(descriptor: int, exclusive: bool) -> None:
+    """Take a lock on an open file, at once or not at all. OSError where another has it, or there are no locks."""
+    if sys.platform == "win32":
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    else:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+
+
+def unlock(descriptor: int) -> None:
+    """Free the lock on an open file. OSError where there are no locks."""
+    if sys.platform == "win32":
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Up to `length` bytes of an open file from `offset` on; from any thread."""
+    if sys.platform == "win32":
+        with _reading:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, length)
+    return os.pread(descriptor, length, offset)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to the disk; Windows keeps folders by itself, and wants files that may be written."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, PLAIN_FILE | (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY))
+    try:
+        if sys.platform == "darwin":
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync leaves it in the drive's own memory
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def claim(descriptor: int, start: int, size: int) -> None:
+    """Make an open file start + size bytes long; on Linux with room on the disk, so that a full one shows now."""
+    if sys.platform == "linux" and size:
+        os.posix_fallocate(descriptor, start, size)
+    else:
+        os.ftruncate(descriptor, start + size)
+
+
+def path_of(descriptor: int) -> Path | None:
+    """A path to an open file, wherever it was moved since; None where the system has none."""
+    path = Path(f"/proc/self/fd/{descriptor}")
+    return path if path.exists() else None
+
+
+@contextmanager
+def temporary_file() -> Iterator[tuple[IO[bytes], str]]:
+    """An open temporary file and a path to it; on Linux it has no name, and goes if the process is killed."""
+    with tempfile.TemporaryFile() if sys.platform == "linux" else tempfile.NamedTemporaryFile() as file:
+        yield file, str(path_of(file.fileno()) or file.name)
+
+
+def advise(mapping: mmap.mmap, advice: Literal["RANDOM", "WILLNEED", "DONTNEED"], start: int, length: int) -> None:
+    """Say how a part of a map will be used: madvise(2)."""
+    if sys.platform != "win32":
+        mapping.madvise(getattr(mmap, f"MADV_{advice}"), start, length)
+
+
+def at_fork(**calls: Callable[[], None]) -> None:
+    """Have `before`, `after_in_parent` and `after_in_child` called at every fork; without forks, never."""
+    if sys.platform != "win32":
+        os.register_at_fork(**calls)
+
+
+def usable_cores() -> int:
+    """The cores this process may run on; where the system does not say, all there are."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+        return platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def data_limited() -> bool:
+    """Whether the process may take so much memory and no more (RLIMIT_DATA, `ulimit -d`)."""
+    return sys.platform != "win32" and resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+
+
+def heed_data_limit() -> bool:
+    """Whether there is such a limit; the C library then keeps nothing that was freed.
+
+    The limit counts what is reserved, touched or not, and glibc keeps what was freed: 180 of 680 MB in a build from
+    1.5 GB of rows. Where there is a limit it is told not to, in the whole process; that makes a build a quarter slower.
+    """
+    limited = data_limited()
+    if limited:
+        _keep_nothing_freed()
+    return limited
+
+
+@lru_cache(maxsize=1)
+def _keep_nothing_freed() -> None:
+    option = _c_function("mallopt")
+    if option is not None:
+        option(M_ARENA_MAX, 1)
+        option(M_MMAP_THRESHOLD, OWN_MAP_BYTES)
+
+
+def _c_function(name: str) -> Any:
+    """A function of the C library; None where it has no such."""
+    return None if sys.platform == "win32" else getattr(ctypes.CDLL(None), name, None)
+
+
+def release_freed() -> None:
+    """Have glibc give freed memory back to the system; does nothing with another C library.
+
+    glibc keeps freed blocks of up to 32 MB for later (mallopt(3), M_MMAP_THRESHOLD): after a pass over a matrix that is
+    several blocks of rows, which would stay resident beside all that comes after. Takes milliseconds.
+    """
+    trim = _c_function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def machine_bytes() -> int:
+    """The memory this process may use: the machine's, or less where a cgroup or a resource limit says so."""
+    limits = [_memory()[0], *_cgroup_limits()]
+    if sys.platform != "win32":
+        for limited in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            soft, _ = resource.getrlimit(limited)
+            if soft != resource.RLIM_INFINITY:
+                limits.append(soft)
+    return min(limits)
+
+
+def free_bytes() -> int:
+    """The machine's memory that nothing uses; where the system does not say (macOS), all it has."""
+    return _memory()[1]
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of memory of the machine, and those that nothing uses."""
+    if sys.platform == "win32":
+        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its own size, then what there is and what is available
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+        return status[1], status[2]
+    free = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    page = os.sysconf("SC_PAGE_SIZE")
+    return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf(free)
+
+
+def _cgroup_limits() -> list[int]:
+    """What the memory controller allows the process's cgroup and those above it; empty where there is none."""
+    limits: list[int] = []
+    with suppress(OSError):
+        for line in OWN_CGROUP.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                limits += _limits_above(CGROUPS, path, "memory.max")
+            elif "memory" in controllers.split(","):  # version 1
+                limits += _limits_above(CGROUPS / "memory", path, "memory.limit_in_bytes")
+    return limits
+
+
+def _limits_above(root: Path, path: str, name: str) -> list[int]:
+    folder, limits = root / path.lstrip("/"), []
+    for place in (folder, *folder.parents):
+        if place == root.parent:
+            break
+        with suppress(OSError, ValueError):  # "max", or no such file: no limit here
+            limits.append(int((place / name).read_text(encoding="ascii")))
+    return limits
