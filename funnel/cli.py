@@ -14,7 +14,7 @@ import click
 
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_files import export, info
-from funnel.cli_options import PATH, OpenIndex, opens, widths
+from funnel.cli_options import PATH, OpenIndex, opens, prompts, widths
 from funnel.cli_tune import tune
 from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
@@ -87,6 +87,7 @@ cli.add_command(compact)
     "--dtype", type=click.Choice(["auto", "float16", "float32"]), default="auto", show_default=True,
     help="Of the rows as stored; auto: float16 where exact search over it keeps .9995 of the true top 10.",
 )  # fmt: skip
+@prompts
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
 @click.option("--text", help="The field that holds the text, where it is not called text.")
 @click.option("--title", help="The field that holds the title, where it is not called title.")
@@ -108,6 +109,9 @@ def build(
     coarse: str | None,
     corpus_like_queries: bool,
     dtype: str,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    truncate_dim: int | None,
     exact_encoding: bool,
     text: str | None,
     title: str | None,
@@ -136,6 +140,9 @@ def build(
         coarse=coarse,
         corpus_like_queries=corpus_like_queries,
         dtype=dtype,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        truncate_dim=truncate_dim,
         exact_encoding=exact_encoding,
         text=text,
         title=title,

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from funnel.cli_options import CACHE, ENCODER, PATH, QUIET, SEED, widths
+from funnel.cli_options import CACHE, ENCODER, PATH, QUIET, SEED, prompts, widths
+
+if TYPE_CHECKING:
+    from funnel.data.encoding import EncoderSource
 
 __all__ = ["adaptor", "train"]
+
+
+def _encoder(
+    name: str | None, query_prompt: str | None, document_prompt: str | None, truncate_dim: int | None
+) -> EncoderSource | None:
+    """The model by its name, or with prompts the model itself."""
+    from funnel.data.encoding import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, load_encoder
+    from funnel.data.prompts import TextOptions
+
+    options = TextOptions(query_prompt, document_prompt, truncate_dim)
+    return name if options == AS_THE_MODEL_SAYS else load_encoder(name or DEFAULT_ENCODER, options=options)
 
 
 @click.command()
@@ -20,6 +35,7 @@ __all__ = ["adaptor", "train"]
 @click.option("--qrels", type=PATH, help="Judgements of the queries (BEIR .tsv, or a folder): supervised training.")
 @click.option("--dev-qrels", type=PATH, help="Judgements held out to stop and to choose by.  [default: qrels/dev.tsv]")
 @ENCODER
+@prompts
 @CACHE
 @SEED
 @QUIET
@@ -32,6 +48,9 @@ def train(
     qrels: Path | None,
     dev_qrels: Path | None,
     encoder: str | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    truncate_dim: int | None,
     cache: Path | None,
     seed: int,
     quiet: bool,
@@ -51,7 +70,7 @@ def train(
         queries=None if queries is None else str(queries),
         qrels=qrels,
         dev_qrels=dev_qrels,
-        encoder=encoder,
+        encoder=_encoder(encoder, query_prompt, document_prompt, truncate_dim),
         cache=cache,
         seed=seed,
         progress=not quiet,
@@ -76,6 +95,7 @@ def adaptor() -> None:
 @click.option("--dims", callback=widths, help="Widths to measure, such as 32,64,128. [default: the adaptor's]")
 @click.option("--split", default="test", show_default=True, help="The judgements to measure by.")
 @ENCODER
+@prompts
 @CACHE
 @click.option(
     "--report", "folder", type=PATH, default=Path("adaptor-report"), show_default=True, help="Results go here."
@@ -91,6 +111,9 @@ def report(
     dims: list[int] | None,
     split: str,
     encoder: str | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    truncate_dim: int | None,
     cache: Path | None,
     folder: Path,
     seed: int,
@@ -113,15 +136,16 @@ def report(
         raise click.UsageError("--train-qrels goes with --train; the adaptor in OUT is trained already")
     if not data and not beir:
         raise click.UsageError("give at least one data set: --data FOLDER or --beir NAME")
+    used = _encoder(encoder, query_prompt, document_prompt, truncate_dim)
     downloads = EmbeddingCache(cache).folder.parent / "beir"
     folders = [*data, *(beir_folder(name, downloads) for name in beir)]
     if kind is not None:
         made = report_on_training(
-            kind, folders, folder, with_qrels=train_qrels, dims=dims, split=split, encoder=encoder, cache=cache,
+            kind, folders, folder, with_qrels=train_qrels, dims=dims, split=split, encoder=used, cache=cache,
             seed=seed, progress=not quiet,
         )  # fmt: skip
     else:
         made = report_on_adaptor(
-            Adaptor.load(str(out)), folders, dims=dims, split=split, encoder=encoder, cache=cache, progress=not quiet
+            Adaptor.load(str(out)), folders, dims=dims, split=split, encoder=used, cache=cache, progress=not quiet
         )
     click.echo(write_report(made, folder))

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from funnel.index import FunnelIndex
 
-__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "opens", "widths"]
+__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "opens", "prompts", "widths"]
 
 OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
@@ -42,6 +42,18 @@ def opens(command: Callable[..., None]) -> Callable[..., None]:
         command(open_index, *args, **kwargs)
 
     return with_options
+
+
+def prompts(command: Callable[..., None]) -> Callable[..., None]:
+    """For commands that encode a corpus: query_prompt, document_prompt and truncate_dim."""
+    said = "Put before every {}: a text, or the name of a prompt of the model. [default: the model's own]"
+    for option in (
+        click.option("--truncate-dim", type=int, help="How many dims of the model's vectors to keep. [default: all]"),
+        click.option("--document-prompt", help=said.format("document")),
+        click.option("--query-prompt", help=said.format("query")),
+    ):
+        command = option(command)
+    return command
 
 
 def widths(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

@@ -22,6 +22,7 @@ from funnel.building.tune import tune_index
 from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.encoding import Encoder, EncoderSource
+from funnel.data.prompts import TextOptions
 from funnel.data.queries import QueriesSource
 from funnel.errors import InputError
 from funnel.explaining import explain_budget
@@ -86,6 +87,9 @@ class FunnelIndex(Updates):
         vector: str | None = None,
         metadata: Sequence[str] | None = None,
         overwrite: bool = False,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        truncate_dim: int | None = None,
     ) -> FunnelIndex:
         """Build an index, commit it to the folder `path` and open it.
 
@@ -106,6 +110,9 @@ class FunnelIndex(Updates):
         corpus_like_queries: whether queries are documents; unless they are, those that equal rows of the corpus
         certify nothing. Queries certify once each, whatever their number. overwrite:
         replace the index that the folder holds, once the new one is complete; other files in it are never touched.
+        query_prompt, document_prompt: what is put before every query and every document, here and whenever the index is
+        used: a text, "" for nothing, or the name of a prompt of the model; None: the model's own for search.
+        truncate_dim: how many dims of the encoder's vectors are kept, of a Matryoshka model; None: all.
 
         Raises InputError for a folder that holds an index (see overwrite), and for a corpus, queries or settings that
         cannot be used, EncoderError, StorageError, and
@@ -114,7 +121,8 @@ class FunnelIndex(Updates):
         folder = IndexFolder(path).path
         target = device_of(device)
         opened = open_corpus(corpus, ids, Columns(text, title, id, vector, metadata))
-        chosen = build_encoder(opened, encoder, exact_encoding, device)
+        texts = TextOptions(query_prompt, document_prompt, truncate_dim)
+        chosen = build_encoder(opened, encoder, exact_encoding, device, texts)
         options = BuildOptions(
             *(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress),
             *(corpus_like_queries, overwrite),

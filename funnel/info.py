@@ -44,6 +44,8 @@ class Info:
     kept: float | None
     documents: bool
     encoder: str | None
+    query_prompt: str | None
+    document_prompt: str | None
     adaptor: Mapping[str, Any]
     coarse: Mapping[str, Any]
     calibration: Mapping[str, Any] | None
@@ -59,6 +61,12 @@ class Info:
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12} {value}" for name, value in _lines(self))
+
+
+def _encoder(info: Info) -> str:
+    prompts = {"queries": info.query_prompt, "documents": info.document_prompt}
+    said = [f"{prompt!r} before {what}" for what, prompt in prompts.items() if prompt]
+    return ", ".join([info.encoder or "none: built from vectors", *said])
 
 
 def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -> Info:
@@ -87,6 +95,8 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         kept=settings.get("kept"),
         documents=bool(settings.get("documents")),
         encoder=settings.get("encoder"),
+        query_prompt=settings.get("query_prompt"),
+        document_prompt=settings.get("document_prompt"),
         adaptor=dict(settings.get("adaptor") or {}),
         coarse={
             "name": settings.get("coarse"),
@@ -154,7 +164,7 @@ def _lines(info: Info) -> list[tuple[str, str]]:
         ("index", f"{info.path}, generation {info.generation}, format {info.format_version}, made {info.created}"),
         ("rows", f"{info.rows:,} of {info.dims} dims as {info.dtype}{kept}{many}{gone}"),
         ("documents", "titles, texts, metadata" if info.documents else "none: bare vectors"),
-        ("encoder", info.encoder or "none: built from vectors"),
+        ("encoder", _encoder(info)),
         ("ladder", ", ".join(map(str, info.ladder))),
         ("adaptor", f"{adaptor.get('kind')} ({full}); {adaptor.get('why')}"),
         ("coarse", f"{coarse['name']} over {coarse['dims']} dims{f' ({settings})' if settings else ''}"),

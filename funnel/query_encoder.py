@@ -12,17 +12,28 @@ import numpy.typing as npt
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.data.models import canonical_name
-from funnel.errors import EncoderError
+from funnel.data.prompts import TextOptions
+from funnel.errors import EncoderError, InputError
 from indexes.forks import free_in_children
 
 __all__ = ["QueryEncoder", "build_encoder"]
 
 
-def build_encoder(corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str) -> Encoder | None:
-    """The encoder to build with: the user's, or the default one where the corpus has no vectors."""
+def build_encoder(
+    corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str, options: TextOptions
+) -> Encoder | None:
+    """The encoder to build with: the user's, or the default one where the corpus has no vectors.
+
+    Raises InputError where there is none that the options could be for.
+    """
     if encoder is None and corpus.has_vectors:
+        if options != TextOptions():
+            raise InputError(
+                f"{corpus.name} has vectors, and query_prompt, document_prompt and truncate_dim are for an encoder; "
+                "give the encoder that made the vectors, or leave these out"
+            )
         return None
-    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device)
+    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device, options=options)
 
 
 class QueryEncoder:
@@ -49,6 +60,7 @@ class QueryEncoder:
         self._given = canonical_name(str(given)) if isinstance(given, str | Path) else given
         self._loaded: Encoder | None = None
         self._settings = settings
+        self._options = TextOptions.of_manifest(settings)
         self._dim = dim
         self._device = device
         self._path = path
@@ -97,7 +109,7 @@ class QueryEncoder:
             self._refuse_inside(self._given)
             loaded = self._named(self._given, of_index=False)
         else:
-            loaded = load_encoder(self._given)
+            loaded = load_encoder(self._given, options=self._options)
         if loaded.dim != self._dim:
             raise EncoderError(f"the encoder gives {loaded.dim} dims, the index holds {self._dim}")
         return loaded
@@ -125,8 +137,10 @@ class QueryEncoder:
         if not exact and self._device == "cpu":
             from funnel.data.stored import stored_encoder
 
-            stored = stored_encoder(name, of_index=of_index)
+            stored = stored_encoder(name, options=self._options, of_index=of_index)
             if stored is not None:
                 return stored
         fetch = self._allow_download or not of_index
-        return load_encoder(name, exact=exact, device=self._device, of_index=of_index, fetch=fetch)
+        return load_encoder(
+            name, exact=exact, device=self._device, options=self._options, of_index=of_index, fetch=fetch
+        )

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.prompts import LONGEST_PROMPT
 from funnel.errors import DamagedIndexError
 from funnel.storage import Manifest
 from indexes import CoarseIndexError, family
@@ -23,6 +24,7 @@ LARGEST_SEED = 2**63 - 1  # what torch's generators take
 LARGEST_SHOWN = 80  # characters of a bad value in a message
 
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
+Prompt = Annotated[str, msgspec.Meta(max_length=LONGEST_PROMPT)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)]
 Width = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -48,6 +50,9 @@ class Settings(msgspec.Struct):
     memory_mb: Annotated[float, msgspec.Meta(gt=0)] | None
     seed: Whole
     adaptor: AdaptorNote
+    query_prompt: Prompt | None = None  # None: the index is of before prompts were kept, or there is no encoder
+    document_prompt: Prompt | None = None
+    truncate_dim: Width | None = None
     coarse_width: Width | None = None
     coarse_asked: bool = False
     coarse_library: Name | None = None

@@ -287,7 +287,10 @@ def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _key(texts: Sequence[str], encoder: Encoder, query: bool) -> str:
-    digest = hashlib.sha256(repr((encoder.name, encoder.dim, getattr(encoder, "exact", False), query)).encode())
+    options = encoder.options
+    prompt = options.query_prompt if query else options.document_prompt
+    what = (encoder.name, encoder.dim, getattr(encoder, "exact", False), query, prompt)
+    digest = hashlib.sha256(repr(what).encode())
     folder = local_folder(encoder.name)
     if folder is not None:
         for file in sorted(one for one in folder.rglob("*") if one.is_file()):

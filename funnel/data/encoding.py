@@ -4,12 +4,14 @@ import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel.data.models import DEFAULT_ENCODER, canonical_name, load_model
+from funnel.data.prompts import TextOptions
 from funnel.data.rows import unit_rows
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from funnel.data.packed import PackedModel
 
 __all__ = [
+    "AS_THE_MODEL_SAYS",
     "DEFAULT_ENCODER",
     "CallableEncoder",
     "Encoder",
@@ -28,15 +31,13 @@ __all__ = [
     "ModelEncoder",
     "Numbers",
     "checked",
+    "kept",
     "load_encoder",
-    "prompt_for",
 ]
 
 TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and memory stays bounded
 PLAIN_TEXTS_PER_CALL = 512  # the same for a model's own encode, which is several times slower
 PROBE_TEXT = "dimension"  # encoded once to learn the width of a callable's vectors
-QUERY_PROMPTS = ("query",)  # the names SentenceTransformer.encode_query looks for
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names encode_document looks for
 
 
 Numbers: TypeAlias = int | NDArray[np.int64]
@@ -59,6 +60,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """The width d of the vectors."""
 
+    @property
+    def options(self) -> TextOptions:
+        """The prompts as texts, and what is kept of each vector."""
+
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: float32 [n, d], unit rows. Raises EncoderError.
 
@@ -73,11 +78,15 @@ EncoderSource = str | Path | Callable[[list[str]], Any] | Encoder
 """What `load_encoder` takes; objects with an `encode` method as well."""
 
 
+AS_THE_MODEL_SAYS = TextOptions()
+
+
 def load_encoder(
     source: EncoderSource | Any,
     exact: bool = False,
     device: str = "auto",
     *,
+    options: TextOptions = AS_THE_MODEL_SAYS,
     of_index: bool = False,
     fetch: bool = True,
 ) -> Encoder:
@@ -87,15 +96,30 @@ def load_encoder(
         source: A sentence-transformers model by name or folder; such a model itself; any callable from a
             list of texts to an array [n, d]; or an object
             with `encode_document` or `encode` for documents and, if it has one, `encode_query`.
+        options: Prompts, and how many dims are kept. Before the texts of a callable or an object texts can be put; it
+            has no prompts by name.
         exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
         device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
         of_index, fetch: Of a model by name: see `load_model`.
 
     Raises:
         EncoderError: the model is not found or does not load, or the source is none of these.
-        InputError: the device is not there.
+        InputError: the device is not there; or the options name a prompt that it does not have.
         MissingPackageError: sentence-transformers is needed and not installed.
     """
+    made = _made(source, exact, device, of_index, fetch)
+    if options in (AS_THE_MODEL_SAYS, made.options):
+        return made
+    if made is source:  # what the caller holds stays as it is
+        made = copy.copy(made)
+    made.options = options.resolved(made.options, made.own_prompts, made.name)
+    return made
+
+
+def _made(
+    source: EncoderSource | Any, exact: bool, device: str, of_index: bool, fetch: bool
+) -> "ModelEncoder | CallableEncoder":
+    """The encoder with the prompts of its own."""
     if isinstance(source, ModelEncoder | CallableEncoder):
         return source
     if isinstance(source, str | Path):
@@ -123,6 +147,8 @@ class CallableEncoder:
     """An encoder around any callable from a list of texts to an array [n, d]."""
 
     reopenable = False
+    options = TextOptions("", "", kept=True)
+    own_prompts: Mapping[str, str | None] = MappingProxyType({})
 
     def __init__(
         self,
@@ -141,34 +167,39 @@ class CallableEncoder:
         if self._dim is None:
             self._call(self._encode, [PROBE_TEXT], 0)
         assert self._dim is not None
-        return self._dim
+        return self.options.width(self._dim, self.name)
 
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._in_parts(self._encode, texts, progress, numbers)
+        return self._in_parts(self._encode, texts, self.options.document_prompt, progress, numbers)
 
     def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode queries: see `Encoder.encode_query`."""
-        return self._in_parts(self._encode_query, texts, False, numbers)
+        return self._in_parts(self._encode_query, texts, self.options.query_prompt, False, numbers)
 
     def _in_parts(
-        self, encode: Callable[[list[str]], Any], texts: Sequence[str], progress: bool, numbers: Numbers
+        self,
+        encode: Callable[[list[str]], Any],
+        texts: Sequence[str],
+        prompt: str | None,
+        progress: bool,
+        numbers: Numbers,
     ) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         parts = []
         with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
             for start in range(0, len(texts), TEXTS_PER_CALL):
-                part = list(texts[start : start + TEXTS_PER_CALL])
+                part = [f"{prompt}{text}" if prompt else text for text in texts[start : start + TEXTS_PER_CALL]]
                 places = numbers[start:] if isinstance(numbers, np.ndarray) else numbers + start
                 parts.append(self._call(encode, part, places))
                 bar.update(len(part))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _call(self, encode: Callable[[list[str]], Any], texts: list[str], numbers: Numbers) -> NDArray[np.float32]:
-        vectors = checked(encode(texts), len(texts), self._dim, self.name, numbers)
-        self._dim = vectors.shape[1]
-        return vectors
+        values = checked(encode(texts), len(texts), self._dim, self.name)
+        self._dim = values.shape[1]
+        return kept(values, self.options, self.name, numbers)
 
 
 class ModelEncoder:
@@ -183,6 +214,8 @@ class ModelEncoder:
         self.name = name
         self.reopenable = reopenable
         self.exact = exact
+        self.own_prompts: Mapping[str, str | None] = model.prompts
+        self.options = TextOptions.of_model(self.own_prompts)
         self._model = model.eval()
         self._dim = _model_dim(model)
         self._fast = None if exact else _fast(model)
@@ -191,46 +224,38 @@ class ModelEncoder:
     def dim(self) -> int:
         """The width d of the vectors."""
         if not self._dim:
-            self._dim = self._encode_plain([PROBE_TEXT], "document", False).shape[1]
-        return self._dim
+            self._dim = self._encode_plain([PROBE_TEXT], "document", "", False).shape[1]
+        return self.options.width(self._dim, self.name)
 
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._run(texts, "document", progress, numbers)
+        return self._run(texts, "document", self.options.document_prompt, progress, numbers)
 
     def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
-        """Encode queries, with the model's prompt for queries: see `Encoder.encode_query`."""
-        return self._run(texts, "query", False, numbers)
+        """Encode queries: see `Encoder.encode_query`."""
+        return self._run(texts, "query", self.options.query_prompt, False, numbers)
 
-    def _run(self, texts: Sequence[str], task: str, progress: bool, numbers: Numbers) -> NDArray[np.float32]:
+    def _run(
+        self, texts: Sequence[str], task: str, prompt: str | None, progress: bool, numbers: Numbers
+    ) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         if self._fast is None:
-            values = self._encode_plain(texts, task, progress)
+            values = self._encode_plain(texts, task, prompt, progress)
         else:
             with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
-                values = self._fast.encode(texts, self._prompt(task), task, bar.update)
-        return checked(values, len(texts), self._dim or None, self.name, numbers)
+                values = self._fast.encode(texts, prompt, task, bar.update)
+        return kept(checked(values, len(texts), self._dim or None, self.name), self.options, self.name, numbers)
 
-    def _encode_plain(self, texts: Sequence[str], task: str, progress: bool) -> NDArray[np.float32]:
+    def _encode_plain(self, texts: Sequence[str], task: str, prompt: str | None, progress: bool) -> NDArray[np.float32]:
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
         parts = []
         with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
             for start in range(0, len(texts), PLAIN_TEXTS_PER_CALL):
                 part = list(texts[start : start + PLAIN_TEXTS_PER_CALL])
-                parts.append(np.asarray(encode(part, show_progress_bar=False), dtype=np.float32))
+                parts.append(np.asarray(encode(part, prompt=prompt, show_progress_bar=False), dtype=np.float32))
                 bar.update(len(part))
         return np.concatenate(parts)
-
-    def _prompt(self, task: str) -> str | None:
-        return prompt_for(task, self._model.prompts, self._model.default_prompt_name)
-
-
-def prompt_for(task: str, prompts: Mapping[str, str | None], default: str | None) -> str | None:
-    """The prompt of a task, "query" or "document", as sentence-transformers chooses it; None for none."""
-    names = QUERY_PROMPTS if task == "query" else DOCUMENT_PROMPTS
-    name = next((name for name in names if name in prompts), default)
-    return prompts.get(name) if name is not None else None
 
 
 def _model_dim(model: "SentenceTransformer") -> int:
@@ -255,8 +280,8 @@ def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
     return BucketedModel(model) if packed is None else packed
 
 
-def checked(values: Any, count: int, dim: int | None, name: str, numbers: Numbers) -> NDArray[np.float32]:
-    """What an encoder gave as unit rows; EncoderError unless it is [count, dim], finite and not zero."""
+def checked(values: Any, count: int, dim: int | None, name: str) -> NDArray[Any]:
+    """What an encoder gave as an array; EncoderError unless it is [count, dim]."""
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
     try:
@@ -269,8 +294,14 @@ def checked(values: Any, count: int, dim: int | None, name: str, numbers: Number
             f"the encoder {name} gave {array.dtype} of shape {list(array.shape)} for {count} texts, "
             f"expected numbers of shape [{count}, {width}]"
         )
+    return array
+
+
+def kept(values: NDArray[Any], options: TextOptions, name: str, numbers: Numbers) -> NDArray[np.float32]:
+    """The dims that are kept of what an encoder gave, as unit rows; EncoderError for rows not finite or all zero."""
+    values = values[:, : options.width(values.shape[1], name)]
     try:
-        return unit_rows(array, numbers, f"the vectors of the encoder {name}")
+        return unit_rows(values, numbers, f"the vectors of the encoder {name}")
     except InputError as error:
         raise EncoderError(
             f"{error}. The rows are the numbers of the texts; with a model, exact=True may help"

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from funnel.data.batching import fast_dtype
-from funnel.data.encoding import Numbers, checked, prompt_for
+from funnel.data.encoding import AS_THE_MODEL_SAYS, Numbers, checked, kept
 from funnel.data.models import canonical_name, local_folder
 from funnel.data.packed import PackedBert, PackedModel
+from funnel.data.prompts import TextOptions
 
 __all__ = ["StoredEncoder", "stored_encoder"]
 
@@ -37,45 +38,49 @@ class StoredEncoder:
 
     reopenable = True
 
-    def __init__(self, name: str, model: PackedModel, dim: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, model: PackedModel, dim: int, options: TextOptions) -> None:
         self.name = name
-        self.dim = dim
+        self.options = options
         self._model = model
-        # Those that sentence-transformers gives every model stand before the names that a model has of its own.
-        self._prompts = {"query": "", "document": "", **(settings.get("prompts") or {})}
-        self._default_prompt = settings.get("default_prompt_name")
+        self._dim = dim
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+        return self.options.width(self._dim, self.name)
 
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
-        return self._run(texts, "document", numbers)
+        return self._run(texts, "document", self.options.document_prompt, numbers)
 
     def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode queries: see `Encoder.encode_query`."""
-        return self._run(texts, "query", numbers)
+        return self._run(texts, "query", self.options.query_prompt, numbers)
 
-    def _run(self, texts: Sequence[str], task: str, numbers: Numbers) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], task: str, prompt: str | None, numbers: Numbers) -> NDArray[np.float32]:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
-        prompt = prompt_for(task, self._prompts, self._default_prompt)
         values = self._model.encode(texts, prompt, task, lambda _: None)
-        return checked(values, len(texts), self.dim, self.name, numbers)
+        return kept(checked(values, len(texts), self._dim, self.name), self.options, self.name, numbers)
 
 
-def stored_encoder(name: str, *, of_index: bool = False) -> StoredEncoder | None:
+def stored_encoder(
+    name: str, *, options: TextOptions = AS_THE_MODEL_SAYS, of_index: bool = False
+) -> StoredEncoder | None:
     """The encoder of this name on the CPU, or None where its folder is not here or is not of the plain kind.
 
-    of_index: see `load_model`.
+    options: see `load_encoder`. of_index: see `load_model`.
     """
     folder = local_folder(name, of_index=of_index)
     if folder is None:
         return None
     try:
-        return _read(name if of_index else canonical_name(name), folder)
+        return _read(name if of_index else canonical_name(name), folder, options)
     except READ_ERRORS:  # sentence-transformers then says what is wrong
         return None
 
 
-def _read(name: str, folder: Path) -> StoredEncoder | None:
+def _read(name: str, folder: Path, options: TextOptions) -> StoredEncoder | None:
     modules = _json(folder / "modules.json")
     if [module["type"].rsplit(".", 1)[-1] for module in modules] not in MODULES:
         return None
@@ -97,7 +102,9 @@ def _read(name: str, folder: Path) -> StoredEncoder | None:
         return None
     dtype = fast_dtype(torch.device("cpu"))
     bert = PackedBert(state, config["num_attention_heads"], config.get("layer_norm_eps", 1e-12), dtype)
-    return StoredEncoder(name, PackedModel(bert, tokenize, cls), bert.width, settings)
+    prompts = settings.get("prompts") or {}
+    found = options.resolved(TextOptions.of_model(prompts), prompts, name)
+    return StoredEncoder(name, PackedModel(bert, tokenize, cls), bert.width, found)
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

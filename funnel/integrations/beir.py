@@ -17,6 +17,7 @@ import numpy as np
 
 from funnel.adaptors import Adaptor, adaptor_kinds
 from funnel.data.encoding import EncoderSource
+from funnel.data.prompts import TextOptions
 from funnel.data.queries import QueriesSource
 from funnel.errors import InputError, MissingPackageError
 from funnel.explanation import Explanation
@@ -104,7 +105,8 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         self.batch_size = _count("batch_size", batch_size)
         self.index_path = None if index_path is None else Path(index_path)
         self._adaptor, self._queries, self._device = adaptor, queries, device
-        self._model = Model(encoder_or_model, device, bool(options.pop("exact_encoding", False)))
+        texts = TextOptions(*(options.pop(name, None) for name in ("query_prompt", "document_prompt", "truncate_dim")))
+        self._model = Model(encoder_or_model, device, bool(options.pop("exact_encoding", False)), texts)
         self._options = {"progress": False, **options}
         self._index: FunnelIndex | None = None
 

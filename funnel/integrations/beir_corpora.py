@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from funnel.data.corpus import CorpusSource
 from funnel.data.documents import Document
-from funnel.data.encoding import DEFAULT_ENCODER, CallableEncoder, Encoder, load_encoder
+from funnel.data.encoding import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, CallableEncoder, Encoder, load_encoder
+from funnel.data.prompts import TextOptions
 from funnel.errors import InputError
 
 __all__ = [
@@ -42,16 +43,22 @@ class Model:
 
     encoder: Encoder
 
-    def __init__(self, source: Any, device: str, exact: bool) -> None:
+    def __init__(self, source: Any, device: str, exact: bool, options: TextOptions = AS_THE_MODEL_SAYS) -> None:
         self._beir = hasattr(source, "encode_queries") and hasattr(source, "encode_corpus")
         if self._beir:
+            if options != AS_THE_MODEL_SAYS:
+                raise InputError(
+                    "a model of BEIR has prompts and a width of its own; leave out query_prompt, document_prompt and "
+                    "truncate_dim, or give a sentence-transformers model"
+                )
             settings = {"batch_size": MODEL_BATCH, "show_progress_bar": False}
             name = f"beir:{type(source).__module__}.{type(source).__qualname__}"
             self.encoder = CallableEncoder(
                 partial(source.encode_corpus, **settings), name, partial(source.encode_queries, **settings)
             )
         else:
-            self.encoder = load_encoder(DEFAULT_ENCODER if source is None else source, exact=exact, device=device)
+            source = DEFAULT_ENCODER if source is None else source
+            self.encoder = load_encoder(source, exact=exact, device=device, options=options)
 
     def queries(self, texts: Sequence[str]) -> Float32:
         """float32 [n, d]."""

@@ -9,6 +9,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import RECIPES, Adaptor, Rotation, fitting
 from funnel.adaptors.sampling import TrainingSet
+from funnel.data.prompts import TextOptions
 from funnel.errors import EncoderError, InputError
 from funnel.training import EmbeddingCache, embed_corpus, embed_queries, train_adaptor
 from tests.funnel.adaptors.clusters import clustered
@@ -23,6 +24,7 @@ class Counting:
     """An encoder that can be loaded by name, and counts what it is asked for."""
 
     name, dim, reopenable = "counting", 4, True
+    options = TextOptions("", "")
 
     def __init__(self):
         self.asked = 0
@@ -44,6 +46,14 @@ def test_texts_are_encoded_once(tmp_path):
     cache.encode(TEXTS[:-1], encoder, False, False)
     cache.encode([*TEXTS[:-2], TEXTS[-2] + TEXTS[-1]], encoder, False, False)
     assert encoder.asked == 4 * len(TEXTS) - 2
+
+
+def test_other_prompts_are_other_embeddings(tmp_path):
+    encoder, cache = Counting(), EmbeddingCache(tmp_path)
+    for options in (TextOptions("", ""), TextOptions("", "passage: "), TextOptions("query: ", "passage: ")):
+        encoder.options = options
+        cache.encode(TEXTS, encoder, False, False)
+    assert encoder.asked == 2 * len(TEXTS)  # documents do not depend on what stands before queries
 
 
 def test_other_weights_under_the_same_path_are_other_embeddings(tmp_path):
