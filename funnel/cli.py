@@ -14,7 +14,7 @@ import click
 
 from funnel.cli_adaptors import adaptor, train
 from funnel.cli_files import export, info
-from funnel.cli_options import PATH, OpenIndex, opens, prompts, widths
+from funnel.cli_options import PATH, OpenIndex, fields, opens, prompts, widths
 from funnel.cli_tune import tune
 from funnel.cli_updates import add, compact, delete
 from funnel.errors import FunnelError, InputError
@@ -69,7 +69,7 @@ cli.add_command(compact)
 @cli.command()
 @click.argument("corpus", type=PATH)
 @click.argument("index", type=PATH)
-@click.option("--queries", type=PATH, help="Real queries that certify recall: queries.jsonl, .txt or .npy.")
+@click.option("--queries", type=PATH, help="Real queries that certify recall: .jsonl, .csv, .parquet, .txt or .npy.")
 @click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): the queries they name train, the others certify.")
 @click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
 @click.option(
@@ -89,11 +89,7 @@ cli.add_command(compact)
 )  # fmt: skip
 @prompts
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
-@click.option("--text", help="The field that holds the text, where it is not called text.")
-@click.option("--title", help="The field that holds the title, where it is not called title.")
-@click.option("--id", "id_field", help="The field that holds the id, where it is not called _id or id.")
-@click.option("--vector", help="The field that holds the vector, where it is not called vector.")
-@click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]")
+@fields
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the index that the folder holds.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")

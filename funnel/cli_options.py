@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from funnel.index import FunnelIndex
 
-__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "opens", "prompts", "widths"]
+__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "fields", "opens", "prompts", "widths"]
 
 OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
@@ -52,6 +52,20 @@ def prompts(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--document-prompt", help=said.format("document")),
         click.option("--query-prompt", help=said.format("query")),
     ):
+        command = option(command)
+    return command
+
+
+def fields(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the names of a corpus's fields."""
+    options = (
+        click.option("--text", help="The field that holds the text, where it is not called text."),
+        click.option("--title", help="The field that holds the title, where it is not called title."),
+        click.option("--id", "id_field", help="The field that holds the id, where it is not called _id or id."),
+        click.option("--vector", help="The field that holds the vector, where it is not called vector."),
+        click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]"),
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 

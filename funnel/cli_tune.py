@@ -13,7 +13,9 @@ __all__ = ["tune"]
 
 @click.command()
 @click.argument("index", type=PATH)
-@click.option("--queries", type=PATH, help="Real queries: queries.jsonl, .txt or .npy. [default: those on record]")
+@click.option(
+    "--queries", type=PATH, help="Real queries: .jsonl, .csv, .parquet, .txt or .npy. [default: those on record]"
+)
 @click.option(
     "--corpus-like-queries/--no-corpus-like-queries", default=None,
     help="Whether queries are documents, so that those which equal rows certify. [default: as on record]",

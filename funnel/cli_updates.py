@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from funnel.cli_options import PATH, QUIET, OpenIndex, opens
+from funnel.cli_options import PATH, QUIET, OpenIndex, fields, opens
 from funnel.data.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 from funnel.errors import InputError
 
@@ -19,9 +19,22 @@ __all__ = ["add", "compact", "delete"]
 @click.argument("corpus", type=PATH)
 @click.option("--upsert", is_flag=True, help="Put documents whose ids are in the index in the place of those there.")
 @click.option("--ids", type=PATH, help="Ids of the rows of a .npy file: a text file, one a line.")
+@fields
 @QUIET
 @opens
-def add(open_index: OpenIndex, index: Path, corpus: Path, upsert: bool, ids: Path | None, quiet: bool) -> None:
+def add(
+    open_index: OpenIndex,
+    index: Path,
+    corpus: Path,
+    upsert: bool,
+    ids: Path | None,
+    text: str | None,
+    title: str | None,
+    id_field: str | None,
+    vector: str | None,
+    metadata: tuple[str, ...],
+    quiet: bool,
+) -> None:
     """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
 
     Example: funnel add my-index new.jsonl
@@ -29,7 +42,16 @@ def add(open_index: OpenIndex, index: Path, corpus: Path, upsert: bool, ids: Pat
     opened = open_index(index)
     change = opened.upsert if upsert else opened.add
     given = None if ids is None else _ids(_lines(ids), opened)
-    changes = change(str(corpus), ids=given, progress=not quiet)
+    changes = change(
+        str(corpus),
+        ids=given,
+        text=text,
+        title=title,
+        id=id_field,
+        vector=vector,
+        metadata=metadata or None,
+        progress=not quiet,
+    )
     click.echo(f"{index}: {changes}; {len(opened):,} rows")
 
 

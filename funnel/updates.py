@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from funnel.building.compact import compact_index, needs_compaction
 from funnel.building.update import Changes, add_rows, delete_ids
+from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource
 from funnel.errors import InputError, StorageError
 from funnel.opening import Opened, open_generation, same_generation
@@ -74,27 +75,40 @@ class Updates:
         documents: CorpusSource,
         *,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        text: str | None = None,
+        title: str | None = None,
+        id: str | None = None,
+        vector: str | None = None,
+        metadata: Sequence[str] | None = None,
         progress: bool = False,
     ) -> Changes:
         """Add documents: durable, and found by the next search, when it returns; a crash leaves all of them or none.
 
         documents: what `build` takes; texts without `vector` are encoded by the index's own encoder. ids: of bare
-        vectors; default the numbers behind the largest id. Gives what was changed.
+        vectors; default the numbers behind the largest id. text, title, id, vector, metadata: names of fields, as for
+        `build`. Gives what was changed.
 
         Raises InputError for an id that is in the index or comes twice, another width, and rows that cannot be used;
         EncoderError, StorageError where another process writes, NoSpaceError.
         """
-        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, False, progress))
+        columns = Columns(text, title, id, vector, metadata)
+        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, columns, False, progress))
 
     def upsert(
         self,
         documents: CorpusSource,
         *,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
+        text: str | None = None,
+        title: str | None = None,
+        id: str | None = None,
+        vector: str | None = None,
+        metadata: Sequence[str] | None = None,
         progress: bool = False,
     ) -> Changes:
         """As `add`; documents whose ids are in the index take the place of those there, in one step."""
-        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, True, progress))
+        columns = Columns(text, title, id, vector, metadata)
+        return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, columns, True, progress))
 
     def delete(
         self, ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | str | int, *, strict: bool = False

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from funnel.building.folding import EXACT_ROWS, fold_from, write_coarse, write_folded
 from funnel.building.intake import Intake, take_in
 from funnel.building.segment import ADDED_DTYPE
-from funnel.data.corpus import Corpus, CorpusSource, as_array, open_corpus
+from funnel.data.columns import Columns
+from funnel.data.corpus import Corpus, CorpusSource, as_rows, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import Encoder
 from funnel.data.identifiers import identifier, identifiers
@@ -62,6 +63,7 @@ def add_rows(
     encoder: QueryEncoder,
     source: CorpusSource,
     ids: IdsSource | None,
+    columns: Columns,
     upsert: bool,
     progress: bool,
 ) -> Changes:
@@ -69,7 +71,7 @@ def add_rows(
 
     opened: the live generation. Raises what `FunnelIndex.add` says; nothing is then changed.
     """
-    corpus = _corpus(opened, source, ids)
+    corpus = _corpus(opened, source, ids, columns)
     _check_width(opened, corpus)
     if not upsert and not corpus.has_vectors and corpus.rereadable:  # before hours of encoding rather than after
         batches = corpus.documents(DOCUMENTS_AT_A_TIME)
@@ -98,15 +100,15 @@ def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
     return known
 
 
-def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None) -> Corpus:
+def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None, columns: Columns) -> Corpus:
     """What is to be added, as the index keeps it: documents, or bare vectors with ids of their own."""
     kept = opened.segments[0].ids
     if opened.manifest.settings["documents"]:
-        array = None if isinstance(source, str | Path) else as_array(source)
-        if array is not None or (isinstance(source, str | Path) and str(source).endswith(".npy")):
+        array = None if isinstance(source, str | Path) else as_rows(source)
+        if (array is not None and array.ndim == 2) or (isinstance(source, str | Path) and str(source).endswith(".npy")):
             return open_corpus(_bare_documents(open_corpus(source, ids)))
-        return open_corpus(source, ids, numbered=False)  # numbers would be those of documents that are there
-    corpus = open_corpus(source) if ids is None else open_corpus(source, ids)
+        return open_corpus(source, ids, columns, numbered=False)  # numbers would be those of documents that are there
+    corpus = open_corpus(source, ids, columns)
     if corpus.kind == "documents":
         raise InputError(
             f"{corpus.name} holds documents, and this index bare vectors and no documents: add an array [n, d], with "

@@ -1,7 +1,7 @@
 """Which fields of a record are what, and tables of other libraries as records."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from funnel.errors import InputError
 
 __all__ = ["Columns", "is_table", "records_of"]
 
+QUERY_FIELD = "query"  # what query files call their text where they do not call it text
 TABLE_ROWS = 1_024  # turned into records at a time
 
 
@@ -16,7 +17,8 @@ TABLE_ROWS = 1_024  # turned into records at a time
 class Columns:
     """The fields that hold a document's parts, where they have other names than id (or _id), title, text and vector.
 
-    metadata: the other fields to keep; None: all of them.
+    metadata: the other fields to keep; None: all of them. queries: whether the records are queries, whose text may be
+    called "query" as well.
     """
 
     text: str | None = None
@@ -24,11 +26,14 @@ class Columns:
     id: str | None = None
     vector: str | None = None
     metadata: Sequence[str] | None = None
+    queries: bool = False
 
-    @property
-    def roles(self) -> dict[str, str]:
-        """Field -> what it is; of those that were named."""
-        named = {self.id: "_id", self.title: "title", self.text: "text", self.vector: "vector"}
+    def roles(self, fields: Collection[Any]) -> dict[str, str]:
+        """Field -> what it is; of those that were named, for a record of these fields."""
+        text = self.text
+        if self.queries and text is None and "text" not in fields and QUERY_FIELD in fields:
+            text = QUERY_FIELD
+        named = {self.id: "_id", self.title: "title", text: "text", self.vector: "vector"}
         return {field: role for field, role in named.items() if field is not None}
 
     def read(self, record: Mapping[Any, object], where: str) -> dict[str, object]:
@@ -36,7 +41,7 @@ class Columns:
 
         Raises InputError for a field that is named and not there.
         """
-        roles, kept = self.roles, None if self.metadata is None else set(self.metadata)
+        roles, kept = self.roles(record), None if self.metadata is None else set(self.metadata)
         missing = [field for field in roles if field not in record]
         if missing:
             fields = ", ".join(map(str, record)) or "none"
@@ -52,7 +57,10 @@ class Columns:
 
 
 def records_of(source: Iterable[Any]) -> Iterator[Any]:
-    """The rows of a pandas or polars frame, or of a table of pyarrow, as mappings; the items of anything else."""
+    """The rows of a pandas or polars frame, or of a table of pyarrow, as mappings; the items of anything else.
+
+    Of a mapping, as BEIR's loader gives them, each key is the id of its text or record.
+    """
     kind = _library(source)
     if kind == "pandas":
         frame: Any = source
@@ -65,6 +73,16 @@ def records_of(source: Iterable[Any]) -> Iterator[Any]:
         table: Any = source
         for start in range(0, table.num_rows, TABLE_ROWS):
             yield from table.slice(start, TABLE_ROWS).to_pylist()
+    elif isinstance(source, Mapping):
+        if isinstance(source.get("text"), str):
+            raise InputError("a single record was given as a dict; give a list: [record]")
+        for key, value in source.items():
+            if not isinstance(value, str | Mapping):
+                raise InputError(
+                    f"{str(key)!r} of the dict is a {type(value).__name__}; expected id -> text or id -> record, "
+                    "or give a list of records"
+                )
+            yield {**({"text": value} if isinstance(value, str) else value), "_id": key}
     else:
         yield from source
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Real
 from pathlib import Path
@@ -13,15 +14,16 @@ from numpy.typing import NDArray
 
 from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.documents import Document
-from funnel.data.records import READERS, Located, located
+from funnel.data.records import READERS, Located, located, suffix_of
 from funnel.data.rows import NpyRows, check_ids, unit_rows
 from funnel.errors import InputError
 
-__all__ = ["Corpus", "CorpusSource", "as_array", "open_corpus", "unit_rows"]
+__all__ = ["Corpus", "CorpusSource", "as_array", "as_rows", "local_path", "open_corpus", "unit_rows"]
 
 CORPUS_FILE = "corpus.jsonl"  # of a BEIR folder
 SUFFIXES = (*READERS, ".npy")
 
+FEWEST_NUMBERS = 16  # in a list of metadata that may be an embedding
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # of one letter it would be a drive
 
 CorpusSource = (
@@ -126,6 +128,8 @@ class DocumentCorpus(Corpus):
             raise InputError(f"{name} is empty; a corpus needs at least one document")
         vector = first[1].vector
         self.has_vectors = vector is not None
+        if vector is None:
+            _say_of_vectors(first[1])
         self.dim = None if vector is None else vector.shape[0]
         if not rereadable:
             self._unread = itertools.chain([first], reader)
@@ -166,8 +170,8 @@ def open_corpus(
     Args:
         source: A BEIR folder; a .jsonl or .jsonl.gz (`_id`, `title`, `text`, optionally `vector`, any other field
             is metadata), .csv (commas or semicolons), .parquet or .npy file; an iterable of such mappings, of texts
-            or of `Document`s; a frame of pandas or polars, a table of pyarrow; an array [n, d] of numpy or torch, or
-            lists of numbers.
+            or of `Document`s; a dict of id -> text or mapping; a frame of pandas or polars, a table of pyarrow, or one
+            column of either; an array [n, d] of numpy or torch, or lists of numbers.
         ids: The user's ids for bare vectors (.npy or array), text or whole numbers, one a row.
         columns: The fields that are text, title, id, vector and metadata, where they have names of their own.
         numbered: Whether documents without ids get their numbers; else they are refused.
@@ -178,14 +182,14 @@ def open_corpus(
     """
     if isinstance(source, str | Path):
         return _open_path(local_path(source), ids, columns, numbered)
-    array = _rows_of_numbers(source) if as_array(source) is None else as_array(source)
+    array = as_rows(source)
     if array is not None:
         if array.ndim == 1 and array.dtype.kind in "UO":
             return _open_iterable(array.tolist(), columns, numbered)
         return _open_array(array, ids)
     if ids is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
-    if isinstance(source, Mapping) or not (isinstance(source, Iterable) or is_table(source)):
+    if not (isinstance(source, Iterable) or is_table(source)):
         raise InputError(
             f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
         )
@@ -193,9 +197,9 @@ def open_corpus(
 
 
 def as_array(source: object) -> NDArray[Any] | None:
-    """The array behind a numpy array or a torch tensor; None for anything else."""
+    """The array behind a numpy array, a torch tensor or a column of a table; None for anything else."""
     if isinstance(source, np.ndarray):
-        return source
+        return _stacked(source) if source.dtype == object else source
     torch = sys.modules.get("torch")  # a tensor cannot have come without it
     if torch is not None and isinstance(source, torch.Tensor):
         tensor = source.detach().cpu()
@@ -203,7 +207,27 @@ def as_array(source: object) -> NDArray[Any] | None:
             tensor = tensor.float()
         array: NDArray[Any] = tensor.numpy()
         return array
+    if hasattr(source, "__array__") and not is_table(source):
+        column = np.asarray(source)
+        return _stacked(column) if column.dtype == object else column
     return None
+
+
+def _stacked(column: NDArray[Any]) -> NDArray[Any]:
+    """A column whose cells are lists of numbers as rows [n, d]; any other as it is."""
+    first = column[0] if column.ndim == 1 and len(column) else None
+    if not isinstance(first, list | tuple | np.ndarray):
+        return column
+    try:
+        return np.asarray(column.tolist())
+    except ValueError:
+        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
+
+
+def as_rows(source: object) -> NDArray[Any] | None:
+    """As `as_array`, and of lists of numbers too."""
+    array = as_array(source)
+    return _rows_of_numbers(source) if array is None else array
 
 
 def local_path(source: str | Path) -> Path:
@@ -216,7 +240,7 @@ def local_path(source: str | Path) -> Path:
 
 def _rows_of_numbers(source: object) -> NDArray[Any] | None:
     """Lists of numbers as an array; None for what is not that."""
-    if not isinstance(source, list | tuple) or not source or isinstance(source[0], str | Mapping):
+    if not isinstance(source, Sequence) or isinstance(source, str) or not len(source):
         return None
     first = as_array(source[0])
     if first is None and not (isinstance(source[0], list | tuple) and all(isinstance(v, Real) for v in source[0])):
@@ -236,7 +260,7 @@ def _open_path(
         path = path / CORPUS_FILE
     if not path.exists():
         raise InputError(f"no corpus at {path}; check the path")
-    suffix = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+    suffix = suffix_of(path)
     if suffix == ".npy":
         rows = NpyRows(path)
         return VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids)
@@ -264,6 +288,19 @@ def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArra
             yield array[start : start + batch_rows]
 
     return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
+
+
+def _say_of_vectors(document: Document) -> None:
+    """Warn of a field that looks like the vector and is kept as metadata."""
+    for field, value in document.metadata.items():
+        if not isinstance(value, list | tuple | np.ndarray) or len(value) < FEWEST_NUMBERS:
+            continue
+        if all(isinstance(number, Real) and not isinstance(number, bool) for number in value):
+            warnings.warn(
+                f"the field {field!r} holds {len(value)} numbers and is kept as metadata; give vector={field!r} "
+                f"(--vector {field}) where it is the vector, or metadata= with the fields to keep",
+                stacklevel=2,
+            )
 
 
 def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: bool) -> Corpus:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.columns import is_table, records_of
-from funnel.data.corpus import as_array, local_path
+from funnel.data.columns import Columns, is_table, records_of
+from funnel.data.corpus import as_rows, local_path
 from funnel.data.documents import Document
-from funnel.data.records import decoded_lines, json_objects, located
+from funnel.data.records import READERS, Located, decoded_lines, located, suffix_of
 from funnel.data.rows import NpyRows, unit_rows
 from funnel.errors import InputError
 
@@ -22,14 +22,23 @@ __all__ = ["Queries", "QueriesSource", "folded", "open_queries", "query_hashes",
 
 QUERIES_FILE = "queries.jsonl"  # of a BEIR folder
 QRELS_HEADER = ("query-id", "corpus-id", "score")  # of BEIR's judgement files
-SUFFIXES = (".jsonl", ".npy", ".txt")
+SUFFIXES = (*READERS, ".npy", ".txt")
+COLUMNS = Columns(queries=True)
 ROWS_PER_READ = 8192  # 12 MB at 384 dimensions
 SHOWN_CHARACTERS = 80  # of a line that cannot be read
 HASH_DIGITS = 20  # 80 bits: a million queries collide with a chance of 1e-12
 NAMED = 5  # faulty values an error names before it only counts
 
-QueriesSource = str | Path | Sequence[str] | NDArray[Any]
-"""What `open_queries` takes; torch tensors [n, d] and lists of dicts with `_id` and `text` as well."""
+QueriesSource = (
+    str
+    | Path
+    | NDArray[Any]
+    | Iterable[str]
+    | Iterable[Mapping[str, object]]
+    | Mapping[str, str]
+    | Sequence[Sequence[float]]
+)
+"""What `open_queries` takes; torch tensors [n, d], tables and columns of other libraries as well."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +94,10 @@ def open_queries(source: QueriesSource | Queries) -> Queries:
     """Open sample queries.
 
     Args:
-        source: A list of texts; an array [n, d] of numpy or torch; a .npy file of rows; a .jsonl file or a
-            list of mappings with `_id`, `text` and optionally `vector`; a .txt file with one query a line;
-            or a BEIR folder.
+        source: A list of texts; an array [n, d] of numpy or torch, or lists of numbers; a .npy file of rows; a
+            .txt file with one query a line; a .jsonl, .jsonl.gz, .csv or .parquet file, a frame of pandas or polars,
+            a table of pyarrow or an iterable of mappings, with `text` or `query`, and optionally `_id` and `vector`;
+            a column of a table; a dict of id -> text; or a BEIR folder.
 
     Raises:
         InputError: not found, of an unknown kind, empty, or a query cannot be used, which is named.
@@ -96,7 +106,7 @@ def open_queries(source: QueriesSource | Queries) -> Queries:
         return source
     if isinstance(source, str | Path):
         return _open_path(local_path(source))
-    array = as_array(source)
+    array = as_rows(source)
     if array is not None:
         return _from_vectors(array, "the queries")
     if not (isinstance(source, Iterable) or is_table(source)):
@@ -106,7 +116,8 @@ def open_queries(source: QueriesSource | Queries) -> Queries:
         raise InputError("the queries are empty; at least one is needed")
     if isinstance(items[0], str):
         return _from_texts(items, "the queries")
-    return _from_records(((f"query {number}", item) for number, item in enumerate(items)), "the queries")
+    records = ((f"query {number}", item) for number, item in enumerate(items))
+    return _from_records(located(records, COLUMNS), "the queries")
 
 
 def _open_path(path: Path) -> Queries:
@@ -114,14 +125,14 @@ def _open_path(path: Path) -> Queries:
         path = path / QUERIES_FILE
     if not path.is_file():
         raise InputError(f"no queries at {path}; check the path, or pass a text as a list: [text]")
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix == ".npy":
         rows = NpyRows(path)
         batches = list(rows.read(ROWS_PER_READ))
         empty = np.empty((0, rows.dim), dtype=np.float32)
         return _from_vectors(np.concatenate(batches) if batches else empty, str(path))
-    if suffix == ".jsonl":
-        return _from_records(json_objects(path), str(path))
+    if suffix in READERS:
+        return _from_records(READERS[suffix](path, COLUMNS), str(path))
     if suffix == ".txt":
         return _read_txt(path)
     raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
@@ -159,8 +170,8 @@ def _from_texts(items: list[object], name: str) -> Queries:
     return Queries(texts=texts, vectors=None, name=name)
 
 
-def _from_records(records: Iterable[tuple[str, object]], name: str) -> Queries:
-    found = list(located(records))
+def _from_records(records: Iterable[Located], name: str) -> Queries:
+    found = list(records)
     if not found:
         raise InputError(f"{name} is empty; at least one query is needed")
     _check_duplicates([document.id for _, document in found], name)

@@ -19,7 +19,7 @@ from funnel.data.identifiers import identifier
 from funnel.data.rows import unit_rows
 from funnel.errors import InputError, MissingPackageError
 
-__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located"]
+__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located", "suffix_of"]
 
 EXPORTED_COLUMNS = ["id", "title", "text", "metadata", "vector"]  # of FunnelIndex.export, where there are documents
 PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
@@ -215,7 +215,7 @@ def _line(reader: Iterator[list[str]]) -> int:
 
 
 def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[str]:
-    roles = {} if columns is None else columns.roles
+    roles = {} if columns is None else columns.roles(names)
     if not {"title", "text"} & {roles.get(name, name) for name in names}:
         raise InputError(
             f"{path}:1: the header is {', '.join(names)}; expected title or text among it; or name one by text="
@@ -274,6 +274,11 @@ def _parquet_records(batch: Any, vector: str) -> Iterable[dict[str, object]]:
 
 class _Reader(Protocol):
     def __call__(self, path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]: ...
+
+
+def suffix_of(path: Path) -> str:
+    """What the name of a file ends in, in lower case: ".csv", ".jsonl.gz", or ""."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
 READERS: dict[str, _Reader] = {

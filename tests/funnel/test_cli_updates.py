@@ -64,3 +64,17 @@ def test_wrong_usage_is_one_line(small: Path, tmp_path: Path) -> None:
     assert "whole numbers" in refused(["delete", small, "seven"])
     assert "no index" in refused(["compact", tmp_path])
     assert "no corpus at" in refused(["add", small, tmp_path / "nowhere.npy"])
+
+
+def test_fields_are_named(tmp_path: Path) -> None:
+    rows = [{"key": f"k{n}", "body": f"text {n}", "emb": [1.0, n], "year": n, "other": 1} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[2]))
+    named = ["--text", "body", "--id", "key", "--vector", "emb", "--metadata", "year", "--quiet"]
+    run(["build", tmp_path / "a.jsonl", tmp_path / "index", *named])
+    run(["add", tmp_path / "index", tmp_path / "b.jsonl", *named])
+    found = run(["search", tmp_path / "index", "text", "--hybrid", 1, "--json", "--where", "year >= 0"]).stdout
+    assert json.loads(found)["served"]["allowed_rows"] == 3
+    assert "no field 'words', which was named" in refused(
+        ["add", tmp_path / "index", tmp_path / "b.jsonl", "--text", "words", "--quiet"]
+    )

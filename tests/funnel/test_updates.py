@@ -231,3 +231,20 @@ def test_everything_can_be_deleted_and_added_again(with_texts: FunnelIndex) -> N
 def test_texts_without_an_encoder(with_texts: FunnelIndex) -> None:
     with pytest.raises(EncoderError, match="cannot be loaded by name"):
         FunnelIndex.open(with_texts.path).add([{"_id": "x", "text": "no encoder here"}])
+
+
+def test_fields_are_named_as_at_build(tmp_path: Path) -> None:
+    rows = [{"key": f"k{n}", "body": f"text {n}", "year": n, "other": 1} for n in range(3)]
+    named: dict[str, Any] = {"text": "body", "id": "key", "metadata": ["year"]}
+    index = FunnelIndex.build(rows, tmp_path / "index", encoder=hashed_words, progress=False, **named)
+    index.add([{"key": "new", "body": "added", "year": 7, "other": 1}], **named)
+    index.upsert([{"key": "k1", "body": "instead", "year": 8, "other": 1}], **named)
+    hits = {hit.id: (hit.text, hit.metadata) for hit in index.search("text", 10)}
+    assert hits["new"] == ("added", {"year": 7}) and hits["k1"] == ("instead", {"year": 8}) and len(hits) == 4
+    with pytest.raises(InputError, match="its fields are: key, body"):
+        index.add([{"key": "x", "body": "y"}])
+    vectors = FunnelIndex.build(
+        [{"emb": [1.0, 0.0]}, {"emb": [0.0, 1.0]}], tmp_path / "v", vector="emb", progress=False
+    )
+    vectors.add([{"emb": [1.0, 1.0], "_id": "2"}], vector="emb")
+    assert len(vectors) == 3

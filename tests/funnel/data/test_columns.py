@@ -3,10 +3,12 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from funnel.asking import read_query
 from funnel.data.columns import Columns
 from funnel.data.corpus import open_corpus
 from funnel.data.documents import Document
@@ -32,11 +34,78 @@ def test_fields_are_named(tmp_path: Path) -> None:
         read(ROWS, Columns(text="words"))
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
-def test_tables_of_other_libraries(library: str) -> None:
+LIBRARIES = ["pandas", "polars", "pyarrow", "datasets"]
+
+
+def table_of(library: str, rows: list[dict[str, object]]) -> Any:
     module = pytest.importorskip(library)
-    table = module.Table.from_pylist(ROWS) if library == "pyarrow" else module.DataFrame(ROWS)
-    assert read(table, NAMED) == EXPECTED
+    if library == "datasets":
+        return module.Dataset.from_list(rows)
+    return module.Table.from_pylist(rows) if library == "pyarrow" else module.DataFrame(rows)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tables_of_other_libraries(library: str) -> None:
+    assert read(table_of(library, ROWS), NAMED) == EXPECTED
+    queries = open_queries(table_of(library, [{"query": "one"}, {"query": "two"}]))
+    assert (queries.texts, queries.ids) == (["one", "two"], ["0", "1"])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_columns_of_other_libraries(library: str) -> None:
+    table = table_of(library, [{"text": "one", "v": [3.0, 4.0]}, {"text": "two", "v": [0.0, 2.0]}])
+    assert [one.text for one in read(table["text"])] == ["one", "two"]
+    assert open_queries(table["text"]).texts == ["one", "two"]
+    assert read_query(table["text"], 2) == (["one", "two"], None, False)
+    unit = [[0.6, 0.8], [0, 1]]
+    np.testing.assert_allclose(next(open_corpus(table["v"]).vectors(10)), unit, rtol=1e-6)
+    np.testing.assert_allclose(open_queries(table["v"]).vectors, unit, rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(read_query(table["v"], 2)[1], [[3, 4], [0, 2]])  # type: ignore[arg-type]
+
+
+def test_a_dict_of_ids(tmp_path: Path) -> None:
+    expected = [Document("a", text="one"), Document("b", "t", "two", {"year": 1})]
+    assert read({"a": "one", "b": {"title": "t", "text": "two", "year": 1}}) == expected
+    queries = open_queries({"q1": "one", "q2": "two"})
+    assert (queries.texts, queries.ids) == (["one", "two"], ["q1", "q2"])
+    with pytest.raises(InputError, match="'text' of the dict is a list; expected id -> text or id -> record"):
+        read({"text": ["one", "two"]})
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "csv", "semicolon.csv", "parquet"])
+@pytest.mark.parametrize("field", ["text", "query"])
+def test_files_of_queries(suffix: str, field: str, tmp_path: Path) -> None:
+    path, rows = tmp_path / f"queries.{suffix}", [{field: "one, two"}, {field: "three"}]
+    if suffix == "parquet":
+        table_of("pandas", rows).to_parquet(path)
+    elif suffix.endswith("csv"):
+        path.write_text(
+            f"{field};n\none, two;1\nthree;2\n" if "semi" in suffix else f'{field},n\n"one, two",1\nthree,2\n'
+        )
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+    queries = open_queries(path)
+    assert (queries.texts, queries.ids) == (["one, two", "three"], ["0", "1"])
+
+
+def test_queries_of_other_columns_are_refused_by_those_there(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question,n\none,1\n")
+    with pytest.raises(InputError, match="the header is question, n; expected title or text"):
+        open_queries(tmp_path / "q.csv")
+    with pytest.raises(InputError, match="query 0: has no text, title or vector; its fields are: question"):
+        open_queries([{"question": "one"}])
+
+
+def test_a_field_that_looks_like_the_vector_is_named() -> None:
+    rows = [{"text": "one", "embedding": [float(n) for n in range(1, 33)]}]
+    with pytest.warns(
+        UserWarning, match="the field 'embedding' holds 32 numbers and is kept as metadata; give vector="
+    ):
+        assert read(rows)[0].vector is None
+    (document,) = read(rows, Columns(vector="embedding"))
+    assert document.vector is not None and document.vector.shape == (32,) and document.metadata == {}
+    assert read([{"text": "one", "few": [1, 2, 3], "words": ["a"] * 40}])[0].vector is None
 
 
 def test_semicolons(tmp_path: Path) -> None:
@@ -56,6 +125,7 @@ def test_documents_without_ids_are_numbered() -> None:
 
 
 def test_lists_of_numbers_are_rows() -> None:
+    np.testing.assert_allclose(open_queries([[3, 4], [0, 2]]).vectors, [[0.6, 0.8], [0, 1]], rtol=1e-6)  # type: ignore[arg-type]
     for source in ([[3, 4], [0, 2]], [np.array([3.0, 4.0]), np.array([0.0, 2.0])]):
         rows = next(open_corpus(source).vectors(10))  # type: ignore[arg-type]
         np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 1]], rtol=1e-6)

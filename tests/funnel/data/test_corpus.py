@@ -153,7 +153,7 @@ def test_empty_corpora_are_refused(tmp_path: Path) -> None:
         (np.ones(3), r"float64 of shape \[3\]; expected float or integer rows"),
         (np.array([["a"]]), "expected float or integer rows"),
         ([None], "document 0: expected an object with _id, title and text, got NoneType"),
-        ({"_id": "a", "text": "b"}, "a corpus cannot be a dict"),
+        ({"_id": "a", "text": "b"}, r"a single record was given as a dict; give a list: \[record\]"),
         (5, "a corpus cannot be a int"),
     ],
 )

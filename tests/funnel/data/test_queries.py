@@ -76,7 +76,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ("gap.txt", "a\n\nb\n", r"gap\.txt:2: an empty line"),
         ("empty.jsonl", "", "is empty"),
         ("bad.jsonl", "{", r"bad\.jsonl:1: not JSON"),
-        ("queries.csv", "id,text\n", r"suffix \.csv; supported are \.jsonl, \.npy, \.txt"),
+        ("queries.csv", "id,text\n", r"queries\.csv is empty"),
+        ("queries.tsv", "a\n", r"suffix \.tsv; supported are \.jsonl, .*\.npy, \.txt"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=message):
