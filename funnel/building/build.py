@@ -106,6 +106,8 @@ def build_index(
         asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
         texts = frozenset(asked.texts or ())
         intake = take_in(corpus, encoder, segment, options.seed, options.progress, texts)
+        if options.progress and str(corpus.norms or ""):
+            Progress.write(str(corpus.norms), file=sys.stderr)
         chosen = _adaptor(options, intake, segment, asked)
         adaptor = chosen.adaptor
         asked = asked.without_seen(adaptor.seen_queries)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.documents import Document
+from funnel.data.norms import Norms
 from funnel.data.records import READERS, Located, located, suffix_of
 from funnel.data.rows import NpyRows, check_ids, unit_rows
 from funnel.errors import InputError
@@ -49,6 +50,7 @@ class Corpus:
         rereadable: Whether it can be read more than once.
         has_vectors: Whether vectors come with it, so that no encoder is needed.
         ids: The user's ids of bare vectors; None when none were given.
+        norms: Lengths of the vectors as given, once they were read; None before, and of documents without any.
     """
 
     kind: Literal["vectors", "documents"]
@@ -58,6 +60,7 @@ class Corpus:
     rereadable: bool
     has_vectors: bool
     ids: list[str] | list[int] | None = None
+    norms: Norms | None = None
 
     def documents(self, batch_size: int) -> Iterator[list[Document]]:
         """The documents in order, in lists of at most `batch_size`.
@@ -102,10 +105,14 @@ class VectorCorpus(Corpus):
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
         """The rows in order, scaled to unit length: see `Corpus.vectors`."""
         _check_batch("batch_rows", batch_rows)
-        first = 0
+        first, norms = 0, Norms() if self.norms is None else None
         for batch in self._read(batch_rows):
-            yield unit_rows(batch, first, self.name)
+            rows = unit_rows(batch, first, self.name)
+            if norms is not None:
+                norms.add(np.einsum("ij,ij->i", batch, rows))
+            yield rows
             first += batch.shape[0]
+        self.norms = norms or self.norms
 
 
 class DocumentCorpus(Corpus):
@@ -145,8 +152,11 @@ class DocumentCorpus(Corpus):
 
     def _batches(self, located: Iterator[Located], batch_size: int) -> Iterator[list[Document]]:
         checked = (self._checked(where, document) for where, document in located)
+        norms = Norms()
         while batch := list(itertools.islice(checked, batch_size)):
+            norms.add(np.array([document.norm for document in batch]))
             yield batch
+        self.norms = norms if self.has_vectors else None
 
     def _checked(self, where: str, document: Document) -> Document:
         width = None if document.vector is None else document.vector.shape[0]

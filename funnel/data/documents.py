@@ -58,6 +58,7 @@ class Document:
         text: Body, may be empty.
         metadata: Any other fields; what they are stored as, `funnel.data.plain` says.
         vector: float32 [d], unit length, when the corpus carries embeddings.
+        norm: its length as it was given.
     """
 
     id: str | int
@@ -65,6 +66,7 @@ class Document:
     text: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
     vector: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    norm: float = field(default=1.0, compare=False, repr=False)
 
     @property
     def content(self) -> str:

@@ -68,6 +68,7 @@ def document_from_record(record: object, where: str) -> Document:
     if not record.keys() & {"title", "text", "vector"}:
         fields = ", ".join(map(str, record)) or "none"
         raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}")
+    vector, norm = _vector(record.get("vector"), where)
     return Document(
         id=_id(record.get(id_field), id_field, where),
         title=_text(record.get("title"), "title", where),
@@ -77,17 +78,20 @@ def document_from_record(record: object, where: str) -> Document:
             for key, value in record.items()
             if key not in KNOWN_FIELDS or (key == "id" and id_field == "_id")
         },
-        vector=_vector(record.get("vector"), where),
+        vector=vector,
+        norm=norm,
     )
 
 
 def _checked_document(document: Document, where: str) -> Document:
+    vector, norm = _vector(document.vector, where)
     return Document(
         id=_id(document.id, "id", where),
         title=_text(document.title, "title", where),
         text=_text(document.text, "text", where),
         metadata=document.metadata,
-        vector=_vector(document.vector, where),
+        vector=vector,
+        norm=norm,
     )
 
 
@@ -111,9 +115,10 @@ def _text(value: object, field: str, where: str) -> str:
     return value
 
 
-def _vector(value: object, where: str) -> NDArray[np.float32] | None:
+def _vector(value: object, where: str) -> tuple[NDArray[np.float32] | None, float]:
+    """A vector as a unit row, and the length that it had."""
     if value is None:
-        return None
+        return None, 1.0
     try:
         array = np.asarray(value)
     except ValueError:
@@ -125,7 +130,7 @@ def _vector(value: object, where: str) -> NDArray[np.float32] | None:
     except InputError:
         raise InputError(f"{where}: vector has NaN, infinite or only zero values") from None
     vector: NDArray[np.float32] = rows[0]
-    return vector
+    return vector, float(array @ vector)
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
