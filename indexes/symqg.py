@@ -63,9 +63,9 @@ SHORTEST = 10
 # takes about 1,024), where that of a graph over codes of a prefix ends with what a shortlist holds. On to 4,096 takes
 # 17 s more to calibrate with 5,000 queries, for plans that flat search is as quick as.
 STEPS = (*SHORT_STEPS[:-1], (0.15, 1024), (0.25, 2048))
-# A search of rabitqlib's walks over every row whose estimate ties with the worst it holds: 2,000 copies of one row take
-# some 5 ms a query where 2,000 others take 10 us, and more copies in proportion. Copies are moved by so much, a standard
-# deviation of each dimension and so of scores too, which float32 hardly tells apart and estimates do.
+# A search of rabitqlib's walks over every row whose estimate ties with the worst it holds: 2,000 copies of one row
+# take some 5 ms a query where 2,000 others take 10 us, and more copies in proportion. Copies are moved by so much, a
+# standard deviation of each dimension and so of scores too, which float32 hardly tells apart and estimates do.
 COPIES_APART = 1e-7
 ROWS_AT_A_TIME = 2_048
 PENDING_BYTES = 268_435_456  # of rows that wait in memory for the graph; more wait in a file
