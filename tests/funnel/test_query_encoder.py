@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel import EncoderError, query_encoder
-from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
+from funnel import FunnelIndex, query_encoder
+from funnel.data import stored
+from funnel.data.encoding import DEFAULT_ENCODER, Encoder, load_encoder
 from funnel.data.models import local_folder
+from funnel.data.stored import stored_encoder
+from funnel.errors import EncoderError
 from funnel.query_encoder import QueryEncoder
 
 
@@ -28,6 +31,30 @@ def test_it_is_loaded_once_however_many_threads_wait(monkeypatch: pytest.MonkeyP
         loaded = list(pool.map(lambda _: encoder.load(), range(8)))
     assert loads == ["name"]
     assert all(one is loaded[0] for one in loaded)
+
+
+def test_warm_up_loads_the_model_once_and_no_text_waits_for_it_again(
+    minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def counted(name: str, **options: Any) -> Any:
+        loads.append(name)
+        return stored_encoder(name, **options)
+
+    FunnelIndex.build(["one text", "another"], tmp_path, encoder=DEFAULT_ENCODER, adaptor="identity", progress=False)
+    monkeypatch.setattr(stored, "stored_encoder", counted)
+    index = FunnelIndex.open(tmp_path, device="cpu")
+    assert loads == []
+    with ThreadPoolExecutor(8) as pool:
+        waited = [pool.submit(index.warm_up) for _ in range(4)]
+        waited += [pool.submit(index.search, "one text", 1) for _ in range(4)]
+        for one in waited:
+            one.result()
+    index.search("another", 1)
+    assert loads == [DEFAULT_ENCODER]
+    with pytest.raises(EncoderError, match="built from vectors"):
+        FunnelIndex.build(np.eye(4, dtype="f4"), tmp_path / "vectors", progress=False).warm_up()
 
 
 def test_an_object_with_ways_of_its_own_for_queries_and_documents() -> None:
