@@ -30,7 +30,7 @@ LIMIT_KEYS = {"max_seq_length", "do_lower_case"}
 # Defaults of BertTokenizer: what its settings may leave out.
 NORMALIZER = {"lowercase": True, "strip_accents": None, "handle_chinese_chars": True}
 SETTING_OF = {"lowercase": "do_lower_case", "handle_chinese_chars": "tokenize_chinese_chars"}
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError, ImportError)
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ImportError)
 
 
 class StoredEncoder:

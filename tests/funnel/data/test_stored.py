@@ -63,6 +63,7 @@ def test_half_precision_keeps_the_cosine_that_is_promised(folder: Path) -> None:
         ("tokenizer_config.json", {"padding_side": "left"}),
         ("tokenizer_config.json", {"tokenizer_class": "Own"}),
         ("config_sentence_transformers.json", {"truncate_dim": 8}),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}),
     ],
 )
 def test_folders_that_say_anything_else_are_left_alone(folder: Path, file: str, change: dict[str, Any]) -> None:
