@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["cli", "main"]
 
 EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
+INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 TEXT_SHOWN = 160  # characters of a document's text in the list of hits
 
 
@@ -38,8 +40,14 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted", err=True)
+            sys.exit(INTERRUPTED)
         except (*EXPECTED, click.UsageError) as error:
-            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on a pipe
+            if getattr(error, "errno", None) == errno.EPIPE:  # whoever read the output has left, as head does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(PIPE_CLOSED)
+            if ctx.params.get("debug"):
                 raise
             said = error.format_message() if isinstance(error, click.UsageError) else str(error)
             click.echo(f"Error: {' '.join(said.split())}", err=True)
@@ -159,8 +167,8 @@ def build(
 
 @cli.command()
 @click.argument("index", type=PATH)
-@click.argument("text", required=False)
-@click.option("-k", default=10, show_default=True, help="How many hits.")
+@click.argument("words", nargs=-1, metavar="[TEXT]")
+@click.option("-k", "--k", default=10, show_default=True, help="How many hits.")
 @click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
 @click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
@@ -175,7 +183,7 @@ def build(
 def search(
     open_index: OpenIndex,
     index: Path,
-    text: str | None,
+    words: tuple[str, ...],
     k: int,
     recall: float | None,
     share: float | None,
@@ -192,6 +200,9 @@ def search(
     """
     from funnel.planning.budget import Budget
 
+    text = " ".join(words) if words else None  # words without quotes are one text
+    if text is not None and not text.strip():
+        raise InputError("the text is empty; give words to search for, or one query a line on standard input")
     if text is not None and vector is not None and hybrid is None:
         raise InputError(
             "a text beside --vector gives the words of a hybrid search; give --hybrid 0.5 too, or one of the two alone"
@@ -202,11 +213,11 @@ def search(
     promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
     asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
     if vectors is not None:
-        words = None if hybrid is None else [text] if text is not None else list(_lines())
-        found: Any = opened.search(vectors, k, text=words, **asked)
+        texts = None if hybrid is None else [text] if text is not None else list(_lines())
+        found: Any = opened.search(vectors, k, text=texts, **asked)
         _say(promise)
         for row, hits in enumerate(found):
-            _show(f"{vector}:{row}" if words is None else words[row], hits, as_json)
+            _show(f"{vector}:{row}" if texts is None else texts[row], hits, as_json)
         return
     for line in _lines() if text is None else [text]:
         found = opened.search(line, k, **asked)
@@ -296,7 +307,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("index", type=PATH)
-@click.option("-k", default=10, show_default=True)
+@click.option("-k", "--k", default=10, show_default=True)
 @click.option("--recall", type=float, help="One budget, stage by stage.")
 @click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="One budget, stage by stage.")
@@ -341,7 +352,7 @@ def explain(
 @click.argument("index", type=PATH)
 @click.option("--queries", type=PATH, help="Queries to measure on, other than those that calibrated.")
 @click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): adds nDCG@10 and recall@100.")
-@click.option("-k", default=10, show_default=True)
+@click.option("-k", "--k", default=10, show_default=True)
 @click.option("--batch", default=256, show_default=True, help="Queries in a call for the figures in batch.")
 @click.option("--out", type=PATH, default=Path("funnel-bench"), show_default=True, help="Folder for the results.")
 @opens

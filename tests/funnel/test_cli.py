@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -241,3 +242,34 @@ def test_words_beside_vectors_and_words_alone(tmp_path: Path) -> None:
     assert "line 2 of standard input is not UTF-8" in refused(
         ["search", index, "--hybrid", 1, "--json"], input=b"part\n\xff\n"
     )
+
+
+def test_words_without_quotes_are_one_text(model_folder: Path) -> None:
+    def lines(*words: str) -> str:
+        return run(["search", model_folder, *words, "-k", 1, "--json"]).stdout
+
+    assert lines("counting", "cursors") == lines("counting cursors")
+    assert "the text is empty" in refused(["search", model_folder, " "])
+
+
+def test_ctrl_c_is_one_line(model_folder: Path) -> None:
+    command = [sys.executable, "-m", "funnel", "search", str(model_folder), "--hybrid", "1", "--json"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True, cwd=ROOT) as asking:
+        assert asking.stdin is not None and asking.stdout is not None and asking.stderr is not None
+        asking.stdin.write("clock\n")
+        asking.stdin.flush()
+        assert json.loads(asking.stdout.readline())["query"] == "clock"
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(60) == 130
+        assert asking.stderr.read() == "Interrupted\n"
+
+
+def test_a_pipe_that_closes_is_silent(model_folder: Path) -> None:
+    command = [sys.executable, "-m", "funnel", "search", str(model_folder), "--hybrid", "1", "--json"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True, cwd=ROOT) as asking:
+        assert asking.stdin is not None and asking.stdout is not None and asking.stderr is not None
+        asking.stdout.close()
+        asking.stdin.write("clock\n" * 500)
+        asking.stdin.close()
+        assert asking.wait(60) == 141
+        assert asking.stderr.read() == ""
