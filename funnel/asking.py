@@ -52,6 +52,21 @@ class Asked:
         *("plan", "recall", "share", "texts", "where"),
     )
 
+    k: int
+    recall: float | None
+    share: float | None
+    latency_ms: float | None
+    budget: Budget | None
+    plan: Plan | Explanation | None
+    began: float
+    from_text: bool
+    hits: bool
+    fused: int | None
+    texts: Sequence[str]
+    where: str | None
+    allowed_ids: Any
+    deadline: Deadline | None
+
     def __init__(
         self,
         k: int,

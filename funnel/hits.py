@@ -123,7 +123,7 @@ class Hits(list[Hit]):
 
     def __init__(self, hits: Iterable[Hit], served: Served) -> None:
         super().__init__(hits)
-        self.served = served
+        self.served: Served = served
 
 
 def make_hits(

@@ -80,7 +80,7 @@ class Lexical:
     def __init__(
         self, stores: Sequence[tuple[int, DocumentStore]], allowed: Sequence[npt.NDArray[np.bool_] | None] | None = None
     ) -> None:
-        self.stores = tuple(stores)
+        self.stores: tuple[tuple[int, DocumentStore], ...] = tuple(stores)
         self._allowed = tuple(allowed) if allowed is not None else (None,) * len(self.stores)
         self._lock = free_in_children(Lock())
         self._indexes: tuple[LexicalIndex, ...] | None = None

@@ -103,8 +103,8 @@ class JoinedIds:
     """The ids of several segments, one behind the other."""
 
     def __init__(self, parts: Sequence[Ids]) -> None:
-        self.parts = tuple(parts)
-        self.firsts = [0]
+        self.parts: tuple[Ids, ...] = tuple(parts)
+        self.firsts: list[int] = [0]
         for part in parts:
             self.firsts.append(self.firsts[-1] + len(part))
 

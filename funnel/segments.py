@@ -182,7 +182,7 @@ class JoinedDocuments:
     """The documents of several segments, by positions counted through them; those deleted are left out of `ids`."""
 
     def __init__(self, segments: Sequence[Segment], live: Live | None) -> None:
-        self.segments = tuple(segments)
+        self.segments: tuple[Segment, ...] = tuple(segments)
         self._firsts = [segment.first for segment in segments]
         self._live = live
 

@@ -64,7 +64,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         given = folder or os.environ.get(CACHE_VARIABLE) or _home()
-        self.folder = Path(os.path.abspath(given)) / "embeddings"
+        self.folder: Path = Path(os.path.abspath(given)) / "embeddings"
 
     def encode(self, texts: Sequence[str], encoder: Encoder, query: bool, progress: bool) -> npt.NDArray[np.float32]:
         """The embeddings of the texts, float32 [n, d]: read where they were computed before, else computed and kept.

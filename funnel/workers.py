@@ -28,7 +28,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.process = os.getpid()
+        self.process: int = os.getpid()
         before = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="funnel")
         together = Barrier(count)

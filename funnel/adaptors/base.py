@@ -49,7 +49,7 @@ class Adaptor(torch.nn.Module, ABC):
         if dim < 1:
             raise InputError(f"an adaptor of dimension {dim} was asked for; the dimension must be at least 1")
         self.dim = dim
-        self.dims = checked_widths(dims, dim) if len(dims) else ()
+        self.dims: tuple[int, ...] = checked_widths(dims, dim) if len(dims) else ()
         self.seen_queries: frozenset[str] = frozenset()
 
     def extra_repr(self) -> str:

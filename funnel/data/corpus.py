@@ -99,7 +99,7 @@ class VectorCorpus(Corpus):
         self.name = name
         self.count = count
         self.dim = dim
-        self.ids = None if ids is None else check_ids(ids, count)
+        self.ids: list[str] | list[int] | None = None if ids is None else check_ids(ids, count)
         self._read = read
 
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:

@@ -151,7 +151,7 @@ class LexicalIndex:
         self.path = path
         self._connection = connection
         with connection() as opened:
-            (self.rows,) = opened.execute(f"SELECT count(*) FROM {TABLE}_docsize").fetchone()
+            self.rows: int = opened.execute(f"SELECT count(*) FROM {TABLE}_docsize").fetchone()[0]
         self._counts: dict[str, int] = {}
 
     @staticmethod

@@ -66,7 +66,7 @@ class Monitor:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
-        self.punctuality = Punctuality()
+        self.punctuality: Punctuality = Punctuality()
         self._promise = _Promise()
         self._watch: Watch | None = None
         if calibration is not None and calibration.certifies:

@@ -66,7 +66,7 @@ class Planner:
         self._tails: Remembered[tuple[int, int], TailFrontier] = Remembered(most=MOST_TAILS)
         self._passes: Remembered[tuple[int, float | None, float | None, float], frozenset[int]] = Remembered()
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
-        self.latencies = Latencies(measure, hold, known)
+        self.latencies: Latencies = Latencies(measure, hold, known)
 
     def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
         """The plan for this budget, k and batch size; beside_ms is what the call takes beside the search.

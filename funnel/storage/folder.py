@@ -22,7 +22,7 @@ class IndexFolder:
 
         Raises InputError for a path that is not UTF-8: FAISS and safetensors take none.
         """
-        self.path = Path(os.path.abspath(path))
+        self.path: Path = Path(os.path.abspath(path))
         try:
             str(self.path).encode()
         except UnicodeEncodeError:

@@ -117,7 +117,7 @@ class Removal:
             self._descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
         try:
             lock(self._descriptor, exclusive=True)
-            self.unread = True
+            self.unread: bool = True
         except OSError as error:
             self.unread = error.errno in _NO_LOCKS
 

@@ -79,7 +79,7 @@ class Transaction:
             self._lock = WriterLock(root)
         try:
             with writing(root):
-                self.previous = _live(root, files)
+                self.previous: Manifest | None = _live(root, files)
                 _sweep(root, self.previous, files)
         except BaseException:
             self._lock.release()
