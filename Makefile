@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test fuzz model lint format types clean
+.PHONY: install demo test fuzz model lint format types wheel clean
 
 install: $(STAMP)
 
@@ -54,6 +54,10 @@ types: install
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+
+# Wheel and sdist, checked; the wheel installed into an empty environment by the README's commands, and used there.
+wheel: install
+	$(BIN)/python -m tests.wheel
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-index demo-report

@@ -75,7 +75,9 @@ class Searcher:
         self.ids = ids
         self.widths = widths
         self.calibration = calibration
-        self.order: npt.NDArray[np.int64] = np.asarray(order)  # a view without the subclass of a map, whose indexing is slow
+        self.order: npt.NDArray[np.int64] = np.asarray(
+            order
+        )  # a view without the subclass of a map, whose indexing is slow
         self._planner: Planner | None = None
         latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
