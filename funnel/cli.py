@@ -295,7 +295,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
     if not hits.served.complete:
         how = "ranked by a prefix" if hits.served.lexical is not None else "scores are cosines on a prefix"
         click.echo(f"({hits.served}{f'; {how}' if hits.served.skipped else ''})", err=True)
-    elif hits.served.allowed_rows is not None:
+    elif hits.served.allowed_rows is not None or hits.served.stored_only:
         click.echo(f"({hits.served})", err=True)
     for rank, hit in enumerate(hits, 1):
         title = f"  {hit.title}" if hit.title else ""

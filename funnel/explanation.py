@@ -41,10 +41,11 @@ class StageLine:
 class Explanation:
     """The plan that a budget is served by. May be given to `search` as its plan.
 
-    recall: mean recall@k on the calibration queries; recall_lower_bound at the certificate's confidence, NaN where a
-    share of queries was asked for. share, share_lower_bound: the same of the share of queries that get the recall
-    asked for; None where the mean was asked for.
-    p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors, by one caller.
+    recall: mean recall@k on the calibration queries; recall_lower_bound, of the same queries, at the certificate's
+    confidence, NaN where nothing is certified or a share of queries was asked for. share, share_lower_bound: the same
+    of the share of queries that get the recall asked for; None where the mean was, the bound also where nothing is
+    certified. p50_ms, p95_ms: measured milliseconds of one call of `batch` queries, end to end from vectors, by one
+    caller.
     exact: where the plan is flat, how it is run: every row at full width, or pruned by a prefix. held: what a latency
     was promised by, where one was asked for.
     """
@@ -79,11 +80,19 @@ class Explanation:
     ) -> Explanation:
         """What a certificate says, and the rest. times_ms: p50 and p95."""
         whole = (budget, k, batch, plan, stages)
-        bound = certificate.lower_bound
+        rest = (*times_ms, certificate, exact, held)
         if certificate.share is None:
-            return cls(*whole, certificate.estimate, bound, *times_ms, certificate, exact, held)
-        recall, share = certificate.mean_recall, certificate.estimate
-        return cls(*whole, recall, math.nan, *times_ms, certificate, exact, held, share, bound)
+            made = cls(*whole, certificate.estimate, certificate.lower_bound, *rest)
+        else:
+            share = (certificate.estimate, certificate.lower_bound)
+            made = cls(*whole, certificate.mean_recall, math.nan, *rest, *share)
+        return made.under(certificate)
+
+    def under(self, certificate: Certificate) -> Explanation:
+        """The same under a certificate as it now stands: without a bound where nothing is certified."""
+        if certificate.certified:
+            return replace(self, certificate=certificate)
+        return replace(self, certificate=certificate, recall_lower_bound=math.nan, share_lower_bound=None)
 
     @property
     def bytes_touched(self) -> int:
@@ -94,10 +103,12 @@ class Explanation:
     def promised(self) -> str:
         """What was measured of recall, in words."""
         if self.share is None:
-            return f"recall@{self.k} {self.recall:.4f} (lower bound {self.recall_lower_bound:.4f})"
+            bound = "" if math.isnan(self.recall_lower_bound) else f" (lower bound {self.recall_lower_bound:.4f})"
+            return f"recall@{self.k} {self.recall:.4f}{bound}"
+        bound = "" if self.share_lower_bound is None else f" (lower bound {self.share_lower_bound * 100:.2f} %)"
         return (
-            f"recall@{self.k} ≥ {self.certificate.recall:g} for {self.share * 100:.2f} % of queries (lower bound "
-            f"{(self.share_lower_bound or 0.0) * 100:.2f} %), mean {self.recall:.4f}"
+            f"recall@{self.k} ≥ {self.certificate.recall:g} for {self.share * 100:.2f} % of queries{bound}, "
+            f"mean {self.recall:.4f}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,7 +118,7 @@ class Explanation:
             for name in self.__slots__
             if name not in ("plan", "stages", "certificate", "held")
         }
-        if self.share is not None:  # NaN is not JSON
+        if math.isnan(self.recall_lower_bound):  # NaN is not JSON
             record["recall_lower_bound"] = None
         record["plan"] = self.plan.to_json()
         record["stages"] = [{name: getattr(line, name) for name in line.__slots__} for line in self.stages]
@@ -117,7 +128,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.budget} at k={self.k}: {self.plan}" + (f": exact, {self.exact}" if self.exact else ""),
+            f"{self.budget} at k={self.k}: {self.plan}" + (f": {self._flat}, {self.exact}" if self.exact else ""),
             f"  {self.promised}; p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
         ]
@@ -126,6 +137,10 @@ class Explanation:
         if self.held is not None:
             lines.append(f"  95th percentile held: {self.held}")
         return "\n".join([*lines, *self._table()])
+
+    @property
+    def _flat(self) -> str:
+        return "exact" if self.recall >= 1.0 else "exact over the rows as stored"
 
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)

@@ -101,10 +101,19 @@ class Served:
             among = "" if self.allowed_rows is None else f" among {self.allowed_rows:,} allowed rows"
             return f"{BM25_ALONE}{among}{'' if self.complete else ', stopped before it was done'}"
         said = f"{self.plan}: {self._how_far}estimated recall {self.estimated_recall:.4f}"
+        if self.stored_only:
+            said += ", as this search is exact over the rows as stored, not over the rows as given"
         if self.allowed_rows is None:
             return said
-        basis = "exact" if self.plan.is_flat else "measured under this filter, not certified"
+        basis = "measured under this filter, not certified"
+        if self.plan.is_flat:
+            basis = "each compared, as stored" if self.stored_only else "exact"
         return f"{said} among {self.allowed_rows:,} allowed rows ({basis})"
+
+    @property
+    def stored_only(self) -> bool:
+        """Whether this is flat search to its end, and rows were stored in so few bits that it is not exact."""
+        return self.plan.is_flat and self.rows_seen == 1.0 and self.estimated_recall < 1.0
 
     @property
     def _how_far(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -303,7 +302,7 @@ class FunnelIndex(Updates):
         if where is not None or allowed_ids is not None:
             return explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
         explained = explain_budget(searcher, wanted, k, batch, run)
-        return replace(explained, certificate=state.monitor.certificate(explained.certificate))
+        return explained.under(state.monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""

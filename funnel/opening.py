@@ -23,7 +23,7 @@ from funnel.exactness import pruned_exact
 from funnel.filters.segment import SegmentRows
 from funnel.ids import Ids, JoinedIds
 from funnel.others import Others
-from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, calibrate
+from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.records import Calibration
 from funnel.planning.updated import Updated
@@ -375,6 +375,7 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
     old = searcher.calibration
     assert old is not None
     _, queries = old.runs()
+    rows, live = np.arange(searcher.cascade.store.n), searcher.cascade.live
     return calibrate(
         searcher.cascade,
         searcher.widths,
@@ -382,6 +383,7 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
         searcher.whole_call,
         seed,
         progress=False,
+        given=Given.again(old, rows if live is None else np.where(live, rows, -1)),
         storage=old.storage,
     )
 

@@ -62,6 +62,11 @@ class Others:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
         return best_of(answers, k)
 
+    def nearest(self, first: Cascade, prepared: Float32, k: int) -> Answer:
+        """The true best k over these segments, without the first; fewer where there are fewer."""
+        none = np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64)
+        return self.truth(first, prepared, min(k, self.rows), none)
+
     def truth(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Answer:
         """The true best k over every segment. found: those of the first."""
         answers = [found]

@@ -230,8 +230,12 @@ class Searcher:
     def estimate(self, plan: Plan, k: int) -> float:
         """Mean recall@k of a plan on the calibration queries; NaN where it is not among those on record for k."""
         if plan.is_flat:
-            return 1.0
+            return self.flat_recall(k)
         return math.nan if self.calibration is None else self.planner.mean_recall(plan, k)
+
+    def flat_recall(self, k: int) -> float:
+        """Mean recall@k of flat search: 1 where it is exact, else what storage leaves of the rows as given."""
+        return 1.0 if self.calibration is None else self.calibration.flat_recall(k)
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
         """Run whole calls of `batch` queries and time them. Milliseconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.ladder import choose_ladder
 from funnel.building.segment import build_coarse, write_norms, write_rows
-from funnel.building.tune import recorded_queries
+from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
 from funnel.ids import Ids
 from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
-from funnel.planning.calibrate import SMALLEST_PLANNED
+from funnel.planning.calibrate import SMALLEST_PLANNED, Near
 from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
 from funnel.segments import live_positions
@@ -33,6 +33,7 @@ __all__ = ["compact_index", "needs_compaction"]
 CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 
 Float32 = npt.NDArray[np.float32]
+Live = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def compact_index(
     ladder = opened.manifest.ladder if asked else choose_ladder(store, seed, progress)
     choice = _coarse_choice(opened, settings, asked, count, ladder)
     searcher = _index(opened, store, ladder, choice, folder, seed, progress)
-    calibration = _calibration(opened, searcher, seed, progress)
+    calibration = _calibration(opened, searcher, alive, seed, progress)
     settings |= {
         "coarse": choice.name,
         "coarse_settings": dict(choice.settings),
@@ -210,17 +211,44 @@ def _coarse_choice(
         ) from error
 
 
-def _calibration(opened: Opened, searcher: Searcher, seed: int, progress: bool) -> Calibration | None:
+def _calibration(
+    opened: Opened, searcher: Searcher, alive: Sequence[Live | None], seed: int, progress: bool
+) -> Calibration | None:
     """The new coarse index is another one: its plans are measured, on the queries on record."""
     if searcher.rows < SMALLEST_PLANNED:
         return None
-    stored = opened.stored
-    real = recorded_queries(stored)
-    if real.queries is not None:  # as the old coarse index was asked; the new one may be of another kind
-        queries = opened.searcher.cascade.as_stored(np.ascontiguousarray(real.queries))
-        real = replace(real, queries=searcher.cascade.as_asked(queries))
+    stored, old = opened.stored, opened.searcher
+    places = _places(opened, searcher, alive)
+
+    def added(queries: Float32, k: int) -> Near:
+        """Among rows that were added, as they were given: they may be rounded only now."""
+        assert old.others is not None
+        scores, positions = old.others.nearest(old.cascade, queries, k)
+        return scores, np.where(positions < 0, -1, places[positions])
+
+    def asked(queries: Float32) -> Float32:
+        """As the new coarse index is asked: it may be of another kind."""
+        return searcher.cascade.as_asked(old.cascade.as_stored(np.ascontiguousarray(queries)))
+
+    came = None if old.others is None or not old.others.rows else added
+    real, given = recorded(opened, bool(stored and stored.corpus_like), places[old.order], came)
+    if real.queries is not None:
+        real = replace(real, queries=asked(real.queries))
+    if given is not None:
+        given = replace(given, held_out=asked(given.held_out))
     storage = None if stored is None else stored.storage
-    return calibrate_searcher(searcher, real, seed, progress, storage=storage)
+    return calibrate_searcher(searcher, real, seed, progress, given, storage)
+
+
+def _places(opened: Opened, searcher: Searcher, alive: Sequence[Live | None]) -> npt.NDArray[np.int64]:
+    """Where the row of each old input position is stored now, -1: nowhere. alive: of each segment, by position."""
+    parts = zip(opened.segments, alive, strict=True)
+    kept = np.concatenate([np.ones(part.rows, dtype=np.bool_) if left is None else left for part, left in parts])
+    stored = np.empty(searcher.rows, dtype=np.int64)
+    stored[searcher.order] = np.arange(searcher.rows)
+    places = np.full(len(kept), -1, dtype=np.int64)
+    places[kept] = stored
+    return places
 
 
 def _commit(

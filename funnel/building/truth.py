@@ -20,6 +20,10 @@ Int64 = npt.NDArray[np.int64]
 
 # Rows compared at a time: 25 MB as float32. Smaller blocks spend their time on joining answers.
 CELLS_AT_A_TIME = 6_291_456
+# There is no third type between them. On 400 groups of 25 near-equal rows of 768 dims, a few of which are large, exact
+# search over float16 keeps .50 of the true top 10; over float16 of columns scaled to one range .50, as its 11 bits are
+# relative anyway; of rows less their mean .991; over float32 cut to 24 bits .915; over float16 and the rest as int8, 3
+# bytes together, .998. None reaches what is called exact, and each would need kernels of its own.
 NARROW, WIDE = "float16", "float32"
 JUDGED_AT = 10  # the k at which float16 is judged
 

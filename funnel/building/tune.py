@@ -15,13 +15,13 @@ from funnel.building.folding import live_documents
 from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.errors import InputError, StorageError
 from funnel.opening import Opened, open_generation
-from funnel.planning.calibrate import Certifying
+from funnel.planning.calibrate import Certifying, Given, Search
 from funnel.planning.records import Calibration
 from funnel.query_encoder import QueryEncoder
 from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 
-__all__ = ["recorded_queries", "tune_index"]
+__all__ = ["recorded", "tune_index"]
 
 COARSE = "coarse.faiss"
 NEAREST_COMPARED = 3  # the row that a query equals is its best, or nearly: rows as stored have lengths a little off 1
@@ -53,9 +53,9 @@ def tune_index(
         if corpus_like_queries is not None:
             like = checked_like(corpus_like_queries)
         new = None if given is None else _prepared(opened, given, encoder, like, seed, progress)
-        real = new or recorded_queries(stored)
+        real, truth = (new, None) if new is not None else recorded(opened, like, _stay(opened))
         storage = None if stored is None else stored.storage
-        calibration = calibrate_searcher(searcher, real, seed, progress, storage=storage)
+        calibration = calibrate_searcher(searcher, real, seed, progress, truth, storage)
         _commit(transaction, opened, calibration, progress)
     # The record is on disk now and need not stay in memory. A segment that was written anew lies elsewhere.
     before = None if opened.rebuilt is not None else opened
@@ -85,12 +85,29 @@ def _check_live(path: Path, transaction: Transaction, manifest: Manifest) -> Non
         raise StorageError(f"{path}: generation {manifest.generation}, which is open, was {found}; open it again")
 
 
-def recorded_queries(stored: Calibration | None) -> Certifying:
-    """The real queries on record, adapted."""
+def recorded(
+    opened: Opened, like: bool, places: npt.NDArray[np.int64], added: Search | None = None
+) -> tuple[Certifying, Given | None]:
+    """The real queries on record, without those that equal rows which were added since, unless `like`; their truth.
+
+    places, added: see `Given.again`.
+    """
+    stored = opened.stored
     if stored is None:
-        return Certifying()
+        return Certifying(), None
     _, queries = stored.runs()
-    return Certifying(None if queries is None else queries.queries, stored.left_out, stored.corpus_like)
+    real = Certifying(None if queries is None else queries.queries, stored.left_out, like)
+    given = Given.again(stored, places, added)
+    if real.queries is None or like:
+        return real, given
+    equal = _equal_added(opened.searcher, np.ascontiguousarray(real.queries))
+    return real.without(equal, EQUAL), None if given is None else given.without(equal)
+
+
+def _stay(opened: Opened) -> npt.NDArray[np.int64]:
+    """Where each row of the first segment is stored: where it was, -1 for those deleted."""
+    rows, live = np.arange(opened.segments[0].rows), opened.searcher.cascade.live
+    return rows if live is None else np.where(live, rows, -1)
 
 
 def _prepared(
@@ -110,7 +127,8 @@ def _prepared(
         }
         asked = asked.without_texts(frozenset(texts & set(asked.texts)))
     if asked.certifying is not None and not like:
-        asked = asked.without(_equal_rows(searcher, searcher.prepare(asked.certifying)), EQUAL)
+        queries = searcher.prepare(asked.certifying)
+        asked = asked.without(_equal_rows(searcher, queries) | _equal_added(searcher, queries), EQUAL)
     real = None if asked.certifying is None else searcher.prepare(asked.certifying)
     return Certifying(real, asked.left_out, like)
 
@@ -126,6 +144,15 @@ def _equal_rows(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.NDA
         stored = found.float().cpu().numpy()
         cosines = np.einsum("qd,qd->q", stored, asked) / np.linalg.norm(stored, axis=1)
         equal |= (cosines >= SAME_COSINE) & (near >= 0)
+    return equal
+
+
+def _equal_added(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which queries are, up to rounding, rows that were added to the first segment: bool [q]."""
+    others = searcher.others
+    if others is None or not others.rows:
+        return np.zeros(len(queries), dtype=np.bool_)
+    equal: npt.NDArray[np.bool_] = others.nearest(searcher.cascade, queries, 1)[0][:, 0] >= SAME_COSINE
     return equal
 
 

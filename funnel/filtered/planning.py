@@ -149,8 +149,10 @@ class FilterPlanner:
     def certificate(self, filtered: Filtered, choice: FilterChoice, budget: Budget, k: int) -> Certificate:
         """What can be said of the recall under this filter; certified only where every allowed row is compared."""
         calibration, rows = self._searcher.calibration, f"{filtered.count:,} allowed rows"
-        note = f"exact: each of the {rows} is compared"
-        if not choice.exact:
+        note, kept = f"exact: each of the {rows} is compared", self._searcher.flat_recall(k)
+        if choice.exact and kept < 1.0:
+            note = f"each of the {rows} is compared as stored: of all rows that keeps {kept:.4f} of the true top {k}"
+        elif not choice.exact:
             note = (
                 f"measured, not certified: recall under this filter ({rows}) on {choice.n_queries} "
                 f"{'' if calibration is None else calibration.kind}, which also chose the plan"
@@ -159,16 +161,16 @@ class FilterPlanner:
             recall=budget.recall,
             k=k,
             delta=budget.delta,
-            certified=choice.exact,
-            estimate=choice.promised,
-            lower_bound=choice.lower_bound,
+            certified=choice.exact and kept == 1.0,
+            estimate=max(0.0, choice.promised - (1.0 - kept)),
+            lower_bound=choice.lower_bound if kept == 1.0 else math.nan,
             n_queries=choice.n_queries,
             query_kind="none" if calibration is None else calibration.kind,
             date=date.today().isoformat(),
             machine="",
             note=note,
             share=budget.share,
-            mean_recall=choice.estimate,
+            mean_recall=max(0.0, choice.estimate - (1.0 - kept)),
         )
 
     def _exact(self, filtered: Filtered, k: int, batch: int) -> FilterChoice:

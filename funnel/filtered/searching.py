@@ -177,7 +177,7 @@ class Filters:
 
         if not inside:
             answer = self._joined(filtered, prepared, k, self._none(len(prepared)))
-            served = Served(FLAT, 1.0, allowed_rows=filtered.count)
+            served = Served(FLAT, self._searcher.flat_recall(k), allowed_rows=filtered.count)
             return FilteredSearch(*answer, served, None, reach, exact)
         served = self._served(filtered, asked, inside, len(prepared), beside_ms)
         if deadline is None:
@@ -200,18 +200,19 @@ class Filters:
         if asked.plan is not None:
             plan = asked.explicit
             self._searcher.check(plan, k)
-            return Served(plan, 1.0 if plan.is_flat else math.nan, allowed_rows=count)
+            return Served(plan, self._searcher.flat_recall(k) if plan.is_flat else math.nan, allowed_rows=count)
         budget = asked.wanted
         due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)
         busy = budget.latency_ms is None and filtered.planning.locked()  # another thread plans: it is not waited for
         if budget.exact or busy or not (due or filtered.choices):
-            return Served(FLAT, 1.0, allowed_rows=count)
+            return Served(FLAT, self._searcher.flat_recall(k), allowed_rows=count)
         if asked.deadline is None:
             choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
         else:
             with asked.deadline.paused():
                 choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
-        return Served(choice.plan, choice.estimate, allowed_rows=count)
+        lost = 1.0 - self._searcher.flat_recall(k)  # the sample's truth is that of the rows as stored
+        return Served(choice.plan, max(0.0, choice.estimate - lost), allowed_rows=count)
 
     def _each(self, found: Found, served: Served) -> list[Served]:
         """One record a query; what a plan finds under a filter after some of its steps was not measured."""

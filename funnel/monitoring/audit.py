@@ -4,11 +4,16 @@ Confidence sequence by betting: Waudby-Smith & Ramdas, "Estimating means of boun
 JRSS-B 2023, sections 4 and 5. For each r a gambler bets on the mean being above it, another on its being below, each
 with a fixed mixture of stakes; the interval holds every r at which neither has reached 2 / delta. As the stakes do not
 depend on the values, neither does the wealth on their order: how often each recall was seen is all that is kept.
+
+Flat search runs over the rows as stored. What storage was measured to cost against the rows as given is taken off, and
+its bound, at a tenth of delta, widens the interval: of k rows returned, those among the true top k by the rows as given
+differ in number from those by the rows as stored by no more than the true ones that storage lost.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -19,6 +24,7 @@ import numpy.typing as npt
 from funnel.errors import InputError
 from funnel.planning.calibration import TIE_TOLERANCE
 from funnel.planning.remembered import Remembered
+from funnel.planning.storage_cost import SHARE_OF_DELTA
 from indexes.forks import free_in_children
 
 __all__ = ["AUDIT_DELTA", "DEFAULT_AUDIT", "Audit", "AuditLine", "checked_share", "running_interval", "true_recalls"]
@@ -32,6 +38,8 @@ MOST_LINES = 256  # budgets and ks that are counted apart; of others those that 
 HALVINGS = 20  # of [0, 1]: 1e-6, below the resolution of any recall
 
 Counts = npt.NDArray[np.int64]
+# k and delta -> what storage costs of recall@k: the mean, and at most with confidence 1 - delta; None: nothing.
+Lost = Callable[[int, float], tuple[float, float]]
 
 
 def true_recalls(returned: npt.NDArray[np.float32], true: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -70,8 +78,10 @@ class AuditLine:
     """What the audit found for one budget and k.
 
     promised: the recall that was asked for; None for a latency or a plan. n_queries: searches compared with flat
-    search. recall: their mean recall@k; low, high: an interval around it, valid at any time with confidence .95, as
-    long as the queries stay of one kind. broken: whether they refute at level .01 that the recall is what was asked.
+    search. recall: their mean recall@k by the rows as given, as far as is known: against flat search over the rows as
+    stored, less what storage costs. low, high: an interval around it, valid at any time with confidence .95, as long as
+    the queries stay of one kind. broken: whether they refute at level .01 that the recall is what was asked. storage,
+    storage_most: what was taken off for storage, and its bound, which is in the interval; None where nothing was.
     """
 
     budget: str
@@ -82,6 +92,8 @@ class AuditLine:
     low: float
     high: float
     broken: bool
+    storage: float | None = None
+    storage_most: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -90,8 +102,14 @@ class AuditLine:
     def __str__(self) -> str:
         return (
             f"audit of {self.budget} at k={self.k}: recall {self.recall:.4f}, interval [{self.low:.4f}, "
-            f"{self.high:.4f}], {self.n_queries:,} searches"
+            f"{self.high:.4f}], {self.n_queries:,} searches{self._taken_off}"
         )
+
+    @property
+    def _taken_off(self) -> str:
+        if self.storage is None:
+            return ""
+        return f", storage taken off: {self.storage:.4f}, at most {self.storage_most:.4f}"
 
 
 @dataclass
@@ -116,7 +134,9 @@ class Audit:
         with self._lock:
             return np.flatnonzero(self._generator.random(n_queries) < share)
 
-    def add(self, budget: str, k: int, promised: float | None, found: npt.NDArray[np.int64]) -> AuditLine:
+    def add(
+        self, budget: str, k: int, promised: float | None, found: npt.NDArray[np.int64], lost: Lost | None = None
+    ) -> AuditLine:
         """Note how many of the true top k some searches got: int64 [n]; gives the line as it then is."""
         with self._lock:
             known = self._found.get((budget, k))
@@ -125,22 +145,28 @@ class Audit:
             counts = known[1]
             counts += np.bincount(found, minlength=k + 1)
             seen = counts.copy()
-        return _line(budget, k, promised, seen)
+        return _line(budget, k, promised, seen, lost)
 
-    def lines(self) -> tuple[AuditLine, ...]:
+    def lines(self, lost: Lost | None = None) -> tuple[AuditLine, ...]:
         """What was found so far, by budget and k."""
         with self._lock:
             found = [(budget, k, promised, counts.copy()) for (budget, k), (promised, counts) in self._found.items()]
-        return tuple(_line(*line) for line in sorted(found, key=lambda line: line[:2]))
+        return tuple(_line(*line, lost) for line in sorted(found, key=lambda line: line[:2]))
 
 
-def _line(budget: str, k: int, promised: float | None, counts: Counts) -> AuditLine:
-    n_queries = int(counts.sum())
-    low, high = running_interval(counts)
-    mean = float(counts @ np.arange(k + 1)) / (k * n_queries) if n_queries else math.nan
-    shares = np.arange(k + 1) / k
-    broken = promised is not None and 1.0 - _lowest(counts, 1.0 - shares, BROKEN_DELTA) < promised
-    return AuditLine(budget, k, promised, n_queries, mean, low, high, broken)
+def _line(budget: str, k: int, promised: float | None, counts: Counts, lost: Lost | None) -> AuditLine:
+    n_queries, shares = int(counts.sum()), np.arange(k + 1) / k
+    taken, most = (0.0, 0.0) if lost is None else lost(k, AUDIT_DELTA * SHARE_OF_DELTA)
+    rest = 1.0 if lost is None else 1.0 - SHARE_OF_DELTA
+    low, high = running_interval(counts, AUDIT_DELTA * rest)
+    low, high = max(0.0, low - most), min(1.0, high + most)
+    mean = max(0.0, float(counts @ shares) / n_queries - taken) if n_queries else math.nan
+    broken = False
+    if promised is not None:
+        most_broken = 0.0 if lost is None else lost(k, BROKEN_DELTA * SHARE_OF_DELTA)[1]
+        broken = 1.0 - _lowest(counts, 1.0 - shares, BROKEN_DELTA * rest) + most_broken < promised
+    off = (None, None) if lost is None else (taken, most)
+    return AuditLine(budget, k, promised, n_queries, mean, low, high, broken, *off)
 
 
 def checked_share(value: object, name: str) -> float:

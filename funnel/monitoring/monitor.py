@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from threading import Lock
 
 import numpy as np
@@ -68,6 +69,8 @@ class Monitor:
         self._audit = Audit(0.0)
         self.punctuality: Punctuality = Punctuality()
         self._promise = _Promise()
+        stored = None if calibration is None else calibration.storage
+        self._lost = None if stored is None else lru_cache(stored.loss)
         self._watch: Watch | None = None
         if calibration is not None and calibration.certifies:
             self._watch = Watch.of(calibration, rows)
@@ -141,7 +144,7 @@ class Monitor:
         name, promised = budget()
         if filtered is not None:
             name, promised = f"{name} under filters", None
-        line = running.add(name, k, promised, found)
+        line = running.add(name, k, promised, found, self._lost)
         if line.broken and self._watch is not None:
             self._void(f"{line}: below what was promised")
 
@@ -176,7 +179,7 @@ class Monitor:
             p_value=1.0 if drift is None else drift.p_value,
             calibrated="" if calibration is None else calibration.date,
             calibration_queries=0 if calibration is None else calibration.n_queries,
-            audits=self._audit.lines(),
+            audits=self._audit.lines(self._lost),
             latencies=self.punctuality.lines(),
         )
 

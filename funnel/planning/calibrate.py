@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from funnel.cascade import Cascade, Float32
 from funnel.plan import Plan
-from funnel.planning.calibration import record
+from funnel.planning.calibration import LARGEST_K, record
 from funnel.planning.costs import measure_costs
 from funnel.planning.records import CACHED_KS, Calibration, depth_of
 from funnel.planning.storage_cost import StorageCost, measure_storage_cost
@@ -26,6 +26,7 @@ SMALLEST_PLANNED = 256
 
 
 Near = tuple[Float32, npt.NDArray[np.int64]]
+Search = Callable[[Float32, int], Near]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,54 @@ class Given:
     near: Near
     real_near: Near | None
 
+    @classmethod
+    def again(
+        cls, stored: Calibration | None, places: npt.NDArray[np.int64], added: Search | None = None
+    ) -> Given | None:
+        """What was worked out then, for the queries on record, of rows some of which went and others came since.
+
+        places: int64 [rows then], where each row is stored now, -1: nowhere. added: exact search over the rows that
+        came, as given, for recorded queries and k: scores, and the rows as they are stored now. None where truth was
+        that of the rows as stored, or so many rows went that the nearest LARGEST_K of some query are not on record.
+        """
+        if stored is None or not stored.as_given:
+            return None
+        corpus, queries = stored.runs()
+        nears = []
+        for run in (corpus, queries):
+            if run is None:
+                continue
+            if run.near_scores is None or run.near_rows is None:
+                return None
+            came = None if added is None else added(np.ascontiguousarray(run.queries), run.near_rows.shape[1])
+            near = _carried((run.near_scores, run.near_rows.astype(np.int64)), places, came)
+            if near is None:
+                return None
+            nears.append(near)
+        own = np.where(corpus.own_rows < 0, -1, places[corpus.own_rows])
+        return cls(np.array(corpus.queries), own, nears[0], nears[1] if queries is not None else None)
+
+    def without(self, those: npt.NDArray[np.bool_]) -> Given:
+        """The same without some of the real queries."""
+        if self.real_near is None:
+            return self
+        return replace(self, real_near=(self.real_near[0][~those], self.real_near[1][~those]))
+
+
+def _carried(near: Near, places: npt.NDArray[np.int64], came: Near | None) -> Near | None:
+    """See `Given.again`. What came and lies beyond the last that is on record is let go: others may lie between."""
+    scores, rows = near[0], np.where(near[1] < 0, -1, places[near[1]])
+    if came is not None:
+        known = came[0] >= scores[:, -1:]
+        scores = np.concatenate([scores, came[0]], axis=1)
+        rows = np.concatenate([rows, np.where(known, came[1], -1)], axis=1)
+    scores = np.where(rows < 0, np.float32(-np.inf), scores)
+    width = int((rows >= 0).sum(axis=1).min())
+    if width < LARGEST_K:
+        return None
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
 
 @dataclass(frozen=True)
 class Certifying:
@@ -53,6 +102,14 @@ class Certifying:
     queries: Float32 | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     corpus_like: bool = False
+
+    def without(self, those: npt.NDArray[np.bool_], why: str) -> Certifying:
+        """The same without some of the queries: bool [q], True for those to leave out."""
+        if self.queries is None or not those.any():
+            return self
+        left = np.ascontiguousarray(self.queries[~those])
+        left_out = {**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())}
+        return replace(self, queries=left if len(left) else None, left_out=left_out)
 
 
 def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.int64]]:

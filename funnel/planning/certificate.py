@@ -16,8 +16,9 @@ class Certificate:
     """What is promised about a plan's recall, and on what evidence.
 
     certified is True only where real queries passed the test for this recall and k. `estimate` and
-    `lower_bound` are of the served plan: mean recall@k on the queries, and the bound at 1 - delta; `bound` names
-    which one (see funnel.planning.bounds). Where a share of queries was asked for, both are of the share of queries
+    `lower_bound` are of the served plan and of the same queries: their mean recall@k, and the bound at 1 - delta, which
+    is shown only where certified; `bound` names which one (see funnel.planning.bounds). delta: of this certificate
+    alone; of twenty at .05 one may be false. Where a share of queries was asked for, both are of the share of queries
     with a recall@k of at least `recall`. mean_recall: of the served plan, whichever was asked for. machine: the
     fingerprint, as JSON. updates: what was added and deleted since it was measured, and how that is counted.
     queries_needed: about how many real queries would certify the recall, where there were too
@@ -42,14 +43,17 @@ class Certificate:
     updates: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain values; None where nothing was measured, as NaN is no JSON."""
+        """The record as plain values; None where nothing was measured, as NaN is no JSON, or no bound is certified."""
         values = {name: getattr(self, name) for name in self.__slots__}
+        if not self.certified:
+            values["lower_bound"] = None
         return {name: None if value != value else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Certificate:
         """The certificate that `to_json` wrote."""
-        measured = {name: math.nan if value[name] is None else value[name] for name in ("estimate", "mean_recall")}
+        numbers = ("estimate", "lower_bound", "mean_recall")
+        measured = {name: math.nan if value[name] is None else value[name] for name in numbers}
         return cls(**{**value, **measured})
 
     @property

@@ -177,7 +177,7 @@ class Planner:
     def _exact(self, budget: Budget, k: int, why: str, needed: int | None = None) -> Certificate:
         """What can be said of flat search: it is exact over the rows as stored, and nearly always over those given."""
         storage = self.calibration.storage
-        if storage is None or storage.exact(k):
+        if storage is None or self.calibration.flat_recall(k) == 1.0:
             return self._record(budget, k, True, 1.0, 1.0, f"exact: {why}", needed)
         recalls = storage.kept(k)
         met = recalls if budget.share is None else (recalls >= (budget.recall or 1.0)).astype(np.float64)

@@ -46,8 +46,9 @@ class Calibration:
     for the usual budgets when the calibration was made, to be read; see `Planner.promised`. updates: what was added and
     deleted since, and how the record takes it into account. void: why nothing can be certified since; "" where it can.
     added: of queries, the best scores float32 [q, any] among rows added since; None where there are none.
-    storage: what storing the rows costs exact search; None where it was never measured. as_given: whether truth is
-    exact search over the rows as given; where it is that over the rows as stored, that cost is taken off.
+    storage: what storing the rows costs exact search; None where it was never measured, or is nothing. as_given:
+    whether truth is exact search over the rows as given; where it is that over the rows as stored, that cost is taken
+    off.
     """
 
     costs: Costs
@@ -102,6 +103,10 @@ class Calibration:
             return 0.0, 0.0, delta
         mean, most = self.storage.loss(k, delta * SHARE_OF_DELTA, whole)
         return mean, most, delta * (1.0 - SHARE_OF_DELTA)
+
+    def flat_recall(self, k: int) -> float:
+        """Mean recall@k of flat search: 1 where it is exact, else what storage leaves of the rows as given."""
+        return 1.0 if self.storage is None or self.storage.exact(k) else float(self.storage.kept(k).mean())
 
     def frontier(self, k: int) -> Frontier | None:
         """The tested plans for this k, from the record on first use; None where the record is not deep enough."""

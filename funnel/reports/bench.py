@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,10 @@ class _Truth:
             raise InputError(f"k is {k}; an index of {len(index)} rows has no {k} neighbours of its own rows")
         self._scores = self._run(FLAT)
 
-    def recall(self, plan: Plan) -> float:
-        """Mean recall@k of a plan."""
-        return float(recall_at_k(self._run(plan), self._scores, self._k).mean())
+    def recall(self, plan: Plan) -> tuple[float, float]:
+        """Mean recall@k of a plan, by the rows as stored, and its standard error."""
+        found = recall_at_k(self._run(plan), self._scores, self._k).astype(np.float64)
+        return float(found.mean()), float(found.std()) / math.sqrt(len(found))
 
     def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
         widened = plan.widened() if self._extra else plan
@@ -170,13 +172,16 @@ def _target(
     many = index.explain(k, recall=target, batch=batch)
     us_single = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, 1)
     us_batch = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, batch)
+    recall, error = min(truth.recall(plan) for plan in dict.fromkeys([many.plan, single.plan]))
+    certified = many.certificate.certified and single.certificate.certified
     result: FunnelResult = {
         "target": target,
         "plan": str(many.plan) if many.plan == single.plan else f"{many.plan}; single: {single.plan}",
-        "recall": min(truth.recall(many.plan), truth.recall(single.plan)),
-        "recall_low": min(many.recall_lower_bound, single.recall_lower_bound),
+        "recall": recall,
+        "recall_error": error,
+        "recall_low": min(many.recall_lower_bound, single.recall_lower_bound) if certified else None,
         "predicted_recall": min(many.recall, single.recall),
-        "certified": many.certificate.certified and single.certificate.certified,
+        "certified": certified,
         "us_single": us_single,
         "us_batch": us_batch,
         "predicted_us_single": _predicted_us(index, single),

@@ -51,7 +51,7 @@ def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
 
 
 def _certified(line: Explanation) -> str:
-    if line.plan.is_flat:
+    if line.plan.is_flat and line.recall >= 1.0:
         return "exact"
     return "yes" if line.certificate.certified else "no"
 

@@ -41,8 +41,9 @@ RECALL_TICKS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One plan: its mean recall, the lower bound at the certificate's confidence, and predicted ms of one call.
+    """One plan: its mean recall, its own lower bound at a certificate's confidence, and predicted ms of one call.
 
+    Without real queries nothing is certified, and the bound is the mean itself.
     budgets: recalls asked for that it serves.
     """
 
@@ -70,7 +71,8 @@ def frontier_points(index: FunnelIndex, k: int = 10, batch: int = 1, recalls: Se
     for plan in dict.fromkeys([FLAT, *frontier.plans, *serves]):
         known = planner.certificate(plan, latency, k)
         ms = planner.costs.predict(plan, size, searcher.dim)
-        points.append(Point(plan, known.estimate, known.lower_bound, ms, tuple(sorted(serves.get(plan, [])))))
+        bound = known.lower_bound if planner.calibration.certifies else known.estimate
+        points.append(Point(plan, known.estimate, bound, ms, tuple(sorted(serves.get(plan, [])))))
     return sorted(points, key=lambda point: point.ms)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from funnel.errors import InputError, MissingPackageError
 from funnel.reports.labels import Label, place_labels
-from funnel.reports.results import Results
+from funnel.reports.results import FunnelResult, Results
 from funnel.reports.tables import microseconds, recall_text, times
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
     """Draw speed-up over flat search against measured recall and write it as a PNG.
 
     Each budget is a point labelled with its promise and its speed-up, in batch and one query a call;
-    a thin line reaches left to the recall's lower bound. Dashed uprights mark the promises: a kept
+    a thin line spans its standard error. Dashed uprights mark the promises: a kept
     promise is a point at or right of its own.
 
     Args:
@@ -103,10 +103,16 @@ def stretch(recall: float) -> float:
     return -math.log10(1 + RECALL_OFFSET - min(recall, 1.0))
 
 
+def _reach(point: FunnelResult) -> tuple[float, float]:
+    """The recall that was measured, less and plus its standard error."""
+    recall, error = point["recall"], point["recall_error"]
+    return max(0.0, recall - error), min(1.0, recall + error)
+
+
 def _frame(axes: "Axes", results: Results) -> None:
     points = results["funnel"]
     targets = sorted({point["target"] for point in points})
-    recalls = [point[key] for point in points for key in ("target", "recall", "recall_low")]
+    recalls = [*(point["target"] for point in points), *(low for point in points for low in _reach(point))]
     speeds = [1.0] + [point[series.key] for point in points for series in _SERIES]
     left, right = stretch(min(recalls)), stretch(1.0)
     axes.set_xlim(left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05)
@@ -130,8 +136,8 @@ def _curve(axes: "Axes", results: Results, series: _Series) -> None:
     points = sorted(results["funnel"], key=lambda point: point["recall"])
     x = [stretch(point["recall"]) for point in points]
     y = [point[series.key] for point in points]
-    lows = [stretch(min(point["recall_low"], point["recall"])) for point in points]
-    axes.hlines(y, lows, x, color=series.colour, linewidth=1.4, alpha=0.55, zorder=2)
+    lows, highs = ([stretch(end) for end in ends] for ends in zip(*map(_reach, points), strict=True))
+    axes.hlines(y, lows, highs, color=series.colour, linewidth=1.4, alpha=0.55, zorder=2)
     axes.plot(x, y, color=series.colour, linewidth=1.6, alpha=0.35, zorder=1)
     axes.plot(
         x,

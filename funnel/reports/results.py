@@ -46,15 +46,17 @@ FlatResult = TypedDict(
     },
 )
 
-# One recall budget: what was promised, which plan was served, what it gave. `recall_low` is the lower
-# confidence bound; `speedup_*` is flat's time over the funnel's.
+# One recall budget: what was promised, which plan was served, what it gave. `recall` is that of the queries measured
+# on, `recall_error` its standard error; `predicted_recall` that of the calibration queries, and `recall_low` the lower
+# confidence bound of the same, None where nothing is certified; `speedup_*` is flat's time over the funnel's.
 FunnelResult = TypedDict(
     "FunnelResult",
     {
         "target": float,
         "plan": str,
         "recall": float,
-        "recall_low": float,
+        "recall_error": float,
+        "recall_low": float | None,
         "predicted_recall": float,
         "certified": bool,
         "us_single": float,

@@ -33,7 +33,7 @@ class Column:
     def cell(self, row: Row) -> str:
         """The text of this column in a row, on one line."""
         value = row.get(self.key)
-        if value is None:
+        if value is None or value != value:  # NaN: there is none
             return MISSING
         text = self.form(value) if callable(self.form) else format(value, self.form)
         return " ".join(text.split())
@@ -66,6 +66,8 @@ def size(value: float) -> str:
 COMPARISON_COLUMNS = (
     Column("search", "search", left=True),
     Column("recall", "recall", ".4f"),
+    Column("recall_error", "±", ".4f"),
+    Column("predicted_recall", "calibrated", ".4f"),
     Column("recall_low", "low bound", ".4f"),
     Column("certified", "certified", lambda certified: "yes" if certified else "no"),
     Column("speedup_batch", "batch", times),
@@ -82,6 +84,7 @@ PREDICTION_COLUMNS = (
     Column("search", "search", left=True),
     Column("predicted_recall", "recall predicted", ".4f"),
     Column("recall", "measured", ".4f"),
+    Column("recall_error", "±", ".4f"),
     Column("predicted_us_batch", "µs batch predicted", microseconds),
     Column("us_batch", "measured", microseconds),
     Column("predicted_us_single", "µs single predicted", microseconds),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from funnel.errors import InputError
 from funnel.monitoring.audit import MOST_LINES, Audit, checked_share, running_interval, true_recalls
+from funnel.planning.storage_cost import StorageCost
 from funnel.reports.metrics import recall_at_k
 
 K = 10
@@ -72,6 +73,27 @@ def test_a_promise_that_is_not_kept_shows() -> None:
     assert "recall 0.9 at k=10" in str(line)
     open_end = Audit(1.0).add("latency 5 ms", K, None, np.zeros(500, dtype=np.int64))
     assert not open_end.broken
+
+
+def test_what_storage_costs_is_taken_off() -> None:
+    """Of the mean its mean, of the interval its bound, on both sides; a promise is broken by more than it only."""
+    truth = np.tile(np.linspace(0.9, 0.5, K, dtype=np.float32), (2_000, 1))
+    found = truth.copy()
+    found[:400, -1] = 0.1  # a fifth of the queries lose one of ten
+    lost = StorageCost(found, truth).loss
+    counts = np.random.default_rng(0).binomial(K, 0.9, 2_000)
+    stored = Audit(1.0).add("recall 0.9", K, 0.9, counts)
+    line = Audit(1.0).add("recall 0.9", K, 0.9, counts, lost)
+    assert line.storage == pytest.approx(0.02)
+    assert line.storage_most is not None and 0.02 < line.storage_most < 0.03
+    assert line.recall == pytest.approx(stored.recall - 0.02)
+    assert line.low < stored.low - line.storage_most < stored.high + line.storage_most < line.high
+    assert "storage taken off: 0.0200, at most 0.02" in str(line)
+    assert stored.storage is None and "storage" not in str(stored)
+    slightly = np.random.default_rng(0).binomial(K, 0.885, 5_000)
+    assert Audit(1.0).add("recall 0.9", K, 0.9, slightly).broken
+    assert not Audit(1.0).add("recall 0.9", K, 0.9, slightly, lost).broken
+    assert Audit(1.0).add("recall 0.9", K, 0.9, np.random.default_rng(0).binomial(K, 0.8, 5_000), lost).broken
 
 
 def test_draws_are_of_the_share_and_repeatable() -> None:

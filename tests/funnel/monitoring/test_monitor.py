@@ -16,6 +16,7 @@ from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run
 from funnel.planning.records import Calibration
+from funnel.planning.storage_cost import StorageCost
 from tests.funnel.planning.made_up import K, make_calibration, make_planner
 
 QUERIES = 1_000
@@ -123,6 +124,20 @@ def test_an_audit_keeps_true_recall() -> None:
     assert line.low < 0.9 < line.high
     assert not monitor.void
     assert "audit of recall 0.8 at k=10" in str(monitor.health())
+
+
+def test_an_audit_is_by_the_rows_as_given() -> None:
+    made = calibration()
+    truth = scores(QUERIES, 1)
+    found = truth.copy()
+    found[: QUERIES // 2, -1] = -1.0
+    made.storage = StorageCost(found, truth)
+    monitor = Monitor(made, exact)
+    true = scores(100, 5)
+    monitor.check(true, true, lambda: ("recall 1", 1.0), True)
+    (line,) = monitor.health().audits
+    assert (line.recall, line.storage) == (pytest.approx(0.95), pytest.approx(0.05))
+    assert not line.broken
 
 
 def test_one_call_is_audited_by_itself() -> None:

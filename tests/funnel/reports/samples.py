@@ -8,6 +8,7 @@ def point(target: float, recall: float, batch: float, single: float, **fields: o
         "target": target,
         "plan": f"hnsw@128 for {target}",
         "recall": recall,
+        "recall_error": 0.002,
         "recall_low": recall - 0.007,
         "predicted_recall": recall - 0.001,
         "certified": True,

@@ -55,7 +55,7 @@ def test_recall_is_that_of_numpy(graph: FunnelIndex, rows: np.ndarray, unseen: n
     positions = [[int(id_.split()[1]) for id_ in row] for row in found]
     expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(positions, truth.tolist(), strict=True)])
     prepared = graph.searcher.prepare(unseen)
-    assert module._Truth(graph, prepared, None, 10).recall(plan) == pytest.approx(expected, abs=1e-3)
+    assert module._Truth(graph, prepared, None, 10).recall(plan)[0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_rows_as_queries_do_not_find_themselves(graph: FunnelIndex, rows: np.ndarray) -> None:
@@ -65,7 +65,7 @@ def test_rows_as_queries_do_not_find_themselves(graph: FunnelIndex, rows: np.nda
     assert_array_equal(held_out_queries(graph).own_positions, held.own_positions)
     prepared = graph.searcher.prepare(held.vectors)
     truth = module._Truth(graph, prepared, held.own_positions, 10)
-    assert truth.recall(FLAT) == 1.0
+    assert truth.recall(FLAT) == (1.0, 0.0)
     without = brute_force(rows, rows[held.own_positions], 11)[1][:, 1:]
     assert_allclose(truth._scores, without, atol=2e-6)
 
