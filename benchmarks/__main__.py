@@ -21,6 +21,7 @@ from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
 from benchmarks.promise import promise
+from benchmarks.queries import queries
 from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.tail import tail
@@ -52,6 +53,7 @@ for command in (
     memory,
     peers,
     promise,
+    queries,
     scale,
     scifact,
     tail,

@@ -66,6 +66,14 @@ class Asked:
             left_out={**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())},
         )
 
+    def shuffled(self, generator: np.random.Generator) -> Asked:
+        """The same with the certifying queries in another order."""
+        if self.certifying is None:
+            return self
+        order = generator.permutation(len(self.certifying))
+        texts = None if self.texts is None else [self.texts[i] for i in order]
+        return replace(self, certifying=np.ascontiguousarray(self.certifying[order]), texts=texts)
+
     def without_seen(self, seen: frozenset[str]) -> Asked:
         """The same without those that an adaptor saw. seen: their hashes, see `query_hashes`."""
         if self.certifying is None or not seen:
@@ -101,10 +109,12 @@ def encode_asked(
         return Asked()
     judged = [] if queries.ids is None else [i for i, name in enumerate(queries.ids) if name in qrels]
     others = np.setdiff1d(np.arange(len(queries)), judged)
-    drawn = np.random.default_rng(seed).permutation(others)
+    generator = np.random.default_rng(seed)
     texts = None if queries.texts is None else [folded(text) for text in queries.texts]
-    distinct = _distinct_texts(texts, drawn)
-    chosen = distinct[:MOST_QUERIES]
+    distinct = _distinct(queries, texts, others)
+    # Drawn once each is there once: of calls in random order the popular ones come first, and more of them would be
+    # chosen. The bound takes the order for one that knows nothing of the queries.
+    chosen = generator.permutation(distinct)[:MOST_QUERIES]
     names = [queries.ids[i] for i in judged] if queries.ids is not None else []
     training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
     hashes = query_hashes(None if texts is None else [texts[i] for i in judged], training)
@@ -113,7 +123,7 @@ def encode_asked(
     asked = Asked(
         _encoded(queries, chosen, encoder, dim, progress),
         None if texts is None else [texts[i] for i in chosen],
-        {REPEATED: len(drawn) - len(distinct)},
+        {REPEATED: len(others) - len(distinct)},
         names,
         training,
         frozenset().union(*hashes),
@@ -121,13 +131,18 @@ def encode_asked(
     ).without_seen(frozenset().union(*hashes))
     if training is not None and asked.certifying is not None:
         asked = asked.without(_like_any(asked.certifying, training), TRAINED)
-    return asked if asked.certifying is None else asked.without(_repeats(asked.certifying), REPEATED)
+    return (
+        asked if asked.certifying is None else asked.without(_repeats(asked.certifying), REPEATED).shuffled(generator)
+    )
 
 
-def _distinct_texts(texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The numbers of queries, each text once; all of them where there are only vectors."""
+def _distinct(queries: Queries, texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of queries, each text once; where there are only vectors, each that has the very same numbers."""
     if texts is None:
-        return numbers
+        assert queries.vectors is not None
+        rows = np.ascontiguousarray(queries.vectors[numbers])
+        whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+        return np.asarray(numbers[np.sort(np.unique(whole, return_index=True)[1])], dtype=np.int64)
     first: dict[str, int] = {}
     for number in numbers:
         first.setdefault(texts[number] or f"\0{number}", int(number))  # no text is not the same text

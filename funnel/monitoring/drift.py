@@ -14,7 +14,10 @@ Queries are compared in windows, each with the calibration sample afresh. So the
 can tell, and nothing smaller, however long the traffic; and its memory is bounded.
 
 A query that is asked again within a window is not counted again, in the calibration sample no more than in live
-traffic: what is tested is which queries come, not how often each does.
+traffic: what is tested is which queries come, not how often each does. In traffic the popular ones come first all the
+same: on real embeddings, calls drawn by Zipf's law raised no alarm in 360 streams where what is popular had nothing to
+do with its scores, and soon in nearly all where it had. That is a change: the certificate, which is of distinct
+queries, does not speak of most calls then.
 """
 
 from __future__ import annotations

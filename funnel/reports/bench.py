@@ -83,6 +83,7 @@ def bench(
     truth = _Truth(index, prepared, queries.own_positions, k)
     steps = Progress(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
     flat = _flat(index, prepared, queries, qrels, k, batch)
+    flat["recall"] = 1.0 - truth.lost
     steps.update()
     measured: list[FunnelResult] = []
     for target in targets:
@@ -109,14 +110,17 @@ class _Truth:
     ) -> None:
         self._index, self._prepared, self._own, self._k = index, prepared, own, k
         self._extra = 0 if own is None else 1
+        calibration = index.searcher.calibration
+        storage = None if calibration is None else calibration.storage
+        self.lost = 0.0 if storage is None else float(1.0 - storage.kept(k).mean())
         if k + self._extra > len(index):
             raise InputError(f"k is {k}; an index of {len(index)} rows has no {k} neighbours of its own rows")
         self._scores = self._run(FLAT)
 
     def recall(self, plan: Plan) -> tuple[float, float]:
-        """Mean recall@k of a plan, by the rows as stored, and its standard error."""
+        """Mean recall@k of a plan, by the rows as stored and less what storage costs, and its standard error."""
         found = recall_at_k(self._run(plan), self._scores, self._k).astype(np.float64)
-        return float(found.mean()), float(found.std()) / math.sqrt(len(found))
+        return max(0.0, float(found.mean()) - self.lost), float(found.std()) / math.sqrt(len(found))
 
     def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
         widened = plan.widened() if self._extra else plan

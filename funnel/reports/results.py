@@ -34,13 +34,15 @@ class MachineFacts(TypedDict):
     python: str
 
 
-# In the functional form because "ndcg@10" is no Python name. Exact search at full width.
+# In the functional form because "ndcg@10" is no Python name. Exact search at full width over the rows as stored: its
+# recall is what that keeps of the true top k of the rows as given, as far as that was measured.
 FlatResult = TypedDict(
     "FlatResult",
     {
         "us_single": float,
         "us_batch": float,
         "bytes": int,
+        "recall": NotRequired[float],
         "ndcg@10": NotRequired[float],
         "recall@100": NotRequired[float],
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -186,6 +187,42 @@ def test_a_query_asked_again_is_not_counted_again() -> None:
     assert feed(drift, popular) is None
     assert drift.seen == 3_000
     assert drift.compared == 3
+
+
+@pytest.fixture(scope="module")
+def real_scores(data_dir: Path) -> Float32:
+    """The ten best cosines of 6,000 held-out documents among 20,000 others: real embeddings."""
+    corpus, asked = (
+        np.load(data_dir / "vectors-384" / f"{name}.int8.npy", mmap_mode="r")[:count].astype(np.float32)
+        for name, count in (("corpus", 20_000), ("queries", 6_000))
+    )
+    corpus, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (corpus, asked))
+    best = torch.topk(torch.from_numpy(asked) @ torch.from_numpy(corpus).T, 10, dim=1).values
+    return np.ascontiguousarray(best.numpy())
+
+
+@pytest.mark.parametrize("exponent", [0.8, 1.0, 1.2])
+def test_traffic_with_many_repeats_raises_no_alarm(exponent: float, real_scores: Float32) -> None:
+    """Calibrated on distinct queries of a log; live calls of the same Zipf distribution, most of them repeats."""
+    alarms, shares = 0, np.arange(1.0, 3_001.0) ** -exponent
+    shares /= shares.sum()
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        pool = real_scores[generator.permutation(len(real_scores))[:3_000]]
+        log = np.unique(generator.choice(len(pool), 5_000, p=shares))
+        drift = watching(pool[generator.permutation(log)[:800]], seed)
+        alarms += feed(drift, pool[generator.choice(len(pool), 4_000, p=shares)]) is not None
+        assert drift.compared < 0.6 * drift.seen
+    assert alarms <= 1  # of 20 with probability .01 each: 2 or more in 1.7 % of runs
+
+
+def test_popular_queries_of_another_kind_are_a_change(real_scores: Float32) -> None:
+    """Distinct queries certify; where the few that make most calls are unlike the others, that is said."""
+    generator = np.random.default_rng(0)
+    pool = real_scores[np.argsort(-real_scores[:, 0] + generator.normal(0, 0.1, len(real_scores)))]
+    shares = np.arange(1.0, len(pool) + 1.0) ** -1.0
+    live = pool[generator.choice(len(pool), 2_000, p=shares / shares.sum())]
+    assert feed(watching(real_scores[generator.permutation(len(real_scores))[:1_000]]), live) is not None
 
 
 def test_a_new_window_begins_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
