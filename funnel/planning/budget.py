@@ -23,7 +23,8 @@ class Budget:
 
     recall: mean recall@k against flat search over the distribution of queries, in (0, 1].
     latency_ms: the 95th percentile of one search call, in milliseconds, at the batch size of the call.
-    confidence: the probability 1 - delta with which a certified recall holds, in (0, 1).
+    confidence: the probability 1 - delta with which a certified recall holds, in (0, 1): that of one certificate, not
+    of all that one asks for together.
     share: None: recall is that of the mean over queries; else at least this share of queries, in (0, 1], gets a
     recall@k of at least `recall`.
 

@@ -13,7 +13,7 @@ from funnel.reports.tables import (
     text_table,
     times,
 )
-from tests.funnel.reports.samples import sample_results
+from tests.funnel.reports.samples import point, sample_results
 
 COLUMNS = [
     Column("name", "name", left=True),
@@ -118,3 +118,10 @@ def test_what_is_not_certified_says_so():
 def test_predictions_stand_beside_what_was_measured():
     lines = text_table(budget_rows(sample_results()), PREDICTION_COLUMNS).splitlines()
     assert lines[4].split() == ["recall", "0.95", "0.9561", "0.9571", "0.0020", "72", "72", "426", "438"]
+
+
+def test_where_nothing_is_certified_no_bound_is_shown():
+    results = sample_results()
+    results["funnel"] = [point(0.95, 0.9571, 14.0, 9.4, certified=False, recall_low=None)]
+    cells = text_table(comparison_rows(results), COMPARISON_COLUMNS).splitlines()[3].split()
+    assert cells[:7] == ["recall", "0.95", "0.9571", "0.0020", "0.9561", "–", "no"]
