@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test fuzz model lint format types wheel clean
+.PHONY: install demo test quick fuzz model lint format types wheel clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test: install
 	@$(BIN)/python -m pytest $(ARGS) || { status=$$?; \
 	  if [ $$status -eq 5 ]; then echo 'make test: FAILED, no tests were collected' >&2; fi; \
 	  exit $$status; }
+
+# Without the tests that are marked slow.
+quick: export ARGS := -m "not slow" $(ARGS)
+quick: test
 
 # Every target for so many seconds under atheris; stops at the first error that is not documented.
 SECONDS_PER_TARGET ?= 10

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.cascade import Cascade, Float32, Int64
+from funnel.cascade import Cascade, Float32, Int64, some_missing
+from funnel.deadline import Deadline
 from funnel.plan import Plan
+from funnel.staged import Found
 from funnel.workers import workers
 from indexes import PrunedSearch, Pruning, exact_search
 
-__all__ = ["over_live", "pruned_exact", "pruning_of"]
+__all__ = ["filled_up", "filled_up_until", "over_live", "pruned_exact", "pruning_of"]
 
 # Candidates for k results in the search whose k-th score rules rows out. Of 200,000 rows 24 for 10 lack the k-th true
 # score by .004; twice as many cost more than they rule out.
@@ -49,6 +51,30 @@ def over_live(cascade: Cascade, live: npt.NDArray[np.bool_] | None) -> Cascade:
     if isinstance(exact, PrunedSearch):
         made = replace(made, exact=exact.among(live, _reached(made)))
     return made
+
+
+def filled_up(
+    cascade: Cascade, queries: Float32, plan: Plan, k: int, scores: Float32, rows: Int64
+) -> tuple[Float32, Int64]:
+    """What a plan found, scores and stored rows [n, k]; exact where it lacks some of the best k that there are.
+
+    Rows of its shortlist were deleted, or the lists that were searched are short or empty.
+    """
+    count = min(k, cascade.rows)
+    if plan.is_flat or not count or not some_missing(rows[:, :count]):
+        return scores, rows
+    short = np.flatnonzero(rows[:, count - 1] < 0)
+    scores, rows = np.array(scores), np.array(rows)
+    scores[short], rows[short] = cascade.flat(np.ascontiguousarray(queries[short]), k)
+    return scores, rows
+
+
+def filled_up_until(cascade: Cascade, queries: Float32, plan: Plan, k: int, deadline: Deadline, found: Found) -> Found:
+    """As `filled_up`, unless the deadline has passed."""
+    if deadline.passed():
+        return found
+    scores, rows = filled_up(cascade, queries, plan, k, found.scores, found.rows)
+    return replace(found, scores=scores, rows=rows)
 
 
 def _reached(cascade: Cascade) -> Callable[[Float32, int], Float32 | None]:

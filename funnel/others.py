@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.deadline import Deadline
+from funnel.exactness import filled_up, filled_up_until
 from funnel.plan import Plan
 from funnel.segments import ExactRows, Segment, best_of
 from funnel.staged import Found, run_until
@@ -56,7 +57,7 @@ class Others:
         """The best k of what was found in the first segment and of what the plan finds in these."""
         answers = [found]
         for segment, cascade in self.coarse:
-            scores, rows = cascade.run(prepared, plan, k)
+            scores, rows = filled_up(cascade, prepared, plan, k, *cascade.run(prepared, plan, k))
             answers.append((scores, segment.positions(rows)))
         if self.exact is not None:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
@@ -84,6 +85,7 @@ class Others:
         answers, done, seen = [(found.scores, found.rows)], found.done, [(found.seen, first.rows)]
         for segment, cascade in self.coarse:
             more = run_until(cascade, prepared, plan, k, deadline)
+            more = filled_up_until(cascade, prepared, plan, k, deadline, more)
             answers.append((more.scores, segment.positions(more.rows)))
             done = np.minimum(done, more.done)
             seen.append((more.seen, cascade.rows))

@@ -18,7 +18,7 @@ from funnel.data.rows import unit_rows
 from funnel.deadline import Deadline
 from funnel.depth import Kept
 from funnel.errors import BudgetError, InputError
-from funnel.exactness import pruning_of
+from funnel.exactness import filled_up, filled_up_until, pruning_of
 from funnel.ids import Ids, JoinedIds
 from funnel.measured import MeasuredStep, measure_steps
 from funnel.others import Others
@@ -146,19 +146,11 @@ class Searcher:
     def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """As `run`, and from where in the coarse shortlist the hits of the first segment came."""
         scores, rows, kept = self.cascade.traced(prepared, plan, k)
-        if self.cascade.live is not None and not plan.is_flat and k <= self.cascade.rows and some_missing(rows):
-            scores, rows = self._filled_up(prepared, k, scores, rows)
+        scores, rows = filled_up(self.cascade, prepared, plan, k, scores, rows)
         found = scores, self._positions(rows)
         if self.others is not None:
             found = self.others.join(self.cascade, prepared, plan, k, found)
         return *found, kept
-
-    def _filled_up(self, prepared: Float32, k: int, scores: Float32, rows: Int64) -> tuple[Float32, Int64]:
-        """Queries whose shortlist held fewer than k rows that were not deleted are answered exactly."""
-        short = np.flatnonzero(rows[:, -1] < 0)
-        scores, rows = np.array(scores), np.array(rows)
-        scores[short], rows[short] = self.cascade.flat(np.ascontiguousarray(prepared[short]), k)
-        return scores, rows
 
     def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
@@ -169,6 +161,7 @@ class Searcher:
     def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
         """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
         found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
+        found = filled_up_until(self.cascade, prepared, plan, k, deadline, found)
         found = replace(found, rows=self._positions(found.rows))
         return (
             found if self.others is None else self.others.join_until(self.cascade, prepared, plan, k, deadline, found)

@@ -16,7 +16,7 @@ from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.documents import Document
 from funnel.data.norms import Norms
 from funnel.data.records import READERS, Located, located, suffix_of
-from funnel.data.rows import NpyRows, check_ids, unit_rows
+from funnel.data.rows import NpyRows, check_ids, unit_rows, unmasked
 from funnel.errors import InputError
 
 __all__ = ["Corpus", "CorpusSource", "as_array", "as_rows", "local_path", "open_corpus", "unit_rows"]
@@ -207,16 +207,22 @@ def open_corpus(
 
 
 def as_array(source: object) -> NDArray[Any] | None:
-    """The array behind a numpy array, a torch tensor or a column of a table; None for anything else."""
+    """The array behind a numpy array, a torch tensor or a column of a table; None for anything else.
+
+    InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say.
+    """
     if isinstance(source, np.ndarray):
-        return _stacked(source) if source.dtype == object else source
+        array = unmasked(source)
+        return _stacked(array) if array.dtype == object else array
     torch = sys.modules.get("torch")  # a tensor cannot have come without it
     if torch is not None and isinstance(source, torch.Tensor):
+        if source.layout != torch.strided:
+            raise InputError(f"the tensor is {source.layout}; expected a dense one: give tensor.to_dense()")
         tensor = source.detach().cpu()
         if tensor.dtype == torch.bfloat16:  # numpy has no such type
             tensor = tensor.float()
-        array: NDArray[Any] = tensor.numpy()
-        return array
+        rows: NDArray[Any] = tensor.numpy()
+        return rows
     if hasattr(source, "__array__") and not is_table(source):
         column = np.asarray(source)
         return _stacked(column) if column.dtype == object else column

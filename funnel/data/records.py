@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from funnel.data.columns import Columns
 from funnel.data.documents import Document
 from funnel.data.identifiers import identifier
-from funnel.data.rows import unit_rows
+from funnel.data.rows import unit_rows, unmasked
 from funnel.errors import InputError, MissingPackageError
 
 __all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located", "suffix_of"]
@@ -120,7 +120,7 @@ def _vector(value: object, where: str) -> tuple[NDArray[np.float32] | None, floa
     if value is None:
         return None, 1.0
     try:
-        array = np.asarray(value)
+        array = unmasked(value) if isinstance(value, np.ndarray) else np.asarray(value)
     except ValueError:
         array = np.empty(0, dtype=object)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":

@@ -5,6 +5,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from funnel.data.identifiers import identifier, listed
 from funnel.errors import InputError
 
-__all__ = ["NpyRows", "check_ids", "unit_rows"]
+__all__ = ["NpyRows", "check_ids", "unit_rows", "unmasked"]
 
 NAMED_ROWS = 10  # bad rows an error names before it only counts
 NAMED_IDS = 5  # duplicate ids an error names before it only counts
@@ -87,6 +88,16 @@ def _fault(row: NDArray[np.float64]) -> str:
     if np.isnan(row).any():
         return "NaN"
     return "infinite" if np.isinf(row).any() else "all zero"
+
+
+def unmasked(array: NDArray[Any]) -> NDArray[Any]:
+    """The array without the mask it may have. InputError where values are masked."""
+    masked = int(np.ma.getmaskarray(array).sum()) if isinstance(array, np.ma.MaskedArray) else 0
+    if masked:
+        raise InputError(
+            f"{masked:,} values of the array are masked; fill them, as by array.filled(0), or leave out their rows"
+        )
+    return np.asarray(array)
 
 
 class NpyRows:

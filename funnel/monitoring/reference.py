@@ -18,11 +18,15 @@ from funnel.depth import depths
 from funnel.escalation import hard
 from funnel.monitoring.neighbours import RANKS, Neighbours, Rows
 from funnel.plan import Plan
-from funnel.planning.calibration import Run
+from funnel.planning.calibration import TIE_TOLERANCE, Run
 from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 
 __all__ = ["Reference", "returned"]
+
+# Share of the calibration queries whose hits tie with other candidates, up to which their depth is compared: which of
+# several copies of a row is returned is chance, and so is its place.
+MOST_TIED = 0.01
 
 Float32 = npt.NDArray[np.float32]
 
@@ -71,7 +75,7 @@ def returned(
 
     q: the real queries. added: the best scores among rows added since, float32 [q, any], where they are known. NaN
     where the plan returns fewer hits, and for the depth (see funnel.depth) where it returns fewer than k or does not
-    rerank. None where it cannot be followed on the record.
+    rerank, or where many hits tie with others. None where it cannot be followed on the record.
     """
     _, run = calibration.runs()
     if run is None:
@@ -103,19 +107,32 @@ def _followed(
         return None
     scores = torch.from_numpy(np.array(recorded[:, : plan.shortlist]))
     kept: list[torch.Tensor] = []
+    tied = np.zeros(len(result), dtype=np.bool_)
     for stage in plan.stages:
         if stage.width not in run.widths:
             return None
-        kept.append(torch.topk(scores[:, :, run.widths.index(stage.width)], stage.keep, dim=1).indices)
+        at_width = scores[:, :, run.widths.index(stage.width)]
+        best_there, places = torch.topk(at_width, stage.keep, dim=1)
+        kept.append(places)
+        tied |= _tied(at_width, best_there)
         scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
     top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
     best = top.numpy()
-    if calibration.updates and best.shape[1] == k:  # answered exactly where too many of the candidates were deleted
+    if best.shape[1] == k:  # answered exactly where there were too few candidates: see funnel.exactness.filled_up
         best = np.where(np.isneginf(best[:, -1:]), run.truth[:, :k], best)
     result[:, :-1] = _at_ranks(best, added, k, ranks)
-    if top.shape[1] == k:
+    tied |= _tied(scores[:, :, -1], top)
+    if top.shape[1] == k and tied.mean() <= MOST_TIED:
         result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
     return result
+
+
+def _tied(scores: torch.Tensor, best: torch.Tensor) -> npt.NDArray[np.bool_]:
+    """Whether others score as the last of the best [q, k] of scores [q, s] does: bool [q]."""
+    last = best[:, -1:]
+    many = (scores >= last - TIE_TOLERANCE).sum(dim=1) > best.shape[1]
+    tied: npt.NDArray[np.bool_] = (many & torch.isfinite(last[:, 0])).numpy()
+    return tied
 
 
 def _at_ranks(found: Float32, added: Float32 | None, k: int, ranks: Sequence[int]) -> Float32:
