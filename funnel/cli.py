@@ -339,7 +339,8 @@ def explain(
         explained = explain_budgets(opened, k, batch, run=run)
         text = budgets_table(opened, explained)
         if run:
-            text = "\n\n".join([text, *map(str, explained)])
+            once = {line.plan: line for line in reversed(explained)}  # the steps of each plan, under its first budget
+            text = "\n\n".join([text, *map(str, reversed(once.values()))])
     else:
         explained = [opened.explain(k, recall=recall, share=share, latency_ms=latency_ms, batch=batch, run=run)]
         text = str(explained[0])

@@ -32,7 +32,7 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
         k,
         searcher.rows,
         (cascade.width, searcher.dim),
-        0 if cascade.alone and not plan.is_flat else cascade.store.dtype.itemsize,  # its exact step reads no vectors
+        cascade.store.dtype.itemsize,
         searcher.stage_ms(plan, size) or [latency.p50],
         searcher.step_recalls(plan, k),
         _coarse_bytes(searcher, plan),

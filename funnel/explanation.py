@@ -195,6 +195,8 @@ def stage_lines(
             touched = candidates * (width - start) * bytes_per_value
             lines.append(StageLine(name, width, candidates, keep, ms, touched, recall))
             candidates, start = keep, width
+    if not (plan.is_flat or plan.reranked):  # no step of its own: the coarse scores are exact
+        lines, measured = lines[:-1], measured[:-1]
     if not measured:
         return tuple(lines)
     return tuple(

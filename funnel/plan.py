@@ -58,13 +58,15 @@ class Plan:
     shortlist: how many candidates the coarse search hands on; 0 means flat search over every row.
     stages: intermediate reranks at rising widths, below full width. The last stage, exact scores at full
     width of whatever is left, is part of every plan and not listed.
-    escalation: None, or which queries are searched again, with what.
+    escalation: None, or which queries are searched again, with what. reranked: False where the coarse index gives exact
+    scores at full width by itself, so that no step follows it; it says how the plan is named, and decides nothing.
     """
 
     effort: int
     shortlist: int
     stages: tuple[Stage, ...] = ()
     escalation: Escalation | None = None
+    reranked: bool = field(default=True, compare=False, repr=False)
 
     @property
     def is_flat(self) -> bool:
@@ -86,7 +88,13 @@ class Plan:
         """The plan without its escalation, and the plan that hard queries go on to where there is one."""
         if self.escalation is None:
             return (self,)
-        return Plan(self.effort, self.shortlist, self.stages), self.escalation.then
+        return replace(self, escalation=None), self.escalation.then
+
+    def answering_alone(self) -> Plan:
+        """The same, of a coarse index that leaves nothing to rerank."""
+        rule = self.escalation
+        again = None if rule is None else replace(rule, then=rule.then.answering_alone())
+        return replace(self, escalation=again, reranked=False)
 
     def widened(self) -> Plan:
         """The plan with room for one candidate more at each step: for queries that are rows, and find themselves."""
@@ -155,7 +163,7 @@ class Plan:
         effort = f"effort {self.effort}, " if self.effort else ""
         steps = [f"{effort}shortlist {self.shortlist}"]
         steps += [f"{stage.keep} at {stage.width}" for stage in self.stages]
-        said = " → ".join([*steps, "exact"])
+        said = " → ".join([*steps, "exact"] if self.reranked else steps)
         if self.escalation is None:
             return said
         rate = "hard queries" if math.isnan(self.escalation.rate) else f"the hardest {self.escalation.rate:.1%}"

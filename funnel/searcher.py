@@ -197,7 +197,8 @@ class Searcher:
     def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
         """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
         if self.calibration is not None:
-            return self.planner.choose(budget, k, n_queries, beside_ms)
+            choice = self.planner.choose(budget, k, n_queries, beside_ms)
+            return replace(choice, plan=choice.plan.answering_alone()) if self.cascade.alone else choice
         batch = batch_class(n_queries)
         if budget.latency_ms is not None and not self._flat.within(FLAT, k, batch, budget.latency_ms - beside_ms):
             raise BudgetError(

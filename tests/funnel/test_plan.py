@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
+from funnel.explanation import stage_lines
 from funnel.plan import FLAT, Escalation, Plan, Stage
 
 WIDTHS = (32, 48, 64)
@@ -131,3 +132,15 @@ def test_a_widened_plan_has_room_for_one_more_at_each_step() -> None:
     assert FLAT.widened() == FLAT
     assert Plan(32, 20, (Stage(16, 12),)).widened() == Plan(32, 21, (Stage(16, 13),))
     assert Plan(32, 32).widened() == Plan(33, 33)  # a graph's effort is at least its shortlist
+
+
+def test_a_coarse_index_that_answers_alone_has_no_step_behind_it() -> None:
+    plan = Plan(16, 8)
+    alone = plan.answering_alone()
+    assert str(alone) == "effort 16, shortlist 8" and str(plan) == "effort 16, shortlist 8 → exact"
+    assert alone == plan and hash(alone) == hash(plan)
+    hard = Plan(16, 8, (), Escalation(1, 0.0, 1.0, 0.5, Plan(64, 32), 0.1)).answering_alone()
+    assert str(hard) == "effort 16, shortlist 8; the hardest 10.0% again: effort 64, shortlist 32"
+    assert [part.reranked for part in hard.parts] == [False, False]
+    (line,) = stage_lines(alone, 5, 100, (64, 64), 2, [0.1, 0.0], [0.9, 0.9])
+    assert (line.name, line.candidates_out, line.recall) == ("coarse", 8, 0.9)
