@@ -131,6 +131,7 @@ def build(
     Example: funnel build scifact my-index --queries scifact/queries.jsonl
     """
     from funnel.index import FunnelIndex
+    from funnel.info import said_bytes
 
     built = FunnelIndex.build(
         str(corpus),
@@ -160,7 +161,7 @@ def build(
     manifest = built.manifest
     click.echo(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
-        f"{manifest.settings['coarse_width']} dims, {built.resident_bytes / 1e6:.1f} MB resident; {built.certification}"
+        f"{manifest.settings['coarse_width']} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
     )
     click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
 

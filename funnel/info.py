@@ -15,7 +15,7 @@ from funnel.storage import IndexFolder, Manifest
 from funnel.storage.layout import split_path
 from indexes import CoarseIndexError, MissingBackendError, family
 
-__all__ = ["Info", "read_info"]
+__all__ = ["Info", "read_info", "said_bytes"]
 
 CALIBRATION = "calibration.json"
 FLOAT32_BYTES = 4
@@ -153,6 +153,13 @@ def _folder_bytes(path: Path) -> int:
     return total
 
 
+def said_bytes(count: int) -> str:
+    """A size as it is read: bytes, KB or MB."""
+    if count < 1_000:
+        return f"{count} bytes"
+    return f"{count / 1e3:,.1f} KB" if count < 1_000_000 else f"{count / 1e6:,.1f} MB"
+
+
 def _lines(info: Info) -> list[tuple[str, str]]:
     adaptor, coarse, calibration = info.adaptor, info.coarse, info.calibration
     many = f" in {info.segments} segments" if info.segments > 1 else ""
@@ -180,9 +187,7 @@ def _lines(info: Info) -> list[tuple[str, str]]:
         lines.append(("machine", machine))
     if info.resident_bytes is not None:
         said = "" if info.resident_measured else " by its settings"
-        lines.append(("memory", f"{info.resident_bytes / 1e6:,.1f} MB resident{said}, mapped files apart"))
+        lines.append(("memory", f"{said_bytes(info.resident_bytes)} resident{said}, mapped files apart"))
     total = sum(info.sizes.values())
-    lines.append(
-        ("disk", f"{total / 1e6:,.1f} MB, and {info.other_bytes / 1e6:,.1f} MB of manifests and what is older")
-    )
-    return [*lines, *(("", f"{size / 1e6:>10,.2f} MB  {name}") for name, size in info.sizes.items())]
+    lines.append(("disk", f"{said_bytes(total)}, and {said_bytes(info.other_bytes)} of manifests and what is older"))
+    return [*lines, *(("", f"{said_bytes(size):>12}  {name}") for name, size in info.sizes.items())]

@@ -12,7 +12,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.errors import DamagedIndexError, NotAnIndexError
-from funnel.info import read_info
+from funnel.info import read_info, said_bytes
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, ROWS, segment_file
 
@@ -96,3 +96,9 @@ def test_what_cannot_be_told(graph_folder: Path, copied: Callable[[Path], Path],
     record.write_text("{")
     with pytest.raises(DamagedIndexError, match=r"calibration\.json"):
         read_info(folder)
+
+
+def test_sizes_are_said_in_units_that_show_them() -> None:
+    assert [said_bytes(n) for n in (0, 999, 1_234, 99_960, 2_345_678)] == [
+        "0 bytes", "999 bytes", "1.2 KB", "100.0 KB", "2.3 MB",
+    ]  # fmt: skip
