@@ -161,8 +161,28 @@ class SymqgIndex(CoarseIndex):
             return _scan(self._rows, queries, shortlist)
         # As many as the effort finds, and the head of them: a shorter search ends with other rows.
         found = max(shortlist, self._found_at(effort))
-        rows, distances = self._graph.search(queries, found, max(effort, found))
+        try:
+            rows, distances = self._graph.search(queries, found, max(effort, found))
+        except RuntimeError:  # from where some query enters the graph, fewer rows are reached
+            rows, distances = self._reached(queries, found, effort)
         return 1.0 - distances[:, :shortlist], rows[:, :shortlist].astype(np.int64)
+
+    def _reached(self, queries: Float32Array, found: int, effort: int) -> tuple[Int64Array, Float32Array]:
+        """Rows and distances [n, found] of each query as far as the graph reaches from it; then -1 and infinity."""
+        rows = np.full((len(queries), found), -1, dtype=np.int64)
+        distances = np.full((len(queries), found), np.inf, dtype=np.float32)
+        for number in range(len(queries)):
+            low, high = 0, found + 1  # so many are reached, and so many are not
+            while high - low > 1:
+                tried = found if high > found else (low + high) // 2
+                try:
+                    one = self._graph.search(queries[number : number + 1], tried, max(effort, found))
+                except RuntimeError:
+                    high = tried
+                else:
+                    rows[number, :tried], distances[number, :tried] = one[0][0], one[1][0]
+                    low = tried
+        return rows, distances
 
     def _found_at(self, effort: int) -> int:
         """`largest_shortlist`, remembered: asked of every single query, it takes a microsecond."""
