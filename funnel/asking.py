@@ -88,6 +88,8 @@ class Asked:
             raise InputError(
                 f"budget is {budget!r}; expected a Budget, such as Budget(recall=0.95), or give recall= or latency_ms="
             )
+        if not (_is_float(recall) and _is_float(latency_ms) and _is_float(share)):
+            wanted_budget(recall, latency_ms, budget, share)  # choices are remembered, and True is found under 1.0
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share, self.texts = share, texts or ()
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
@@ -182,6 +184,10 @@ def read_vectors(queries: Any) -> npt.NDArray[Any]:
     """Vectors only: an array, a tensor, or rows of numbers."""
     rows = as_array(queries)
     return _numbers(queries) if rows is None else rows
+
+
+def _is_float(value: object) -> bool:
+    return value is None or type(value) is float
 
 
 def wanted_budget(

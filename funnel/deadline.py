@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 
-from funnel.errors import InputError
+from funnel.planning.budget import check_ms
 
 __all__ = ["Deadline"]
 
@@ -19,9 +17,7 @@ class Deadline:
     __slots__ = ("_ends",)
 
     def __init__(self, ms: float) -> None:
-        if isinstance(ms, bool) or not isinstance(ms, Real) or not 0.0 < ms < math.inf:
-            raise InputError(f"deadline_ms is {ms!r}; expected milliseconds above 0, such as 20")
-        self._ends: float = time.perf_counter() + float(ms) / 1e3
+        self._ends: float = time.perf_counter() + check_ms("deadline_ms", ms, 20) / 1e3
 
     def passed(self) -> bool:
         """Whether the moment has come."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from funnel.errors import InputError
 
-__all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check_k"]
+__all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check_k", "check_ms"]
 
 DEFAULT_RECALL = 0.95  # what a search without a budget promises
 DEFAULT_CONFIDENCE = 0.95  # 1 - delta of a certificate
@@ -47,9 +47,7 @@ class Budget:
             if not 0.0 < self.recall <= 1.0:
                 raise InputError(f"recall is {self.recall!r}; expected a share in (0, 1], such as 0.95")
         if self.latency_ms is not None:
-            _number("latency_ms", self.latency_ms, "milliseconds above 0, such as 5")
-            if not 0.0 < self.latency_ms < math.inf:
-                raise InputError(f"latency_ms is {self.latency_ms!r}; expected milliseconds above 0, such as 5")
+            check_ms("latency_ms", self.latency_ms, 5)
         _number("confidence", self.confidence, "a probability in (0, 1), such as 0.95")
         if not 0.0 < self.confidence < 1.0:
             raise InputError(f"confidence is {self.confidence!r}; expected a probability in (0, 1), such as 0.95")
@@ -93,9 +91,22 @@ class Budget:
         return " and ".join(parts)
 
 
-def _number(name: str, value: object, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+def check_ms(name: str, value: object, such_as: float) -> float:
+    """The milliseconds as a float. Raises InputError for what is no finite number above 0."""
+    expected = f"milliseconds above 0, such as {such_as:g}"
+    ms = _number(name, value, expected)
+    if not 0.0 < ms < math.inf:
         raise InputError(f"{name} is {value!r}; expected {expected}")
+    return ms
+
+
+def _number(name: str, value: object, expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        raise InputError(f"{name} is too large a number; expected {expected}") from None
 
 
 def check_k(k: object, rows: int) -> int:
@@ -115,5 +126,6 @@ def check_k(k: object, rows: int) -> int:
     except TypeError:  # an array of one number has the method and refuses the call
         raise InputError(f"k is {k!r}; expected a whole number from 1 to {most}, such as 10") from None
     if not 1 <= number <= most:
-        raise InputError(f"k is {number}; expected a whole number from 1 to {most}, such as 10")
+        said = number if abs(number) < 2**64 else "a larger number than any index has rows"
+        raise InputError(f"k is {said}; expected a whole number from 1 to {most}, such as 10")
     return min(number, rows)

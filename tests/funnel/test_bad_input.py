@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from funnel import Budget, FunnelIndex
-from funnel.errors import DamagedIndexError, FormatVersionError, InputError, NotAnIndexError
+from funnel.errors import BudgetError, DamagedIndexError, FormatVersionError, InputError, NotAnIndexError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import flip_byte, hashed_words, segment_file
+from tests.funnel.odd_numbers import MILLISECONDS, NO_COUNTS, NO_NUMBERS, NO_SHARES, SHARES
 from tests.funnel.test_cli import refused
 from tests.funnel.test_opening import rewrite_manifest
 
@@ -165,14 +166,18 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     assert name in refused(["build", path, tmp_path / "index", "--quiet"])
 
 
-@pytest.mark.parametrize("k", [0, -1, 2**63, 2.5, "ten", True, np.True_, np.array([3]), None])
+def kind(value: object) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("k", NO_COUNTS, ids=kind)
 def test_k(k: object, graph: FunnelIndex, graph_folder: Path, unseen: np.ndarray, tmp_path: Path) -> None:
     for ask in (graph.search_vectors, graph.search):
         with pytest.raises(InputError, match=r"k is .*expected a whole number from 1 to 1000000, such as 10"):
             ask(unseen[:2], k)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="k is"):
         graph.explain(k)  # type: ignore[arg-type]
-    if isinstance(k, int) and not isinstance(k, bool):
+    if isinstance(k, int) and not isinstance(k, bool) and abs(k) < 2**64:
         np.save(tmp_path / "queries.npy", unseen[:2])
         for rest in (["search", graph_folder, "--vector", tmp_path / "queries.npy"], ["explain", graph_folder]):
             assert f"k is {k}; expected" in refused([*rest, "-k", k])
@@ -183,6 +188,69 @@ def test_k_beyond_the_calibration(graph: FunnelIndex, unseen: np.ndarray) -> Non
     with pytest.raises(InputError, match=r"calibrated for k up to 100.*recall=1\.0"):
         graph.search_vectors(unseen[:2], 101)
     assert graph.search_vectors(unseen[:2], 101, recall=1.0)[0].shape == (2, 101)
+
+
+@pytest.mark.parametrize("value", NO_SHARES, ids=kind)
+def test_no_recall_and_no_share(value: object, graph: FunnelIndex, unseen: np.ndarray) -> None:
+    refused_as("recall", {"recall": value}, graph, unseen)
+    refused_as("share", {"recall": 0.9, "share": value}, graph, unseen)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=kind)
+def test_no_milliseconds(value: object, graph: FunnelIndex, unseen: np.ndarray) -> None:
+    refused_as("latency_ms", {"latency_ms": value}, graph, unseen)
+    for ask in (graph.search_vectors, graph.search):
+        with pytest.raises(InputError, match="deadline_ms is"):
+            ask(unseen[:2], 5, deadline_ms=value)  # type: ignore[arg-type]
+
+
+def refused_as(name: str, budget: dict[str, Any], graph: FunnelIndex, unseen: np.ndarray) -> None:
+    """Whatever was asked for and remembered before: True equals 1.0."""
+    for known in ({"recall": 1.0}, {"recall": 0.9, "share": 1.0}):
+        graph.search_vectors(unseen[:2], 5, **known)
+        graph.search(unseen[:2], 5, **known)
+    for ask in (graph.search_vectors, graph.search):
+        with pytest.raises(InputError, match=f"{name} is"):
+            ask(unseen[:2], 5, **budget)
+    with pytest.raises(InputError, match=f"{name} is"):
+        graph.explain(5, **budget)
+
+
+@pytest.mark.parametrize("value", SHARES)
+def test_odd_recalls_and_shares_that_are_right(value: Any, graph: FunnelIndex, unseen: np.ndarray) -> None:
+    for budget in ({"recall": value}, {"recall": 0.9, "share": value}):
+        assert graph.search_vectors(unseen[:2], 5, **budget)[0].shape == (2, 5)
+        assert graph.explain(5, **budget).certificate.k == 5
+
+
+@pytest.mark.parametrize("value", MILLISECONDS)
+def test_odd_milliseconds_that_are_right(value: Any, graph: FunnelIndex, unseen: np.ndarray) -> None:
+    assert len(graph.search(unseen[:2], 5, deadline_ms=value)) == 2
+    assert graph.search_vectors(unseen[:2], 5, deadline_ms=value)[0].shape == (2, 5)
+    if value > 1000 or value < 0.01:  # what is between is measured for seconds
+        try:
+            graph.search_vectors(unseen[:2], 5, latency_ms=value)
+            assert value > 1000
+        except BudgetError as error:
+            assert value < 0.01 and "Allow more time" in str(error)
+
+
+@pytest.mark.parametrize("option", ["--recall", "--latency-ms", "--deadline-ms", "-k"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "-inf", "ten", "True", "", "1e999"])
+def test_odd_numbers_on_the_command_line(
+    option: str, value: str, graph_folder: Path, unseen: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "queries.npy", unseen[:2])
+    said = refused(
+        [
+            "search",
+            graph_folder,
+            "--vector",
+            tmp_path / "queries.npy",
+            f"{option}={value}" if option != "-k" else f"-k{value}",
+        ]
+    )
+    assert option.strip("-").replace("-", "_") in said.replace("-", "_")
 
 
 @pytest.mark.parametrize(
