@@ -7,6 +7,6 @@ from tests.model.model import run
 SECONDS = 20  # for each seed at most
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 7])
 def test_the_index_does_what_a_dictionary_does(seed: int) -> None:
     run(seed, time.monotonic() + SECONDS)
