@@ -24,6 +24,7 @@ from benchmarks.promise import promise
 from benchmarks.queries import queries
 from benchmarks.scale import scale
 from benchmarks.scifact import scifact
+from benchmarks.soak import soak
 from benchmarks.tail import tail
 from benchmarks.texts import texts
 from benchmarks.updates import updates
@@ -56,6 +57,7 @@ for command in (
     queries,
     scale,
     scifact,
+    soak,
     tail,
     texts,
     updates,
