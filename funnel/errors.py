@@ -35,8 +35,8 @@ __all__ = [
     "of_environment",
 ]
 
-# Of SQLite (https://sqlite.org/rescode.html): PERM, BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN.
-_SQLITE_ENVIRONMENT = (3, 5, 6, 7, 8, 9, 10, 13, 14)
+# Of SQLite (https://sqlite.org/rescode.html): PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN.
+_SQLITE_ENVIRONMENT = (3, 5, 6, 7, 8, 10, 13, 14)
 _SYSTEM_ENVIRONMENT = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV),

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from funnel.errors import DamagedIndexError
 from funnel.storage.arrays import map_npy
 
 __all__ = ["Ids", "JoinedIds"]
 
 INT64 = np.iinfo(np.int64)  # whole numbers beyond it are nobody's ids
+
+
+OFFSETS_AT_A_TIME = 1_000_000
 
 
 class Ids:
@@ -26,12 +30,18 @@ class Ids:
         self._bytes = values.data if offsets is not None else None
 
     @classmethod
-    def open(cls, segment: Path) -> Ids:
-        """The ids of a segment. Raises DamagedIndexError naming the file."""
+    def open(cls, segment: Path, texts: bool | None = None) -> Ids:
+        """The ids of a segment. texts: whether they are; None: where the folder has id_offsets.npy.
+
+        Raises DamagedIndexError naming the file, also where the texts do not lie one behind the other.
+        """
         offsets_path = segment / "id_offsets.npy"
-        texts = offsets_path.exists()
+        texts = offsets_path.exists() if texts is None else texts
         values = map_npy(segment / "ids.npy", ("uint8",) if texts else ("int64",), 1)
-        return cls(values, map_npy(offsets_path, ("int64",), 1) if texts else None)
+        offsets = map_npy(offsets_path, ("int64",), 1) if texts else None
+        if offsets is not None and not _one_behind_the_other(offsets, len(values)):
+            raise DamagedIndexError(f"{offsets_path}: its offsets do not rise from 0 to {len(values)}; restore it")
+        return cls(values, offsets)
 
     @property
     def text(self) -> bool:
@@ -89,7 +99,10 @@ class Ids:
         assert self._bytes is not None
         view = self._bytes
         texts = np.empty(len(flat), dtype=object)
-        texts[:] = [str(view[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
+        try:
+            texts[:] = [str(view[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
+        except UnicodeDecodeError as error:
+            raise DamagedIndexError(f"ids.npy holds an id that is not UTF-8 ({error.reason}); restore it") from error
         texts[missing.ravel()] = None
         return texts.reshape(positions.shape)
 
@@ -97,6 +110,14 @@ class Ids:
         """Every id, in input order."""
         everything: list[Any] = self.at(np.arange(len(self), dtype=np.int64)).tolist()
         return everything
+
+
+def _one_behind_the_other(offsets: npt.NDArray[np.int64], size: int) -> bool:
+    """Whether texts of `size` bytes in all begin at these offsets."""
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != size:
+        return False
+    blocks = range(0, len(offsets), OFFSETS_AT_A_TIME)
+    return all((np.diff(offsets[start : start + OFFSETS_AT_A_TIME + 1]) >= 0).all() for start in blocks)
 
 
 class JoinedIds:

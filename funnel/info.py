@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from funnel.errors import DamagedIndexError
 from funnel.planning.calibrate import SMALLEST_PLANNED
+from funnel.planning.schema import check_record, read_json
+from funnel.settings import check_settings
 from funnel.storage import IndexFolder, Manifest
 from funnel.storage.layout import split_path
 from indexes import CoarseIndexError, MissingBackendError, family
@@ -76,6 +76,7 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
     """
     folder = IndexFolder(path)
     manifest = folder.manifest()
+    check_settings(manifest, folder.path)
     settings: dict[str, Any] = dict(manifest.settings)
     deleted = sum(part.rows for part in manifest.tombstones)
     sizes: dict[str, int] = {}
@@ -117,17 +118,15 @@ def _calibration(path: Path, manifest: Manifest) -> dict[str, Any] | None:
     if manifest.calibration is None:
         return None
     file = path / "calibrations" / manifest.calibration / CALIBRATION
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            "kind": record["kind"],
-            "date": record["date"],
-            "queries": record["n_queries"],
-            "corpus_rows": record["n_corpus_rows"],
-            "machine": record["costs"]["machine"],
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedIndexError(f"{file} cannot be read ({error!r}); build the index again") from error
+    record = read_json(file)
+    check_record(record, file)
+    return {
+        "kind": record["kind"],
+        "date": record["date"],
+        "queries": record["n_queries"],
+        "corpus_rows": record["n_corpus_rows"],
+        "machine": record["costs"]["machine"],
+    }
 
 
 def _estimated(manifest: Manifest) -> int | None:

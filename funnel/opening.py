@@ -32,6 +32,7 @@ from funnel.segments import Documents, ExactRows, JoinedDocuments, Segment, live
 from funnel.settings import check_order, check_settings
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
 from funnel.storage.arrays import map_npy
+from funnel.storage.files import REMEDY
 from funnel.turn import answers_alone, turn_of
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, check_placement, exact_search, family
 
@@ -198,8 +199,16 @@ def _segments(
         if segment is None:
             segment = _open_segment(folder, manifest, part, first, verification, adaptor, place)
         result.append(segment if segment.first == first else replace(segment, first=first))
-    if not result:
-        raise DamagedIndexError(f"generation {manifest.generation} of {folder.path} names no segment")
+    if not result or result[0].cascade is None:
+        raise DamagedIndexError(
+            f"generation {manifest.generation} of {folder.path} names no segment with a coarse index as its first"
+        )
+    coarse = [segment.cascade is not None for segment in result]
+    if coarse != sorted(coarse, reverse=True) or len({segment.ids.text for segment in result}) > 1:
+        raise DamagedIndexError(
+            f"the segments of {folder.path} do not belong together: those with a coarse index come first, and ids are "
+            "all texts or all numbers; build the index again"
+        )
     return tuple(result)
 
 
@@ -213,22 +222,40 @@ def _open_segment(
     place: tuple[torch.device, str],
 ) -> Segment:
     path = folder.path / "segments" / part.id
-    store = VectorStore.open(path / "vectors.npy", *place)
+    try:
+        store = VectorStore.open(path / "vectors.npy", *place)
+    except CoarseIndexError as error:
+        raise DamagedIndexError(f"{error}; build the index again") from error
+    if store.dim != manifest.d or store.n != part.rows:
+        raise DamagedIndexError(
+            f"{store.path} holds {store.n} rows of {store.dim} dims, the manifest says {part.rows} of {manifest.d}; "
+            "build the index again"
+        )
     _guard(store, verification, f"segments/{part.id}/vectors.npy")
     order = cascade = rebuilt = None
+    norms = f"segments/{part.id}/norms.npy"
     if not part.details.get("exact"):
         _require(manifest, part, "norms.npy", "order.npy")
-        norms = f"segments/{part.id}/norms.npy"
         if norms in verification.verifiers:  # read whole, below
             verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+        _check_norms(path / "norms.npy", part.rows, manifest.ladder)
+        order = np.asarray(map_npy(path / "order.npy", ("int64",), 1))
+        if len(order) != part.rows:
+            raise DamagedIndexError(
+                f"order.npy holds {len(order)} rows, the manifest says {part.rows}; build the index again"
+            )
+        check_order(order, part.rows, part.id)
         settings = manifest.settings
         coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
         widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
         keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
         cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
-        order = np.asarray(map_npy(path / "order.npy", ("int64",), 1))
-    documents = DocumentStore.open(path / "documents.sqlite") if manifest.settings["documents"] else None
-    segment = Segment(part.id, first, store, Ids.open(path), order, cascade, documents, rebuilt)
+    documents = None
+    if manifest.settings["documents"]:
+        _require(manifest, part, "documents.sqlite")
+        documents = DocumentStore.open(path / "documents.sqlite")
+    ids = Ids.open(path, f"segments/{part.id}/id_offsets.npy" in manifest.files)
+    segment = Segment(part.id, first, store, ids, order, cascade, documents, rebuilt)
     _check_agreement(segment, part.rows)
     return segment
 
@@ -284,10 +311,30 @@ def _stored(
     if before is not None and before.manifest.calibration == manifest.calibration and first in before.segments:
         return before.stored
     stored = Calibration.load(folder.path / "calibrations" / manifest.calibration)
+    _check_calibration(stored, manifest, searcher, first)
     if first.rebuilt is None:
         return stored
     searcher.calibration = stored
     return _calibrate_again(searcher, int(str(manifest.settings["seed"])))
+
+
+def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Searcher, first: Segment) -> None:
+    """Check that it is of this index, and that every plan of it can be run there. Raises DamagedIndexError."""
+    file = f"calibrations/{manifest.calibration}"
+    if stored.dim != manifest.d:
+        raise DamagedIndexError(
+            f"{file} is of {stored.dim} dims, the manifest says {manifest.d}; build the index again"
+        )
+    stored.rows = first.rows
+    largest = max(searcher.cascade.coarse.efforts(), default=0)
+    for frontier in stored.frontiers.values():
+        for plan in frontier.plans:
+            try:
+                searcher.check(plan, frontier.k)
+            except InputError as error:
+                raise DamagedIndexError(f"{file}: {error}; build the index again") from error
+            if max(part.effort for part in plan.parts) > largest:
+                raise DamagedIndexError(f"{file}: plan {plan}: the largest effort is {largest}; build the index again")
 
 
 def updated(
@@ -362,7 +409,10 @@ def _coarse(
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
     seed = int(str(manifest.settings["seed"]))
-    return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
+    try:
+        return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
+    except CoarseIndexError as error:
+        raise DamagedIndexError(f"{relative} cannot be made again by the settings: {error}; {REMEDY}") from error
 
 
 def _built_with(settings: Mapping[str, object]) -> str:
@@ -389,11 +439,19 @@ def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
 
 
 def _check_agreement(segment: Segment, rows: int) -> None:
-    found = {"vectors.npy": segment.rows, "ids.npy": len(segment.ids)}
-    if segment.cascade is not None and segment.order is not None:
-        found |= {"coarse.faiss": segment.cascade.coarse.ntotal, "order.npy": len(segment.order)}
+    found = {"ids.npy": len(segment.ids)}
+    if segment.documents is not None:
+        found["documents.sqlite"] = segment.documents.count()
+    if segment.cascade is not None:
+        found["coarse.faiss"] = segment.cascade.coarse.ntotal
     for name, count in found.items():
         if count != rows:
             raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
-    if segment.order is not None:
-        check_order(segment.order, rows, segment.id)
+
+
+def _check_norms(path: Path, rows: int, ladder: tuple[int, ...]) -> None:
+    found = map_npy(path, ("float32",), 2).shape
+    if found != (rows, len(ladder)):
+        raise DamagedIndexError(
+            f"{path} holds {list(found)} norms, expected {[rows, len(ladder)]}; build the index again"
+        )

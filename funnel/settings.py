@@ -47,12 +47,13 @@ class Settings(msgspec.Struct):
     encoder: Name | None
     encoder_reopenable: bool
     exact_encoding: bool
-    memory_mb: Annotated[float, msgspec.Meta(gt=0)] | None
+    memory_mb: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None
     seed: Whole
     adaptor: AdaptorNote
     query_prompt: Prompt | None = None  # None: the index is of before prompts were kept, or there is no encoder
     document_prompt: Prompt | None = None
     truncate_dim: Width | None = None
+    kept: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     coarse_width: Width | None = None
     coarse_asked: bool = False
     coarse_library: Name | None = None

@@ -112,13 +112,14 @@ class CoarseIndex(ABC):
         """Check the settings of an index of so many rows, before anything is made.
 
         Raises:
-            CoarseIndexError: A setting is unknown or out of range, or there are more cells than rows.
+            CoarseIndexError: A setting is unknown or out of range, or above both its default and the rows.
         """
-        cells = cls.complete_settings(settings).get("nlist", 0)
-        if cells > rows:
-            raise CoarseIndexError(
-                f"setting nlist of {cls.name} is {cells}; expected at most {rows:,}, one for each row"
-            )
+        for key, value in cls.complete_settings(settings).items():
+            most = max(rows, cls.default_settings[key])
+            if value > most:
+                raise CoarseIndexError(
+                    f"setting {key} of {cls.name} is {value}; expected at most {most:,} for {rows} rows"
+                )
 
     @property
     def settings(self) -> dict[str, int]:

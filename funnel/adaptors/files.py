@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 TENSOR_FILE = "adaptor.safetensors"
 HEADER_FILE = "adaptor.json"
 
+LONGEST_SHOWN = 80  # characters of a bad value in a message
 REMEDY = "restore the file or fit the adaptor again"
 
 Field = TypeVar("Field", str, int, bool, list[Any], dict[str, Any])
@@ -132,13 +133,15 @@ def _field(path: Path, fields: dict[str, Any], name: str, expected: type[Field])
     value = fields[name]
     # By type and not isinstance: True is an int to Python, and not to this format.
     if type(value) is not expected:
-        raise DamagedIndexError(f"{path}: {name} is {value!r}, expected {expected.__name__}; {REMEDY}")
+        raise DamagedIndexError(
+            f"{path}: {name} is {repr(value)[:LONGEST_SHOWN]}, expected {expected.__name__}; {REMEDY}"
+        )
     return value
 
 
 def _numbers(path: Path, name: str, values: list[Any]) -> list[int]:
     if any(type(value) is not int for value in values):
-        raise DamagedIndexError(f"{path}: {name} is {values!r}, expected whole numbers; {REMEDY}")
+        raise DamagedIndexError(f"{path}: {name} is {repr(values)[:LONGEST_SHOWN]}, expected whole numbers; {REMEDY}")
     return values
 
 

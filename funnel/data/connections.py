@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from weakref import WeakSet
 
 from indexes.system import at_fork
 
-__all__ = ["Connections"]
+__all__ = ["Bounded", "Connections", "open_to_read"]
+
+# Our statements are far below these; what stands in a file that somebody else wrote may not make SQLite go beyond.
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000_000,  # bytes: SQLite's own default, whatever it was built with
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 1_000_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 100,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 1_000,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 1_000_000,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+}
+# Steps of SQLite's machine that reading may take in one use: a pass over all rows takes some ten for each.
+STEPS, STEPS_PER_BYTE = 100_000_000, 100
+STEPS_BETWEEN_LOOKS = 100_000  # a millisecond
+STEPS_BETWEEN_CLOCKS = 1_000  # where there is something to be stopped for: some ten microseconds
 
 # In use at once in the whole process: more than cores and disks keep busy, and far below 256 open files, the smallest
 # limit that is common (macOS).
@@ -24,23 +41,64 @@ _turns = threading.BoundedSemaphore(MOST_IN_USE)
 _mine = threading.local()  # .held: how many turns the thread has; .taken: how many it took to fork
 
 
+class Bounded(sqlite3.Connection):
+    """A connection whose statements end.
+
+    size: bytes of the file; None where it is our own, and only `stopped` ends them. ran_away: whether they took more
+    steps than they may.
+    """
+
+    size: int | None = None
+    ran_away = False
+
+    def bound(self, stopped: Callable[[], bool] | None = None) -> None:
+        """Count anew. stopped: looked at all the time; once it is true, statements are interrupted."""
+        every = STEPS_BETWEEN_LOOKS if stopped is None else STEPS_BETWEEN_CLOCKS
+        left = math.inf if self.size is None else (STEPS + STEPS_PER_BYTE * self.size) // every
+        self.ran_away = False
+
+        def look() -> bool:
+            nonlocal left
+            left -= 1
+            self.ran_away = left < 0
+            return self.ran_away or (stopped is not None and stopped())
+
+        self.set_progress_handler(None if stopped is None and self.size is None else look, every)
+
+
+def open_to_read(path: Path, size: int) -> Bounded:
+    """Open a file that may be anybody's: read-only, nothing in its schema trusted, statements bounded.
+
+    Immutable: no locks and no look for a journal. Threads take turns with it.
+    """
+    uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Bounded)
+    connection.size = size
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    for limit, most in LIMITS.items():
+        connection.setlimit(limit, most)
+    connection.bound()
+    return connection
+
+
 class Connections:
     """The connections to one file. make: opens one."""
 
-    def __init__(self, make: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, make: Callable[[], Bounded]) -> None:
         self._make = make
         self._begin()
         _pools.add(self)
 
     def _begin(self) -> None:
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[Bounded] = []
         self._local = threading.local()
         self._closed = False
 
     @contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
+    def use(self) -> Iterator[Bounded]:
         """A connection for the calling thread alone; inside of another use of it the same one."""
-        held: sqlite3.Connection | None = getattr(self._local, "held", None)
+        held: Bounded | None = getattr(self._local, "held", None)
         if held is not None:
             yield held
             return
@@ -63,7 +121,7 @@ class Connections:
                 turns.release()
 
     @contextmanager
-    def apart(self) -> Iterator[sqlite3.Connection]:
+    def apart(self) -> Iterator[Bounded]:
         """A connection for rows that are streamed: it is not waited for, and may be left in another thread."""
         connection = self._take()
         try:
@@ -77,13 +135,15 @@ class Connections:
         while self._idle:
             self._idle.pop().close()
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> Bounded:
         try:
-            return self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
             return self._make()
+        connection.bound()
+        return connection
 
-    def _give(self, connection: sqlite3.Connection) -> None:
+    def _give(self, connection: Bounded) -> None:
         if self._closed or len(self._idle) >= MOST_IDLE:
             connection.close()
         else:
@@ -115,5 +175,5 @@ def _in_child() -> None:
         pool._closed = closed
 
 
-_left_alone: list[list[sqlite3.Connection]] = []
+_left_alone: list[list[Bounded]] = []
 at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -17,10 +17,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.connections import Connections
+from funnel.data.connections import Bounded, Connections, open_to_read
 from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.data.plain import plain
-from funnel.errors import DamagedIndexError, InputError, NoSpaceError, StorageError, of_environment
+from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, of_environment
 from indexes.system import PLAIN_FILE, path_of
 
 __all__ = ["Document", "DocumentStore"]
@@ -38,9 +38,6 @@ SCHEMA = (
 OBJECTS = (
     ("table", "documents", "documents", SCHEMA),
     ("index", "sqlite_autoindex_documents_1", "documents", None),
-)
-LONGEST_VALUE = (
-    1_000_000_000  # bytes: SQLite's own default, whatever it was built with; nothing longer was ever written
 )
 LONGEST_SHOWN = 40  # characters of a name in a message
 POSITIONS_PER_QUERY = 500  # below 999, SQLite's smallest default limit on bound values
@@ -132,7 +129,9 @@ class DocumentStore:
                     raise DamagedIndexError(
                         f"{path} has documents format {version}, expected {FORMAT_VERSION}; build it again"
                     )
-                (last,) = connection.execute("SELECT max(position) FROM documents").fetchone()
+                first, last = connection.execute("SELECT min(position), max(position) FROM documents").fetchone()
+                if first:
+                    raise DamagedIndexError(f"{path} begins at position {first}, expected 0; build the index again")
                 store._lexical = LexicalIndex.present(connection)
         except StorageError:
             store.close()
@@ -171,7 +170,13 @@ class DocumentStore:
         """The words of titles and texts; None in a store that was written without them."""
         if not self._lexical:
             return None
-        with _reading(self.path):
+        with _reading(self.path), self._connection() as connection:
+            first, last = connection.execute("SELECT min(id), max(id) FROM lexical_docsize").fetchone()
+            if first is not None and not 0 <= first <= last < self._count:
+                raise DamagedIndexError(
+                    f"{self.path} has words of the positions {first} to {last}, and {self._count} documents; build the "
+                    "index again"
+                )
             return LexicalIndex(self.path, self._connection)
 
     def words_beside(self, path: Path) -> LexicalIndex:
@@ -198,7 +203,11 @@ class DocumentStore:
 
     def _texts(self) -> Iterator[tuple[int, str, str]]:
         with _reading(self.path), self._streaming() as connection:
-            yield from connection.execute("SELECT position, title, text FROM documents ORDER BY position")
+            for position, title, text in connection.execute(
+                "SELECT position, title, text FROM documents ORDER BY position"
+            ):
+                _check_kinds("", title, text)
+                yield position, title, text
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.
@@ -235,6 +244,7 @@ class DocumentStore:
         """Every id in order of position, streamed."""
         with _reading(self.path), self._streaming() as connection:
             for (identifier,) in connection.execute("SELECT id FROM documents ORDER BY position"):
+                _check_kinds(identifier, "", "")
                 yield identifier
 
     def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
@@ -242,6 +252,7 @@ class DocumentStore:
         with _reading(self.path), self._streaming() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
             for position, identifier, title, metadata in connection.execute(query):
+                _check_kinds(identifier, title, "")
                 yield position, identifier, title, _metadata(identifier, metadata)
 
     def find(self, document_id: str | int) -> int | None:
@@ -276,11 +287,11 @@ class DocumentStore:
     ) -> None:
         self.close()
 
-    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+    def _connection(self) -> AbstractContextManager[Bounded]:
         self._require_open()
         return self._connections.use()
 
-    def _streaming(self) -> AbstractContextManager[sqlite3.Connection]:
+    def _streaming(self) -> AbstractContextManager[Bounded]:
         self._require_open()
         return self._connections.apart()
 
@@ -289,17 +300,13 @@ class DocumentStore:
             raise InputError(f"the document store {self.path} is closed; open it again")
 
 
-def _connect(path: Path, writable: bool, descriptor: int | None) -> sqlite3.Connection:
-    # check_same_thread is off: threads take turns with a connection.
+def _connect(path: Path, writable: bool, descriptor: int | None) -> Bounded:
     if not writable:
         # By its descriptor the file is found where its folder was renamed.
         held = None if descriptor is None else path_of(descriptor)
-        uri = (held or path.absolute()).as_uri() + "?mode=ro&immutable=1"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
-        return connection
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        return open_to_read(held or path, path.stat().st_size if descriptor is None else os.fstat(descriptor).st_size)
+    # check_same_thread is off: threads take turns with a connection.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Bounded)
     # The file becomes part of a generation only once it is complete and synced by the storage.
     connection.execute("PRAGMA journal_mode = MEMORY")
     connection.execute("PRAGMA synchronous = OFF")
@@ -345,16 +352,22 @@ def _check_unicode(name: str, value: str | int, document_id: str | int) -> None:
 
 
 def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:
+    _check_kinds(document_id, title, text)
+    return Document(document_id, title, text, _metadata(document_id, metadata))
+
+
+def _check_kinds(document_id: object, title: object, text: object) -> None:
     if type(document_id) not in (str, int) or type(title) is not str or type(text) is not str:
         raise DamagedIndexError(
             f"a document has an id of type {type(document_id).__name__}, a title of {type(title).__name__} and a text "
             f"of {type(text).__name__}; expected a text or whole number, a text and a text; build the index again"
         )
-    return Document(document_id, title, text, _metadata(document_id, metadata))
 
 
 def _metadata(document_id: str | int, metadata: str) -> dict[str, object]:
     values = json.loads(metadata) if isinstance(metadata, str) else metadata
+    if "\\u" in str(metadata):  # a lone surrogate is no Unicode, and can be written nowhere
+        json.dumps(values, ensure_ascii=False).encode()
     if not isinstance(values, dict):
         raise DamagedIndexError(
             f"the metadata of document {str(document_id)[:LONGEST_SHOWN]!r} is a {type(values).__name__}, expected a "
@@ -380,7 +393,9 @@ def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
+    except FunnelError:
+        raise
+    except (sqlite3.Error, ValueError, RecursionError) as error:  # of JSON and Unicode, and numbers of 4,300 digits
         if of_environment(error):
             raise StorageError(f"{path} cannot be read now: {error}") from error
         raise DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.data.connections import Bounded
 from funnel.errors import DamagedIndexError, StorageError, of_environment
 
 __all__ = [
@@ -50,7 +51,6 @@ COMMON_SHARE = 0.5
 # Of longer queries the rarest words are asked for: the time grows with each, and these carry the weight.
 MOST_WORDS = 64
 REMEMBERED_WORDS = 65_536  # how many rows hold a word is counted once: some megabytes
-OPCODES_BETWEEN_LOOKS = 1_000  # of SQLite's machine, at the clock: some ten microseconds
 
 # What unicode61 takes for a word, as near as Python's classes come; combining accents stay inside it.
 _WORD = re.compile(r"(?:[^\W_][\u0300-\u036f]*)+")
@@ -147,7 +147,7 @@ class LexicalIndex:
     path: of the file, for messages. connection: lends the calling thread a connection to it.
     """
 
-    def __init__(self, path: Path, connection: Callable[[], AbstractContextManager[sqlite3.Connection]]) -> None:
+    def __init__(self, path: Path, connection: Callable[[], AbstractContextManager[Bounded]]) -> None:
         self.path = path
         self._connection = connection
         with connection() as opened:
@@ -192,17 +192,17 @@ class LexicalIndex:
         """
         if stopped is not None and stopped():  # a short search is over before the handler is called
             raise Stopped
+        ran_away = False
         try:
             with self._connection() as connection:
-                if stopped is not None:
-                    connection.set_progress_handler(stopped, OPCODES_BETWEEN_LOOKS)
+                connection.bound(stopped)
                 try:
                     yield connection
                 finally:
-                    if stopped is not None:
-                        connection.set_progress_handler(None, 0)
+                    ran_away = connection.ran_away
+                    connection.bound()
         except sqlite3.Error as error:
-            if stopped is not None and "interrupted" in str(error):
+            if stopped is not None and "interrupted" in str(error) and not ran_away:
                 raise Stopped from None
             if of_environment(error):
                 raise StorageError(f"{self.path} cannot be read now: {error}") from error
@@ -236,6 +236,8 @@ class LexicalIndex:
             return connection.execute(query, (expression, depth)).fetchall()
         best: list[tuple[int, float]] = []
         for position, score in connection.execute(query, (expression, -1)):
+            if not 0 <= position < len(allowed):
+                raise sqlite3.DatabaseError(f"a row of words has the position {position}")
             if allowed[position]:
                 best.append((position, score))
                 if len(best) == depth:

@@ -34,6 +34,7 @@ Int64: TypeAlias = NDArray[np.int64]
 Allowed: TypeAlias = NDArray[np.bool_]
 
 COLUMNS = 2  # title and text
+LONGEST_NUMBER = 9  # bytes that SQLite packs one into
 ROWS_AT_A_TIME = 262_144  # whose lengths are read together: some ten megabytes meanwhile
 # Numbers are read as one value for all rows: a thread that asks for row after row waits for Python's lock every time.
 LENGTHS = f"SELECT group_concat(id), group_concat(hex(sz), '') FROM {TABLE}_docsize WHERE id >= ? AND id < ?"
@@ -160,6 +161,8 @@ def _numbers(data: bytes) -> Int64:
     septets = np.frombuffer(data, dtype=np.uint8)
     lasts = np.flatnonzero(septets < 128)
     numbers, widths = septets[lasts].astype(np.int64), np.diff(lasts, prepend=-1)
+    if widths.max(initial=1) > LONGEST_NUMBER:
+        raise sqlite3.DatabaseError("a number of more than nine bytes")
     for back in range(1, int(widths.max(initial=1))):
         longer = widths > back
         numbers[longer] += (septets[lasts[longer] - back] & 127).astype(np.int64) << 7 * back

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from funnel.data.connections import Bounded, open_to_read
 from funnel.errors import NoSpaceError, StorageError, of_environment
 from funnel.filters.like import add_like
 from funnel.storage.files import is_no_space, remove_own
@@ -50,7 +51,7 @@ class SideFile:
     def __init__(self, key: str, folder: Path | None = None) -> None:
         self._key = key
         self._elsewhere = False
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Bounded | None = None
         self._process = os.getpid()
         chosen = default_folder() if folder is None else folder
         if chosen is None:
@@ -79,9 +80,11 @@ class SideFile:
             self._process, self._inherited, self._connection = os.getpid(), self._connection, None
         if self._connection is None:
             self._connection = self._open()
+        if self._connection is not None:
+            self._connection.bound()
         return self._connection
 
-    def _open(self) -> sqlite3.Connection | None:
+    def _open(self) -> Bounded | None:
         for _ in range(TRIES):
             path = self.path
             if path is None:
@@ -190,10 +193,8 @@ class SideFile:
             self._connection = None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # Immutable: no locks and no look for a journal. Threads take turns, see ColumnCache.
-    uri = path.absolute().as_uri() + "?mode=ro&immutable=1"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+def _connect(path: Path) -> Bounded:
+    connection = open_to_read(path, path.stat().st_size)  # threads take turns, see ColumnCache
     try:
         add_like(connection)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opened now, while the file has this name

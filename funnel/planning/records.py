@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,9 +16,10 @@ import numpy.typing as npt
 from funnel.errors import DamagedIndexError, FormatVersionError
 from funnel.plan import Plan
 from funnel.planning.arrays import map_arrays, write_arrays
-from funnel.planning.calibration import LARGEST_K, Run
-from funnel.planning.costs import Costs
+from funnel.planning.calibration import LARGEST_K, MISSING, Run
+from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
+from funnel.planning.schema import check_record, read_json
 from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
 
 __all__ = ["CACHED_KS", "FORMAT_VERSION", "REAL", "UNCERTIFIED", "Calibration"]
@@ -46,6 +48,7 @@ class Calibration:
     for the usual budgets when the calibration was made, to be read; see `Planner.promised`. updates: what was added and
     deleted since, and how the record takes it into account. void: why nothing can be certified since; "" where it can.
     added: of queries, the best scores float32 [q, any] among rows added since; None where there are none.
+    rows: how many are stored, where that is known: those on record are checked.
     storage: what storing the rows costs exact search; None where it was never measured, or is nothing. as_given:
     whether truth is exact search over the rows as given; where it is that over the rows as stored, that cost is taken
     off.
@@ -71,6 +74,7 @@ class Calibration:
     corpus: Run | None = None
     queries: Run | None = None
     folder: Path | None = None
+    rows: int | None = None
     mapped: Arrays | None = field(default=None, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -129,9 +133,34 @@ class Calibration:
             if self.folder is None:
                 raise DamagedIndexError("this calibration has no record of its runs; build the index again")
             arrays = self.mapped or map_arrays(self.folder / ARRAYS_NAME)
-            self.corpus = _run(arrays, "corpus", self.folder)
-            self.queries = _run(arrays, "queries", self.folder) if self.n_queries else None
+            corpus = self._run(arrays, "corpus", self.n_corpus_rows)
+            self.queries = self._run(arrays, "queries", self.n_queries) if self.n_queries else None
+            self.corpus = corpus
         return self.corpus, self.queries
+
+    def _run(self, arrays: Arrays, name: str, count: int) -> Run:
+        assert self.folder is not None
+        try:
+            efforts = [int(effort) for effort in arrays[f"{name}/efforts"]]
+            run = Run(
+                queries=arrays[f"{name}/queries"],
+                own_rows=arrays[f"{name}/own_rows"],
+                truth=arrays[f"{name}/truth"],
+                widths=tuple(int(width) for width in arrays[f"{name}/widths"]),
+                candidates=arrays[f"{name}/candidates"],
+                candidate_scores=arrays[f"{name}/candidate_scores"],
+                places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
+                near_rows=arrays.get(f"{name}/near_rows"),
+                near_scores=arrays.get(f"{name}/near_scores"),
+                given=arrays.get(f"{name}/given"),
+            )
+            _check_shapes(run)
+            _check_values(run, self, count)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise DamagedIndexError(
+                f"{self.folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})"
+            ) from error
+        return run
 
     def run(self) -> Run:
         """The run that estimates rest on: of real queries where there are any."""
@@ -176,10 +205,11 @@ class Calibration:
         Raises DamagedIndexError naming the file that cannot be understood, FormatVersionError for another format.
         """
         try:
-            record = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
-            certifies = record["n_queries"] > 0
+            record = read_json(folder / JSON_NAME)
             arrays = map_arrays(folder / ARRAYS_NAME)
             _check_format(folder / JSON_NAME, record.get("format_version", 2 if SINCE_2 in arrays else 1))
+            check_record(record, folder / JSON_NAME)
+            certifies = record["n_queries"] > 0
             frontiers = {
                 int(k): Frontier(
                     int(k),
@@ -189,6 +219,8 @@ class Calibration:
                 )
                 for k, plans in record["plans"].items()
             }
+            for frontier in frontiers.values():
+                _check_hits(frontier, record)
             return cls(
                 costs=Costs.from_json(record["costs"]),
                 by_effort=bool(record["by_effort"]),
@@ -226,6 +258,21 @@ def _check_format(path: Path, version: object) -> None:
         )
 
 
+def _check_hits(frontier: Frontier, record: Mapping[str, Any]) -> None:
+    """ValueError where what plans found is not of as many plans and queries as there are."""
+    expected = [("corpus", frontier.corpus_hits, record["n_corpus_rows"])]
+    if frontier.query_hits is not None:
+        expected.append(("queries", frontier.query_hits, record["n_queries"]))
+    for name, found, count in expected:
+        if found.dtype != np.uint8 or found.shape != (len(frontier.plans), count):
+            raise ValueError(
+                f"frontier/{frontier.k}/{name} is {found.dtype} {list(found.shape)}, expected uint8 "
+                f"[{len(frontier.plans)}, {count}]"
+            )
+        if found.max(initial=0) > frontier.k:
+            raise ValueError(f"frontier/{frontier.k}/{name} has {found.max()} of {frontier.k} found")
+
+
 def _storage(arrays: Arrays) -> StorageCost | None:
     """What storing the rows costs, where it is on record. ValueError for arrays that do not fit each other."""
     if "storage/found" not in arrays:
@@ -255,27 +302,6 @@ def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _run(arrays: Arrays, name: str, folder: Path) -> Run:
-    try:
-        efforts = [int(effort) for effort in arrays[f"{name}/efforts"]]
-        run = Run(
-            queries=arrays[f"{name}/queries"],
-            own_rows=arrays[f"{name}/own_rows"],
-            truth=arrays[f"{name}/truth"],
-            widths=tuple(int(width) for width in arrays[f"{name}/widths"]),
-            candidates=arrays[f"{name}/candidates"],
-            candidate_scores=arrays[f"{name}/candidate_scores"],
-            places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
-            near_rows=arrays.get(f"{name}/near_rows"),
-            near_scores=arrays.get(f"{name}/near_scores"),
-            given=arrays.get(f"{name}/given"),
-        )
-        _check_shapes(run)
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise DamagedIndexError(f"{folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})") from error
-    return run
-
-
 def _check_shapes(run: Run) -> None:
     """ValueError where the arrays of a run do not fit each other."""
     count, found, widths = len(run.queries), run.candidates.shape[-1:], (len(run.widths),)
@@ -297,6 +323,32 @@ def _check_shapes(run: Run) -> None:
     for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape or (name != "own_rows" and array.ndim < 2):
             raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
+
+
+def _check_values(run: Run, calibration: Calibration, count: int) -> None:
+    """ValueError where a run is not that of its calibration, or names what is not there."""
+    if run.queries.shape != (count, calibration.dim) or run.truth.shape[1] < calibration.depth:
+        raise ValueError(
+            f"queries is {list(run.queries.shape)} and truth {list(run.truth.shape)}; expected [{count}, "
+            f"{calibration.dim}], and [{count}, {calibration.depth}] or more"
+        )
+    if not run.places or set(run.places) - set(calibration.costs.coarse[BATCH_SIZES[0]]):
+        raise ValueError(f"the efforts are {list(run.efforts)[:5]}, whose costs are not on record")
+    planned = {part.effort for one in calibration.frontiers.values() for plan in one.plans for part in plan.parts}
+    if planned - set(run.places) - {0}:
+        raise ValueError(f"plans have the efforts {sorted(planned)[:5]}, the run {list(run.efforts)[:5]}")
+    if not run.widths or run.widths[-1] != calibration.dim or any(a >= b for a, b in pairwise(run.widths)):
+        raise ValueError(f"the widths are {list(run.widths)[:5]}, expected rising ones up to {calibration.dim}")
+    for name, rows in (("candidates", run.candidates), ("own_rows", run.own_rows), ("near_rows", run.near_rows)):
+        if calibration.rows is None or rows is None or not rows.size:
+            continue
+        if rows.min() < -1 or rows.max() >= calibration.rows:
+            raise ValueError(f"{name} names rows {rows.min()} to {rows.max()} of {calibration.rows}")
+    most = run.candidates.shape[1]
+    for effort, places in run.places.items():
+        wrong = places[(places >= most) & (places != MISSING)]
+        if len(wrong):
+            raise ValueError(f"places/{effort} names the candidate {wrong[0]} of {most}")
 
 
 def depth_of(rows: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["mutations"]
+__all__ = ["mutated", "mutations"]
 
 MOST_STEPS = 4  # mutations upon each other
 VALUES = (
@@ -21,10 +21,14 @@ def mutations(seeds: list[bytes], count: int, seed: int) -> Iterator[bytes]:
     """`count` mutated seeds, the same for the same `seed`."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        data = seeds[int(random.integers(len(seeds)))]
-        for _ in range(int(random.integers(1, MOST_STEPS + 1))):
-            data = _STEPS[int(random.integers(len(_STEPS)))](data, random) if data else b"x"
-        yield data
+        yield mutated(seeds[int(random.integers(len(seeds)))], random)
+
+
+def mutated(data: bytes, random: np.random.Generator) -> bytes:
+    """The data after some steps."""
+    for _ in range(int(random.integers(1, MOST_STEPS + 1))):
+        data = _STEPS[int(random.integers(len(_STEPS)))](data, random) if data else b"x"
+    return data
 
 
 def _bit(data: bytes, random: np.random.Generator) -> bytes:

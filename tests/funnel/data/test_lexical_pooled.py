@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from funnel.data.connections import Bounded
 from funnel.data.documents import Document, DocumentStore
 from funnel.data.lexical import LexicalIndex, insert_texts, make_table
 from funnel.data.lexical_pooled import PooledIndex, _numbers
@@ -30,7 +31,9 @@ def tables_of(*texts: Texts) -> Iterator[list[LexicalIndex]]:
     with ExitStack() as stack:
         tables: list[LexicalIndex] = []
         for rows in texts:
-            connection = stack.enter_context(closing(sqlite3.connect(":memory:", isolation_level=None)))
+            connection = stack.enter_context(
+                closing(sqlite3.connect(":memory:", isolation_level=None, factory=Bounded))
+            )
             make_table(connection, "''")
             insert_texts(connection, ((position, *row) for position, row in enumerate(rows)))
             tables.append(LexicalIndex(Path(f"{len(tables)}.sqlite"), lambda it=connection: nullcontext(it)))  # type: ignore[misc]
