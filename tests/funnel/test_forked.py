@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel import FunnelIndex
+from funnel import FunnelIndex, Plan
 from funnel.planning.remembered import MOST
 
 DIM = 16
@@ -134,3 +134,19 @@ def test_after_chdir_and_rename_it_is_still_read(tmp_path: Path, monkeypatch: py
     (tmp_path / "index").rename(tmp_path / "renamed")
     assert {hit.id for hit in index.search("w", k=2)} == {"a", "b"}
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("coarse", ["hnsw-sq8", "ivf-sq8", "ivf-pq", "symqg"])
+def test_a_forked_child_walks_every_kind_of_coarse_index(coarse: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(600, DIM)).astype(np.float32)
+    index = FunnelIndex.build(rows, tmp_path / "index", adaptor="pca", dims=[DIM // 2], coarse=coarse, progress=False)
+    family = index.searcher.cascade.coarse
+    plan = Plan(next(effort for effort in family.efforts() if family.largest_shortlist(effort) >= 32), 32)
+    expected = index.search_vectors(rows[:64], 5, plan=plan).ids
+
+    def again() -> None:
+        assert (index.search_vectors(rows[:64], 5, plan=plan).ids == expected).all()
+        assert len(index.search_vectors(rows[:64], 5, recall=1.0).ids) == 64
+
+    assert answered_in_child(again)
