@@ -265,6 +265,22 @@ def test_float16_is_kept_where_it_costs_nothing(tmp_path: Path) -> None:
     assert "as float16 (exact search over it keeps" in str(index.info())
 
 
+def test_rows_that_tie_for_each_other_and_not_for_queries_are_kept_wide(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((40, 64))
+
+    def around(count: int, spread: float) -> np.ndarray:
+        rows = centres[generator.integers(40, size=count)] + spread * generator.standard_normal((count, 64))
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+    rows, queries = around(2_000, 1e-4), around(300, 0.3)
+    index = FunnelIndex.build(rows, tmp_path / "index", queries=queries, adaptor="pca", progress=False)
+    assert index.manifest.settings["dtype"] == "float32"
+    true, found = queries @ rows.T, index.search_vectors(queries, 10, recall=1.0).ids
+    last = np.sort(true, axis=1)[:, -10]
+    assert (np.take_along_axis(true, np.asarray(found), axis=1) >= last[:, None] - 1e-6).mean() > 0.999
+
+
 def test_what_was_promised_lies_in_the_index(graph: FunnelIndex, graph_folder: Path) -> None:
     (path,) = graph_folder.glob("calibrations/*/calibration.json")
     kept = json.loads(path.read_text())["certificates"]
