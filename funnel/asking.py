@@ -84,11 +84,9 @@ class Asked:
         where: str | None = None,
         allowed_ids: Any = None,
     ) -> None:
-        if budget is not None and not isinstance(budget, Budget):
-            raise InputError(
-                f"budget is {budget!r}; expected a Budget, such as Budget(recall=0.95), or give recall= or latency_ms="
-            )
-        if not (_is_float(recall) and _is_float(latency_ms) and _is_float(share)):
+        if plan is not None:  # before it is a key
+            explicit_plan(plan, recall, latency_ms, budget, share)
+        elif budget is not None or not (_is_float(recall) and _is_float(latency_ms) and _is_float(share)):
             wanted_budget(recall, latency_ms, budget, share)  # choices are remembered, and True is found under 1.0
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
         self.share, self.texts = share, texts or ()
@@ -149,7 +147,8 @@ def read_query(
         return texts, vectors, single
     if vectors is None:
         raise InputError(f"text={shown(text)} gives the words beside a vector, and the query is a text; leave it out")
-    words = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence | np.ndarray) else [text]
+    several = isinstance(text, Sequence) or (isinstance(text, np.ndarray) and text.ndim > 0)
+    words = list(text) if several and not isinstance(text, str) else [text]
     wrong = next((one for one in words if not isinstance(one, str)), None)
     if wrong is not None:
         raise InputError(f"text holds {shown(wrong)}; expected a text for each vector")
@@ -196,6 +195,10 @@ def wanted_budget(
     """The budget that was asked for, in one way or the other. InputError for both."""
     if budget is None:
         return Budget(recall, latency_ms, share=share)
+    if not isinstance(budget, Budget):
+        raise InputError(
+            f"budget is {shown(budget)}; expected a Budget, such as Budget(recall=0.95), or give recall= or latency_ms="
+        )
     if recall is not None or latency_ms is not None or share is not None:
         raise InputError("give either budget, or recall, share and latency_ms, not both")
     return budget
@@ -214,6 +217,7 @@ def explicit_plan(
     chosen = plan.plan if isinstance(plan, Explanation) else plan
     if not isinstance(chosen, Plan):
         raise InputError(f"plan is a {type(plan).__name__}; expected a Plan, such as FLAT, or what explain gave")
+    chosen.check_types()
     return chosen
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -31,11 +31,21 @@ __all__ = ["cli", "main"]
 
 EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell gives for SIGINT and SIGPIPE
+UNEXPECTED = 1  # of an error that nobody foresaw
+LONGEST_PATH = 200  # characters of a path in an error
 TEXT_SHOWN = 160  # characters of a document's text in the list of hits
 
 
 class _Commands(click.Group):
-    """Commands whose expected errors are one line and exit code 2, unless --debug asks for the traceback."""
+    """Commands whose errors are one line, unless --debug asks for the traceback; exit code 2 where expected."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            _refuse(_said(error))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,15 +53,36 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted", err=True)
             sys.exit(INTERRUPTED)
-        except (*EXPECTED, click.UsageError) as error:
+        except (click.exceptions.NoArgsIsHelpError, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
             if getattr(error, "errno", None) == errno.EPIPE:  # whoever read the output has left, as head does
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(PIPE_CLOSED)
             if ctx.params.get("debug"):
                 raise
-            said = error.format_message() if isinstance(error, click.UsageError) else str(error)
-            click.echo(f"Error: {' '.join(said.split())}", err=True)
-            sys.exit(2)
+            _refuse(_said(error), 2 if isinstance(error, (*EXPECTED, click.UsageError)) else UNEXPECTED)
+
+
+def _refuse(said: str, code: int = 2) -> NoReturn:
+    click.echo(f"Error: {' '.join(said.split())}", err=True)
+    sys.exit(code)
+
+
+def _said(error: Exception) -> str:
+    """What was given, what was expected and what to do."""
+    if isinstance(error, click.UsageError):
+        said, of = error.format_message(), error.ctx
+        return (
+            f"{said.rstrip('.')}; see {of.command_path} --help"
+            if of is not None and "Did you mean" not in said
+            else said
+        )
+    if isinstance(error, EXPECTED) and (not isinstance(error, OSError) or error.filename is None):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot use {str(error.filename)[:LONGEST_PATH]}: {error.strerror}; give another path"
+    return f"{type(error).__name__}: {error}; run it again as funnel --debug ... and report what that shows"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -272,8 +303,10 @@ def _read_vectors(path: Path) -> Any:
 
     try:
         vectors = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a .npy file of vectors") from error
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers ({error})") from error
+        raise InputError(f"{path} is not a .npy file of numbers, or is cut short; save it with numpy.save") from error
     if not isinstance(vectors, np.ndarray):
         vectors.close()
         raise InputError(f"{path} is an archive of several arrays; expected a .npy file of one")
@@ -335,6 +368,8 @@ def explain(
     from funnel.reports.explained import budgets_table, explain_budgets
     from funnel.reports.frontier import plot_frontier
 
+    if plot is not None and plot.suffix != ".png":
+        raise InputError(f"--plot is {plot}; expected a path that ends in .png")
     opened = FunnelIndex.open(index)
     if recall is None and latency_ms is None and share is None:
         explained = explain_budgets(opened, k, batch, run=run)
@@ -372,6 +407,7 @@ def bench(
     opened = open_index(index)
     measured_on = bench_queries(opened, queries)
     judgements = None if qrels is None else read_qrels(qrels)
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring rather than after
     results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, progress=True)
     click.echo(write_results(results, out))
 

@@ -16,7 +16,17 @@ __all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "fields", "
 
 OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path; an empty one is none, and not the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty; give that of a file or folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
 ENCODER = click.option(
     "--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]"
 )

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from funnel.checked import checked_whole
 from funnel.data.encoding import DEFAULT_ENCODER
 from funnel.data.pydocs import python_documents
-from funnel.errors import InputError
 from funnel.hits import Hit
 from funnel.index import FunnelIndex
 from funnel.progress import Progress
@@ -25,6 +25,7 @@ QUERIES = (
     "measure how similar two strings are",
 )
 HITS = 4
+FEWEST = 11  # for each to have 10 neighbours
 
 
 def run_demo(index_path: Path, report: Path, documents: int | None, say: Callable[[str], None]) -> FunnelIndex:
@@ -35,8 +36,7 @@ def run_demo(index_path: Path, report: Path, documents: int | None, say: Callabl
     started = time.perf_counter()
     say("Reading the docstrings of the standard library and the installed packages (nothing is imported or run)")
     limit = DOCUMENTS if documents is None else documents
-    if limit < 1:
-        raise InputError(f"documents is {limit}; expected at least 1")
+    checked_whole("documents", limit, FEWEST, such_as=DOCUMENTS)
     corpus = list(Progress(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
     say(f"{len(corpus):,} documents; building {index_path}")
     index = FunnelIndex.build(corpus, index_path, encoder=DEFAULT_ENCODER, overwrite=True)

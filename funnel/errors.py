@@ -18,6 +18,7 @@ beside this tree because `indexes` does not know `funnel`.
 """
 
 import errno
+import re
 import sqlite3
 
 __all__ = [
@@ -52,7 +53,10 @@ def of_environment(error: BaseException) -> bool:
 
 
 class FunnelError(Exception):
-    """The base of every error that funnel raises on purpose."""
+    """The base of every error that funnel raises on purpose. Its message is one line, whatever value it quotes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(re.sub(r"\s*[\r\n]\s*", " ", arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class DriftWarning(UserWarning):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from funnel.errors import InputError
+from funnel.checked import checked_whole
 from funnel.explanation import Explanation, stage_lines
 from funnel.plan import Plan
 from funnel.planning.budget import Budget
@@ -13,6 +13,7 @@ from funnel.searcher import Searcher
 
 __all__ = ["checked_batch", "explain_budget"]
 
+LARGEST_BATCH = 100_000  # above what any latency is measured for; as many queries are searched
 COUNTED = 64  # queries whose coarse searches are counted in bytes
 
 
@@ -46,8 +47,7 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
 
 def checked_batch(batch: object) -> None:
     """InputError for a batch that is none."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch is {batch!r}; expected a whole number from 1")
+    checked_whole("batch", batch, 1, LARGEST_BATCH, such_as=256)
 
 
 def _coarse_bytes(searcher: Searcher, plan: Plan) -> int | None:

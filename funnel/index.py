@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shown
 from types import MappingProxyType
 from typing import Any, Unpack, overload
 
@@ -18,9 +19,10 @@ from funnel.asking import Asked, SearchOptions, read_query, read_vectors, wanted
 from funnel.building.asked import QrelsSource
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.tune import tune_index
+from funnel.checked import checked_flag, checked_flags, checked_name
 from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource, open_corpus
-from funnel.data.encoding import Encoder, EncoderSource
+from funnel.data.encoding import Encoder, EncoderSource, check_source
 from funnel.data.prompts import TextOptions
 from funnel.data.queries import QueriesSource
 from funnel.errors import InputError
@@ -117,6 +119,12 @@ class FunnelIndex(Updates):
         cannot be used, EncoderError, StorageError, and
         NoSpaceError when the disk is full; what the folder held before then stays.
         """
+        checked_flags(
+            progress=progress,
+            exact_encoding=exact_encoding,
+            corpus_like_queries=corpus_like_queries,
+            overwrite=overwrite,
+        )
         folder = IndexFolder(path).path
         target = device_of(device)
         opened = open_corpus(corpus, ids, Columns(text, title, id, vector, metadata))
@@ -151,8 +159,10 @@ class FunnelIndex(Updates):
 
         Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, InputError.
         """
-        if verify not in ("full", "lazy"):
-            raise InputError(f"verify is {verify!r}; expected 'full' or 'lazy'")
+        checked_name("verify", verify, ("full", "lazy"))
+        checked_name("placement", placement)
+        checked_flag("allow_download", allow_download)
+        check_source(encoder)
         folder = IndexFolder(path)
         made = cls(
             folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder, allow_download
@@ -296,6 +306,7 @@ class FunnelIndex(Updates):
         recall was after it. A latency is of the search alone, from vectors. where, allowed_ids: under this filter;
         its steps are not run one by one. Raises as `search` does.
         """
+        checked_flag("run", run)
         state = self._state
         searcher = state.opened.searcher
         k, wanted = check_k(k, searcher.rows), wanted_budget(recall, latency_ms, budget, share)
@@ -312,7 +323,7 @@ class FunnelIndex(Updates):
         """Run flat search for this share of the queries to come, and keep their true recall in `health`.
 
         sample: a share in [0, 1]; each audited query takes the time of a flat search more. What was found so far is
-        forgotten. Raises InputError for what is no share.
+        forgotten. Raises InputError for what is no share or seed.
         """
         self._state.monitor.audit(sample, seed)
 
@@ -333,6 +344,7 @@ class FunnelIndex(Updates):
         Raises InputError for queries that cannot be used or an index that is too small to be calibrated, EncoderError
         for texts without an encoder, StorageError where another process writes or has replaced this generation.
         """
+        checked_flag("progress", progress)
         with self._changing:
             opened = tune_index(
                 self.path, self._state.opened, self._encoder, queries, corpus_like_queries, seed, progress
@@ -355,6 +367,8 @@ class FunnelIndex(Updates):
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
+            raise InputError(f"texts is {shown(texts)}; expected a list of texts, as [text] for one")
         return self._encoder.encode(texts)
 
     def warm_up(self) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from reprlib import repr as shown
 from typing import Any
 
+from funnel.checked import checked_whole
 from funnel.errors import InputError
 
 __all__ = ["FLAT", "Escalation", "Plan", "Stage"]
+
+LARGEST = 2**31 - 1  # candidates, and efforts of a coarse index
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,6 +109,20 @@ class Plan:
         rule = self.escalation
         again = None if rule is None else replace(rule, k=rule.k + 1, then=rule.then.widened())
         return Plan(effort, self.shortlist + 1, stages, again)
+
+    def check_types(self) -> None:
+        """InputError for a part of another type than it is to have; what the numbers mean is left to `check`."""
+        if not isinstance(self.stages, tuple) or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise InputError(f"plan: stages is {shown(self.stages)}; expected a tuple of Stage")
+        for name in ("effort", "shortlist"):
+            checked_whole(f"plan: {name}", getattr(self, name), 0, LARGEST)
+        for stage in self.stages:
+            checked_whole("plan: the width of a stage", stage.width)
+            checked_whole("plan: keep of a stage", stage.keep)
+        if self.escalation is not None:
+            if not isinstance(self.escalation, Escalation) or not isinstance(self.escalation.then, Plan):
+                raise InputError(f"plan: escalation is {shown(self.escalation)}; expected None or an Escalation")
+            self.escalation.then.check_types()
 
     def check(self, widths: tuple[int, ...]) -> None:
         """InputError unless the stages rise in width, fall in number and use the given widths."""

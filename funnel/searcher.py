@@ -14,6 +14,7 @@ import torch
 
 from funnel.adaptors import Adaptor
 from funnel.cascade import Cascade, Float32, Int64, some_missing
+from funnel.checked import checked_name
 from funnel.data.rows import unit_rows
 from funnel.deadline import Deadline
 from funnel.depth import Kept
@@ -378,12 +379,15 @@ def _exact_certificate(budget: Budget, k: int, why: str) -> Certificate:
 
 def device_of(name: str) -> torch.device:
     """The torch device: "auto" is CUDA where there is any, else the CPU. InputError for one that is not there."""
+    checked_name("device", name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device is {name!r}; expected auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {name!r}, but torch finds no CUDA device here; use auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
+        raise InputError(f"device is {name!r}, but torch finds {found or 'no'} CUDA device here; use auto or cpu")
     return device

@@ -23,6 +23,7 @@ from funnel.adaptors import (
     fit_adaptor,
     rows_to_train_on,
 )
+from funnel.checked import checked_seed
 from funnel.data.corpus import CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
@@ -209,6 +210,7 @@ def train_adaptor(
         InputError: a corpus, queries, judgements, kind or dims that cannot be used.
         EncoderError: the encoder cannot be loaded, or gives another width.
     """
+    checked_seed(seed)
     store = EmbeddingCache(cache)
     documents = embed_corpus(corpus, encoder, store, progress, seed if _takes_pieces(kind, recipe, qrels) else None)
     asked = None if queries is None else embed_queries(queries, encoder, store, progress)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy.typing as npt
 
+from funnel.building.build import checked_memory
 from funnel.building.compact import compact_index, needs_compaction
 from funnel.building.update import Changes, add_rows, delete_ids
+from funnel.checked import checked_flag, checked_seed
 from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource
 from funnel.errors import InputError, StorageError
@@ -91,6 +93,7 @@ class Updates:
         Raises InputError for an id that is in the index or comes twice, another width, and rows that cannot be used;
         EncoderError, StorageError where another process writes, NoSpaceError.
         """
+        checked_flag("progress", progress)
         columns = Columns(text, title, id, vector, metadata)
         return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, columns, False, progress))
 
@@ -107,6 +110,7 @@ class Updates:
         progress: bool = False,
     ) -> Changes:
         """As `add`; documents whose ids are in the index take the place of those there, in one step."""
+        checked_flag("progress", progress)
         columns = Columns(text, title, id, vector, metadata)
         return self._change(lambda t, o: add_rows(t, o, self._encoder, documents, ids, columns, True, progress))
 
@@ -118,6 +122,7 @@ class Updates:
         Durable when it returns. The rows are found no more, and leave the disk with `compact`. Raises InputError, and
         deletes nothing, for an id of a wrong type, or where strict for one that is unknown; StorageError.
         """
+        checked_flag("strict", strict)
         return self._change(lambda t, o: delete_ids(t, o, ids, strict))
 
     def compact(self, *, memory_mb: float | None = None, seed: int | None = None, progress: bool = False) -> bool:
@@ -127,6 +132,11 @@ class Updates:
         meanwhile, in this process and in others; another writer is refused until it is done. memory_mb, seed: None:
         those of the build. Raises as `add` does, and InputError where memory_mb is too little for so many rows.
         """
+        checked_flag("progress", progress)
+        if memory_mb is not None:
+            checked_memory(memory_mb)
+        if seed is not None:
+            checked_seed(seed)
 
         def change(transaction: Transaction, opened: Opened) -> bool:
             if not needs_compaction(opened):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
+from reprlib import repr as shown
 
 import numpy as np
 import numpy.typing as npt
@@ -93,9 +96,22 @@ def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tupl
     opened = None if queries is None else open_queries(queries)
     if qrels is None:
         return opened, {}
+    if isinstance(qrels, Mapping):
+        _check_grades(qrels)
     if opened is None or opened.ids is None:
         raise InputError("qrels were given without queries that have ids; give the queries that they judge")
     return opened, qrels if isinstance(qrels, Mapping) else read_qrels(qrels, "train")
+
+
+def _check_grades(qrels: Qrels) -> None:
+    """InputError unless these are query id -> document id -> grade."""
+    for query, judged in qrels.items():
+        if not isinstance(judged, Mapping) or not all(
+            isinstance(grade, Real) and math.isfinite(grade) for grade in judged.values()
+        ):
+            raise InputError(
+                f"qrels holds {shown(judged)} for {shown(query)}; expected query id -> document id -> grade, a number"
+            )
 
 
 def encode_asked(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from funnel.building.intake import Intake, take_in
 from funnel.building.ladder import NARROWEST, checked_ladder, choose_ladder, steps_above
 from funnel.building.segment import build_coarse, order_rows, store_rows, write_norms
 from funnel.building.truth import RowsAsGiven
+from funnel.checked import checked_name, checked_number, checked_path, checked_seed
 from funnel.data.corpus import Corpus
 from funnel.data.encoding import Encoder
 from funnel.data.queries import QueriesSource
@@ -48,7 +49,6 @@ __all__ = [
     "BuildOptions",
     "build_index",
     "calibrate_searcher",
-    "checked_like",
     "checked_memory",
     "choose_coarse",
 ]
@@ -57,6 +57,7 @@ __all__ = [
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
 MEASURED_K = 10
 MEGABYTE = 1_000_000
+MOST_MEGABYTES = 1e12  # what a manifest may say, see Settings
 AUTO = "auto"  # train, compare and choose the adaptor; measure, and choose what rows are stored in
 ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
 
@@ -150,16 +151,20 @@ def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> BuildOptions:
 
 
 def _check(options: BuildOptions, judged: bool) -> None:
-    if options.dtype not in (AUTO, "float16", "float32"):
-        raise InputError(f"dtype is {options.dtype!r}; expected 'auto', 'float16' or 'float32'")
+    checked_name("dtype", options.dtype, (AUTO, "float16", "float32"))
     if options.memory_mb is not None:
         checked_memory(options.memory_mb)
-    if isinstance(options.seed, bool) or not isinstance(options.seed, int) or options.seed < 0:
-        raise InputError(f"seed is {options.seed!r}; expected a whole number from 0")
-    checked_like(options.corpus_like_queries)
+    checked_seed(options.seed)
+    settings = options.coarse_settings
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"coarse_settings is {shown(settings)}; expected a dict of whole numbers, such as {{'m': 32}}")
     if options.coarse is not None:
-        family(options.coarse)
+        family(checked_name("coarse", options.coarse)).complete_settings(settings or {})
+    elif settings:
+        raise InputError(f"coarse_settings is {shown(settings)}, and of which index is not said; name it by coarse=")
     adaptor = options.adaptor
+    if not isinstance(adaptor, Adaptor):
+        checked_path("adaptor", adaptor)
     if judged and adaptor != AUTO:
         raise InputError(f"qrels train adaptor='auto', and adaptor is {str(adaptor)!r}; give one or the other")
     known = (AUTO, *adaptor_kinds())
@@ -169,16 +174,11 @@ def _check(options: BuildOptions, judged: bool) -> None:
 
 def checked_memory(memory_mb: float) -> float:
     """Megabytes as a float. InputError for what are none."""
-    if isinstance(memory_mb, bool) or not isinstance(memory_mb, Real) or not memory_mb > 0:
-        raise InputError(f"memory_mb is {memory_mb!r}; expected megabytes above 0")
-    return float(memory_mb)
-
-
-def checked_like(said: bool) -> bool:
-    """Whether queries are documents. InputError for what is neither True nor False."""
-    if not isinstance(said, bool | int | float) or said not in (True, False):
-        raise InputError(f"corpus_like_queries is {said!r}; expected True (queries are documents) or False")
-    return bool(said)
+    expected = f"megabytes above 0 and up to {MOST_MEGABYTES:g}; leave it out for no limit"
+    number = checked_number("memory_mb", memory_mb, expected)
+    if not 0.0 < number <= MOST_MEGABYTES:
+        raise InputError(f"memory_mb is {memory_mb!r}; expected {expected}")
+    return number
 
 
 def _width(corpus: Corpus, encoder: Encoder | None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.building.build import BuildOptions, calibrate_searcher, checked_memory, choose_coarse
+from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
 from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.ladder import choose_ladder
@@ -68,7 +68,7 @@ def compact_index(
         raise InputError("every row of this index was deleted: add some before compacting, or build it again")
     settings = dict(opened.manifest.settings)
     if memory_mb is not None:
-        settings["memory_mb"] = checked_memory(memory_mb)
+        settings["memory_mb"] = float(memory_mb)
     asked = _coarse_asked(opened, settings)
     _coarse_choice(opened, settings, asked, count, opened.manifest.ladder)  # before the rows are written, not after
     seed = int(str(settings["seed"])) if seed is None else seed

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from funnel.building.asked import EQUAL, SAME_COSINE, encode_asked, open_asked
-from funnel.building.build import calibrate_searcher, checked_like
+from funnel.building.build import calibrate_searcher
 from funnel.building.folding import live_documents
+from funnel.checked import checked_flag, checked_seed
 from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.errors import InputError, StorageError
 from funnel.opening import Opened, open_generation
@@ -51,7 +52,7 @@ def tune_index(
         stored = opened.stored
         like = bool(stored and stored.corpus_like)
         if corpus_like_queries is not None:
-            like = checked_like(corpus_like_queries)
+            like = checked_flag("corpus_like_queries", corpus_like_queries)
         new = None if given is None else _prepared(opened, given, encoder, like, seed, progress)
         real, truth = (new, None) if new is not None else recorded(opened, like, _stay(opened))
         storage = None if stored is None else stored.storage
@@ -64,8 +65,7 @@ def tune_index(
 
 
 def _check(path: Path, opened: Opened, seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}; expected a whole number from 0")
+    checked_seed(seed)
     if opened.searcher.calibration is None:
         raise InputError(
             f"{path} holds {opened.searcher.rows:,} rows, and there is nothing to calibrate: {opened.searcher.why_flat}"

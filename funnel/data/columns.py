@@ -1,10 +1,12 @@
 """Which fields of a record are what, and tables of other libraries as records."""
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any
 
+from funnel.checked import checked_name
 from funnel.errors import InputError
 
 __all__ = ["Columns", "is_table", "records_of"]
@@ -27,6 +29,23 @@ class Columns:
     vector: str | None = None
     metadata: Sequence[str] | None = None
     queries: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text", "title", "id", "vector"):
+            if getattr(self, name) is not None:
+                checked_name(name, getattr(self, name))
+        if self.metadata is None:
+            return
+        if not isinstance(self.metadata, Sequence | Set) or not all(isinstance(one, str) for one in self.metadata):
+            raise InputError(f"metadata is {shown(self.metadata)}; expected a list of names")
+        if isinstance(self.metadata, str):
+            raise InputError(f"metadata is {shown(self.metadata)}; give a list of names: [{self.metadata!r}]")
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those that were named, by what they are."""
+        given = {name: getattr(self, name) for name in ("text", "title", "id", "vector", "metadata")}
+        return {name: value for name, value in given.items() if value is not None}
 
     def roles(self, fields: Collection[Any]) -> dict[str, str]:
         """Field -> what it is; of those that were named, for a record of these fields."""

@@ -196,7 +196,7 @@ def open_corpus(
     if array is not None:
         if array.ndim == 1 and array.dtype.kind in "UO":
             return _open_iterable(array.tolist(), columns, numbered)
-        return _open_array(array, ids)
+        return _of_rows(_open_array(array, ids), columns)
     if ids is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
     if not (isinstance(source, Iterable) or is_table(source)):
@@ -279,13 +279,22 @@ def _open_path(
     suffix = suffix_of(path)
     if suffix == ".npy":
         rows = NpyRows(path)
-        return VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids)
+        return _of_rows(VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids), columns)
     if suffix not in READERS:
         raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
     if ids is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
     reader = READERS[suffix]
     return DocumentCorpus(str(path), lambda: reader(path, columns, numbered), count=None, rereadable=True)
+
+
+def _of_rows(corpus: Corpus, columns: Columns | None) -> Corpus:
+    """The corpus, of bare vectors. InputError where fields were named, of which it has none."""
+    named = {} if columns is None else columns.named
+    if named:
+        name, value = next(iter(named.items()))
+        raise InputError(f"{name}={value!r} names a field, and {corpus.name} holds bare vectors; leave it out")
+    return corpus
 
 
 def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:

@@ -107,6 +107,7 @@ def load_encoder(
         InputError: the device is not there; or the options name a prompt that it does not have.
         MissingPackageError: sentence-transformers is needed and not installed.
     """
+    check_source(source)
     made = _made(source, exact, device, of_index, fetch)
     if options in (AS_THE_MODEL_SAYS, made.options):
         return made
@@ -137,8 +138,23 @@ def _made(
         return CallableEncoder(encode, name, query if callable(query) else None)
     if callable(source):
         return CallableEncoder(source, f"callable:{_qualified_name(source)}")
-    raise EncoderError(
-        f"an encoder cannot be a {type(source).__name__}; pass a model's name or folder, a callable from "
+    raise _none(source)
+
+
+def check_source(source: object) -> None:
+    """EncoderError for what can be no encoder, before anything is loaded; None is none yet."""
+    if source is None or callable(source) or (isinstance(source, str | Path) and str(source)):
+        return
+    if not any(callable(getattr(source, name, None)) for name in ("encode_document", "encode")) or isinstance(
+        source, str
+    ):
+        raise _none(source)
+
+
+def _none(source: object) -> EncoderError:
+    said = "an empty name" if isinstance(source, str) else f"a {type(source).__name__}"
+    return EncoderError(
+        f"an encoder cannot be {said}; pass a model's name or folder, a callable from "
         "a list of texts to an array [n, d], or an object with encode"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from funnel.checked import checked_whole
 from funnel.errors import InputError
 
 __all__ = ["LONGEST_PROMPT", "TextOptions"]
@@ -49,8 +50,8 @@ class TextOptions:
             if value is not None and len(value) > LONGEST_PROMPT:
                 raise InputError(f"{name} has {len(value):,} characters; expected at most {LONGEST_PROMPT:,}")
         width = self.truncate_dim
-        if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-            raise InputError(f"truncate_dim is {width!r}; expected a whole number from 1")
+        if width is not None:
+            checked_whole("truncate_dim", width)
 
     @classmethod
     def of_manifest(cls, settings: Mapping[str, Any]) -> TextOptions:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel.checked import checked_path
 from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.corpus import as_rows, local_path
 from funnel.data.documents import Document
@@ -220,7 +221,7 @@ def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, flo
     Raises:
         InputError: not found, empty, or a line cannot be used; names file and line.
     """
-    path = _qrels_file(Path(path), split)
+    path = _qrels_file(checked_path("qrels", path), split)
     judgements: dict[str, dict[str, float]] = {}
     for where, query_id, document_id, grade in _judgements(path):
         of_query = judgements.setdefault(query_id, {})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from funnel.errors import InputError, NoSpaceError
+from funnel.checked import checked_flags, checked_path
+from funnel.errors import FunnelError, InputError, NoSpaceError, StorageError
 from funnel.exporting.arrays import write_ids, write_npy, write_parquet
 from funnel.exporting.faiss_file import labels_of, takes_coarse, write_coarse, write_flat
 from funnel.exporting.rows import Rows
@@ -53,7 +54,8 @@ def export_index(
     Raises InputError for another suffix, a path that is taken or inside the index, or an adaptor that cannot be undone;
     MissingPackageError without pyarrow; NoSpaceError when the disk is full. Nothing is left behind then.
     """
-    target = Path(path)
+    checked_flags(adapted=adapted, flat=flat, overwrite=overwrite, progress=progress)
+    target = checked_path("the path of the export", path)
     if target.suffix not in SUFFIXES:
         raise InputError(f"{target} has the suffix {target.suffix or '(none)'}; export to {', '.join(SUFFIXES)}")
     if flat and target.suffix != ".faiss":
@@ -103,7 +105,8 @@ def _write(wanted: dict[Path, Callable[[Path], None]], overwrite: bool) -> None:
             os.replace(made, path)
     finally:
         for made in temporary.values():
-            made.unlink(missing_ok=True)
+            with suppress(OSError):  # no such folder, which was said
+                made.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -113,4 +116,6 @@ def _full_disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceError(f"no space left while writing {path}; free some and export again") from error
-        raise
+        if isinstance(error, FunnelError):
+            raise
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; give another path") from error

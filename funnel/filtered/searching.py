@@ -103,7 +103,9 @@ class Filters:
 
     def filtered(self, where: str | None, allowed_ids: Any) -> Filtered:
         """The filter, worked out on first use. Raises InputError."""
-        plain = (where, "") if allowed_ids is None else None  # so that a text in use is not parsed again
+        plain = (
+            (where, "") if allowed_ids is None and isinstance(where, str) else None
+        )  # so that a text in use is not parsed again
         name, condition, given = (plain, None, None) if plain in self._known else read_filter(where, allowed_ids)
         assert name is not None
         with self._lock:

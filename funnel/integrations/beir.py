@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from funnel.adaptors import Adaptor, adaptor_kinds
+from funnel.checked import checked_whole
 from funnel.data.encoding import EncoderSource
 from funnel.data.prompts import TextOptions
 from funnel.data.queries import QueriesSource
@@ -102,7 +103,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
             raise InputError("give either budget, or recall and latency_ms, not both")
         _check_options(options)
         self.budget = budget or Budget(recall, latency_ms)
-        self.batch_size = _count("batch_size", batch_size)
+        self.batch_size = checked_whole("batch_size", batch_size)
         self.index_path = None if index_path is None else Path(index_path)
         self._adaptor, self._queries, self._device = adaptor, queries, device
         texts = TextOptions(*(options.pop(name, None) for name in ("query_prompt", "document_prompt", "truncate_dim")))
@@ -122,7 +123,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
 
         batch: queries in one call; default: batch_size.
         """
-        k = min(_count("k", k), len(self.index))
+        k = min(checked_whole("k", k), len(self.index))
         return self.index.explain(k, budget=self._budget_at(k), batch=batch or self.batch_size)
 
     def search(
@@ -156,7 +157,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
             StorageError: the index cannot be read or written.
         """
         _check_arguments(score_function, kwargs)
-        top_k = _count("top_k", top_k)
+        top_k = checked_whole("top_k", top_k)
         if not queries:
             return {}
         check_texts(queries)
@@ -209,7 +210,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
     ) -> Results:
         """As `search`, from embeddings that `encode` wrote. Raises InputError for other files, pickles among them."""
         _check_arguments(score_function, kwargs)
-        top_k = _count("top_k", top_k)
+        top_k = checked_whole("top_k", top_k)
         if not corpus_embeddings_files:
             raise InputError("corpus_embeddings_files is empty; encode a corpus first, or check the path")
         query_ids, vectors = load_vectors(query_embeddings_file)
@@ -322,9 +323,3 @@ def _check_arguments(score_function: str | None, others: Mapping[str, Any]) -> N
     unknown = sorted(set(others) - IGNORED)
     if unknown:
         raise InputError(f"{unknown[0]!r} is no argument of this search; a budget is given to FunnelSearch itself")
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number from 1")
-    return value

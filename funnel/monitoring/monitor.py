@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
+from funnel.checked import checked_seed
 from funnel.depth import Kept
 from funnel.errors import DriftWarning
 from funnel.hits import Served
@@ -104,9 +105,9 @@ class Monitor:
     def audit(self, sample: object, seed: int = 0) -> None:
         """Compare this share of the searches to come with flat search; what was found so far is let go.
 
-        Raises InputError for what is no share.
+        Raises InputError for what is no share or seed.
         """
-        self._audit = Audit(checked_share(sample, "sample"), seed)
+        self._audit = Audit(checked_share(sample, "sample"), checked_seed(seed))
 
     def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
         """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""

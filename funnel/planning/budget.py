@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 
+from funnel.checked import checked_number
 from funnel.errors import InputError
 
 __all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check_k", "check_ms"]
@@ -43,12 +43,12 @@ class Budget:
         if self.recall is None and self.latency_ms is None:
             object.__setattr__(self, "recall", DEFAULT_RECALL)
         if self.recall is not None:
-            _number("recall", self.recall, "a share in (0, 1], such as 0.95")
+            checked_number("recall", self.recall, "a share in (0, 1], such as 0.95")
             if not 0.0 < self.recall <= 1.0:
                 raise InputError(f"recall is {self.recall!r}; expected a share in (0, 1], such as 0.95")
         if self.latency_ms is not None:
             check_ms("latency_ms", self.latency_ms, 5)
-        _number("confidence", self.confidence, "a probability in (0, 1), such as 0.95")
+        checked_number("confidence", self.confidence, "a probability in (0, 1), such as 0.95")
         if not 0.0 < self.confidence < 1.0:
             raise InputError(f"confidence is {self.confidence!r}; expected a probability in (0, 1), such as 0.95")
         for name in self.__slots__:  # numpy's numbers compare and hash alike, but are not written to JSON
@@ -57,7 +57,7 @@ class Budget:
 
     def _check_share(self, share: float) -> None:
         expected = "a share of queries in (0, 1], such as 0.95"
-        _number("share", share, expected)
+        checked_number("share", share, expected)
         if not 0.0 < share <= 1.0:
             raise InputError(f"share is {share!r}; expected {expected}")
         if self.recall is None:
@@ -94,19 +94,10 @@ class Budget:
 def check_ms(name: str, value: object, such_as: float) -> float:
     """The milliseconds as a float. Raises InputError for what is no finite number above 0."""
     expected = f"milliseconds above 0, such as {such_as:g}"
-    ms = _number(name, value, expected)
+    ms = checked_number(name, value, expected)
     if not 0.0 < ms < math.inf:
         raise InputError(f"{name} is {value!r}; expected {expected}")
     return ms
-
-
-def _number(name: str, value: object, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
-        raise InputError(f"{name} is {value!r}; expected {expected}")
-    try:
-        return float(value)
-    except OverflowError:  # a whole number of more than 308 digits
-        raise InputError(f"{name} is too large a number; expected {expected}") from None
 
 
 def check_k(k: object, rows: int) -> int:

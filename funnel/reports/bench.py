@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.errors import InputError
+from funnel.explaining import checked_batch
 from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
@@ -77,8 +78,7 @@ def bench(
     batch: queries in a call for the figures in batch. Raises InputError for a k or queries that cannot be used.
     """
     k = check_k(k, len(index))
-    if batch < 1:
-        raise InputError(f"batch is {batch}; expected a whole number from 1")
+    checked_batch(batch)
     prepared = index.searcher.prepare(queries.vectors)
     truth = _Truth(index, prepared, queries.own_positions, k)
     steps = Progress(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)

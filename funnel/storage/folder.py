@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from funnel.checked import checked_path
 from funnel.errors import DamagedIndexError, InputError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
 from funnel.storage.files import FILES, Files
@@ -22,7 +23,7 @@ class IndexFolder:
 
         Raises InputError for a path that is not UTF-8: FAISS and safetensors take none.
         """
-        self.path: Path = Path(os.path.abspath(path))
+        self.path: Path = Path(os.path.abspath(checked_path("the path of the index", path)))
         try:
             str(self.path).encode()
         except UnicodeEncodeError:

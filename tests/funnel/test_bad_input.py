@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
-from funnel import Budget, FunnelIndex
-from funnel.errors import BudgetError, DamagedIndexError, FormatVersionError, InputError, NotAnIndexError
+from funnel import Budget, CoarseIndexError, FunnelIndex, Plan
+from funnel.cli import cli
+from funnel.errors import BudgetError, DamagedIndexError, FormatVersionError, FunnelError, InputError, NotAnIndexError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import flip_byte, hashed_words, segment_file
 from tests.funnel.odd_numbers import MILLISECONDS, NO_COUNTS, NO_NUMBERS, NO_SHARES, SHARES
@@ -287,6 +290,129 @@ def test_queries_of_other_kinds(query: object, graph: FunnelIndex) -> None:
 def test_vectors_of_other_kinds(query: object, graph: FunnelIndex) -> None:
     with pytest.raises(InputError, match="queries"):
         graph.search_vectors(query, 5)  # type: ignore[arg-type]
+
+
+# Every parameter, and values of other kinds.
+
+ODD: list[Any] = [
+    *(None, True, 5, -1, 1.5, float("nan"), float("inf"), 10**400, 2**63, 1j, b"ab", "", "a\0b", "no\nname", "abc"),
+    *([], (), {}, [0], [64, 32], [999], ["64"], [None], [True], [[1], [2, 3]], {1, 2}, {"a": 1}, {"a": {"b": "c"}}),
+    *(object(), int, np.array(3), np.array([{}, None], object), torch.ones(2, 3), Path("nowhere")),
+]
+RIGHT = {  # what is no nonsense among them
+    "memory_mb": (5, 1.5),
+    "seed": (5,),
+    "coarse_settings": ({},),
+    "batch": (5,),
+    "plan.effort": (5,),
+    "plan.shortlist": (5,),
+    "plan.stages": ((),),
+}
+FLAGS = ("progress", "exact_encoding", "overwrite", "allow_download", "run", "strict", "flat")
+OPTIONAL = ("qrels", "dims", "memory_mb", "ids", "coarse", "coarse_settings", "text", "title", "id", "vector",
+            "metadata", "truncate_dim", "query_prompt", "where", "budget")  # fmt: skip
+WORDS = ("adaptor", "coarse", "device", "dtype", "path", "qrels")  # tested where they are read
+
+
+def odd_values(name: str) -> list[Any]:
+    def right(value: Any) -> bool:
+        if value is None or isinstance(value, bool):
+            return name in (OPTIONAL if value is None else FLAGS)
+        if isinstance(value, str | Path):
+            return name in WORDS and value not in ("", "a\0b")
+        return any(type(value) is type(one) and value == one for one in RIGHT.get(name, ()))
+
+    return [value for value in ODD if not right(value)]
+
+
+BUILT = ["adaptor", "qrels", "dims", "memory_mb", "ids", "seed", "progress", "coarse", "coarse_settings", "dtype",
+         "exact_encoding", "device", "text", "title", "id", "vector", "metadata", "overwrite", "truncate_dim",
+         "query_prompt"]  # fmt: skip
+PLANS: dict[str, Callable[[Any], Plan]] = {
+    "plan.effort": lambda value: Plan(value, 20),
+    "plan.shortlist": lambda value: Plan(0, value),
+    "plan.stages": lambda value: Plan(0, 20, value),
+}
+
+
+def calls(index: FunnelIndex, name: str, folder: Path) -> list[Callable[[Any], object]]:
+    """What takes a parameter of this name."""
+    rows = clustered_rows(6)
+    made: list[Callable[[Any], object]] = []
+    if name in BUILT:
+        made.append(lambda value: FunnelIndex.build(rows, folder / "new", **{"progress": False, name: value}))
+    if name in ("device", "verify", "placement", "allow_download"):
+        made.append(lambda value: FunnelIndex.open(index.path, **{name: value}))
+    if name == "path":
+        made += [FunnelIndex.open, index.export]
+    if name in ("seed", "progress"):
+        made.append(lambda value: index.tune(**{name: value}))
+    if name in ("memory_mb", "progress"):
+        made.append(lambda value: index.compact(**{name: value}))
+    if name in ("text", "title", "id", "vector", "metadata", "progress"):
+        made.append(lambda value: index.add(rows, **{name: value}))
+    if name in ("batch", "run"):
+        made.append(lambda value: index.explain(**{name: value}))
+    if name in PLANS:
+        made.append(lambda value: index.search_vectors(rows, 5, plan=PLANS[name](value)))
+    if name in ("where", "budget"):
+        made += [lambda value: index.search(rows, **{name: value}), lambda value: index.explain(**{name: value})]
+    others: dict[str, Callable[[Any], object]] = {
+        "texts": index.encode_queries,
+        "strict": lambda value: index.delete([0], strict=value),
+        "flat": lambda value: index.export(folder / "rows.npy", flat=value),
+        "sample": lambda value: index.audit(0.5, seed=value),
+    }
+    return made + ([others[name]] if name in others else [])
+
+
+@pytest.mark.parametrize(
+    "name", [*BUILT, "verify", "placement", "allow_download", "path", "batch", "run", "where", "budget", "texts",
+             "strict", "flat", *PLANS]
+)  # fmt: skip
+def test_values_of_other_kinds(name: str, graph: FunnelIndex, tmp_path: Path) -> None:
+    """One line that names the parameter, and nothing is built or changed."""
+    taken, generation = calls(graph, name, tmp_path), graph.manifest.generation
+    assert taken
+    for call in taken:
+        for value in odd_values(name):
+            with pytest.raises((FunnelError, CoarseIndexError)) as caught:
+                call(value)
+            assert "\n" not in str(caught.value), value
+    assert graph.manifest.generation == generation and not any(tmp_path.iterdir())
+
+
+def test_a_message_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        FunnelIndex.build(tmp_path / "no\nsuch.jsonl", tmp_path / "index")
+    assert str(caught.value).endswith("no such.jsonl; check the path")
+
+
+def test_the_command_line_itself(graph_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert "Did you mean 'build'?" in refused(["biuld"])
+    assert "No such option '--nope'; see" in refused(["--nope"])
+    assert "'--recall'" in refused(["search", graph_folder, "x", "--recal", "1"])
+    assert "Missing argument 'INDEX'; see" in refused(["search"])
+    assert "the path is empty" in refused(["search", "", "x"])
+    assert "the path is empty" in refused(["build", graph_folder, tmp_path / "new", "--queries", ""])
+    for plot in (tmp_path / "plan.xyz", tmp_path):
+        assert f"--plot is {plot}; expected" in refused(["explain", graph_folder, "--plot", plot])
+    for command in (["bench", graph_folder, "--out", file], ["export", graph_folder, file / "rows.npy"]):
+        assert f"{file}" in (said := refused(command)) and "; give another path" in said and ".tmp" not in said
+    assert "cannot be read (No such file" in refused(["search", graph_folder, "--vector", tmp_path / "nowhere.npy"])
+
+
+def test_an_error_that_nobody_foresaw_is_one_line(graph_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(FunnelIndex, "open", fails)
+    done = CliRunner().invoke(cli, ["explain", str(graph_folder)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: KeyError: ") and "--debug" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 # The index on disk.
