@@ -30,11 +30,18 @@ LONGEST_S = 10.0  # of the processor
 GIVEN_UP_S = 120.0  # by the clock: the machine may have other work
 LONGEST_MESSAGE = 2_000
 DIM, ROWS = 16, 300
+THREADS = 1  # of torch
+END_S = 10.0  # for a worker to end by itself
 
 
 def make_folders(into: Path) -> list[Path]:
-    """Valid folders of every kind of content."""
+    """Valid folders of every kind of content, measured as the workers would: opening them measures nothing again."""
+    import torch
+
     from funnel import FunnelIndex
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
 
     random = np.random.default_rng(0)
     x = random.standard_normal((ROWS, DIM)).astype(np.float32)
@@ -61,6 +68,7 @@ def make_folders(into: Path) -> list[Path]:
     build("vectors", x, adaptor="mlp", coarse="hnsw-f16", memory_mb=50.0)
     build("named", x, ids=[f"v{i}" for i in range(ROWS)], queries=queries, adaptor="deep-mlp", coarse="ivf-pq")
     build("flat", x, adaptor="rotation", coarse="flat", dtype="float32").delete([1, 2, 3])
+    torch.set_num_threads(before)
     return sorted(into.iterdir())
 
 
@@ -102,7 +110,7 @@ def work(connection: Connection, folders: list[Path], into: Path) -> None:
     """A worker: takes seeds, and answers each with what was done and what came out that should not."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     warnings.simplefilter("ignore")
     os.environ["FUNNEL_CACHE"] = str(into / "cache")
     connection.send(None)
@@ -178,10 +186,14 @@ class Worker:
         self._connection.recv()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; killed only where it hangs, as its semaphores are then left to the system."""
         if self._process is not None:
+            with suppress(OSError):  # it has ended
+                self._connection.send(None)
+            self._process.join(END_S)
             self._process.kill()
             self._process.join()
+            self._connection.close()
             self._process = None
 
 
