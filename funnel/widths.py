@@ -19,7 +19,7 @@ def checked_widths(dims: Sequence[int], dim: int | None = None) -> tuple[int, ..
     Raises InputError unless they are whole numbers that rise from 1, and end at or below dim where that is given.
     """
     ordered = isinstance(dims, Sequence) or (isinstance(dims, np.ndarray) and dims.ndim == 1)
-    widths = tuple(dims) if ordered and not isinstance(dims, str) else ()
+    widths = tuple(dims) if ordered and not isinstance(dims, str | bytes) else ()
     if not widths or not all(isinstance(width, int | np.integer) and not isinstance(width, bool) for width in widths):
         raise InputError(f"dims is {shown(dims)}; expected rising whole numbers such as 64,128,256")
     rise = widths[0] >= 1 and all(a < b for a, b in itertools.pairwise(widths))

@@ -8,7 +8,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.files import REMEDY, AdaptorHeader, read_header, read_tensors, write_adaptor
+from funnel.adaptors.widths import LARGEST_WIDTH
+from funnel.checked import checked_flag, checked_name, checked_path, checked_seed, checked_whole
 from funnel.errors import DamagedIndexError, InputError
 from funnel.widths import checked_widths
 
@@ -46,10 +48,8 @@ class Adaptor(torch.nn.Module, ABC):
 
     def __init__(self, dim: int, dims: Sequence[int] = ()) -> None:
         super().__init__()
-        if dim < 1:
-            raise InputError(f"an adaptor of dimension {dim} was asked for; the dimension must be at least 1")
-        self.dim = dim
-        self.dims: tuple[int, ...] = checked_widths(dims, dim) if len(dims) else ()
+        self.dim = checked_whole("dim", dim, 1, LARGEST_WIDTH)
+        self.dims: tuple[int, ...] = () if isinstance(dims, Sequence) and not dims else checked_widths(dims, self.dim)
         self.seen_queries: frozenset[str] = frozenset()
 
     def extra_repr(self) -> str:
@@ -109,9 +109,9 @@ class Adaptor(torch.nn.Module, ABC):
         Raises:
             InputError: the array is not two-dimensional or not of this adaptor's width.
         """
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+        if getattr(vectors, "ndim", 0) != 2 or vectors.shape[1] != self.dim:
             raise InputError(
-                f"vectors of shape {vectors.shape} were given to an adaptor of dimension {self.dim}; "
+                f"vectors of shape {getattr(vectors, 'shape', None)} were given to an adaptor of dimension {self.dim}; "
                 f"give an array of shape (n, {self.dim})"
             )
         given = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -168,7 +168,7 @@ class Adaptor(torch.nn.Module, ABC):
         """Write `adaptor.safetensors` and `adaptor.json` into the folder, which is made if need be."""
         seen = tuple(sorted(self.seen_queries))
         header = AdaptorHeader(self.kind, self.dim, self.dims, self.isometric, self.settings(), seen_queries=seen)
-        write_adaptor(Path(folder), header, self.tensors())
+        write_adaptor(checked_path("folder", folder), header, self.tensors())
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> "Adaptor":
@@ -179,9 +179,10 @@ class Adaptor(torch.nn.Module, ABC):
             FormatVersionError: the files are of a newer format.
             DamagedIndexError: a file is missing, cut short, changed, or does not fit its description.
         """
-        header = read_header(Path(folder))
+        path = checked_path("folder", folder)
+        header = read_header(path)
         cls = adaptor_class(header.kind)
-        tensors = read_tensors(Path(folder), header)
+        tensors = read_tensors(path, header)
         try:
             adaptor = cls._restore(header, tensors)
         except InputError as error:
@@ -224,7 +225,7 @@ def adaptor_class(kind: str) -> type[Adaptor]:
     Raises:
         InputError: the kind is not registered; the message lists those that are.
     """
-    if kind not in _CLASSES:
+    if checked_name("kind", kind) not in _CLASSES:
         raise InputError(f"the adaptor kind {kind!r} is not known; choose one of {', '.join(adaptor_kinds())}")
     return _CLASSES[kind]
 
@@ -233,6 +234,10 @@ def make_adaptor(
     kind: str, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
 ) -> Adaptor:
     """Fit an adaptor of the kind named; the arguments and errors are those of `Adaptor.fit`."""
+    checked_flag("progress", progress)
+    checked_seed(seed)
+    if dims is not None:
+        dims = checked_widths(dims)
     return adaptor_class(kind).fit(sample, dims=dims, seed=seed, progress=progress)
 
 
@@ -244,9 +249,12 @@ def chunks_of(sample: Sample) -> Iterator[NDArray[Any]]:
     """
     dim: int | None = None
     rows = 0
+    if not isinstance(sample, Iterable):
+        raise InputError(f"sample is {shown(sample)}; expected an array (rows, dimension), or several")
     for chunk in [sample] if isinstance(sample, np.ndarray) else sample:
-        if chunk.ndim != 2:
-            raise InputError(f"a sample chunk has shape {chunk.shape}; give arrays of shape (rows, dimension)")
+        if not isinstance(chunk, np.ndarray) or chunk.ndim != 2:
+            shape = getattr(chunk, "shape", None)
+            raise InputError(f"a sample chunk has shape {shape}; give arrays of shape (rows, dimension)")
         if dim is not None and chunk.shape[1] != dim:
             raise InputError(f"a sample chunk is {chunk.shape[1]} wide; the chunks before it are {dim} wide")
         dim = chunk.shape[1]

@@ -35,8 +35,10 @@ class OrthogonalAdaptor(Adaptor):
         Raises:
             InputError: it is not square, not finite, or not orthogonal.
         """
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise InputError(f"a rotation of shape {matrix.shape} was given; it must be square")
+        if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise InputError(
+                f"a rotation of shape {getattr(matrix, 'shape', None)} was given; it must be a square array"
+            )
         super().__init__(len(matrix), dims)
         _check_orthogonal(matrix)
         self.register_buffer("matrix", torch.from_numpy(np.array(matrix, dtype=np.float32, order="C")))

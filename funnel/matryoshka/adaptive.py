@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from funnel.checked import checked_number, checked_seed, checked_whole
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_labels
+from funnel.matryoshka.checks import as_tensor, check_labels
 from funnel.matryoshka.classifier import MultiGranularityClassifier
 from funnel.matryoshka.selection import FOLDS, certified, cross_validated
 from funnel.matryoshka.thresholds import Integers, Scored, confidences, exits
@@ -125,7 +127,9 @@ class AdaptiveClassifier:
                 confidence that is not between 0 and 1, comes without accuracy, or cannot be had.
         """
         _check_settings(accuracy, margin, confidence)
-        dims = checked_widths(sorted(logits))
+        checked_seed(seed)
+        tensors = _tensors(logits)
+        dims = checked_widths(sorted(tensors))
         if len(dims) < 2:
             raise InputError(f"logits of the widths {list(dims)}; early exit needs at least two")
         scored = _scored(logits, labels, dims)
@@ -164,6 +168,8 @@ class AdaptiveClassifier:
         Raises:
             InputError: a classifier of other widths, embeddings of another shape or not finite.
         """
+        if not isinstance(classifier, MultiGranularityClassifier):
+            raise InputError(f"classifier is {shown(classifier)}; expected a MultiGranularityClassifier")
         if classifier.dims != self.dims:
             raise InputError(f"the classifier has the widths {list(classifier.dims)}; expected {list(self.dims)}")
         classifier.check(embeddings)
@@ -189,13 +195,15 @@ class AdaptiveClassifier:
 
 
 def _check_settings(accuracy: float | None, margin: float, confidence: float | None) -> None:
-    if accuracy is not None and not 0 < accuracy <= 1:
-        raise InputError(f"accuracy is {accuracy}; expected a number above 0 and at most 1, such as 0.95")
+    share = "a number above 0 and at most 1, such as 0.95"
+    if accuracy is not None and not 0 < checked_number("accuracy", accuracy, share) <= 1:
+        raise InputError(f"accuracy is {accuracy}; expected {share}")
+    checked_number("margin", margin, f"a number of standard errors from 0, such as {MARGIN:g}")
     if not (margin >= 0 and np.isfinite(margin)):
         raise InputError(f"margin is {margin}; expected a number of standard errors from 0, such as {MARGIN:g}")
     if confidence is None:
         return
-    if not 0 < confidence < 1:
+    if not 0 < checked_number("confidence", confidence, "a number between 0 and 1, such as 0.95") < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
     if accuracy is None:
         raise InputError(
@@ -205,12 +213,16 @@ def _check_settings(accuracy: float | None, margin: float, confidence: float | N
 
 
 def _tensors(logits: Logits) -> dict[int, torch.Tensor]:
-    return {width: torch.as_tensor(values) for width, values in logits.items()}
+    if not isinstance(logits, Mapping):
+        raise InputError(f"logits is {shown(logits)}; expected an array [n, classes] by width")
+    for width in logits:
+        checked_whole("a width of logits", width)
+    return {width: as_tensor(f"logits of width {width}", values) for width, values in logits.items()}
 
 
 def _scored(logits: Logits, labels: Labels, dims: tuple[int, ...]) -> Scored:
     confidence, classes = confidences(_tensors(logits), dims)
-    expected = torch.as_tensor(labels)
+    expected = as_tensor("labels", labels)
     rows, count = logits[dims[0]].shape
     if not rows:
         raise InputError("no rows were given; expected logits and labels of rows that the model was not trained on")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from reprlib import repr as shown
+from typing import Any
 
 import torch
 
+from funnel.checked import checked_number
 from funnel.errors import InputError
 
-__all__ = ["check_embeddings", "check_labels", "checked_weights"]
+__all__ = ["as_tensor", "check_embeddings", "check_labels", "checked_weights"]
 
 
 def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tuple[float, ...]:
@@ -19,7 +22,9 @@ def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tup
     """
     if weights is None:
         return (1.0,) * len(dims)
-    given = tuple(float(weight) for weight in weights)
+    if isinstance(weights, str | bytes) or not isinstance(weights, Sequence):
+        raise InputError(f"weights is {shown(weights)}; expected a list of numbers, one for each width")
+    given = tuple(checked_number("a weight", weight, "a finite number from 0") for weight in weights)
     if len(given) != len(dims):
         raise InputError(f"{len(given)} weights were given for {len(dims)} widths {list(dims)}; give one for each")
     if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
@@ -27,8 +32,18 @@ def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tup
     return given
 
 
+def as_tensor(name: str, values: Any) -> torch.Tensor:
+    """The numbers as a tensor. Raises InputError for what is no array of numbers."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {shown(values)}; expected an array or tensor of numbers") from None
+
+
 def check_embeddings(embeddings: torch.Tensor, least: int) -> None:
     """Raise InputError unless this is a finite floating-point tensor [..., d] with d at least `least`."""
+    if not isinstance(embeddings, torch.Tensor):
+        raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor (n, d)")
     if embeddings.ndim < 2 or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings of shape {tuple(embeddings.shape)} of {embeddings.dtype}; expected (n, d) and a float type"
@@ -49,6 +64,8 @@ def check_embeddings(embeddings: torch.Tensor, least: int) -> None:
 
 def check_labels(labels: torch.Tensor, rows: int, classes: int) -> None:
     """Raise InputError unless these are whole numbers [rows] from 0 to classes - 1."""
+    if not isinstance(labels, torch.Tensor):
+        raise InputError(f"labels is {shown(labels)}; expected a tensor of whole numbers of shape ({rows},)")
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected whole numbers of shape ({rows},)"

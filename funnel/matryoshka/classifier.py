@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from reprlib import repr as shown
 
 import torch
 
+from funnel.checked import checked_flag, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import check_embeddings
 from funnel.widths import checked_widths
 
 __all__ = ["MultiGranularityClassifier"]
+
+LARGEST = 2**31 - 1  # classes
 
 
 class MultiGranularityClassifier(torch.nn.Module):
@@ -41,12 +45,11 @@ class MultiGranularityClassifier(torch.nn.Module):
             InputError: fewer than 2 classes, or dims that do not rise from 1 to dim.
         """
         super().__init__()
-        if classes < 2:
-            raise InputError(f"classes is {classes}; expected at least 2")
-        self.dim = dim
-        self.dims = checked_widths(dims, dim)
-        self.classes = classes
-        self.shared = shared
+        self.classes = checked_whole("classes", classes, 2, LARGEST)
+        self.dim = checked_whole("dim", dim)
+        self.dims = checked_widths(dims, self.dim)
+        self.shared = checked_flag("shared", shared)
+        checked_flag("bias", bias)
         inputs = self.dims[-1:] if shared else self.dims
         self.heads = torch.nn.ModuleList(torch.nn.Linear(width, classes, bias=bias) for width in inputs)
 
@@ -82,6 +85,8 @@ class MultiGranularityClassifier(torch.nn.Module):
 
     def check(self, embeddings: torch.Tensor) -> None:
         """Raise InputError unless these are finite embeddings [n, d]."""
+        if not isinstance(embeddings, torch.Tensor):
+            raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor (n, {self.dim})")
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise InputError(f"embeddings of shape {tuple(embeddings.shape)}; expected (n, {self.dim})")
         check_embeddings(embeddings, self.dim)

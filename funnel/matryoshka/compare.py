@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from funnel.checked import checked_flag, checked_seed, checked_whole
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_embeddings
+from funnel.matryoshka.checks import as_tensor, check_embeddings
 
 __all__ = ["TruncationComparison", "compare_truncations"]
 
@@ -78,15 +79,18 @@ def compare_truncations(
         InputError: shapes that do not go together, fewer than two rows, values that are not finite, or a row whose
             prefix or short embedding is zero.
     """
-    long, short = torch.as_tensor(full), torch.as_tensor(natively_short)
+    checked_flag("same_space", same_space)
+    checked_whole("sample", sample, 2)
+    checked_seed(seed)
+    long, short = as_tensor("full", full), as_tensor("natively_short", natively_short)
     check_embeddings(long, 1)
     check_embeddings(short, 1)
     if long.ndim != 2 or short.ndim != 2 or len(long) != len(short) or short.shape[1] > long.shape[1]:
         raise InputError(
             f"embeddings of shape {tuple(long.shape)} and {tuple(short.shape)}; expected (n, d) and (n, m) with m <= d"
         )
-    if len(long) < 2 or sample < 2:
-        raise InputError(f"{min(len(long), sample)} rows to compare; expected at least 2, as pairs are compared")
+    if len(long) < 2:
+        raise InputError(f"{len(long)} rows to compare; expected at least 2, as pairs are compared")
     chosen = torch.randperm(len(long), generator=torch.Generator().manual_seed(seed))[:sample].to(long.device)
     prefixes = _unit_rows(long[chosen, : short.shape[1]], "prefix")
     shorts = _unit_rows(short.to(long.device)[chosen], "natively short embedding")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from reprlib import repr as shown
 from typing import Any
 
 import torch
 
+from funnel.checked import checked_flag, checked_number, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import check_embeddings, check_labels, checked_weights
 from funnel.widths import checked_widths
@@ -20,8 +22,10 @@ def prefix(embeddings: torch.Tensor, width: int, *, renormalise: bool = True) ->
     Renormalised, every prefix has length 1; one that is zero (a ReLU can do that to narrow ones) stays zero and passes
     its gradient on as it is.
     """
-    cut = embeddings[..., :width]
-    if not renormalise:
+    if not isinstance(embeddings, torch.Tensor) or not embeddings.ndim:
+        raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor [..., d]")
+    cut = embeddings[..., : checked_whole("width", width)]
+    if not checked_flag("renormalise", renormalise):
         return cut
     norms = torch.linalg.vector_norm(cut, dim=-1, keepdim=True)
     scaled: torch.Tensor = cut / norms.masked_fill(norms == 0, 1)
@@ -69,7 +73,7 @@ class MultiGranularityLoss(torch.nn.Module):
         self.base = base
         self.dims = checked_widths(dims)
         self.weights = checked_weights(weights, self.dims)
-        self.renormalise = renormalise
+        self.renormalise = checked_flag("renormalise", renormalise)
 
     def forward(self, embeddings: torch.Tensor | Sequence[torch.Tensor], *targets: Any, **options: Any) -> torch.Tensor:
         """The weighted sum over the widths.
@@ -87,7 +91,9 @@ class MultiGranularityLoss(torch.nn.Module):
         self, embeddings: torch.Tensor | Sequence[torch.Tensor], *targets: Any, **options: Any
     ) -> dict[int, torch.Tensor]:
         """The base loss of every width, without its weight; arguments and errors as in forward."""
-        several = (embeddings,) if isinstance(embeddings, torch.Tensor) else tuple(embeddings)
+        several = (embeddings,) if isinstance(embeddings, torch.Tensor) else embeddings
+        if not isinstance(several, Sequence):
+            raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor [n, d] or several")
         if not several:
             raise InputError("no embeddings were given; expected one tensor [n, d] or several")
         for tensor in several:
@@ -125,7 +131,7 @@ class MultiGranularityCrossEntropy(torch.nn.Module):
                 label_smoothing is not from 0 to 1.
         """
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
+        if not 0 <= checked_number("label_smoothing", label_smoothing, "a number from 0 to 1") <= 1:
             raise InputError(f"label_smoothing is {label_smoothing}; expected a number from 0 to 1")
         self.dims = checked_widths(dims)
         self.weights = checked_weights(weights, self.dims)
@@ -145,6 +151,8 @@ class MultiGranularityCrossEntropy(torch.nn.Module):
 
     def by_width(self, logits: Mapping[int, torch.Tensor], labels: torch.Tensor) -> dict[int, torch.Tensor]:
         """The mean cross-entropy of every width, without its weight; arguments and errors as in forward."""
+        if not isinstance(logits, Mapping):
+            raise InputError(f"logits is {shown(logits)}; expected a tensor [n, classes] by width")
         missing = [width for width in self.dims if width not in logits]
         if missing:
             raise InputError(f"no logits of width {missing}; expected {list(self.dims)}, there are {sorted(logits)}")

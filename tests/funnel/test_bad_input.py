@@ -14,8 +14,15 @@ import torch
 from click.testing import CliRunner
 
 from funnel import Budget, CoarseIndexError, FunnelIndex, Plan
+from funnel.adaptors import Adaptor, Rotation, default_widths, make_adaptor
 from funnel.cli import cli
 from funnel.errors import BudgetError, DamagedIndexError, FormatVersionError, FunnelError, InputError, NotAnIndexError
+from funnel.matryoshka import (
+    AdaptiveClassifier,
+    MultiGranularityClassifier,
+    MultiGranularityCrossEntropy,
+    compare_truncations,
+)
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import flip_byte, hashed_words, segment_file
 from tests.funnel.odd_numbers import MILLISECONDS, NO_COUNTS, NO_NUMBERS, NO_SHARES, SHARES
@@ -380,6 +387,43 @@ def test_values_of_other_kinds(name: str, graph: FunnelIndex, tmp_path: Path) ->
                 call(value)
             assert "\n" not in str(caught.value), value
     assert graph.manifest.generation == generation and not any(tmp_path.iterdir())
+
+
+LOGITS = {4: torch.ones(9, 3), 8: torch.ones(9, 3)}
+PARTS: dict[str, Callable[[Any], object]] = {
+    "kind": lambda value: make_adaptor(value, clustered_rows(30)),
+    "sample": lambda value: make_adaptor("pca", value),
+    "dims": lambda value: make_adaptor("pca", clustered_rows(30), dims=value),
+    "seed": lambda value: make_adaptor("pca", clustered_rows(30), seed=value),
+    "progress": lambda value: make_adaptor("pca", clustered_rows(30), progress=value),
+    "matrix": Rotation,
+    "rows": Rotation(np.eye(4, dtype=np.float32)).transform,
+    "folder": Adaptor.load,
+    "dim": default_widths,
+    "classes": lambda value: MultiGranularityClassifier(8, value, [4, 8]),
+    "shared": lambda value: MultiGranularityClassifier(8, 3, [4, 8], shared=value),
+    "weights": lambda value: MultiGranularityCrossEntropy([4, 8], value),
+    "label_smoothing": lambda value: MultiGranularityCrossEntropy([4, 8], label_smoothing=value),
+    "logits": lambda value: MultiGranularityCrossEntropy([4, 8])(value, torch.zeros(2)),
+    "embeddings": MultiGranularityClassifier(8, 3, [4, 8]),
+    "full": lambda value: compare_truncations(value, torch.ones(2, 4)),
+    "labels": lambda value: AdaptiveClassifier.fit({4: torch.ones(9, 3), 8: torch.ones(9, 3)}, value),
+    "accuracy": lambda value: AdaptiveClassifier.fit(
+        {4: torch.ones(9, 3), 8: torch.ones(9, 3)}, torch.zeros(9), accuracy=value
+    ),
+}
+PARTS_RIGHT: dict[str, list[Any]] = {"dims": [None], "seed": [5], "progress": [True], "shared": [True], "dim": [5],
+                                     "classes": [5], "weights": [None, [64, 32]], "accuracy": [None]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_values_of_other_kinds_to_adaptors_and_matryoshka(name: str) -> None:
+    for value in ODD:
+        if any(type(value) is type(one) and value == one for one in PARTS_RIGHT.get(name, ())):
+            continue
+        with pytest.raises(FunnelError) as caught:
+            PARTS[name](value)
+        assert "\n" not in str(caught.value), value
 
 
 def test_a_message_is_one_line(tmp_path: Path) -> None:

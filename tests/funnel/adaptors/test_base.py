@@ -85,5 +85,5 @@ def test_a_kind_is_registered_once():
 
 
 def test_a_dimension_below_one_is_refused():
-    with pytest.raises(InputError, match="dimension 0"):
+    with pytest.raises(InputError, match="dim is 0; expected"):
         Identity(0)

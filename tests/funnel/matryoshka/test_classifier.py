@@ -90,7 +90,7 @@ def test_the_state_is_saved_and_loaded():
         ((8, 4, (2, 9)), r"dims is \[2, 9\]; expected rising widths from 1 to 8, the width of the vectors"),
         ((8, 4, (4, 2)), "expected rising widths from 1 to 8"),
         ((8, 4, ()), "rising whole numbers"),
-        ((8, 1, (2, 8)), "classes is 1; expected at least 2"),
+        ((8, 1, (2, 8)), "classes is 1; expected a whole number from 2"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
