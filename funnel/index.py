@@ -168,15 +168,19 @@ class FunnelIndex(Updates):
             folder.path, open_generation(folder, device_of(device), verify, None, placement), encoder, allow_download
         )
         made._options = {
-            "device": device, "verify": verify, "placement": placement, "allow_download": allow_download,
-        }  # fmt: skip
+            "encoder": made._encoder.given_name,
+            "device": device,
+            "verify": verify,
+            "placement": placement,
+            "allow_download": allow_download,
+        }
         return made
 
     _options: Mapping[str, Any] = MappingProxyType({})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as path and options, and opened again from them; an encoder given as a callable stays behind."""
-        return partial(type(self).open, self.path, encoder=self._encoder.given_name, **self._options), ()
+        return partial(type(self).open, self.path, **self._options), ()
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and comes first

@@ -49,7 +49,8 @@ def test_tuning_on_the_queries_on_record_takes_nothing_off(tmp_path: Path) -> No
     np.testing.assert_allclose(truth_on_record(index), expected(outlying(ROWS, 0), index), atol=3e-6)
     after = index.explain(10, recall=0.5).certificate
     assert (after.certified, after.n_queries) == (before.certified, before.n_queries)
-    assert after.lower_bound == pytest.approx(before.lower_bound, abs=0.02)
+    calibration = index.searcher.calibration  # the plan served, and so its bound, depends on what was timed
+    assert calibration is not None and calibration.storage_loss(10, 0.05)[:2] == (0.0, 0.0)
     index.tune(outlying(QUERIES, 5), progress=False)  # of other queries truth is not on record
     calibration = index.searcher.calibration
     assert calibration is not None and not calibration.as_given

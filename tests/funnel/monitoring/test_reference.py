@@ -38,7 +38,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
 
 @pytest.fixture(scope="module")
 def calibration(cascade: Cascade) -> Calibration:
-    made = make_calibration([1.0] * 5, QUERIES)
+    made = make_calibration([1.0] * len(PLANS), QUERIES, plans=PLANS)
     queries = clustered_rows(QUERIES, 64, seed=2)
     made.queries = made.corpus = record(cascade, queries, None, (32, 48, 64), [32, 64])
     return made
