@@ -25,5 +25,5 @@ def checked_widths(dims: Sequence[int], dim: int | None = None) -> tuple[int, ..
     rise = widths[0] >= 1 and all(a < b for a, b in itertools.pairwise(widths))
     if not rise or (dim is not None and widths[-1] > dim):
         reach = "" if dim is None else f" to {dim}, the width of the vectors"
-        raise InputError(f"dims is {list(widths)}; expected rising widths from 1{reach}")
+        raise InputError(f"dims is {shown(list(widths))}; expected rising widths from 1{reach}")
     return tuple(int(width) for width in widths)

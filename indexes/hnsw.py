@@ -6,6 +6,7 @@ Malkov & Yashunin 2016, arXiv 1603.09320; faiss.IndexHNSWSQ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,6 +87,12 @@ class _HnswIndex(FaissIndex):
             "quantizer": storage.sq.qtype,
         }
 
+    def _check_same(self, found: Any, path: Path) -> None:
+        super()._check_same(found, path)
+        wrong = _wrong_link(self._faiss, found, self._blank().hnsw)
+        if wrong:
+            raise CoarseIndexError(f"{path} cannot be read as {self.name}: {wrong}")
+
     def add(self, prefixes: Float32Array) -> None:
         super().add(prefixes)
         self._pivots = None
@@ -133,6 +140,39 @@ class _HnswIndex(FaissIndex):
         degree = cls.complete_settings(settings)["degree"]
         links = LINK_BYTES * (2 * degree + degree / (degree - 1))
         return round(n * (dim * cls._code_bytes_per_dim + links + LEVEL_BYTES + OFFSET_BYTES))
+
+
+def _wrong_link(faiss: Any, index: Any, blank: Any) -> str:
+    """Why a search would leave the graph that was read, and the process with it; "" where none does.
+
+    FAISS checks some of this from 1.14.2 on, and not that a row is linked on the levels alone that it stands on.
+    """
+
+    def viewed(vector: Any) -> Any:
+        return faiss.rev_swig_ptr(vector.data(), vector.size()) if vector.size() else np.empty(0, np.int32)
+
+    hnsw, rows = index.hnsw, index.ntotal
+    levels, links, starts = viewed(hnsw.levels), viewed(hnsw.neighbors), viewed(hnsw.offsets)
+    ends = viewed(hnsw.cum_nneighbor_per_level)  # of a row's links on each level, counted from its first
+    if not np.array_equal(ends, viewed(blank.cum_nneighbor_per_level)):
+        return "its levels have other numbers of links than its degree says"
+    if len(levels) != rows or (rows and not 1 <= levels.min() <= levels.max() < len(ends)):
+        return f"its {len(levels):,} rows stand on levels that there are not; it says {rows:,} rows"
+    if not np.array_equal(np.diff(starts), ends[levels]) or starts[0] != 0 or starts[-1] != len(links):
+        return "the links of its rows do not follow one another"
+    if len(links) and not -1 <= links.min() <= links.max() < rows:
+        return f"rows {links.min():,} to {links.max():,} are linked, and there are {rows:,}"
+    entry = hnsw.entry_point
+    if rows and not (0 <= entry < rows and 0 <= hnsw.max_level < levels[entry]):
+        return f"searches start at row {entry:,} on level {hnsw.max_level}, where it is not"
+    for level in range(1, levels.max(initial=0)):
+        above = np.flatnonzero(levels > level)
+        linked = links[
+            (starts[above] + ends[level])[:, None].astype(np.int64) + np.arange(ends[level + 1] - ends[level])
+        ]
+        if (levels[linked[linked >= 0]] <= level).any():
+            return f"rows are linked on level {level} that do not stand on it"
+    return ""
 
 
 @register

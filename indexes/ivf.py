@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from indexes._faiss import FaissIndex
 from indexes.base import Float32Array, register, rising
@@ -89,6 +92,17 @@ class _IvfIndex(FaissIndex):
 
     def _signature(self, index: Any) -> dict[str, object]:
         return {"nlist": index.nlist, "code size": index.code_size}
+
+    def _check_same(self, found: Any, path: Path) -> None:
+        super()._check_same(found, path)
+        lists, rows = found.invlists, found.ntotal
+        held = [self._faiss.rev_swig_ptr(lists.get_ids(cell), lists.list_size(cell)) for cell in range(found.nlist)]
+        numbers = np.concatenate(held)
+        # Searches give these numbers as they are: anything but each row once is a row that there is not.
+        if len(numbers) != rows or not np.array_equal(np.sort(numbers), np.arange(rows)):
+            raise CoarseIndexError(
+                f"{path} cannot be read as {self.name}: its cells do not hold each of {rows:,} rows once"
+            )
 
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
         """Centroids, and codes and row numbers of the cells scanned."""

@@ -52,9 +52,10 @@ FOOTER_MAGIC = b"symqg\x01"  # the end of a file: footer as JSON, its length (4 
 FOOTER_LIMIT = 4_096
 FOOTER_KEYS = {"dim", "degree", "ef_construction", "bits", "rows", "graph"}
 GRAPH_HEAD = struct.Struct("<4QI")  # of rabitqlib's own file: rows, degree, width, padded width, where searches start
-CODED_MAGIC = b"QTMYARGS\x01\0\0\0"  # stands before it where the rows themselves are coded
+CODED_MAGIC = b"QTIBARGQ\x01\0\0\0"  # stands before it where the rows themselves are coded
 # What rabitqlib writes besides the rows: its head, and a rotation and a range of each dimension, below 5 bytes a dim.
 GRAPH_OVERHEAD, GRAPH_OVERHEAD_PER_DIM = 256, 16
+ROTATIONS = 4  # signs of a coded dimension, a bit each, at the end of its file
 # Asked for half as many rows as its ef, rabitqlib keeps a shorter list of what it found: .90 of the time on 30,000 x
 # 384 at ef 32 to 128, and the same recall@10 to within .0005. A tenth of ef would save no more.
 SHORTLIST_SHARE = 2
@@ -236,6 +237,7 @@ class SymqgIndex(CoarseIndex):
             )
         if record["graph"]:
             cls._check_graph_head(path, record, dim, index._settings)
+            cls._check_links(path, size, record["rows"], dim, index._settings)
             index._graph = _read_graph(index._library, path, size)
             found = (index._graph.num_points, index._graph.dim)
         else:
@@ -263,10 +265,24 @@ class SymqgIndex(CoarseIndex):
         with open(path, "rb") as file:
             head = file.read(len(magic) + GRAPH_HEAD.size)
         width = max(dim, SMALLEST_WIDTH)
-        expected = (record["rows"], settings["degree"], width, -(-width // CODE_STEP) * CODE_STEP)
+        expected = (record["rows"], settings["degree"], width, _coded(width))
         found = GRAPH_HEAD.unpack(head[len(magic) :]) if len(head) == len(magic) + GRAPH_HEAD.size else ()
         if not head.startswith(magic) or found[:4] != expected or found[4] >= record["rows"]:
             raise CoarseIndexError(f"{path} begins with sizes {list(found)}; its footer says {list(expected)}")
+
+    @classmethod
+    def _check_links(cls, path: Path, size: int, rows: int, dim: int, settings: Mapping[str, int]) -> None:
+        """rabitqlib follows links wherever they lead. They end each row, and a rotation ends the file."""
+        taken = cls._row_bytes(dim, settings)
+        start = size - ROTATIONS * _coded(max(dim, SMALLEST_WIDTH)) // 8 - rows * taken
+        if start < GRAPH_HEAD.size:
+            raise CoarseIndexError(f"{path} has {size:,} bytes before its footer, too few for {rows:,} rows")
+        held = np.memmap(path, np.uint8, "r", start, (rows, taken))
+        for first in range(0, rows, ROWS_AT_A_TIME):
+            links = held[first : first + ROWS_AT_A_TIME, -settings["degree"] * LINK_BYTES :]
+            furthest = int(np.ascontiguousarray(links).view("<u4").max())
+            if furthest >= rows:
+                raise CoarseIndexError(f"{path} links to row {furthest:,}, and holds {rows:,}")
 
     @property
     def ntotal(self) -> int:
@@ -293,7 +309,7 @@ class SymqgIndex(CoarseIndex):
     @staticmethod
     def _row_bytes(dim: int, settings: Mapping[str, int]) -> int:
         width, bits, degree = max(dim, SMALLEST_WIDTH), settings["bits"], settings["degree"]
-        coded = -(-width // CODE_STEP) * CODE_STEP
+        coded = _coded(width)
         own = width * FLOAT32_BYTES if not bits else coded * bits // 8 + FACTOR_BYTES
         return own + degree * (LINK_BYTES + coded // 8 + FACTOR_BYTES)
 
@@ -361,6 +377,11 @@ class _Pending:
             file.flush()
             self._file, self._written = file, self._written + len(block)
             self._blocks = self._blocks[1:] if self._blocks[0] is block else self._blocks
+
+
+def _coded(width: int) -> int:
+    """Bits of a code."""
+    return -(-width // CODE_STEP) * CODE_STEP
 
 
 def _parted(rows: Float32Array) -> Float32Array:

@@ -7,6 +7,7 @@ import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,97 @@ def test_lists_in_another_file_are_refused(tmp_path: Path) -> None:
     faiss.write_index(other, str(tmp_path / "coarse.faiss"))
     with pytest.raises(CoarseIndexError, match="cannot be read as ivf-sq8"):  # not looked for outside the folder
         load_again(index, tmp_path / "coarse.faiss")
+
+
+def links_of(index: Any) -> tuple[np.ndarray, ...]:
+    """Links, where each row's begin, their ends level by level, and the levels, all to be written to."""
+    vectors = (index.hnsw.neighbors, index.hnsw.offsets, index.hnsw.cum_nneighbor_per_level, index.hnsw.levels)
+    return tuple(load_faiss().rev_swig_ptr(vector.data(), vector.size()) for vector in vectors)
+
+
+def beyond(index: Any) -> None:
+    links, *_ = links_of(index)
+    links[links >= 0] = index.ntotal
+
+
+def below(index: Any) -> None:
+    links, *_ = links_of(index)
+    links[:] = -2
+
+
+def too_high(index: Any) -> None:
+    """The last row stands on the lowest level alone; behind its links there are none."""
+    links, starts, ends, levels = links_of(index)
+    top = int(levels.argmax())
+    assert levels[-1] == 1 < levels[top]
+    links[int(starts[top]) + ends[1] : int(starts[top + 1])] = index.ntotal - 1
+
+
+def enters_too_high(index: Any) -> None:
+    index.hnsw.entry_point, index.hnsw.max_level = index.ntotal - 1, 5
+
+
+def enters_nowhere(index: Any) -> None:
+    index.hnsw.entry_point = -1
+
+
+def shuffled(index: Any) -> None:
+    _, starts, *_ = links_of(index)
+    starts[1:-1] = starts[1]
+
+
+def other_ends(index: Any) -> None:
+    *_, ends, _ = links_of(index)
+    ends[2] += 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [beyond, below, too_high, enters_too_high, enters_nowhere, shuffled, other_ends],
+    ids=lambda one: one.__name__,
+)
+def test_a_graph_that_leads_out_of_itself_is_refused(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """FAISS searches such a graph in memory that is not its own: the process would end."""
+    path = tmp_path / "coarse.faiss"
+    index, _ = saved("hnsw-sq8", path)
+    graph = load_faiss().read_index(str(path))
+    change(graph)
+    load_faiss().write_index(graph, str(path))
+    with pytest.raises(CoarseIndexError, match="cannot be read as hnsw-sq8"):
+        load_again(index, path)
+
+
+@pytest.mark.parametrize("name", ["ivf-sq8", "ivf-pq"])
+@pytest.mark.parametrize("number", [400, -1, 2**40, 7])  # 7 is in another place too
+def test_cells_hold_each_row_once(name: str, number: int, tmp_path: Path) -> None:
+    path, faiss = tmp_path / "coarse.faiss", load_faiss()
+    index, _ = saved(name, path)
+    other = faiss.read_index(str(path))
+    lists = other.invlists
+    cell = next(one for one in range(other.nlist) if lists.list_size(one))
+    numbers = faiss.rev_swig_ptr(lists.get_ids(cell), lists.list_size(cell))
+    numbers[0] = number if number != 7 or numbers[0] != 7 else 8
+    faiss.write_index(other, str(path))
+    with pytest.raises(CoarseIndexError, match="do not hold each of 400 rows once"):
+        load_again(index, path)
+
+
+@pytest.mark.skipif(not symqg_installed(), reason="needs rabitqlib")
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_links_of_a_symqg_file_lead_to_its_rows(bits: int, tmp_path: Path) -> None:
+    path, dim = tmp_path / "coarse.faiss", 70  # coded as 96, which is no multiple of 64
+    rows = np.random.default_rng(0).standard_normal((400, dim), dtype=np.float32)
+    index = family("symqg")(dim, bits=bits)
+    index.add(rows)
+    index.save(path)
+    assert np.array_equal(load_again(index, path).search(rows, 5, 64)[1], index.search(rows, 5, 64)[1])
+    good = path.read_bytes()
+    end = good.rindex(b'{"dim"') - 96 // 2  # of the last row, behind which there is the rotation
+    for at in (end - 4, end - 4 * 32, end - index.nbytes // 400 - 4):
+        assert int.from_bytes(good[at : at + 4], "little") < 400
+        path.write_bytes(good[:at] + struct.pack("<I", 400) + good[at + 4 :])
+        with pytest.raises(CoarseIndexError, match="links to row 400, and holds 400"):
+            load_again(index, path)
 
 
 def footer(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
