@@ -23,7 +23,6 @@ from funnel.stopped import served_each, served_in_all
 __all__ = ["Answered", "answer", "answer_hits", "padded"]
 
 Float32 = npt.NDArray[np.float32]
-# Products with rows stored in float16 pass it by up to 3e-4.
 HIGHEST_COSINE = np.float32(1.0)
 
 Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served] | None]
@@ -58,9 +57,15 @@ def answer_hits(
 
 
 def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
-    """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
+    """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does.
+
+    Scores are products with rows as they are stored, whose norms float16 leaves within 3e-4 of 1; every answer passes
+    here, and what lies outside of -1 to 1 is cut. They are not divided by those norms: plans, bounds, truth and audits
+    all rank by the products, and of rows that differ by less than the rounding another one would come first.
+    """
     scores, positions, served, each = _answer(state, vectors, asked, audit)
-    return np.minimum(scores, HIGHEST_COSINE), positions, served, each
+    opposite = (scores < -HIGHEST_COSINE) & (positions >= 0)  # -inf stands where nothing was found
+    return np.minimum(np.where(opposite, -HIGHEST_COSINE, scores), HIGHEST_COSINE), positions, served, each
 
 
 def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:

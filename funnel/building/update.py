@@ -14,7 +14,7 @@ from funnel.building.folding import EXACT_ROWS, fold_from, write_coarse, write_f
 from funnel.building.intake import Intake, take_in
 from funnel.building.segment import ADDED_DTYPE
 from funnel.data.columns import Columns
-from funnel.data.corpus import Corpus, CorpusSource, as_rows, open_corpus
+from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.data.encoding import Encoder
 from funnel.data.identifiers import identifier, identifiers
@@ -104,10 +104,8 @@ def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None, columns
     """What is to be added, as the index keeps it: documents, or bare vectors with ids of their own."""
     kept = opened.segments[0].ids
     if opened.manifest.settings["documents"]:
-        array = None if isinstance(source, str | Path) else as_rows(source)
-        if (array is not None and array.ndim == 2) or (isinstance(source, str | Path) and str(source).endswith(".npy")):
-            return open_corpus(_bare_documents(open_corpus(source, ids)))
-        return open_corpus(source, ids, columns, numbered=False)  # numbers would be those of documents that are there
+        corpus = open_corpus(source, ids, columns, numbered=False)  # numbers would be those of documents there
+        return open_corpus(_bare_documents(corpus)) if corpus.kind == "vectors" else corpus
     corpus = open_corpus(source, ids, columns)
     if corpus.kind == "documents":
         raise InputError(

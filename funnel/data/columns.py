@@ -1,7 +1,8 @@
 """Which fields of a record are what, and tables of other libraries as records."""
 
+import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
 from reprlib import repr as shown
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from funnel.checked import checked_name
 from funnel.errors import InputError
 
-__all__ = ["Columns", "is_table", "records_of"]
+__all__ = ["Columns", "arrow_rows", "bare_table", "is_table", "records_of"]
 
+EXPORTED = ["id", "title", "text", "metadata", "vector"]  # of FunnelIndex.export, where there are documents
+KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
 QUERY_FIELD = "query"  # what query files call their text where they do not call it text
 TABLE_ROWS = 1_024  # turned into records at a time
 
@@ -56,23 +59,60 @@ class Columns:
         return {field: role for field, role in named.items() if field is not None}
 
     def read(self, record: Mapping[Any, object], where: str) -> dict[str, object]:
-        """The record under the names that documents have; what stood under such a name before is left out.
+        """The record under the names that documents have, without what stood under such a name: see `own_metadata`.
 
         Raises InputError for a field that is named and not there.
         """
-        roles, kept = self.roles(record), None if self.metadata is None else set(self.metadata)
+        roles = self.roles(record)
         missing = [field for field in roles if field not in record]
         if missing:
             fields = ", ".join(map(str, record)) or "none"
             raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {fields}")
-        taken = set(roles.values()) | ({"id"} if self.id is not None else set())
-        known = {"_id", "id", "title", "text", "vector"}
+        taken = self._taken(roles)
         others = {
             str(field): value
             for field, value in record.items()
-            if field not in roles and field not in taken and (kept is None or field in known or field in kept)
+            if field not in roles and field not in taken and (field in KNOWN_FIELDS or self._keeps(field))
         }
         return {**others, **{role: record[field] for field, role in roles.items()}}
+
+    def own_metadata(self, record: Mapping[Any, object]) -> tuple[dict[str, object], bool]:
+        """Metadata that `read` cannot give, and whether they are all there are.
+
+        Either they stand under the name of a part for which another field was named; or the record is of an export,
+        whose metadata are one field of JSON.
+        """
+        if list(record) == EXPORTED and not self.roles(record):
+            fields = _json_object(record["metadata"])
+            if fields is not None:
+                return {field: value for field, value in fields.items() if self._keeps(field)}, True
+        roles = self.roles(record)
+        hidden = self._taken(roles) - roles.keys()
+        return {field: record[field] for field in hidden if field in record and self._keeps(field)}, False
+
+    def bare(self, fields: Sequence[str]) -> bool:
+        """Whether a table of these fields holds vectors, ids or none, and nothing else."""
+        roles = self.roles(fields)
+        read = {roles.get(one, one) for one in fields if one in roles or one in KNOWN_FIELDS or self._keeps(one)}
+        return "vector" in read and read - {"vector"} in ({"_id"}, {"id"}, set())
+
+    def ids_of(self, fields: Sequence[str]) -> str | None:
+        """The field that holds the ids; None where there is none."""
+        return next((one for one in (self.id, "_id", "id") if one is not None and one in fields), None)
+
+    def _keeps(self, field: object) -> bool:
+        return self.metadata is None or field in self.metadata
+
+    def _taken(self, roles: Mapping[str, str]) -> set[str]:
+        return set(roles.values()) | ({"id"} if self.id is not None else set())
+
+
+def _json_object(text: object) -> dict[str, object] | None:
+    try:
+        fields = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def records_of(source: Iterable[Any]) -> Iterator[Any]:
@@ -91,7 +131,7 @@ def records_of(source: Iterable[Any]) -> Iterator[Any]:
     elif kind == "pyarrow":
         table: Any = source
         for start in range(0, table.num_rows, TABLE_ROWS):
-            yield from table.slice(start, TABLE_ROWS).to_pylist()
+            yield from arrow_rows(table.slice(start, TABLE_ROWS), f"rows {start} to {start + TABLE_ROWS} of the table")
     elif isinstance(source, Mapping):
         if isinstance(source.get("text"), str):
             raise InputError("a single record was given as a dict; give a list: [record]")
@@ -104,6 +144,31 @@ def records_of(source: Iterable[Any]) -> Iterator[Any]:
             yield {**({"text": value} if isinstance(value, str) else value), "_id": key}
     else:
         yield from source
+
+
+def arrow_rows(part: Any, where: str) -> list[dict[str, object]]:
+    """The rows of a part of a table of pyarrow. Raises InputError for nanoseconds that only pandas holds."""
+    try:
+        rows: list[dict[str, object]] = part.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{where} hold what Python's own types cannot ({error}); install pandas, or cast it") from None
+    return rows
+
+
+def bare_table(source: Any, columns: Columns) -> tuple[int, Any] | None:
+    """How many rows a table has, and its column of ids or None, where it holds `Columns.bare` fields; else None.
+
+    Tables are those of `is_table`, and datasets of Hugging Face.
+    """
+    kind = _library(source)
+    names: Any = getattr(source, "columns" if kind in ("pandas", "polars") else "column_names", None)
+    if kind is None and not (isinstance(names, list) and isinstance(source, Sized)):
+        return None
+    fields = list(source.schema.names if kind == "pyarrow" else names)
+    if not columns.bare(fields):
+        return None
+    field = columns.ids_of(fields)
+    return len(source), None if field is None else source[field]
 
 
 def is_table(source: object) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.columns import Columns, is_table, records_of
+from funnel.data.columns import Columns, bare_table, is_table, records_of
 from funnel.data.documents import Document
 from funnel.data.norms import Norms
-from funnel.data.records import READERS, Located, located, suffix_of
+from funnel.data.records import READERS, Located, bare_parquet, located, suffix_of
 from funnel.data.rows import NpyRows, check_ids, unit_rows, unmasked
 from funnel.errors import InputError
 
@@ -169,6 +169,27 @@ class DocumentCorpus(Corpus):
         raise InputError(f"{where}: vector of dimension {width}, the first has {self.dim}")
 
 
+class BareCorpus(Corpus):
+    """Bare vectors from a table of vectors, with ids or without, and nothing else."""
+
+    kind = "vectors"
+    rereadable = True
+    has_vectors = True
+
+    def __init__(
+        self, rows: DocumentCorpus, count: int, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None
+    ) -> None:
+        self.name, self.count, self.dim = rows.name, count, rows.dim
+        self.ids: list[str] | list[int] | None = None if ids is None else check_ids(ids, count)
+        self._rows = rows
+
+    def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
+        """The rows in order, scaled to unit length: see `Corpus.vectors`."""
+        for batch in self._rows.documents(batch_rows):
+            yield np.stack([document.vector for document in batch if document.vector is not None])
+        self.norms = self._rows.norms
+
+
 def open_corpus(
     source: CorpusSource,
     ids: Sequence[str] | Sequence[int] | NDArray[Any] | None = None,
@@ -181,7 +202,8 @@ def open_corpus(
         source: A BEIR folder; a .jsonl or .jsonl.gz (`_id`, `title`, `text`, optionally `vector`, any other field
             is metadata), .csv (commas or semicolons), .parquet or .npy file; an iterable of such mappings, of texts
             or of `Document`s; a dict of id -> text or mapping; a frame of pandas or polars, a table of pyarrow, or one
-            column of either; an array [n, d] of numpy or torch, or lists of numbers.
+            column of either; an array [n, d] of numpy or torch, or lists of numbers. A .parquet file, frame, table or
+            dataset of vectors and ids alone is bare vectors, whose ids keep their kind.
         ids: The user's ids for bare vectors (.npy or array), text or whole numbers, one a row.
         columns: The fields that are text, title, id, vector and metadata, where they have names of their own.
         numbered: Whether documents without ids get their numbers; else they are refused.
@@ -197,13 +219,22 @@ def open_corpus(
         if array.ndim == 1 and array.dtype.kind in "UO":
             return _open_iterable(array.tolist(), columns, numbered)
         return _of_rows(_open_array(array, ids), columns)
-    if ids is not None:
-        raise InputError("ids are for bare vectors; documents carry their own in _id")
     if not (isinstance(source, Iterable) or is_table(source)):
         raise InputError(
             f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
         )
+    bare = bare_table(source, columns or Columns())
+    if bare is not None:
+        return BareCorpus(_open_iterable(source, columns, True), bare[0], _only(bare[1], ids))
+    _only(True, ids)
     return _open_iterable(source, columns, numbered)
+
+
+def _only(own: Any, given: Any) -> Any:
+    """The ids that came with the rows, or those given beside them. InputError for both."""
+    if own is not None and given is not None:
+        raise InputError("ids are for bare vectors; documents carry their own in _id")
+    return given if own is None else own
 
 
 def as_array(source: object) -> NDArray[Any] | None:
@@ -282,10 +313,13 @@ def _open_path(
         return _of_rows(VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids), columns)
     if suffix not in READERS:
         raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
-    if ids is not None:
-        raise InputError("ids are for bare vectors; documents carry their own in _id")
     reader = READERS[suffix]
-    return DocumentCorpus(str(path), lambda: reader(path, columns, numbered), count=None, rereadable=True)
+    bare = bare_parquet(path, columns or Columns()) if suffix == ".parquet" else None
+    if bare is None:
+        _only(True, ids)
+        return DocumentCorpus(str(path), lambda: reader(path, columns, numbered), count=None, rereadable=True)
+    located_rows = DocumentCorpus(str(path), lambda: reader(path, columns, True), count=bare[0], rereadable=True)
+    return BareCorpus(located_rows, bare[0], _only(bare[1], ids))
 
 
 def _of_rows(corpus: Corpus, columns: Columns | None) -> Corpus:
@@ -328,7 +362,7 @@ def _say_of_vectors(document: Document) -> None:
             )
 
 
-def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: bool) -> Corpus:
+def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: bool) -> DocumentCorpus:
     rereadable = is_table(source) or iter(source) is not source
 
     def read() -> Iterator[Located]:

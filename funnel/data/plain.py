@@ -1,23 +1,4 @@
-"""What metadata are stored as: one table, for every way they come in.
-
-| given | stored |
-|---|---|
-| None, NaN, NaT, pandas.NA | null |
-| bool | true, false |
-| whole numbers, of any size | number |
-| floats, infinities too | number; float16 and float32 as the double of the same value |
-| Decimal | number; where a double does not hold its digits, the text of them, which filters compare as a number |
-| text | text |
-| datetime, date, time, datetime64, pandas.Timestamp | ISO 8601 text: 2024-05-01T00:00:00; nanoseconds where there are |
-| timedelta, timedelta64, pandas.Timedelta | number of seconds |
-| UUID | text with hyphens |
-| enum | what its value is stored as |
-| a scalar of numpy, pandas, torch or pyarrow | what its Python value is stored as |
-| list, tuple, array, series | list |
-| mapping | object, whose keys are text; whole numbers as keys become text |
-
-All else is refused: bytes, sets, complex numbers, objects.
-"""
+"""What metadata are stored as, for every way they come in: the table is in docs/metadata.md."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -13,18 +14,19 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.columns import Columns
+from funnel.data.columns import KNOWN_FIELDS, Columns, arrow_rows
 from funnel.data.documents import Document
 from funnel.data.identifiers import identifier
 from funnel.data.rows import unit_rows, unmasked
 from funnel.errors import InputError, MissingPackageError
 
-__all__ = ["READERS", "Located", "decoded_lines", "document_from_record", "json_objects", "located", "suffix_of"]
+__all__ = [
+    *("READERS", "Located", "bare_parquet", "decoded_lines", "document_from_record", "json_objects", "located"),
+    "suffix_of",
+]
 
-EXPORTED_COLUMNS = ["id", "title", "text", "metadata", "vector"]  # of FunnelIndex.export, where there are documents
 PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
 BYTE_ORDER_MARK = "\ufeff"
-KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
 
 Located = tuple[str, Document]
 """Where a document was found (file and line, for messages), and the document."""
@@ -39,17 +41,22 @@ def located(
     Raises InputError as `document_from_record` does, and where some records have an id and some none.
     """
     counted: bool | None = None if numbered else False
+    columns = Columns() if columns is None else columns
     for number, (where, given) in enumerate(records):
         record = {"text": given} if isinstance(given, str) else given
+        own, all_of_it = columns.own_metadata(record) if isinstance(record, Mapping) else ({}, False)
         if isinstance(record, Mapping):
-            record = record if columns is None else columns.read(record, where)
+            record = columns.read(record, where)
             has_id = not record.keys().isdisjoint(("_id", "id"))
             counted = not has_id if counted is None else counted
             if counted and has_id:
                 raise InputError(f"{where}: has an id, the first document has none; give all one or none")
             if counted:
                 record = {**record, "_id": str(number)}
-        yield where, document_from_record(record, where)
+        document = document_from_record(record, where)
+        if own or all_of_it:
+            document = replace(document, metadata=own if all_of_it else {**document.metadata, **own})
+        yield where, document
 
 
 def document_from_record(record: object, where: str) -> Document:
@@ -235,10 +242,22 @@ def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[s
 
 def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
     vector = "vector" if columns is None or columns.vector is None else columns.vector
-    return located(_parquet_rows(path, vector, columns in (None, Columns())), columns, numbered)
+    return located(_parquet_rows(path, vector), columns, numbered)
 
 
-def _parquet_rows(path: Path, vector: str, plain: bool) -> Iterator[tuple[str, object]]:
+def bare_parquet(path: Path, columns: Columns) -> tuple[int, list[object] | None] | None:
+    """How many rows a file has, and its ids or None, where it holds `Columns.bare` fields; else None."""
+    with _parquet(path) as file:
+        fields = file.schema_arrow.names
+        if not columns.bare(fields):
+            return None
+        field = columns.ids_of(fields)
+        return file.metadata.num_rows, None if field is None else file.read([field]).column(0).to_pylist()
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The file, opened. Raises MissingPackageError without pyarrow, InputError where it is none or damaged."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -246,35 +265,31 @@ def _parquet_rows(path: Path, vector: str, plain: bool) -> Iterator[tuple[str, o
         raise MissingPackageError(
             f"reading {path} needs pyarrow; install it: pip install 'funnel-retrieval[parquet]'"
         ) from None
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                exported = plain and batch.schema.names == EXPORTED_COLUMNS
-                for record in _parquet_records(batch, vector):
-                    where = f"{path}: row {number}"
-                    yield where, _with_fields(document_from_record(record, where)) if exported else record
-                    number += 1
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as parquet from row {number} on ({error})") from None
+        raise InputError(f"{path} cannot be read as parquet ({error}); write it again") from None
 
 
-def _with_fields(document: Document) -> Document:
-    """A document of an export, whose fields are one JSON object; as it is where they are none."""
-    try:
-        fields = json.loads(str(document.metadata["metadata"]))
-    except (ValueError, RecursionError):
-        return document
-    return replace(document, metadata=fields) if isinstance(fields, dict) else document
+def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, object]]:
+    number = 0
+    with _parquet(path) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            for record in _parquet_records(batch, vector, f"{path}: rows from {number} on"):
+                yield f"{path}: row {number}", record
+                number += 1
 
 
-def _parquet_records(batch: Any, vector: str) -> Iterable[dict[str, object]]:
-    if vector not in batch.schema.names:
-        return list(batch.to_pylist())
+def _parquet_records(batch: Any, vector: str, where: str) -> Iterable[dict[str, object]]:
+    names = batch.schema.names
+    if vector not in names:
+        return arrow_rows(batch, where)
     # As arrays: a list column as Python floats takes ten times the memory.
     vectors = batch.column(vector).to_numpy(zero_copy_only=False)
-    others = batch.select([name for name in batch.schema.names if name != vector]).to_pylist()
-    return [{**record, vector: value} for record, value in zip(others, vectors, strict=True)]
+    others = arrow_rows(batch.select([name for name in names if name != vector]), where)
+    found = zip(others, vectors, strict=True)
+    return [{name: value if name == vector else record[name] for name in names} for record, value in found]
 
 
 class _Reader(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 
 from funnel.errors import InputError, MissingPackageError
 from funnel.exporting.rows import Rows
-from funnel.plainjson import plain_json
+from funnel.plainjson import exact_json
 
 __all__ = ["write_ids", "write_npy", "write_parquet"]
 
@@ -77,7 +77,7 @@ def write_parquet(rows: Rows, path: Path, progress: bool) -> None:
                 columns += [
                     arrow.array([document.title for document in batch.documents]),
                     arrow.array([document.text for document in batch.documents]),
-                    arrow.array([plain_json(dict(d.metadata)) for d in batch.documents]),
+                    arrow.array([exact_json(dict(d.metadata)) for d in batch.documents]),
                 ]
             flat = arrow.array(batch.vectors.reshape(-1))
             columns.append(arrow.FixedSizeListArray.from_arrays(flat, rows.dim))

@@ -48,6 +48,28 @@ def test_upsert_with_ids(graph_folder: Path, copied: Callable[[Path], Path], tmp
     assert f"2 added, 1 deleted; generation 2; {ROWS + 1:,} rows" in run([*arguments, "--upsert"]).output
 
 
+def test_files_of_ids_as_other_programs_write_them(small: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "more.npy", clustered_rows(2, DIM, seed=4))
+    more = tmp_path / "more.npy"
+    lines = tmp_path / "ids.txt"
+    lines.write_bytes(b"\xef\xbb\xbf500\r\n\r\n007\r\n")
+    assert "7; use upsert" in refused(["add", small, more, "--ids", lines, "--quiet"])
+    lines.write_bytes(b"\xef\xbb\xbf500\r\n\r\n600\r\n")
+    run(["add", small, more, "--ids", lines, "--quiet"])
+    assert FunnelIndex.open(small).ids()[-2:] == [500, 600]
+    lines.write_bytes(b"500\nx7\n")
+    assert "whole numbers, and 'x7' is none" in refused(["delete", small, "--from", lines])
+
+    texts, names = tmp_path / "texts", [" a", "a", "b\u2028c", "b", "007"]
+    FunnelIndex.build(clustered_rows(5, DIM), texts, ids=names, adaptor="identity", progress=False)
+    lines.write_bytes("\ufeff a\r\nb\u2028c\r\n7\r\n".encode())
+    assert "2 deleted, 1 unknown" in run(["delete", texts, "--from", lines]).output
+    assert FunnelIndex.open(texts).ids() == ["a", "b", "007"]
+    lines.write_bytes("\ufeff a\r\n7 ".encode())
+    run(["add", texts, more, "--ids", lines, "--quiet"])
+    assert FunnelIndex.open(texts).ids()[-2:] == [" a", "7 "]
+
+
 def test_documents_from_a_file(tmp_path: Path) -> None:
     records = [
         {"_id": f"d{i}", "text": f"text {i}", "vector": row.tolist()} for i, row in enumerate(clustered_rows(30, 8))

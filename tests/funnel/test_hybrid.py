@@ -147,6 +147,27 @@ def test_weights_at_their_ends_are_the_two_parts(texts: FunnelIndex) -> None:
     assert found(texts.search(query, 7, hybrid=True)) == found(texts.search(query, 7, hybrid=DEFAULT_WEIGHT))
 
 
+def test_languages_without_blanks_between_words(tmp_path: Path) -> None:
+    """Beside an encoder that knows no such word, so that the fused hit is BM25's."""
+    sentences = {
+        "zh": ("中国资本市场的发展正在加快", "市场发展"),
+        "ja": ("今日は天気がいいので散歩に行きます", "天気"),
+        "kana": ("コンピューターを修理する", "コンピューター"),
+        "th": ("ราคาข้าวในตลาดโลกสูงขึ้น", "ตลาดโลก"),
+    }
+    records = [{"_id": name, "text": text} for name, (text, _) in sentences.items()]
+    made = FunnelIndex.build(
+        [*records, *documents(60)], tmp_path / "index", encoder=lambda texts: hashed_words(["same"] * len(texts)),
+        progress=False,
+    )  # fmt: skip
+    made.add([{"_id": "later", "text": "北京的天空很蓝"}], progress=False)
+    for name, query in [*((name, query) for name, (_, query) in sentences.items()), ("later", "天空")]:
+        for weight in (0.5, 1.0):
+            hit = made.search(query, k=3, hybrid=weight)[0]
+            assert hit.id == name and hit.ranks is not None and hit.ranks.lexical == 1
+    assert [hit.id for hit in made.search("天气", k=3, hybrid=1)] == []
+
+
 def test_several_texts_at_once(texts: FunnelIndex) -> None:
     queries = [f"part {number}" for number in range(12)]
     together = texts.search(queries, 4, recall=1.0, hybrid=0.3)

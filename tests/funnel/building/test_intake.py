@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from funnel import FunnelIndex
 from funnel.building import intake as module
 from funnel.building.intake import take_in
 from funnel.data.corpus import open_corpus
@@ -130,3 +131,12 @@ def test_an_encoder_error_names_the_number_of_the_document(tmp_path: Path) -> No
     corpus = open_corpus([{"_id": f"d{i}", "text": f"w{i}"} for i in range(4_700)])
     with pytest.raises(EncoderError, match="row 4600 "):
         take_in(corpus, load_encoder(encode), tmp_path, 0, False)
+    few = [{"_id": f"a{i}", "text": f"a{i}"} for i in range(20)]
+    index = FunnelIndex.build(few, tmp_path / "index", encoder=encode, progress=False)
+    more = [f"w{i}" for i in range(4_601)]
+    for call in (index.add, index.upsert):
+        with pytest.raises(EncoderError, match="row 4600 "):
+            call([{"_id": text, "text": text} for text in more], progress=False)
+    with pytest.raises(EncoderError, match="row 4600 "):
+        index.search(more)
+    assert len(index) == 20
