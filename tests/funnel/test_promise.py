@@ -153,8 +153,10 @@ def test_without_real_queries_nothing_is_certified(texts: FunnelIndex) -> None:
     assert "uncertified" in repr(texts)
     explained = texts.explain(10, recall=0.9)
     assert "uncertified" in str(explained.certificate)
-    assert math.isnan(explained.recall_lower_bound) and "lower bound" not in str(explained)
+    assert "lower bound" not in str(explained)
     told = json.loads(json.dumps(explained.to_json(), allow_nan=False))
-    assert told["recall_lower_bound"] is None and told["certificate"]["lower_bound"] is None
+    if not explained.plan.is_flat:  # which is exact; of so few rows it may be the fastest
+        assert math.isnan(explained.recall_lower_bound)
+        assert told["recall_lower_bound"] is None and told["certificate"]["lower_bound"] is None
     share = texts.explain(10, recall=0.9, share=0.8)
     assert share.share_lower_bound is None and "lower bound" not in str(share)
