@@ -28,8 +28,9 @@ __all__ = ["soak"]
 
 LOOKS = 100  # at the process, evenly spaced; the first fifth of them is what the others are held against
 # What may come after the first fifth. Files: two idle connections for each of two segments. Maps: places where the
-# allocator splits its heap. Memory: what is left of a trimmed heap differs by some megabytes from look to look.
-ALLOWED = {"descriptors": 4, "threads": 0, "maps": 24, "resident_mb": 16.0}
+# allocator splits its heap. Memory: what is left of a trimmed heap differs by some megabytes from look to look. Of the
+# default 20,000 searches the first 3,500 fill what is remembered of budgets (1,024); shorter runs show that as growth.
+ALLOWED = {"descriptors": 4, "threads": 0, "maps": 24, "resident_mb": 12.0}
 FILES = 256  # that may be open, the smallest limit that is common (macOS)
 AT_ONCE = 40  # short threads at once
 RECALLS = (0.9, 0.95, 0.99)

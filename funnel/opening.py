@@ -18,7 +18,7 @@ from funnel.adaptors import Adaptor
 from funnel.building.segment import build_coarse
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import DocumentStore
-from funnel.errors import DamagedIndexError, InputError
+from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.exactness import pruned_exact
 from funnel.filters.segment import SegmentRows
 from funnel.ids import Ids, JoinedIds
@@ -34,7 +34,15 @@ from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verific
 from funnel.storage.arrays import map_npy
 from funnel.storage.files import REMEDY
 from funnel.turn import answers_alone, turn_of
-from indexes import CoarseIndex, CoarseIndexError, VectorStore, check_placement, exact_search, family
+from indexes import (
+    CoarseIndex,
+    CoarseIndexError,
+    MissingBackendError,
+    VectorStore,
+    check_placement,
+    exact_search,
+    family,
+)
 
 __all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
 
@@ -399,7 +407,10 @@ def _coarse(
     why = verification.damaged_caches.get(relative)
     if relative not in manifest.files:
         why = f"{relative} is missing"
-    installed, built_with = family(name).library(), _built_with(manifest.settings)
+    try:
+        installed, built_with = family(name).library(), _built_with(manifest.settings)
+    except MissingBackendError as error:
+        raise MissingPackageError(f"{folder.path} cannot be opened here: {error}") from error
     if why is None and built_with != installed:
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:

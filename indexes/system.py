@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import mmap
 import os
 import platform
@@ -26,6 +27,7 @@ if sys.platform != "win32":
 
 __all__ = [
     "PLAIN_FILE",
+    "Descriptor",
     "advise",
     "at_fork",
     "claim",
@@ -58,6 +60,15 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 OWN_MAP_BYTES = 262_144
 
 _reading = threading.Lock()  # where reading moves the file's position
+
+
+class Descriptor(io.FileIO):
+    """Owns an open descriptor of a file, and closes it when it is let go; `close` closes it before.
+
+    That runs no line of Python, as a finalizer would: Ctrl-C would end there, with a traceback and the file left open.
+    """
+
+    _finalizing = None  # in the place of FileIO's own, by which it would warn that it was not closed
 
 
 def lock(descriptor: int, exclusive: bool) -> None:

@@ -21,7 +21,7 @@ from funnel.data.connections import Bounded, Connections, open_to_read
 from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.data.plain import plain
 from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, of_environment
-from indexes.system import PLAIN_FILE, path_of
+from indexes.system import PLAIN_FILE, Descriptor, path_of
 
 __all__ = ["Document", "DocumentStore"]
 
@@ -80,11 +80,9 @@ class DocumentStore:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self._writable = writable
-        self._file = None if writable else os.open(path, os.O_RDONLY | PLAIN_FILE)
+        self._file = None if writable else Descriptor(os.open(path, os.O_RDONLY | PLAIN_FILE))
         self._connections = Connections(partial(_connect, path, writable, self._file))
         weakref.finalize(self, self._connections.close).atexit = False  # at once: SQLite's cursors make cycles
-        if self._file is not None:
-            self._leave = weakref.finalize(self, os.close, self._file)
         self._closed = False
         self._count = 0
         self._lexical = False
@@ -277,7 +275,7 @@ class DocumentStore:
         self._closed = True
         self._connections.close()
         if self._file is not None:
-            self._leave()
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -300,11 +298,11 @@ class DocumentStore:
             raise InputError(f"the document store {self.path} is closed; open it again")
 
 
-def _connect(path: Path, writable: bool, descriptor: int | None) -> Bounded:
+def _connect(path: Path, writable: bool, file: Descriptor | None) -> Bounded:
     if not writable:
         # By its descriptor the file is found where its folder was renamed.
-        held = None if descriptor is None else path_of(descriptor)
-        return open_to_read(held or path, path.stat().st_size if descriptor is None else os.fstat(descriptor).st_size)
+        held = None if file is None else path_of(file.fileno())
+        return open_to_read(held or path, path.stat().st_size if file is None else os.fstat(file.fileno()).st_size)
     # check_same_thread is off: threads take turns with a connection.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Bounded)
     # The file becomes part of a generation only once it is complete and synced by the storage.

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from funnel.storage.layout import (
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
 from indexes.forks import free_in_children
+from indexes.system import Descriptor
 
 VerifyMode = Literal["full", "lazy"]
 
@@ -95,8 +95,7 @@ class BlockVerifier:
         self._verified = np.zeros(len(self._pieces), dtype=np.bool_)
         self._complete = not self._pieces
         self._lock = free_in_children(threading.Lock())
-        self._descriptor = _open_checked(root, path, entry, files)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._file = Descriptor(_open_checked(root, path, entry, files))
 
     @property
     def complete(self) -> bool:
@@ -138,7 +137,7 @@ class BlockVerifier:
             return
         with self._lock:
             for block in pending[~self._verified[pending]].tolist():
-                _check_piece(self._descriptor, self._pieces[block], self._name)
+                _check_piece(self._file.fileno(), self._pieces[block], self._name)
                 self._verified[block] = True
             self._complete = bool(self._verified.all())
 

@@ -8,14 +8,13 @@ import errno
 import os
 import socket
 import stat
-import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from funnel.errors import StorageError
 from funnel.storage.layout import GENERATIONS, LOCK, generation_name
-from indexes.system import PLAIN_FILE, lock, read_at, unlock
+from indexes.system import PLAIN_FILE, Descriptor, lock, read_at, unlock
 
 # A file system without locks: generations are then removed while they are read, as files that are mapped stay readable,
 # and who writes sees to it that nobody else does.
@@ -29,11 +28,11 @@ class WriterLock:
         """Take the lock at once. Raises StorageError saying who holds it."""
         self._owner = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | PLAIN_FILE
-        self._descriptor: int | None = os.open(root / LOCK, flags, 0o644)
+        self._held = Descriptor(os.open(root / LOCK, flags, 0o644))  # freed where Ctrl-C comes before this is held, too
         try:
-            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            if not stat.S_ISREG(os.fstat(self._held.fileno()).st_mode):
                 raise StorageError(f"{LOCK} in {root} is not a regular file; remove it")
-            self._take(root, self._descriptor)
+            self._take(root, self._held.fileno())
         except BaseException:
             self.release()
             raise
@@ -48,15 +47,14 @@ class WriterLock:
 
         Unlocked as well as closed: children that were forked meanwhile hold the same lock. They only close it.
         """
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
+        if self._held.closed:
             return
         try:
             if self.owned:
                 with suppress(OSError):  # no locks here
-                    unlock(descriptor)
+                    unlock(self._held.fileno())
         finally:
-            os.close(descriptor)
+            self._held.close()
 
     @staticmethod
     def _take(root: Path, descriptor: int) -> None:
@@ -77,31 +75,29 @@ class WriterLock:
 class ReaderLock:
     """A shared `flock` on a generation's manifest, held until the object is let go or the process ends."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Own an open, locked descriptor; see `take`."""
-        self._close = weakref.finalize(self, os.close, descriptor)
+    def __init__(self, held: Descriptor) -> None:
+        """Own a descriptor that is locked; see `take`."""
+        self._held = held
 
     @classmethod
     def take(cls, root: Path, generation: int) -> "ReaderLock | None":
         """Keep a generation from being removed; None where it is gone or being removed."""
         try:
-            descriptor = os.open(root / GENERATIONS / generation_name(generation), os.O_RDONLY | PLAIN_FILE)
+            held = Descriptor(os.open(root / GENERATIONS / generation_name(generation), os.O_RDONLY | PLAIN_FILE))
         except FileNotFoundError:
             return None
         try:
-            lock(descriptor, exclusive=False)
+            lock(held.fileno(), exclusive=False)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
                 return None
-        if os.fstat(descriptor).st_nlink == 0:  # removed between opening and locking it
-            os.close(descriptor)
+        if os.fstat(held.fileno()).st_nlink == 0:  # removed between opening and locking it
             return None
-        return cls(descriptor)
+        return cls(held)
 
     def release(self) -> None:
         """Let the generation go; nothing happens the second time."""
-        self._close()
+        self._held.close()
 
 
 class Removal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from funnel import Budget, FunnelIndex, Plan
-from funnel.errors import DamagedIndexError, FormatVersionError, InputError, NotAnIndexError
+from funnel.errors import DamagedIndexError, FormatVersionError, InputError, MissingPackageError, NotAnIndexError
 from funnel.storage import IndexFolder
 from funnel.storage.generations import current_line
+from indexes.symqg import load_rabitqlib, symqg_installed
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import flip_byte, funnel_plan, segment_file
 
@@ -245,3 +247,13 @@ def test_a_moved_index_opens(graph_folder: Path, unseen: np.ndarray, tmp_path: P
     assert_allclose(
         moved.search_vectors(unseen, 10, plan=plan)[1], index.search_vectors(unseen, 10, plan=plan)[1], atol=1e-6
     )
+
+
+@pytest.mark.skipif(not symqg_installed(), reason="needs rabitqlib")
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
+    FunnelIndex.build(rows, tmp_path / "index", coarse="symqg", adaptor="identity", dims=[8], progress=False)
+    monkeypatch.setitem(sys.modules, "rabitqlib", None)
+    load_rabitqlib.cache_clear()
+    with pytest.raises(MissingPackageError, match=r"cannot be opened here: .*needs rabitqlib.*pip install"):
+        FunnelIndex.open(tmp_path / "index")

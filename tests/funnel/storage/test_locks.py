@@ -10,6 +10,7 @@ import pytest
 
 from funnel.errors import StorageError
 from funnel.storage import IndexFolder
+from funnel.storage.layout import GENERATIONS, generation_name
 from funnel.storage.locks import ReaderLock, Removal, WriterLock
 from tests.funnel.storage.helpers import commit_all
 
@@ -97,3 +98,45 @@ def test_a_generation_that_is_being_removed_is_not_taken(tmp_path):
     removal.close()
     path.unlink()
     assert ReaderLock.take(root, 1) is None
+
+
+STORM = """
+import random, signal, sys
+from pathlib import Path
+from funnel.storage.layout import GENERATIONS, generation_name
+from funnel.storage.locks import ReaderLock, Removal, WriterLock
+
+root = Path(sys.argv[1])
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+delays, interrupted = random.Random(0), 0
+for number in range(4_000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, 3e-4))
+        while True:
+            lock = WriterLock(root)
+            del lock  # as where nobody came to release it
+            readers = [ReaderLock.take(root, 1) for _ in range(9)]
+            del readers
+    except KeyboardInterrupt:
+        interrupted += 1
+WriterLock(root).release()
+print(interrupted, Removal(Path(sys.argv[2])).unread)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_ctrl_c_anywhere_frees_every_lock(tmp_path: Path) -> None:
+    """A real signal, 4,000 times: a lock that is let go is free, and no interrupt is lost in a finalizer."""
+    manifest = tmp_path / GENERATIONS / generation_name(1)
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    ended = subprocess.run(
+        [sys.executable, "-c", STORM, str(tmp_path), str(manifest)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert ended.stdout.split() == ["4000", "True"]  # each was raised, and nobody reads the generation

@@ -1,0 +1,57 @@
+"""Connections to SQLite files that may be anybody's."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from funnel.data.connections import Bounded, open_to_read
+
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Bounded:
+    path = tmp_path / "some.sqlite"
+    made = sqlite3.connect(path)
+    made.execute("CREATE TABLE t(a)")
+    made.close()
+    return open_to_read(path, path.stat().st_size)
+
+
+def test_a_statement_that_never_ends_is_ended(opened: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel.data.connections.STEPS", 1_000_000)
+    opened.bound()
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        opened.execute(ENDLESS)
+    assert opened.ran_away
+    opened.bound()
+    assert not opened.ran_away
+    assert opened.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+def test_a_statement_is_ended_when_its_caller_has_enough(opened: Bounded) -> None:
+    looks: list[None] = []
+    opened.bound(lambda: bool(looks.append(None)) or len(looks) > 3)
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        opened.execute(ENDLESS)
+    assert len(looks) == 4
+    assert not opened.ran_away
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("INSERT INTO t VALUES (1)", "readonly"),
+        ("ATTACH ':memory:' AS other", "too many attached"),
+        (f"SELECT {', '.join('1' for _ in range(101))}", "too many columns"),
+        (f"SELECT {'-+' * 1_001}1", "too large|overflow"),
+        (f"SELECT '{'x' * 1_000_001}'", "too (big|large)|longer than"),
+        ("SELECT zeroblob(1000000001)", "too big"),
+    ],
+)
+def test_limits_of_what_is_read(statement: str, said: str, opened: Bounded) -> None:
+    with pytest.raises((sqlite3.Error, ValueError), match=said):
+        opened.execute(statement).fetchall()
