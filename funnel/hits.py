@@ -50,7 +50,8 @@ class Served:
 
     plan: what was run, or begun. estimated_recall: mean recall@k of what was done of it on the calibration queries;
     NaN where it was not measured. void: whether live searches had shown by then that the estimate does not hold for
-    them (see `FunnelIndex.health`). skipped: steps that a deadline left out; in a batch the most of any query.
+    them, or rows were added whose own coarse index was not measured (see `FunnelIndex.health`). skipped: steps that a
+    deadline left out; in a batch the most of any query.
     rows_seen: the share of the rows that flat search compared; less than 1 where a deadline stopped it, and then the
     estimate too. lexical: of a hybrid search, whose other fields speak of its dense list: whether BM25 was done by the
     deadline; else None. dense: False where BM25 alone was asked for: no plan was run, and nothing estimated.

@@ -107,7 +107,7 @@ class State:
         if served is None:
             asked.began = 0.0  # planning on first use does not count
             choice = self.choose(asked, k, n_queries)
-            served = choices[key] = Served(choice.plan, choice.certificate.mean_recall)
+            served = choices[key] = self._served(choice.plan, choice.certificate.mean_recall)
         return served
 
     def explicit(self, plan: Plan, k: int) -> Served:
@@ -116,8 +116,12 @@ class State:
         served = choices.get(key)
         if served is None:
             searcher.check(plan, k)
-            served = choices[key] = Served(plan, searcher.estimate(plan, k))
+            served = choices[key] = self._served(plan, searcher.estimate(plan, k))
         return served
+
+    def _served(self, plan: Plan, estimate: float) -> Served:
+        """Marked where rows are searched by the plan that its estimate says nothing of."""
+        return Served(plan, estimate, void=bool(_void_of(self.opened)) and not plan.is_flat)
 
     def hits(
         self,

@@ -184,8 +184,8 @@ class Planner:
         bound = betting_lower_bound(met, budget.delta)
         holds = budget.target is not None and bound >= budget.target
         note = (
-            f"{why}, over rows as stored, which keeps {recalls.mean():.4f} of the true top {k} of the rows as given; "
-            "built with dtype='float32' it is exact"
+            f"{why}, over rows as stored, which keeps {recalls.mean():.4f} of the true top "
+            f"{min(k, storage.depth)} of the rows as given; built with dtype='float32' it is exact"
         )
         return self._record(budget, k, holds, float(met.mean()), bound, note, needed, float(recalls.mean()))
 

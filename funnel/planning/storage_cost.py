@@ -33,9 +33,14 @@ class StorageCost:
     found: npt.NDArray[np.float32]
     truth: npt.NDArray[np.float32]
 
+    @property
+    def depth(self) -> int:
+        """The largest k that was measured; it stands for every larger one."""
+        return int(self.found.shape[1])
+
     def kept(self, k: int) -> npt.NDArray[np.float64]:
         """The share of each query's true top k that exact search over the stored rows returns: float64 [q]."""
-        k = min(k, self.found.shape[1])
+        k = min(k, self.depth)
         true = self.found[:, :k] >= self.truth[:, k - 1 : k] - TIE_TOLERANCE
         kept: npt.NDArray[np.float64] = true.mean(axis=1, dtype=np.float64)
         return kept

@@ -6,7 +6,8 @@ to three standard errors of the live and of the calibration queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,25 @@ import pytest
 import torch
 
 from funnel import FunnelIndex, Plan
+from funnel.building import folding, update
 from funnel.errors import InputError
+from funnel.planning import costs
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import brute_force
 
 Rows = npt.NDArray[Any]
 
-ROWS, DIM, LIVE = 3_000, 48, 200
+ROWS, DIM, LIVE = 2_000, 48, 1_000
 RECALLS = (0.8, 0.95, 0.99, 1.0)
+EXACT_ENOUGH = 5e-4  # of recall: exact search over float16 that loses no more is called exact
 KS = (1, 10, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_latency_is_promised() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "MOST_TIMINGS", 3)
+        yield
 
 
 def drawn(seed: int, count: int, dim: int = DIM) -> Rows:
@@ -65,11 +76,8 @@ KINDS: dict[str, tuple[Callable[[], Rows], Callable[[int, int], Rows]]] = {
     "signs": (lambda: np.sign(drawn(1, ROWS)).astype(np.int8), drawn),
 }
 COARSE = ("hnsw-sq8", "ivf-sq8", "flat", "symqg")
-# One family for each kind in turn, and a graph for all of them; the others are slow for what they add.
-QUICK = {(kind, COARSE[number % 4]) for number, kind in enumerate(KINDS)} | {
-    ("noise", "hnsw-sq8"),
-    ("few distinct", "hnsw-sq8"),
-}
+# The others are slow for what they add.
+QUICK = {("identical", "hnsw-sq8"), ("few distinct", "ivf-sq8"), ("outliers", "ivf-sq8"), ("noise", "flat")}
 
 
 def unit(rows: Rows) -> Rows:
@@ -77,45 +85,68 @@ def unit(rows: Rows) -> Rows:
     return np.asarray(exact / np.linalg.norm(exact, axis=1, keepdims=True))
 
 
-def recalls(index: FunnelIndex, rows: dict[int, Rows], queries: Rows, k: int, recall: float) -> tuple[Rows, float]:
-    """The recall@k of each query by float64 over the rows as given, ties counted; and what the answers say of it."""
+def recalls(index: FunnelIndex, cosines: Rows, ids: Rows, queries: Rows, k: int, recall: float) -> tuple[Rows, float]:
+    """The recall@k of each query, ties counted, and what the answers say of it.
+
+    cosines: float64 [q, n] with the rows as given, of which ids, rising, int64 [n], are the ids.
+    """
     answers = index.search_vectors(queries, k, recall=recall)
-    cosines = unit(queries) @ unit(np.stack(list(rows.values()))).T
-    count = min(k, len(rows))
-    kth = -np.partition(-cosines, count - 1, axis=1)[:, count - 1 : count]
-    places = {id_: place for place, id_ in enumerate(rows)}
-    found = np.array([[places[int(id_)] for id_ in ids[:count]] for ids in answers.ids])
-    assert all(len(set(row)) == count for row in found.tolist())
+    count = min(k, len(ids))
+    kth = np.partition(cosines, -count, axis=1)[:, -count][:, None]
+    given = answers.ids[:, :count].astype(np.int64)
+    found = np.searchsorted(ids, given)
+    assert (ids[np.minimum(found, len(ids) - 1)] == given).all()
+    assert (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
     assert (answers.ids[:, count:] == -1).all()
     own = np.take_along_axis(cosines, found, axis=1)
     np.testing.assert_allclose(answers.scores[:, :count], own, atol=1e-3)  # stored in float16
     return (own >= kth - 1e-6).mean(axis=1), answers.served.estimated_recall
 
 
-def check(index: FunnelIndex, rows: dict[int, Rows] | Rows, queries: Rows, ks: tuple[int, ...] = KS) -> list[bool]:
-    """What the module says, for every k and recall; gives which of them are certified."""
+def check(index: FunnelIndex, rows: dict[int, Rows] | Rows, queries: Rows, ks: tuple[int, ...] = KS) -> None:
+    """What the module says, for every k and recall."""
     given = rows if isinstance(rows, dict) else dict(enumerate(rows))
-    certified = []
+    ids = np.array(sorted(given))
+    cosines = unit(queries) @ unit(np.stack([given[int(id_)] for id_ in ids])).T
     for k in ks:
         for recall in RECALLS:
+            measured, said = recalls(index, cosines, ids, queries, k, recall)
             promised = index.explain(k, recall=recall, batch=len(queries))
-            measured, said = recalls(index, given, queries, k, recall)
             certificate = promised.certificate
             error = measured.std() * (1 / len(queries) + 1 / max(1, certificate.n_queries)) ** 0.5
             what = f"k={k} recall={recall}: measured {measured.mean():.4f}, {promised.plan}, {certificate}"
             assert said == pytest.approx(certificate.mean_recall), what
-            assert measured.mean() >= said - 3 * error - 1e-9, what
+            assert measured.mean() >= said - 3 * error - (EXACT_ENOUGH if promised.plan.is_flat else 1e-9), what
             if certificate.certified:
                 assert certificate.lower_bound >= recall or promised.plan.is_flat, what
-                assert measured.mean() >= recall - 3 * error - (0.0 if recall < 1 else 5e-4), what
+                assert measured.mean() >= recall - 3 * error - (0.0 if recall < 1 else EXACT_ENOUGH), what
             else:
                 assert certificate.note, what
-            certified.append(certificate.certified)
-    return certified
 
 
 def built(path: Path, rows: Rows, queries: Rows | None, **options: Any) -> FunnelIndex:
+    options = {"adaptor": "pca"} | options  # trained in no time
     return FunnelIndex.build(rows, path / "index", queries=queries, progress=False, **options)
+
+
+def mixed(coarse: str, path: Path) -> FunnelIndex:
+    """Clustered rows and noise, calibrated on queries like the clustered ones."""
+    return built(path, mixed_rows(), clustered_rows(400, DIM, seed=2), coarse=coarse, dims=[16, 32], dtype="float32")
+
+
+def mixed_rows() -> Rows:
+    return np.concatenate([clustered_rows(ROWS - ROWS // 4, DIM), drawn(1, ROWS // 4)])
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed("hnsw-sq8", tmp_path_factory.mktemp("mixed")).path
+
+
+@pytest.fixture
+def graph(built_once: Path, tmp_path: Path) -> FunnelIndex:
+    """An index of its own over the mixed rows."""
+    return FunnelIndex.open(shutil.copytree(built_once, tmp_path / "copied"))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +165,10 @@ def test_odd_rows(tmp_path: Path, kind: str, coarse: str) -> None:
     for recall in RECALLS[:-1]:
         with pytest.raises(InputError, match="k is 150; this index is calibrated for k up to 100"):
             index.search_vectors(asked(3, 2), 150, recall=recall)
-    measured, said = recalls(index, dict(enumerate(rows)), asked(3, LIVE), 150, 1.0)
-    assert measured.mean() >= said - 3 * measured.std() * (1 / LIVE + 1 / 400) ** 0.5
+    assert " of the true top 150 " not in index.explain(150, recall=1.0).certificate.note  # 100 were measured
+    queries = asked(3, LIVE)
+    measured, said = recalls(index, unit(queries) @ unit(rows).T, np.arange(ROWS), queries, 150, 1.0)
+    assert measured.mean() >= said - 3 * measured.std() * (1 / LIVE + 1 / 400) ** 0.5 - EXACT_ENOUGH
 
 
 OTHERWISE: list[dict[str, Any]] = [
@@ -147,7 +180,8 @@ OTHERWISE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["low rank", pytest.param("outliers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["low rank", "outliers"])
 @pytest.mark.parametrize("options", OTHERWISE, ids=str)
 def test_odd_rows_adapted_and_stored_otherwise(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     corpus, asked = KINDS[kind]
@@ -165,6 +199,107 @@ def test_few_calibration_queries_certify_little(tmp_path: Path) -> None:
         assert "50 queries are too few to certify recall 0.99" in explained.certificate.note
 
 
+@pytest.mark.filterwarnings("ignore::funnel.errors.DriftWarning")
+@pytest.mark.parametrize("other", ["noise", "signs", "one-hot", "backwards"])
+def test_queries_of_another_kind_are_noticed_where_they_get_less(graph: FunnelIndex, other: str) -> None:
+    queries = drawn(3, LIVE) if other == "noise" else clustered_rows(LIVE, DIM, seed=3)[:, ::-1]
+    if other in KINDS:
+        queries = KINDS[other][1](3, LIVE).astype(np.float32)
+    cosines = unit(queries) @ unit(mixed_rows()).T
+    for recall in RECALLS[:-1]:
+        measured, said = recalls(graph, cosines, np.arange(ROWS), queries, 10, recall)
+        explained = graph.explain(10, recall=recall, batch=LIVE)
+        error = float(measured.std()) * (1 / LIVE + 1 / 400) ** 0.5
+        if measured.mean() < min(recall, said) - 3 * error:
+            assert graph.health().state == "void"
+            assert not explained.certificate.certified
+            assert graph.search_vectors(queries, recall=recall).served.void
+    health = graph.health()  # so far from what it was calibrated on that this is noticed wherever a plan was served
+    assert health.state == "void" or not health.compared
+
+
+def deleted(index: FunnelIndex, rows: dict[int, Rows]) -> None:
+    gone = [number for number in range(ROWS) if number % 10]
+    index.delete(gone)
+    for number in gone:
+        del rows[number]
+
+
+def tenfold(index: FunnelIndex, rows: dict[int, Rows]) -> None:
+    more = clustered_rows(9 * ROWS, DIM, seed=5)
+    index.add(more)
+    rows.update(enumerate(more, start=ROWS))
+
+
+def replaced(index: FunnelIndex, rows: dict[int, Rows]) -> None:
+    other = drawn(6, ROWS)
+    index.upsert(other, ids=list(range(ROWS)))
+    rows.update(enumerate(other))
+
+
+def folded(index: FunnelIndex, rows: dict[int, Rows]) -> None:
+    """Another segment with a coarse index of its own, most of whose rows are deleted again."""
+    tenth = clustered_rows(ROWS, DIM, seed=5)
+    index.add(tenth)
+    assert index.segments[1].cascade is not None
+    gone = [ROWS + number for number in range(ROWS) if number % 10]
+    index.delete(gone)
+    rows.update((ROWS + number, row) for number, row in enumerate(tenth) if not number % 10)
+
+
+@pytest.mark.filterwarnings("ignore::funnel.errors.DriftWarning")
+@pytest.mark.parametrize(
+    ("coarse", "renewed"),
+    [
+        ("hnsw-sq8", False),
+        pytest.param("hnsw-sq8", True, marks=pytest.mark.slow),
+        pytest.param("ivf-sq8", True, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("change", [deleted, tenfold, replaced, folded])
+def test_after_many_changes(
+    graph: FunnelIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    coarse: str,
+    renewed: bool,
+    change: Callable[[FunnelIndex, dict[int, Rows]], None],
+) -> None:
+    index = graph if coarse == "hnsw-sq8" else mixed(coarse, tmp_path)
+    rows, live = dict(enumerate(mixed_rows())), clustered_rows(LIVE, DIM, seed=3)
+    if change is folded:
+        for module in (folding, update):
+            monkeypatch.setattr(module, "EXACT_ROWS", ROWS // 2)
+    change(index, rows)
+    check(index, rows, live, (10,) if change is tenfold else KS)
+    ids, scores = index.search_vectors(live[:3], len(rows) + 5, recall=1.0)
+    assert (ids[:, len(rows) :] == -1).all() and np.isneginf(scores[:, len(rows) :]).all()
+    assert all(set(row[: len(rows)].tolist()) == set(rows) for row in ids)
+    assert len(index.search(live[0], 5, deadline_ms=10_000, recall=0.8)) == 5
+    if renewed:
+        index.compact()
+        check(index, rows, live, (10,))
+        if index.searcher.calibration is not None:  # so few rows are left that every search is exact
+            index.tune(progress=False)
+            check(index, rows, live, (10,))
+
+
+def test_rows_with_a_coarse_index_of_their_own_void_what_is_said(
+    graph: FunnelIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (folding, update):
+        monkeypatch.setattr(module, "EXACT_ROWS", ROWS // 2)
+    plan = Plan(graph.searcher.cascade.coarse.efforts()[-1], 10)
+    graph.add(np.concatenate([clustered_rows(1, 16, seed=5).repeat(ROWS, axis=0), drawn(5, ROWS, DIM - 16)], axis=1))
+    assert graph.segments[1].cascade is not None
+    queries = clustered_rows(9, DIM, seed=3)
+    for deadline in (None, 10_000):
+        hits = graph.search(queries[0], 10, plan=plan, deadline_ms=deadline)
+        assert hits.served.void
+    assert not graph.search_vectors(queries, 10, recall=1.0).served.void
+    assert "coarse index of their own" in graph.health().why
+
+
 def test_lists_that_are_empty_or_short_do_not_shorten_answers(tmp_path: Path) -> None:
     rows = np.repeat(drawn(9, 1), ROWS, axis=0)
     index = built(tmp_path, rows, drawn(2, 400), coarse="ivf-sq8", dims=[16, 32])
@@ -175,6 +310,23 @@ def test_lists_that_are_empty_or_short_do_not_shorten_answers(tmp_path: Path) ->
             assert (answers.ids >= 0).all()
     for number in range(50):
         assert len(index.search(drawn(number, 1)[0], 10, plan=Plan(1, 10), deadline_ms=10_000)) == 10
+
+
+def test_filters_that_allow_none_one_or_all(graph: FunnelIndex) -> None:
+    query = clustered_rows(1, DIM, seed=3)
+    whole = graph.search_vectors(query, 10, recall=1.0)
+    for recall in RECALLS:
+        assert (graph.search_vectors(query, 10, recall=recall, allowed_ids=[]).ids == -1).all()
+        one = graph.search_vectors(query, 10, recall=recall, allowed_ids=[7])
+        assert one.ids.tolist() == [[7] + [-1] * 9]
+    every = graph.search_vectors(query, 10, recall=1.0, allowed_ids=range(ROWS))
+    np.testing.assert_allclose(every.scores, whole.scores, atol=2e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5, 33, 100, pytest.param(4_096, marks=pytest.mark.slow)])
+def test_odd_widths(tmp_path: Path, dim: int) -> None:
+    rows = drawn(1, 600, dim)
+    check(built(tmp_path, rows, drawn(2, 200, dim)), rows, drawn(3, 100, dim), (1, 10))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 255, 257])
