@@ -194,7 +194,8 @@ def build(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
         f"{manifest.settings['coarse_width']} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
     )
-    click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
+    if quiet:  # else it was said on the way
+        click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
 
 
 @cli.command()

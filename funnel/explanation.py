@@ -102,6 +102,8 @@ class Explanation:
     @property
     def promised(self) -> str:
         """What was measured of recall, in words."""
+        if self.is_exact:
+            return f"recall@{self.k} 1.0000"
         if self.share is None:
             bound = "" if math.isnan(self.recall_lower_bound) else f" (lower bound {self.recall_lower_bound:.4f})"
             return f"recall@{self.k} {self.recall:.4f}{bound}"
@@ -139,8 +141,13 @@ class Explanation:
         return "\n".join([*lines, *self._table()])
 
     @property
+    def is_exact(self) -> bool:
+        """Whether this is exact search, of which no recall is estimated."""
+        return self.plan.is_flat and self.recall >= 1.0
+
+    @property
     def _flat(self) -> str:
-        return "exact" if self.recall >= 1.0 else "exact over the rows as stored"
+        return "exact" if self.is_exact else "exact over the rows as stored"
 
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)
@@ -190,13 +197,11 @@ def stage_lines(
     else:
         lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], coarse_bytes, recalls[0])]
         candidates, start = plan.shortlist, 0
-        steps = [(stage.width, stage.keep, "rerank") for stage in plan.stages] + [(dim, k, "exact")]
+        steps = [(dim, k, "exact") if stage is None else (stage.width, stage.keep, "rerank") for stage in plan.reranks]
         for (width, keep, name), ms, recall in zip(steps, predicted_ms[1:], recalls[1:], strict=True):
             touched = candidates * (width - start) * bytes_per_value
             lines.append(StageLine(name, width, candidates, keep, ms, touched, recall))
             candidates, start = keep, width
-    if not (plan.is_flat or plan.reranked):  # no step of its own: the coarse scores are exact
-        lines, measured = lines[:-1], measured[:-1]
     if not measured:
         return tuple(lines)
     return tuple(

@@ -68,7 +68,7 @@ class Served:
 
     @property
     def stages(self) -> int:
-        """Steps of the whole plan: the coarse search, each stage and the exact one; flat search is one."""
+        """Steps of the whole plan: see `Plan.steps`."""
         return self.plan.steps if self.dense else 0
 
     @property
@@ -101,20 +101,27 @@ class Served:
         if not self.dense:
             among = "" if self.allowed_rows is None else f" among {self.allowed_rows:,} allowed rows"
             return f"{BM25_ALONE}{among}{'' if self.complete else ', stopped before it was done'}"
-        said = f"{self.plan}: {self._how_far}estimated recall {self.estimated_recall:.4f}"
+        said = f"{self.plan}: {self._how_far}{self._worth}"
         if self.stored_only:
             said += ", as this search is exact over the rows as stored, not over the rows as given"
         if self.allowed_rows is None:
             return said
-        basis = "measured under this filter, not certified"
+        basis = " (measured under this filter, not certified)"
         if self.plan.is_flat:
-            basis = "each compared, as stored" if self.stored_only else "exact"
-        return f"{said} among {self.allowed_rows:,} allowed rows ({basis})"
+            basis = " (each compared, as stored)" if self.stored_only else ""
+        return f"{said} among {self.allowed_rows:,} allowed rows{basis}"
 
     @property
     def stored_only(self) -> bool:
         """Whether this is flat search to its end, and rows were stored in so few bits that it is not exact."""
         return self.plan.is_flat and self.rows_seen == 1.0 and self.estimated_recall < 1.0
+
+    @property
+    def _worth(self) -> str:
+        if self.plan.is_flat and self.complete and self.estimated_recall == 1.0:
+            return "exact"
+        known = self.estimated_recall == self.estimated_recall
+        return f"estimated recall {self.estimated_recall:.4f}" if known else "recall not measured"
 
     @property
     def _how_far(self) -> str:

@@ -163,7 +163,9 @@ def _lines(info: Info) -> list[tuple[str, str]]:
     adaptor, coarse, calibration = info.adaptor, info.coarse, info.calibration
     many = f" in {info.segments} segments" if info.segments > 1 else ""
     gone = f", {info.deleted:,} deleted" if info.deleted else ""
-    kept = "" if info.kept is None else f" (exact search over it keeps {info.kept:.4f} of the true top 10)"
+    kept = ""
+    if info.kept is not None:  # of float32 rows it says nothing: they are the rows as given
+        kept = "" if info.dtype == "float32" else f" (exact search over it keeps {info.kept:.4f} of the true top 10)"
     settings = ", ".join(f"{name} {value}" for name, value in (coarse["settings"] or {}).items())
     full = "full width unchanged" if adaptor.get("isometric") else "full width changed"
     lines = [
@@ -172,7 +174,7 @@ def _lines(info: Info) -> list[tuple[str, str]]:
         ("documents", "titles, texts, metadata" if info.documents else "none: bare vectors"),
         ("encoder", _encoder(info)),
         ("ladder", ", ".join(map(str, info.ladder))),
-        ("adaptor", f"{adaptor.get('kind')} ({full}); {adaptor.get('why')}"),
+        ("adaptor", f"{adaptor.get('why')}; {full}"),
         ("coarse", f"{coarse['name']} over {coarse['dims']} dims{f' ({settings})' if settings else ''}"),
     ]
     if calibration is None:

@@ -63,7 +63,7 @@ class Plan:
     stages: intermediate reranks at rising widths, below full width. The last stage, exact scores at full
     width of whatever is left, is part of every plan and not listed.
     escalation: None, or which queries are searched again, with what. reranked: False where the coarse index gives exact
-    scores at full width by itself, so that no step follows it; it says how the plan is named, and decides nothing.
+    scores at full width by itself, so that no step follows it: it says how the plan is named and its steps counted.
     """
 
     effort: int
@@ -84,8 +84,16 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How many steps it has: the coarse search, each stage and the exact one, of both parts; flat search is one."""
-        return 1 if self.is_flat else sum(len(part.stages) + 2 for part in self.parts)
+        """How many steps it has: the coarse search, each stage and the exact one, of both parts.
+
+        Flat search is one, and so is a coarse search that leaves nothing to rerank.
+        """
+        return 1 if self.is_flat else sum(len(part.reranks) + 1 for part in self.parts)
+
+    @property
+    def reranks(self) -> tuple[Stage | None, ...]:
+        """What follows the coarse search: its stages, and None for the exact one."""
+        return (*self.stages, None) if self.reranked else ()
 
     @property
     def parts(self) -> tuple[Plan, ...]:
@@ -108,7 +116,7 @@ class Plan:
         effort = self.effort + 1 if self.effort == self.shortlist else self.effort  # a graph's shortlist is its effort
         rule = self.escalation
         again = None if rule is None else replace(rule, k=rule.k + 1, then=rule.then.widened())
-        return Plan(effort, self.shortlist + 1, stages, again)
+        return replace(self, effort=effort, shortlist=self.shortlist + 1, stages=stages, escalation=again)
 
     def check_types(self) -> None:
         """InputError for a part of another type than it is to have; what the numbers mean is left to `check`."""

@@ -9,10 +9,15 @@ from tqdm import tqdm
 __all__ = ["Progress"]
 
 SHOWN_AFTER_S = 1.0  # a pass below a second is over before its bar is read
+NO_REMAINING = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}]"
 
 
 class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """tqdm's bar, which appears once a pass takes longer than a second."""
+    """tqdm's bar, which appears once a pass takes longer than a second.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"delay": SHOWN_AFTER_S, **options})
+    even: whether steps take about the same time; where not, no remaining time is shown.
+    """
+
+    def __init__(self, *args: Any, even: bool = True, **options: Any) -> None:
+        shown = {} if even else {"bar_format": NO_REMAINING}
+        super().__init__(*args, **{"delay": SHOWN_AFTER_S, **shown, **options})

@@ -82,7 +82,7 @@ class Searcher:
         self._planner: Planner | None = None
         latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
-        self._step_recalls: Remembered[tuple[Plan, int], tuple[float, ...]] = Remembered()
+        self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
 
     @property
     def dim(self) -> int:
@@ -199,7 +199,7 @@ class Searcher:
         """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
         if self.calibration is not None:
             choice = self.planner.choose(budget, k, n_queries, beside_ms)
-            return replace(choice, plan=choice.plan.answering_alone()) if self.cascade.alone else choice
+            return replace(choice, plan=self.as_run(choice.plan))
         batch = batch_class(n_queries)
         if budget.latency_ms is not None and not self._flat.within(FLAT, k, batch, budget.latency_ms - beside_ms):
             raise BudgetError(
@@ -207,6 +207,10 @@ class Searcher:
                 f"takes {self._flat.said(FLAT, k, batch)} for a call of {batch}. Allow more time"
             )
         return Choice(FLAT, _exact_certificate(budget, k, self.why_flat))
+
+    def as_run(self, plan: Plan) -> Plan:
+        """The plan without an exact step, where the coarse index leaves none to do."""
+        return plan.answering_alone() if self.cascade.alone else plan
 
     def check(self, plan: Plan, k: int) -> None:
         """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
@@ -243,7 +247,7 @@ class Searcher:
 
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
-        key = (plan, k)
+        key = (plan, k, plan.reranked)  # which is no part of a plan's value, and adds a step
         found = self._step_recalls.get(key)
         if found is None:
             found = self._step_recalls[key] = self._recalls_after(plan, k)

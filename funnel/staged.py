@@ -65,7 +65,7 @@ class StagedRun:
         self._cascade = cascade
         self._queries = queries
         self._plan = plan
-        self._widths = [*(stage.width for stage in plan.stages), cascade.store.dim]
+        self._widths = [cascade.store.dim if stage is None else stage.width for stage in plan.reranks]
         pieces = cascade.pieces(queries)
         found: list[tuple[Float32, Int64]] = [(np.empty(0), np.empty(0))] * len(pieces)  # type: ignore[list-item]
 
@@ -93,7 +93,7 @@ class StagedRun:
 
     @property
     def stages(self) -> int:
-        """Stages after the coarse search, the exact one among them."""
+        """Steps after the coarse search, the exact one among them."""
         return len(self._widths)
 
     def stage(self, number: int, deadline: Deadline | None = None) -> None:

@@ -116,7 +116,7 @@ class State:
         served = choices.get(key)
         if served is None:
             searcher.check(plan, k)
-            served = choices[key] = self._served(plan, searcher.estimate(plan, k))
+            served = choices[key] = self._served(searcher.as_run(plan), searcher.estimate(plan, k))
         return served
 
     def _served(self, plan: Plan, estimate: float) -> Served:

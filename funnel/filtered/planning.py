@@ -252,7 +252,7 @@ class FilterPlanner:
                 values = sample.values(hits, budget)
                 groups = tuple(values[group] for group in sample.groups)
                 mean = float(groups[0].mean())
-                yield Plan(effort, length), groups, hits
+                yield self._searcher.as_run(Plan(effort, length)), groups, hits
             least = effort * (LEAP if mean < (budget.target or DEFAULT_RECALL) - FAR_OFF else EFFORT_STEP)
 
     def _coarse_ms(self, effort: int, batch: int) -> float:

@@ -52,10 +52,12 @@ class Health:
     def __str__(self) -> str:
         since = "" if self.since is None else f" since {self.since}"
         lines = [f"certificates: {self.state}{since}" + (f": {self.why}" if self.why else "")]
+        if self.state == UNWATCHED:
+            lines = [f"nothing is certified, so queries are not watched: {self.why}"]
         if self.state != UNWATCHED:
             lines.append(
-                f"  {self.queries:,} live queries, {self.compared:,} compared with {self.calibration_queries:,} of "
-                f"{self.calibrated}; p {self.p_value:.2g}"
+                f"  {self.queries:,} live queries, {self.compared:,} of them compared with the "
+                f"{self.calibration_queries:,} that calibrated on {self.calibrated}; p {self.p_value:.2g}"
             )
         lines += [f"  {line}" for line in (*self.audits, *self.latencies)]
         return "\n".join(lines)

@@ -74,7 +74,7 @@ class Certificate:
         if self.certified and not self.note:
             whose = "" if self.share is None else f" for at least {self.share * 100:g} % of queries,"
             return (
-                f"certified on {self.n_queries} real queries: recall@{self.k} ≥ {self.recall:g}{whose} "
+                f"certified on {self.n_queries:,} real queries: recall@{self.k} ≥ {self.recall:g}{whose} "
                 f"with confidence {1 - self.delta:g}"
             )
         return self.note

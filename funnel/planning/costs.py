@@ -108,14 +108,15 @@ class Costs:
         return sum(self.stages(plan, batch, dim)) + self._scaled(self.base, batch)
 
     def stages(self, plan: Plan, batch: int, dim: int) -> list[float]:
-        """Predicted milliseconds of the coarse search and of each rerank stage, the exact one last."""
+        """Predicted milliseconds of each step of a plan without an escalation."""
         if batch > BATCH_SIZES[-1]:  # above the largest measured one a batch costs in proportion
             return [ms * batch / BATCH_SIZES[-1] for ms in self.stages(plan, BATCH_SIZES[-1], dim)]
         if plan.is_flat:
             return [self.flat[batch]]
         result = [self.coarse[batch][plan.effort]]
         candidates, start = plan.shortlist, 0
-        for width, keep in [*((stage.width, stage.keep) for stage in plan.stages), (dim, 0)]:
+        for stage in plan.reranks:
+            width, keep = (dim, 0) if stage is None else (stage.width, stage.keep)
             result.append(self._rerank(batch, candidates, width - start))
             candidates, start = keep, width
         return result
@@ -234,7 +235,7 @@ def measure_costs(
     usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
     smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
     k = min(10, smallest.shortlist)
-    for batch in Progress(BATCH_SIZES, desc="time the stages", unit="batch size", disable=not progress):
+    for batch in Progress(BATCH_SIZES, desc="time the stages", unit="batch size", even=False, disable=not progress):
         batches = _batches(queries, batch)
         costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
         shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]

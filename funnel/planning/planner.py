@@ -235,8 +235,9 @@ class Planner:
             if held is not None:
                 dearest = min(dearest, cost * min(MOST_STEP, max(allowed / held.typical, LEAST_STEP)))
         raise BudgetError(
-            f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest ({fastest}) "
-            f"takes {self.latencies.said(fastest, frontier.k, batch)}. Allow more time, or build with fewer dims"
+            f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest "
+            f"({self._named(fastest)}) takes {self.latencies.said(fastest, frontier.k, batch)}. "
+            "Allow more time, or build with fewer dims"
         )
 
     def _by_recall(self, frontier: Frontier) -> list[Plan]:
@@ -246,7 +247,7 @@ class Planner:
     def _neither(self, frontier: Frontier, budget: Budget, batch: int, allowed: float, cheapest: Plan) -> BudgetError:
         message = (
             f"no plan meets {budget} for {_calls(batch)} at k={frontier.k}: the cheapest that holds the recall "
-            f"({cheapest}) takes {self.latencies.said(cheapest, frontier.k, batch)}"
+            f"({self._named(cheapest)}) takes {self.latencies.said(cheapest, frontier.k, batch)}"
         )
         try:
             within = max(allowed, 1e-6)
@@ -258,7 +259,7 @@ class Planner:
         best = f"recall {estimate:.4f}"
         if budget.share is not None:
             best = f"that recall for {estimate * 100:.2f} % of queries"
-        said = f"{message}; within {allowed:.3g} ms the best ({nearest.plan}) has {best}"
+        said = f"{message}; within {allowed:.3g} ms the best ({self._named(nearest.plan)}) has {best}"
         if not nearest.plan.is_flat and estimate > (budget.target or 1.0):  # fast enough, and only not certified
             recalls = frontier.recalls(frontier.plans.index(nearest.plan))
             needed = queries_needed(recalls, budget.target or 1.0, budget.delta)
@@ -272,23 +273,24 @@ class Planner:
             return certificate
         count, needed = frontier.hits.shape[1], self._needed(frontier, budget)
         if self._passed(frontier, budget):
-            why, needed = "flat search is served: it is the cheapest plan that holds the recall", None
+            why, needed = "flat search, the cheapest plan that holds the recall", None
         elif not frontier.plans:
-            why = f"flat search is served: no plan that finds {frontier.k} candidates is cheaper"
+            why = f"flat search: no plan that finds {frontier.k} candidates is cheaper"
         elif needed is None:
-            strongest = f"flat search is served: the strongest calibrated plan ({frontier.plans[0]})"
+            strongest = f"flat search: the strongest calibrated plan ({self._named(frontier.plans[0])})"
             why = f"{strongest} has no recall above {budget.recall:g} on these queries"
             if budget.share is not None:
                 most = f"no more than {budget.share * 100:g} % of these queries"
                 why = f"{strongest} has a recall of {budget.recall:g} for {most}"
         else:
             needed = max(needed, count + 1)
-            why = (
-                f"flat search is served: {count:,} queries are too few to certify {budget.promise}; "
-                f"about {needed:,} would do"
-            )
+            why = f"flat search: {count:,} queries are too few to certify {budget.promise}; about {needed:,} would do"
         kind = "" if self.calibration.certifies else f" ({self.calibration.kind})"
         return self._exact(budget, frontier.k, f"{why}{kind}", needed)
+
+    def _named(self, plan: Plan) -> Plan:
+        """The plan as a message names it: see `Plan.answering_alone`."""
+        return plan if self.costs.reranked else plan.answering_alone()
 
     def _needed(self, frontier: Frontier, budget: Budget) -> int | None:
         """About how many queries would certify the recall for some plan: testing may end with the first."""

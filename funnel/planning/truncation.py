@@ -16,6 +16,8 @@ def truncations(plan: Plan, k: int) -> tuple[Plan, ...]:
 
     The k best in coarse order, then the k best at each stage's width, then the plan itself.
     """
+    if not plan.reranked:  # one step
+        return (plan,)
     stages = plan.stages
     stopped = (Plan(plan.effort, plan.shortlist, (*stages[:i], Stage(stages[i].width, k))) for i in range(len(stages)))
     return (Plan(plan.effort, k), *stopped, plan)

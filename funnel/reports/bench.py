@@ -178,12 +178,13 @@ def _target(
     us_batch = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, batch)
     recall, error = min(truth.recall(plan) for plan in dict.fromkeys([many.plan, single.plan]))
     certified = many.certificate.certified and single.certificate.certified
+    bounds = [line.recall_lower_bound for line in (many, single) if not line.is_exact]  # exact search has none
     result: FunnelResult = {
         "target": target,
         "plan": str(many.plan) if many.plan == single.plan else f"{many.plan}; single: {single.plan}",
         "recall": recall,
         "recall_error": error,
-        "recall_low": min(many.recall_lower_bound, single.recall_lower_bound) if certified else None,
+        "recall_low": min(bounds) if certified and bounds else None,
         "predicted_recall": min(many.recall, single.recall),
         "certified": certified,
         "us_single": us_single,

@@ -15,7 +15,7 @@ RECALLS = (0.80, 0.90, 0.95, 0.99, 1.0)
 COLUMNS = (
     Column("budget", "budget", left=True),
     Column("recall", "estimate", ".4f"),
-    Column("bound", "low bound", ".4f"),
+    Column("bound", "lower bound", ".4f"),
     Column("p50", "p50 ms", ".3f"),
     Column("p95", "p95 ms", ".3f"),
     Column("certified", "certified", left=True),
@@ -36,7 +36,7 @@ def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
         {
             "budget": line.budget,
             "recall": line.recall,
-            "bound": line.recall_lower_bound,
+            "bound": None if line.is_exact else line.recall_lower_bound,
             "p50": line.p50_ms,
             "p95": line.p95_ms,
             "certified": _certified(line),
@@ -45,13 +45,14 @@ def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
         for line in explained
     ]
     first = explained[0]
-    notes = dict.fromkeys(line.certificate.note for line in explained if line.certificate.note)
+    said = dict.fromkeys(line.certificate.note for line in explained)
+    notes = [note for note in said if note not in ("", index.certification)]
     heading = f"{index.path}: k={first.k}, {_calls(first.batch)}; {index.certification}"
     return "\n".join([heading, "", text_table(rows, COLUMNS), "", *notes]).rstrip()
 
 
 def _certified(line: Explanation) -> str:
-    if line.plan.is_flat and line.recall >= 1.0:
+    if line.is_exact:
         return "exact"
     return "yes" if line.certificate.certified else "no"
 

@@ -60,7 +60,9 @@ def frontier_points(index: FunnelIndex, k: int = 10, batch: int = 1, recalls: Se
     Raises InputError where the index has no calibration, or none for this k.
     """
     k, searcher, size = check_k(k, len(index)), index.searcher, batch_class(batch)
-    frontier = None if searcher.calibration is None else searcher.calibration.frontier(k)
+    if searcher.calibration is None:
+        raise InputError(f"{index.path}: {searcher.why_flat}; it serves every budget, and there are no plans to draw")
+    frontier = searcher.calibration.frontier(k)
     if frontier is None:
         raise InputError(f"{index.path}: no plans were calibrated for k={k}, so there is no frontier to show")
     serves: dict[Plan, list[float]] = {}

@@ -50,7 +50,8 @@ FlatResult = TypedDict(
 
 # One recall budget: what was promised, which plan was served, what it gave. `recall` is that of the queries measured
 # on, `recall_error` its standard error; `predicted_recall` that of the calibration queries, and `recall_low` the lower
-# confidence bound of the same, None where nothing is certified; `speedup_*` is flat's time over the funnel's.
+# confidence bound of the same, None where nothing is certified or search is exact; `speedup_*` is flat's time over the
+# funnel's.
 FunnelResult = TypedDict(
     "FunnelResult",
     {

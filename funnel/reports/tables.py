@@ -68,7 +68,7 @@ COMPARISON_COLUMNS = (
     Column("recall", "recall", ".4f"),
     Column("recall_error", "±", ".4f"),
     Column("predicted_recall", "calibrated", ".4f"),
-    Column("recall_low", "low bound", ".4f"),
+    Column("recall_low", "lower bound", ".4f"),
     Column("certified", "certified", lambda certified: "yes" if certified else "no"),
     Column("speedup_batch", "batch", times),
     Column("speedup_single", "single", times),

@@ -39,7 +39,7 @@ def test_hits_meet_the_condition(fresh: FunnelIndex, own_cache: Path) -> None:
     expected = {d["_id"] for d in documents(300) if 1950 <= d["year"] < 2100 and d["title"].startswith("socket")}
     assert {hit.id for hit in hits} == expected and len(expected) == 15
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert hits.served.allowed_rows == 15 and "among 15 allowed rows (exact)" in str(hits.served)
+    assert hits.served.allowed_rows == 15 and "flat: exact among 15 allowed rows" in str(hits.served)
     assert hits.served.to_json()["allowed_rows"] == 15
     assert list((own_cache / "filters").glob("*.sqlite"))
 

@@ -142,5 +142,6 @@ def test_a_coarse_index_that_answers_alone_has_no_step_behind_it() -> None:
     hard = Plan(16, 8, (), Escalation(1, 0.0, 1.0, 0.5, Plan(64, 32), 0.1)).answering_alone()
     assert str(hard) == "effort 16, shortlist 8; the hardest 10.0% again: effort 64, shortlist 32"
     assert [part.reranked for part in hard.parts] == [False, False]
-    (line,) = stage_lines(alone, 5, 100, (64, 64), 2, [0.1, 0.0], [0.9, 0.9])
+    assert (alone.steps, hard.steps, alone.widened().steps) == (1, 2, 1)
+    (line,) = stage_lines(alone, 5, 100, (64, 64), 2, [0.1], [0.9])
     assert (line.name, line.candidates_out, line.recall) == ("coarse", 8, 0.9)

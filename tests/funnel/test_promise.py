@@ -159,4 +159,5 @@ def test_without_real_queries_nothing_is_certified(texts: FunnelIndex) -> None:
         assert math.isnan(explained.recall_lower_bound)
         assert told["recall_lower_bound"] is None and told["certificate"]["lower_bound"] is None
     share = texts.explain(10, recall=0.9, share=0.8)
-    assert share.share_lower_bound is None and "lower bound" not in str(share)
+    assert "lower bound" not in str(share)
+    assert share.plan.is_flat or share.share_lower_bound is None

@@ -25,7 +25,7 @@ def certificate(**changes: object) -> Certificate:
 
 
 def test_a_certificate_says_what_it_promises() -> None:
-    assert str(certificate()) == "certified on 1000 real queries: recall@10 ≥ 0.95 with confidence 0.95"
+    assert str(certificate()) == "certified on 1,000 real queries: recall@10 ≥ 0.95 with confidence 0.95"
     assert str(certificate(certified=False, note="uncertified: for a reason")) == "uncertified: for a reason"
     assert str(certificate(note="exact: flat search")) == "exact: flat search"
 

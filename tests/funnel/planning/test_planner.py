@@ -41,7 +41,7 @@ def test_the_cheapest_plan_that_passes_is_served(recall: float, plan: Plan) -> N
     assert certificate.certified
     assert certificate.lower_bound >= recall
     assert certificate.estimate == pytest.approx(RECALLS[PLANS.index(plan)], abs=1e-3)
-    assert str(certificate).startswith("certified on 2000 real queries")
+    assert str(certificate).startswith("certified on 2,000 real queries")
 
 
 def test_the_cheapest_is_not_always_the_last_that_passes() -> None:
