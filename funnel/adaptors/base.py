@@ -48,7 +48,7 @@ class Adaptor(torch.nn.Module, ABC):
 
     def __init__(self, dim: int, dims: Sequence[int] = ()) -> None:
         super().__init__()
-        self.dim = checked_whole("dim", dim, 1, LARGEST_WIDTH)
+        self.dim: int = checked_whole("dim", dim, 1, LARGEST_WIDTH)
         self.dims: tuple[int, ...] = () if isinstance(dims, Sequence) and not dims else checked_widths(dims, self.dim)
         self.seen_queries: frozenset[str] = frozenset()
 
