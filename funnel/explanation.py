@@ -152,7 +152,7 @@ class Explanation:
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)
         head = f"  {'step':<15}{'dims':>5}{'in':>11}{'out':>7}{'KiB a query':>13}{'predicted ms':>14}{'recall':>8}"
-        lines = [head + (f"{'measured ms':>13}{'recall':>8}" if run else "")]
+        lines = [head + (f"{'measured ms':>13}{'measured recall':>17}" if run else "")]
         for line in self.stages:
             touched = "–" if line.bytes_touched is None else f"{line.bytes_touched / 1024:,.1f}"
             recall = "–" if math.isnan(line.recall) else f"{line.recall:.4f}"
@@ -160,7 +160,7 @@ class Explanation:
                 f"  {line.name:<15}{line.width:>5}{line.candidates_in:>11,}{line.candidates_out:>7,}{touched:>13}"
                 f"{line.predicted_ms:>14.3f}{recall:>8}"
             )
-            lines.append(text + (f"{line.measured_ms:>13.3f}{line.measured_recall:>8.4f}" if run else ""))
+            lines.append(text + (f"{line.measured_ms:>13.3f}{line.measured_recall:>17.4f}" if run else ""))
         return lines
 
 
