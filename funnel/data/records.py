@@ -21,7 +21,13 @@ from funnel.data.rows import unit_rows, unmasked
 from funnel.errors import InputError, MissingPackageError
 
 __all__ = [
-    *("READERS", "Located", "bare_parquet", "decoded_lines", "document_from_record", "json_objects", "located"),
+    "READERS",
+    "Located",
+    "bare_parquet",
+    "decoded_lines",
+    "document_from_record",
+    "json_objects",
+    "located",
     "suffix_of",
 ]
 
