@@ -1,7 +1,8 @@
 """Adaptive funnel retrieval: say what you need of a search, and the engine picks how."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from indexes.lazy import loaded_on_first_use
 
 if TYPE_CHECKING:
     from funnel.adaptors import Adaptor
@@ -136,14 +137,4 @@ _HOMES = {
     "StorageError": "funnel.errors",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = loaded_on_first_use(globals(), _HOMES)

@@ -3,8 +3,9 @@
 Stands on its own: FAISS, numpy and torch, and nothing of `funnel`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from indexes.lazy import loaded_on_first_use
 
 if TYPE_CHECKING:
     from indexes._faiss import FaissIndex, load_faiss, use_one_thread
@@ -101,14 +102,4 @@ _HOMES = {
     "use_one_thread": "indexes._faiss",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = loaded_on_first_use(globals(), _HOMES)
