@@ -64,8 +64,10 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
     all rank by the products, and of rows that differ by less than the rounding another one would come first.
     """
     scores, positions, served, each = _answer(state, vectors, asked, audit)
-    opposite = (scores < -HIGHEST_COSINE) & (positions >= 0)  # -inf stands where nothing was found
-    return np.minimum(np.where(opposite, -HIGHEST_COSINE, scores), HIGHEST_COSINE), positions, served, each
+    scores = np.minimum(scores, HIGHEST_COSINE)
+    if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
+        scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE
+    return scores, positions, served, each
 
 
 def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
