@@ -9,7 +9,7 @@ from tqdm import tqdm
 __all__ = ["Progress"]
 
 SHOWN_AFTER_S = 1.0  # a pass below a second is over before its bar is read
-NO_REMAINING = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}]"
+NO_REMAINING = "{desc}: {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}]"
 
 
 class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
