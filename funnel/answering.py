@@ -64,6 +64,8 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
     all rank by the products, and of rows that differ by less than the rounding another one would come first.
     """
     scores, positions, served, each = _answer(state, vectors, asked, audit)
+    if len(scores) == 1 and scores.item(0) <= 1.0 and scores.item(-1) >= -1.0:  # falling, and all within
+        return scores, positions, served, each
     scores = np.minimum(scores, HIGHEST_COSINE)
     if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
         scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE

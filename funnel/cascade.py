@@ -330,7 +330,7 @@ def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
 
 def some_missing(rows: Int64) -> bool:
     """Whether a row of rows [n, s] lacks candidates: they stand best first, so that -1 is always at the end."""
-    return bool(rows[0, -1] < 0) if len(rows) == 1 else bool((rows[:, -1] < 0).any())
+    return rows.item(-1) < 0 if len(rows) == 1 else bool((rows[:, -1] < 0).any())
 
 
 def final(

@@ -60,8 +60,10 @@ def filled_up(
 
     Rows of its shortlist were deleted, or the lists that were searched are short or empty.
     """
+    if not some_missing(rows) or plan.is_flat:
+        return scores, rows
     count = min(k, cascade.rows)
-    if plan.is_flat or not count or not some_missing(rows[:, :count]):
+    if not count or not some_missing(rows[:, :count]):
         return scores, rows
     short = np.flatnonzero(rows[:, count - 1] < 0)
     scores, rows = np.array(scores), np.array(rows)

@@ -108,6 +108,8 @@ class State:
             asked.began = 0.0  # planning on first use does not count
             choice = self.choose(asked, k, n_queries)
             served = choices[key] = self._served(choice.plan, choice.certificate.mean_recall)
+        elif self.monitor.void and not served.void:
+            served = choices[key] = self.monitor.served(served)
         return served
 
     def explicit(self, plan: Plan, k: int) -> Served:

@@ -158,7 +158,8 @@ class Monitor:
 
     def served(self, served: Served) -> Served:
         """How a call was answered, marked where its recall rests on a calibration that is void."""
-        return served if self._promise.broken is None or served.plan.is_flat else replace(served, void=True)
+        marked = served.void or self._promise.broken is None or served.plan.is_flat
+        return served if marked else replace(served, void=True)
 
     def health(self) -> Health:
         """Everything noted so far."""

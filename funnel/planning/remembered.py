@@ -28,8 +28,8 @@ class Remembered(dict[Key, Value]):
 
     def get(self, key: Key) -> Value | None:  # type: ignore[override]
         """The value, which is now the last to be forgotten; None where it is not known."""
-        if key not in self:
-            return None
+        if len(self) < self._most // 2:  # nothing is forgotten for long: no need to say what was used
+            return super().get(key)
         with self._lock:
             if key not in self:
                 return None
