@@ -43,6 +43,8 @@ _SYSTEM_ENVIRONMENT = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV),
 )
 
+LONGEST, ENDING = 1_500, 500  # characters of a message, and of its end: what to do stands there
+
 
 def of_environment(error: BaseException) -> bool:
     """Whether an error of Python or SQLite speaks of the process or machine, and says nothing about the file read."""
@@ -53,10 +55,17 @@ def of_environment(error: BaseException) -> bool:
 
 
 class FunnelError(Exception):
-    """The base of every error that funnel raises on purpose. Its message is one line, whatever value it quotes."""
+    """The base of every error that funnel raises on purpose. Its message is one line that can be read, whatever value
+    it quotes: of a very long one the middle is left out.
+    """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(re.sub(r"\s*[\r\n]\s*", " ", arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _line(message: str) -> str:
+    line = re.sub(r"\s*[\r\n]\s*", " ", message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - ENDING]} … {line[-ENDING:]}"
 
 
 class DriftWarning(UserWarning):
