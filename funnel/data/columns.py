@@ -63,11 +63,7 @@ class Columns:
 
         Raises InputError for a field that is named and not there.
         """
-        roles = self.roles(record)
-        missing = [field for field in roles if field not in record]
-        if missing:
-            fields = ", ".join(map(str, record)) or "none"
-            raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {fields}")
+        roles = self.check_named(record, where)
         taken = self._taken(roles)
         others = {
             str(field): value
@@ -89,6 +85,28 @@ class Columns:
         roles = self.roles(record)
         hidden = self._taken(roles) - roles.keys()
         return {field: record[field] for field in hidden if field in record and self._keeps(field)}, False
+
+    def check_named(self, fields: Collection[Any], where: str) -> dict[str, str]:
+        """The roles of a record of these fields. InputError where it lacks one that was named."""
+        roles = self.roles(fields)
+        missing = [field for field in roles if field not in fields]
+        if missing:
+            there = ", ".join(map(str, fields)) or "none"
+            raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {there}")
+        return roles
+
+    @property
+    def advice(self) -> str:
+        """What to do about records without text, title or vector."""
+        if self.queries:
+            return f"call the text of a query text or {QUERY_FIELD}, its numbers vector"
+        return "say which is which: text=, title= or vector= (--text, --title, --vector)"
+
+    @property
+    def expected(self) -> dict[str, None]:
+        """The metadata that were named, in their order: of each, some record is to have it."""
+        parts = KNOWN_FIELDS | {self.text, self.title, self.id, self.vector}
+        return dict.fromkeys(name for name in self.metadata or () if name not in parts)
 
     def bare(self, fields: Sequence[str]) -> bool:
         """Whether a table of these fields holds vectors, ids or none, and nothing else."""

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +122,13 @@ class DocumentCorpus(Corpus):
     kind = "documents"
 
     def __init__(
-        self, name: str, read: Callable[[], Iterator[Located]], *, count: int | None, rereadable: bool
+        self,
+        name: str,
+        read: Callable[[], Iterator[Located]],
+        *,
+        count: int | None,
+        rereadable: bool,
+        columns: Columns | None = None,
     ) -> None:
         self.name = name
         self.count = count
@@ -138,7 +145,9 @@ class DocumentCorpus(Corpus):
         if vector is None:
             _say_of_vectors(first[1])
         self.dim = None if vector is None else vector.shape[0]
-        if not rereadable:
+        if rereadable:
+            _look_for({} if columns is None else columns.expected, itertools.chain([first], reader))
+        else:
             self._unread = itertools.chain([first], reader)
 
     def documents(self, batch_size: int) -> Iterator[list[Document]]:
@@ -317,8 +326,10 @@ def _open_path(
     bare = bare_parquet(path, columns or Columns()) if suffix == ".parquet" else None
     if bare is None:
         _only(True, ids)
-        return DocumentCorpus(str(path), lambda: reader(path, columns, numbered), count=None, rereadable=True)
-    located_rows = DocumentCorpus(str(path), lambda: reader(path, columns, True), count=bare[0], rereadable=True)
+        read = partial(reader, path, columns, numbered)
+        return DocumentCorpus(str(path), read, count=None, rereadable=True, columns=columns)
+    read = partial(reader, path, columns, True)
+    located_rows = DocumentCorpus(str(path), read, count=bare[0], rereadable=True, columns=columns)
     return BareCorpus(located_rows, bare[0], _only(bare[1], ids))
 
 
@@ -349,6 +360,13 @@ def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArra
     return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
 
 
+def _look_for(fields: Mapping[str, None], records: Iterator[Located]) -> None:
+    """Read on until each of the fields was seen, so that one that no record has is refused before texts are encoded."""
+    missing = set(fields)
+    while missing and (found := next(records, None)) is not None:
+        missing.difference_update(found[1].metadata)
+
+
 def _say_of_vectors(document: Document) -> None:
     """Warn of a field that looks like the vector and is kept as metadata."""
     for field, value in document.metadata.items():
@@ -370,7 +388,7 @@ def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: 
         return located(records, columns, numbered)
 
     count = len(source) if isinstance(source, Sized) else None
-    return DocumentCorpus("the corpus", read, count=count, rereadable=rereadable)
+    return DocumentCorpus("the corpus", read, count=count, rereadable=rereadable, columns=columns)
 
 
 def _check_batch(name: str, value: int) -> None:

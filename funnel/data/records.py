@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
+NAMED_FIELDS = 20  # that an error names before it stops
 BYTE_ORDER_MARK = "\ufeff"
 
 Located = tuple[str, Document]
@@ -44,14 +45,22 @@ def located(
     """Documents from records with their places; texts are records as well.
 
     columns: which fields are what. numbered: where the first record has no id, all get their numbers from 0.
-    Raises InputError as `document_from_record` does, and where some records have an id and some none.
+    Raises InputError as `document_from_record` does, where some records have an id and some none, and at the end
+    where none has a field that `columns` names.
     """
     counted: bool | None = None if numbered else False
     columns = Columns() if columns is None else columns
+    unseen, fields = columns.expected, dict[object, None]()
     for number, (where, given) in enumerate(records):
         record = {"text": given} if isinstance(given, str) else given
+        if isinstance(record, Document) and columns.named:
+            name, value = next(iter(columns.named.items()))
+            raise InputError(f"{where}: {name}={value!r} names a field, and this is a Document; leave it out")
         own, all_of_it = columns.own_metadata(record) if isinstance(record, Mapping) else ({}, False)
         if isinstance(record, Mapping):
+            if unseen:
+                fields.update(dict.fromkeys((*record, *own)))
+                unseen = {name: None for name in unseen if name not in fields}
             record = columns.read(record, where)
             has_id = not record.keys().isdisjoint(("_id", "id"))
             counted = not has_id if counted is None else counted
@@ -59,16 +68,24 @@ def located(
                 raise InputError(f"{where}: has an id, the first document has none; give all one or none")
             if counted:
                 record = {**record, "_id": str(number)}
-        document = document_from_record(record, where)
+        document = document_from_record(record, where, columns.advice)
         if own or all_of_it:
             document = replace(document, metadata=own if all_of_it else {**document.metadata, **own})
         yield where, document
+    if unseen and fields:
+        there = ", ".join(map(str, itertools.islice(fields, NAMED_FIELDS)))
+        there += " …" if len(fields) > NAMED_FIELDS else ""
+        raise InputError(
+            f"metadata names {', '.join(map(repr, unseen))}, which no record has; their fields are: {there}; name some "
+            "of these, or leave it out"
+        )
 
 
-def document_from_record(record: object, where: str) -> Document:
+def document_from_record(record: object, where: str, advice: str = "call one of them so") -> Document:
     """A document from a mapping with `_id` (or `id`), `title`, `text` and, if any, `vector`.
 
-    Other fields become metadata. Ids become text; None as title or text counts as empty.
+    Other fields become metadata. Ids become text; None as title or text counts as empty. advice: what to do about a
+    record of other names.
 
     Raises:
         InputError: names `where` and the field that cannot be used.
@@ -80,7 +97,7 @@ def document_from_record(record: object, where: str) -> Document:
     id_field = "id" if "id" in record and "_id" not in record else "_id"
     if not record.keys() & {"title", "text", "vector"}:
         fields = ", ".join(map(str, record)) or "none"
-        raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}")
+        raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}; {advice}")
     vector, norm = _vector(record.get("vector"), where)
     return Document(
         id=_id(record.get(id_field), id_field, where),
@@ -233,10 +250,12 @@ def _line(reader: Iterator[list[str]]) -> int:
 
 
 def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[str]:
-    roles = {} if columns is None else columns.roles(names)
+    columns = Columns() if columns is None else columns
+    columns.check_named(names, f"{path}:1")
+    roles = columns.roles(names)
     if not {"title", "text"} & {roles.get(name, name) for name in names}:
         raise InputError(
-            f"{path}:1: the header is {', '.join(names)}; expected title or text among it; or name one by text="
+            f"{path}:1: the header is {', '.join(names)}; expected title or text among it; {columns.advice}"
         )
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:

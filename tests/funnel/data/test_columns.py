@@ -34,6 +34,45 @@ def test_fields_are_named(tmp_path: Path) -> None:
         read(ROWS, Columns(text="words"))
 
 
+def test_metadata_that_no_record_has(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.csv").write_text("key,body,year\na,one,2020\n")
+    mistyped = Columns(text="body", id="key", metadata=["year", "yeer"])
+    said = "metadata names 'yeer', which no record has; their fields are: key, body, year"
+    for source in (ROWS, tmp_path / "a.jsonl", tmp_path / "a.csv"):
+        with pytest.raises(InputError, match=said):
+            open_corpus(source, columns=mistyped)  # type: ignore[arg-type]
+    once = open_corpus(iter(ROWS), columns=mistyped)
+    with pytest.raises(InputError, match=said):
+        list(once.documents(1))
+    sparse = [*ROWS, {"key": "c", "body": "three", "yeer": 1}]
+    for source in (sparse, iter(sparse)):
+        assert read(source, mistyped)[2].metadata == {"yeer": 1}
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "datasets"])
+def test_metadata_that_no_table_has(library: str) -> None:
+    vectors = [{"id": "a", "vector": [3.0, 4.0], "year": 2020}, {"id": "b", "vector": [1.0, 0.0], "year": 2021}]
+    with pytest.raises(InputError, match="metadata names 'yeer', which no record has; their fields are: id, vector"):
+        open_corpus(table_of(library, vectors), columns=Columns(metadata=["yeer"]))
+
+
+def test_names_for_what_has_none() -> None:
+    with pytest.raises(InputError, match="document 0: text='body' names a field, and this is a Document; leave it out"):
+        read([Document("a", text="one")], Columns(text="body"))
+
+
+def test_a_csv_file_without_the_field_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("key,body\na,one\n")
+    with pytest.raises(InputError, match=r"a\.csv:1: has no field 'words', which was named; its fields are: key, body"):
+        open_corpus(tmp_path / "a.csv", columns=Columns(text="words"))
+    with pytest.raises(InputError, match="expected title or text among it; say which is which: text="):
+        open_corpus(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="expected title or text among it; call the text of a query text or query"):
+        open_queries(tmp_path / "a.csv")
+
+
 LIBRARIES = ["pandas", "polars", "pyarrow", "datasets"]
 
 
