@@ -32,6 +32,10 @@ __all__ = ["cli", "main"]
 EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 UNEXPECTED = 1  # of an error that nobody foresaw
+OF_THE_PATH = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
 LONGEST_PATH = 200  # characters of a path in an error
 TEXT_SHOWN = 160  # characters of a document's text in the list of hits
 
@@ -81,7 +85,8 @@ def _said(error: Exception) -> str:
     if isinstance(error, EXPECTED) and (not isinstance(error, OSError) or error.filename is None):
         return str(error)
     if isinstance(error, OSError):
-        return f"cannot use {str(error.filename)[:LONGEST_PATH]}: {error.strerror}; give another path"
+        remedy = "give another path" if error.errno in OF_THE_PATH else "put that right, and try again"
+        return f"cannot use {str(error.filename)[:LONGEST_PATH]}: {error.strerror}; {remedy}"
     return f"{type(error).__name__}: {error}; run it again as funnel --debug ... and report what that shows"
 
 

@@ -34,14 +34,13 @@ __all__ = [
     "NotAnIndexError",
     "StorageError",
     "of_environment",
+    "reason",
 ]
 
 # Of SQLite (https://sqlite.org/rescode.html): PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN.
 _SQLITE_ENVIRONMENT = (3, 5, 6, 7, 8, 10, 13, 14)
-_SYSTEM_ENVIRONMENT = (
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV),
-)
+# Of the system: no such file, or what stands there is none. All others speak of the process, the machine or the disk.
+_OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 
 LONGEST, ENDING = 1_500, 500  # characters of a message, and of its end: what to do stands there
 
@@ -51,7 +50,18 @@ def of_environment(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in _SQLITE_ENVIRONMENT
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SYSTEM_ENVIRONMENT)
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
+
+
+def reason(error: BaseException) -> str:
+    """What an error of the environment says, for a message: SQLite's own words may leave out what it met."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, sqlite3.Error):
+        return f"{error} ({getattr(error, 'sqlite_errorname', 'SQLite')})"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 class FunnelError(Exception):

@@ -167,7 +167,13 @@ class Updates:
                 if not same_generation(live, self._state.opened.manifest):
                     self._move()
                 result = change(transaction, self._state.opened)
-            self._move()
+            try:
+                self._move()
+            except OSError as error:
+                raise StorageError(
+                    f"the change to {self.path} is made and stays, but cannot be opened now: {error}; "
+                    "call refresh() later, and do not repeat it"
+                ) from error
             return result
 
     def _move(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib
 import os
 import struct
@@ -35,6 +36,8 @@ HEAD = struct.Struct("<4siqqq?i")
 # What reading may allocate at once, in sizes of the file: tables that FAISS works out beside the centroids it reads
 # (IVF-PQ's, 32 bytes a dimension against the 4 of a centroid) are the most.
 ALLOCATED_PER_BYTE = 8
+# FAISS gives the system's words for an error; after a file that is cut short they may be those of an earlier one.
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT)
 READ_AS = {"IndexFlat": "IndexFlatIP"}
 # FAISS's limits on reading hold for the whole process.
 _READING = free_in_children(Lock())
@@ -162,6 +165,10 @@ class FaissIndex(CoarseIndex):
             found = _read(index._faiss, path)
         except (RuntimeError, MemoryError) as error:
             reason = str(error).strip().splitlines()[-1]
+            said = [code for code in OF_THE_MACHINE if os.strerror(code) in reason]
+            if said:
+                code = max(said, key=lambda code: len(os.strerror(code)))  # some begin as others do
+                raise OSError(code, os.strerror(code), str(path)) from error
             raise CoarseIndexError(f"{path} cannot be read as {cls.name}: {reason}") from error
         index._check_same(found, path)
         index._adopt(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -342,6 +343,8 @@ class VectorStore:
         file.seek(self._start + first * self.dim * self.dtype.itemsize)
         values = np.fromfile(file, self.dtype, count * self.dim)
         if len(values) != count * self.dim:
+            if os.fstat(file.fileno()).st_size >= file.tell() + (count * self.dim - len(values)) * self.dtype.itemsize:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))  # numpy says only that it got less
             raise CoarseIndexError(f"{self.path} ends within rows {first} to {first + count - 1}; restore it")
         return values.reshape(count, self.dim).astype(np.float32, copy=False)
 

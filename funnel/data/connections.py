@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
+from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from indexes.system import at_fork
 
-__all__ = ["Bounded", "Connections", "open_to_read"]
+__all__ = ["Bounded", "Connections", "open_to_read", "unreadable"]
 
 # Our statements are far below these; what stands in a file that somebody else wrote may not make SQLite go beyond.
 LIMITS = {
@@ -33,6 +34,7 @@ STEPS_BETWEEN_CLOCKS = 1_000  # where there is something to be stopped for: some
 # In use at once in the whole process: more than cores and disks keep busy, and far below 256 open files, the smallest
 # limit that is common (macOS).
 MOST_IN_USE = 16
+READ_BYTES = 1 << 20
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
 
@@ -80,6 +82,27 @@ def open_to_read(path: Path, size: int) -> Bounded:
         connection.setlimit(limit, most)
     connection.bound()
     return connection
+
+
+def unreadable(path: Path, error: Exception) -> StorageError:
+    """The error for a file of the index that SQLite cannot read: damage, unless the machine is to blame."""
+    cause: Exception | None = error
+    if not of_environment(error):  # SQLite calls a file malformed too where the disk cannot read it
+        cause = _of_the_disk(path)
+    if cause is not None:
+        return StorageError(f"{path} cannot be read now: {reason(cause)}")
+    return DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again")
+
+
+def _of_the_disk(path: Path) -> OSError | None:
+    """What the system says where it cannot read the whole of a file."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(READ_BYTES):
+                pass
+    except OSError as error:
+        return error if of_environment(error) else None
+    return None
 
 
 class Connections:

@@ -17,10 +17,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.connections import Bounded, Connections, open_to_read
+from funnel.data.connections import Bounded, Connections, open_to_read, unreadable
 from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.data.plain import plain
-from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, of_environment
+from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, reason
 from indexes.system import PLAIN_FILE, Descriptor, path_of
 
 __all__ = ["Document", "DocumentStore"]
@@ -393,17 +393,15 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FunnelError:
         raise
-    except (sqlite3.Error, ValueError, RecursionError) as error:  # of JSON and Unicode, and numbers of 4,300 digits
-        if of_environment(error):
-            raise StorageError(f"{path} cannot be read now: {error}") from error
-        raise DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again") from error
+    except (sqlite3.Error, MemoryError, ValueError, RecursionError) as error:  # of JSON, Unicode, and long numbers
+        raise unreadable(path, error) from error
 
 
 @contextlib.contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         if DISK_FULL in str(error):
             raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
-        raise StorageError(f"cannot write {path}: {error}") from error
+        raise StorageError(f"cannot write {path}: {reason(error)}") from error

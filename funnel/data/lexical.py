@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.connections import Bounded
-from funnel.errors import DamagedIndexError, StorageError, of_environment
+from funnel.data.connections import Bounded, unreadable
 
 __all__ = [
     "LexicalIndex",
@@ -201,12 +200,10 @@ class LexicalIndex:
                 finally:
                     ran_away = connection.ran_away
                     connection.bound()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:
             if stopped is not None and "interrupted" in str(error) and not ran_away:
                 raise Stopped from None
-            if of_environment(error):
-                raise StorageError(f"{self.path} cannot be read now: {error}") from error
-            raise DamagedIndexError(f"{self.path} is damaged ({error}); restore it or build the index again") from error
+            raise unreadable(self.path, error) from error
 
     def expression(self, text: str) -> str | None:
         """What FTS5 is asked: the text's words, each quoted, between ORs; None where no word of it is in the table.

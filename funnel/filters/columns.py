@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
-from funnel.errors import DamagedIndexError, StorageError, of_environment
+from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from funnel.filters.cells import cells
 from funnel.filters.compiling import ALL_ROWS, compiled, indexable
 from funnel.filters.expression import Condition, each_test
@@ -140,9 +140,9 @@ class ColumnCache:
         """Use the side file; where it turns out to be damaged, once more with one that is made anew."""
         try:
             return use(self._opened())
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, MemoryError) as error:
             if of_environment(error):
-                raise StorageError(f"the columns that filters need cannot be read now: {error}") from error
+                raise StorageError(f"the columns that filters need cannot be read now: {reason(error)}") from error
             self._file.discard()
             return use(self._opened())
 

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from funnel.data.connections import Bounded, open_to_read
-from funnel.errors import NoSpaceError, StorageError, of_environment
+from funnel.errors import NoSpaceError, StorageError, of_environment, reason
 from funnel.filters.like import add_like
-from funnel.storage.files import is_no_space, remove_own
+from funnel.storage.files import is_no_space, remove_own, there
 
 __all__ = ["SideFile", "default_folder"]
 
@@ -94,9 +94,9 @@ class SideFile:
                 if sound:
                     os.utime(path) if os.access(path, os.W_OK) else None  # used: it goes last
                     return _connect(path)
-            except (OSError, sqlite3.Error) as error:
-                if of_environment(error) and path.exists():
-                    raise StorageError(f"the columns in {path} cannot be read now: {error}") from error
+            except (OSError, sqlite3.Error, MemoryError) as error:
+                if of_environment(error) and there(path):
+                    raise StorageError(f"the columns in {path} cannot be read now: {reason(error)}") from error
                 sound = False
             if not sound:
                 self._remove(path)

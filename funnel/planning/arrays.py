@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from indexes.mapping import map_file
 
 __all__ = ["map_arrays", "write_arrays"]
@@ -67,6 +67,8 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             members = archive.infolist()
             return {member.filename.removesuffix(SUFFIX): _array(archive, member, whole) for member in members}
         except (*UNREADABLE, OSError) as error:  # OSError: a place in the file that cannot be gone to
+            if of_environment(error):
+                raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
             raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
 
 

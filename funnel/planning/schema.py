@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from funnel.errors import DamagedIndexError
+from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.costs import BATCH_SIZES
 
@@ -100,6 +100,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if of_environment(error):
+            raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
         raise DamagedIndexError(f"{path} cannot be read as JSON ({error}); build the index again") from error
     if not isinstance(found, dict):
         raise DamagedIndexError(f"{path} holds a {type(found).__name__}, expected an object; build the index again")

@@ -33,6 +33,31 @@ _SQLITE_FULL = 13
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
+def there(path: Path) -> bool:
+    """Whether something stands at a path, be it a broken link. OSError where the system cannot say."""
+    return _kind(path, links=False) is not None
+
+
+def is_folder(path: Path, links: bool = True) -> bool:
+    """Whether a folder stands at a path, or with `links` at what a link there names. OSError as `there`."""
+    mode = _kind(path, links)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a regular file stands at a path, not a link to one. OSError as `there`."""
+    mode = _kind(path, links=False)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _kind(path: Path, links: bool) -> int | None:
+    # Not os.path.exists and its like: to them whatever cannot be looked at now is not there, and would be swept away.
+    try:
+        return os.stat(path, follow_symlinks=links).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 class Files:
     """The operations that storage needs; the default is the operating system's own."""
 
@@ -84,7 +109,7 @@ class Files:
 
     def names(self, path: Path) -> list[str]:
         """The names in a folder, sorted; none where there is no such folder or it is a link."""
-        if path.is_symlink() or not path.is_dir():
+        if not is_folder(path, links=False):
             return []
         return sorted(os.listdir(path))
 
@@ -100,7 +125,7 @@ def remove_own(process: int, folder: str | os.PathLike[str]) -> None:
 
 def remove_tree(path: Path, files: Files) -> None:
     """Remove a file, a link (not what it points to) or a folder with all it holds."""
-    if path.is_symlink() or not path.is_dir():
+    if not is_folder(path, links=False):
         files.remove(path)
         return
     for name in files.names(path):
@@ -122,7 +147,7 @@ def open_inside(root: Path, relative: str, files: Files) -> int:
     try:
         return files.open(inner)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if not root.is_dir():
+        if not is_folder(root):
             raise StorageError(
                 f"{root} is there no more: it was moved or removed; open the index where it is"
             ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from funnel.checked import checked_path
 from funnel.errors import DamagedIndexError, InputError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
-from funnel.storage.files import FILES, Files
+from funnel.storage.files import FILES, Files, there
 from funnel.storage.generations import read_current, read_locked, read_manifest
 from funnel.storage.layout import CURRENT
 from funnel.storage.locks import ReaderLock
@@ -31,8 +31,8 @@ class IndexFolder:
         self._files = files
 
     def exists(self) -> bool:
-        """Whether an index was committed here."""
-        return os.path.lexists(self.path / CURRENT)
+        """Whether an index was committed here. OSError where the system cannot say."""
+        return there(self.path / CURRENT)
 
     def manifest(self) -> Manifest:
         """The live generation's manifest, its hash checked before it is parsed.
@@ -58,9 +58,10 @@ class IndexFolder:
 
     def tidy(self) -> None:
         """Remove old generations that nobody reads any more; a writer at work does it when it ends."""
-        if self.exists():
-            with suppress(StorageError), self.begin():
-                pass
+        with suppress(OSError):
+            if self.exists():
+                with self.begin():
+                    pass
 
     def verify(self, manifest: Manifest, mode: VerifyMode = "full", progress: bool = False) -> Verification:
         """Check the files that `manifest` names: all of them, or with "lazy" the big ones on first touch.

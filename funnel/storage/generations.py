@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from funnel.errors import DamagedIndexError, InputError, NotAnIndexError, StorageError
-from funnel.storage.files import REMEDY, Files, open_inside, read_chunks
+from funnel.errors import DamagedIndexError, FormatVersionError, InputError, NotAnIndexError, StorageError
+from funnel.storage.files import REMEDY, Files, is_folder, open_inside, read_chunks, there
 from funnel.storage.layout import (
     BOUNDS,
     CURRENT,
@@ -36,10 +36,10 @@ def read_current(root: Path, files: Files) -> tuple[int, str]:
 
     Raises NotAnIndexError where the folder holds no index, DamagedIndexError where CURRENT is damaged.
     """
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
+    if not is_folder(root):
+        state = "is not a folder" if there(root) else "does not exist"
         raise NotAnIndexError(f"{root} {state}: build an index there first")
-    if not os.path.lexists(root / CURRENT):
+    if not there(root / CURRENT):
         if any(is_generation_name(name) for name in files.names(root / GENERATIONS)):
             raise DamagedIndexError(
                 f"{CURRENT} in {root} is missing: it was removed, or a first build was stopped just "
@@ -83,10 +83,13 @@ def read_locked(root: Path, files: Files) -> tuple[Manifest, ReaderLock]:
 
 
 def read_old(root: Path, name: str, files: Files) -> Manifest | None:
-    """The manifest of an old generation that a reader may have open; None where it cannot be understood."""
+    """The manifest of an old generation that a reader may have open; None where it cannot be understood.
+
+    Raises StorageError where it cannot be read now.
+    """
     try:
         return parse(_read_small(root, f"{GENERATIONS}/{name}", BOUNDS.manifest_bytes, files))
-    except (InputError, StorageError):
+    except (InputError, DamagedIndexError, FormatVersionError):
         return None
 
 
@@ -110,7 +113,7 @@ def write_current_temporary(root: Path, generation: int, manifest: bytes, files:
 
 def _read_generation(root: Path, number: int, sha256: str, files: Files) -> Manifest:
     name = f"{GENERATIONS}/{generation_name(number)}"
-    if not os.path.lexists(root / name):
+    if not there(root / name):
         raise DamagedIndexError(
             f"{name} in {root} is missing, and {CURRENT} names it: one of the two is damaged; {REMEDY}"
         )

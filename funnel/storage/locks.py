@@ -89,8 +89,10 @@ class ReaderLock:
         try:
             lock(held.fileno(), exclusive=False)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return None
+            if error.errno not in _NO_LOCKS:
+                raise
         if os.fstat(held.fileno()).st_nlink == 0:  # removed between opening and locking it
             return None
         return cls(held)

@@ -1,7 +1,6 @@
 """Writing a generation: parts in temporary folders, then one commit that either happens or does not."""
 
 import errno
-import os
 import secrets
 import shutil
 import stat
@@ -18,7 +17,17 @@ from typing import Self
 from funnel.errors import InputError, StorageError
 from funnel.progress import Progress
 from funnel.storage.checks import hash_file
-from funnel.storage.files import FILES, Files, is_no_space, no_space_error, remove_tree, writing
+from funnel.storage.files import (
+    FILES,
+    Files,
+    is_folder,
+    is_no_space,
+    is_plain_file,
+    no_space_error,
+    remove_tree,
+    there,
+    writing,
+)
 from funnel.storage.generations import read_manifest, read_old, write_current_temporary, write_generation
 from funnel.storage.layout import (
     CURRENT,
@@ -288,13 +297,13 @@ class Transaction:
 
 
 def _live(root: Path, files: Files) -> Manifest | None:
-    return read_manifest(root, files) if os.path.lexists(root / CURRENT) else None
+    return read_manifest(root, files) if there(root / CURRENT) else None
 
 
 def _claim(root: Path, files: Files) -> None:
     """Make the index folder, or see to it that the one there is an index or empty."""
-    if not root.is_dir():
-        if os.path.lexists(root):
+    if not is_folder(root):
+        if there(root):
             raise StorageError(f"{root} is not a folder; choose another path for the index")
         for folder in reversed([root, *(parent for parent in root.parents if not parent.exists())]):
             files.make_folder(folder)
@@ -318,7 +327,7 @@ def _sweep(root: Path, live: Manifest | None, files: Files) -> None:
             own = is_generation_name(name) if kind == GENERATIONS else part_name(kind, name) is not None
             if (own or name.startswith(TEMPORARY_PREFIX)) and f"{kind}/{name}" not in keep:
                 _remove_unless_open(root / kind / name, files)
-    if os.path.lexists(root / CURRENT_TEMPORARY):
+    if there(root / CURRENT_TEMPORARY):
         remove_tree(root / CURRENT_TEMPORARY, files)
 
 
@@ -340,7 +349,7 @@ def _names(manifest: Manifest) -> set[str]:
 def _kept_by_readers(root: Path, name: str, files: Files) -> set[str]:
     """What an old generation needs, where somebody reads it; otherwise its manifest is removed, and nothing kept."""
     path = root / GENERATIONS / name
-    if path.is_symlink() or not path.is_file():
+    if not is_plain_file(path):
         return set()
     removal = Removal(path)
     try:
