@@ -27,9 +27,9 @@ from indexes.forks import free_in_children
 
 __all__ = ["ColumnCache", "Values", "merged"]
 
-FORMAT = "v3"  # of the tables below, part of the file's name
+FORMAT = "v4"  # of the tables below, part of the file's name
 OWN_COLUMNS = ("id", "title")  # of the document itself
-HIDDEN = "metadata."  # before the name of a metadata field that is called as one of those: "metadata.id"
+HIDDEN = "metadata."  # before the name of a metadata field that is called as one of those, or so already
 ROWS_AT_A_TIME = 20_000  # written together
 EXAMPLE = 40  # characters kept of a value, for messages
 SCHEMA = (
@@ -241,5 +241,12 @@ def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
     for expected, (position, identifier, title, metadata) in enumerate(documents.fields()):
         if position != expected:
             raise DamagedIndexError(f"{documents.path} lacks the document at position {expected}; restore it")
-        hidden = {f"{HIDDEN}{name}": metadata[name] for name in OWN_COLUMNS if name in metadata}
-        yield {**hidden, **metadata, "id": identifier, "title": title}
+        yield {**{column_of(name): value for name, value in metadata.items()}, "id": identifier, "title": title}
+
+
+def column_of(name: str) -> str:
+    """The column of a metadata field: its name, but "metadata.id" for `id` and "metadata.metadata.id" for that."""
+    inner = name
+    while inner.startswith(HIDDEN):
+        inner = inner.removeprefix(HIDDEN)
+    return f"{HIDDEN}{name}" if inner in OWN_COLUMNS else name

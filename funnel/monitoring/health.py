@@ -20,11 +20,11 @@ class Health:
     In this process, since it opened the index or calibrated it anew, by tuning or compacting; what was seen goes on as
     rows are added and deleted.
 
-    state: "holds", "void", or "not watched" where there is no certificate to void. why: in words. since: when it became
-    void, ISO 8601. queries: live queries seen. compared: those that were compared with the calibration queries,
-    repeats left out. p_value: the probability of such evidence of a change, or more, had there been none, over all
-    looks together; 0.01 voids. calibrated, calibration_queries: when, and on how many. audits: true recall by budget.
-    latencies: what calls with a latency budget took.
+    state: "holds", "void", or "not watched" where there is no certificate to void. why: in words. since: when queries
+    or an audit made it void, ISO 8601; None where changed rows did. queries: live queries seen. compared: those that
+    were compared with the calibration queries, repeats left out. p_value: the probability of such evidence of a
+    change, or more, had there been none, over all looks together; 0.01 voids. calibrated, calibration_queries: when,
+    and on how many. audits: true recall by budget. latencies: what calls with a latency budget took.
     """
 
     state: str

@@ -168,6 +168,8 @@ class Monitor:
         state, why = HOLDS, ""
         if broken is not None:
             state, why = VOID, broken[0]
+        elif calibration is not None and calibration.void and calibration.n_queries:
+            state, why = VOID, calibration.void
         elif calibration is None:
             state, why = UNWATCHED, "every search is exact"
         elif drift is None:

@@ -224,10 +224,12 @@ def test_columns_of_several_segments_are_known_together() -> None:
 
 def test_a_field_called_as_an_own_column_has_a_name_of_its_own(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
-        store.append([Document("a", "t", metadata={"id": 5, "title": 7}), Document("b", "u")])
+        metadata = {"id": 5, "title": 7, "metadata.id": 8, "metadata.x": 9}
+        store.append([Document("a", "t", metadata=metadata), Document("b", "u")])
         cache = ColumnCache(store, "f" * 64, tmp_path / "columns")
         wheres = ["id = 'a'", '"metadata.id" = 5', '"metadata.title" >= 7', "title = 'u'", '"metadata.id" IS NULL']
-        assert [found(cache, where) for where in wheres] == [[0], [0], [0], [1], [1]]
+        wheres += ['"metadata.metadata.id" = 8', '"metadata.x" = 9']
+        assert [found(cache, where) for where in wheres] == [[0], [0], [0], [1], [1], [0], [0]]
 
 
 def test_conditions_over_many_columns(tmp_path: Path) -> None:

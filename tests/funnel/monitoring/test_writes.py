@@ -177,13 +177,17 @@ def test_with_another_calibration_all_begins_anew_but_a_void_promise() -> None:
     assert then.then(index.stored, index.flat, index.now(), False).void
 
 
-def test_where_nothing_certifies_any_more_nothing_is_watched() -> None:
+def test_where_changed_rows_void_the_certificates_health_says_void_and_why() -> None:
     index = Growing(1_000, 300, 1)
     index.search(queries_of(300, 3))
     void = replace(index.stored, void="rows were added that were not measured")
     then: Monitor = index.monitor.then(void, index.flat, index.now(), True)
     then.see(np.zeros((600, 10), dtype=np.float32), FLAT)
-    assert then.health().state == "not watched"
+    health = then.health()
+    assert (health.state, health.why, health.since, health.ok) == ("void", void.void, None, False)
+    assert str(health).startswith(f"certificates: void: {void.void}")
+    uncertified = replace(void, n_queries=0, queries=None)
+    assert index.monitor.then(uncertified, index.flat, index.now(), True).health().state == "not watched"
     assert then.then(None, index.flat, index.now(), True).health().why == "every search is exact"
 
 
