@@ -13,6 +13,7 @@ import numpy.typing as npt
 from funnel.asking import Asked
 from funnel.deadline import Deadline
 from funnel.depth import Kept
+from funnel.errors import DamagedIndexError
 from funnel.hits import Hits, Served
 from funnel.hybrid import Hybrid
 from funnel.plan import FLAT
@@ -66,6 +67,9 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
     scores, positions, served, each = _answer(state, vectors, asked, audit)
     if len(scores) == 1 and scores.item(0) <= 1.0 and scores.item(-1) >= -1.0:  # falling, and all within
         return scores, positions, served, each
+    if not (scores < np.inf).all():
+        root = state.opened.segments[0].folder.parent.parent
+        raise DamagedIndexError(f"the vectors of {root} hold values that are not finite; build the index again")
     scores = np.minimum(scores, HIGHEST_COSINE)
     if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
         scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE

@@ -86,7 +86,7 @@ def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
         for column, width in enumerate(ladder):
             expected = np.linalg.norm(rows[:, :width], axis=1)
             found = norms[start : start + len(rows), column]
-            if np.abs(expected - found).max() > NORM_TOLERANCE:
+            if not np.abs(expected - found).max() <= NORM_TOLERANCE:  # NaN is no agreement
                 row = start + int(np.abs(expected - found).argmax())
                 raise DamagedIndexError(f"norms.npy disagrees with vectors.npy in row {row} at {width} dims")
     return "norms.npy agrees with vectors.npy, whose rows have unit length"
@@ -121,6 +121,7 @@ def _truth(searcher: Searcher) -> str:
     own = rows == run.own_rows[:TRUTH_SAMPLED, None]
     kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]
     allowed = TRUTH_TOLERANCE if run.given is None else STORED_TOLERANCE
-    if np.abs(kept - run.truth[:TRUTH_SAMPLED]).max() > allowed:
+    true = run.truth[:TRUTH_SAMPLED]
+    if not ((np.abs(kept - true, where=kept != true, out=np.zeros_like(kept))) <= allowed).all():
         raise DamagedIndexError("calibration.npz holds other true scores than the vectors give; calibrate again")
     return f"the true scores of {len(sample)} calibration queries are those of the vectors"

@@ -461,8 +461,10 @@ def _check_agreement(segment: Segment, rows: int) -> None:
 
 
 def _check_norms(path: Path, rows: int, ladder: tuple[int, ...]) -> None:
-    found = map_npy(path, ("float32",), 2).shape
-    if found != (rows, len(ladder)):
+    norms = map_npy(path, ("float32",), 2)
+    if norms.shape != (rows, len(ladder)):
         raise DamagedIndexError(
-            f"{path} holds {list(found)} norms, expected {[rows, len(ladder)]}; build the index again"
+            f"{path} holds {list(norms.shape)} norms, expected {[rows, len(ladder)]}; build the index again"
         )
+    if norms.size and not (norms.min() >= 0.0 and norms.max() < np.inf):
+        raise DamagedIndexError(f"{path} holds norms that are negative or not finite; build the index again")

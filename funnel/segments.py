@@ -18,6 +18,7 @@ import torch
 
 from funnel.cascade import Cascade, Float32, Int64
 from funnel.data.documents import Document, DocumentStore
+from funnel.errors import DamagedIndexError
 from funnel.exactness import over_live
 from funnel.ids import Ids
 from indexes import VectorStore
@@ -105,6 +106,12 @@ def live_rows(total: int, deleted: Sequence[Int64]) -> Live | None:
     return live
 
 
+def check_finite(finite: bool, segment: Segment) -> None:
+    """Raises DamagedIndexError where rows of a segment are not finite: they would hide others, or be copied."""
+    if not finite:
+        raise DamagedIndexError(f"{segment.store.path} holds values that are not finite; build the index again")
+
+
 @dataclass(frozen=True, eq=False)
 class ExactRows:
     """The rows of all segments without a coarse index, float32 [m, d] on the index's device.
@@ -134,7 +141,9 @@ class ExactRows:
             buffer[: self.count] = self.buffer[: self.count]
             used = [self.count]
         for segment in segments:
-            buffer[used[0] : used[0] + segment.rows] = segment.store.block(0, segment.rows)
+            rows = segment.store.block(0, segment.rows)
+            check_finite(bool(torch.isfinite(rows).all()), segment)
+            buffer[used[0] : used[0] + segment.rows] = rows
             used[0] += segment.rows
         return replace(self, count=count, buffer=buffer, used=used)
 

@@ -23,7 +23,7 @@ from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
 from funnel.planning.calibrate import SMALLEST_PLANNED, Near
 from funnel.planning.records import Calibration
 from funnel.searcher import Searcher
-from funnel.segments import live_positions
+from funnel.segments import check_finite, live_positions
 from funnel.storage import Transaction
 from funnel.storage.arrays import map_npy
 from indexes import Choice, VectorStore
@@ -107,6 +107,7 @@ def _rows(opened: Opened) -> Iterator[Float32]:
                 start = segment.first + first
                 rows = rows[opened.live[start : start + len(rows)]]
             if len(rows):
+                check_finite(bool(np.isfinite(rows).all()), segment)
                 yield rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from funnel import FunnelIndex
 from funnel.deepcheck import deep_check
 from funnel.errors import DamagedIndexError
 from funnel.storage import IndexFolder
@@ -117,3 +118,60 @@ def test_documents_of_other_ids(text_folder: Path, copied: Copy) -> None:
     sign_again(folder)
     with pytest.raises(DamagedIndexError, match="hold different ids"):
         list(deep_check(folder))
+
+
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.filterwarnings("ignore::funnel.errors.DriftWarning")  # rows are no queries
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("fixture", ["graph_folder", "text_folder"])
+def test_vectors_that_are_not_finite(
+    fixture: str, value: float, rows: np.ndarray, unseen: np.ndarray, copied: Copy, request: pytest.FixtureRequest
+) -> None:
+    sound = FunnelIndex.open(request.getfixturevalue(fixture))
+    folder = copied(sound.path)
+    near = rows[np.asarray(sound.searcher.order[:12])]  # to those of the graph that are spoilt
+    change_array(segment_file(folder, "vectors.npy"), lambda values: values.__setitem__(slice(12), value))
+    sign_again(folder)
+    index = FunnelIndex.open(folder)
+    spoilt = set(index.searcher.ids.at(np.asarray(index.searcher.order[:12])).tolist())
+    for options in ({}, {"recall": 0.8}, {"recall": 1.0}, {"allowed_ids": sound.ids()[:900]}):
+        for queries in (unseen[:40], near):
+            try:
+                answers = index.search_vectors(queries, 10, **options)
+            except DamagedIndexError as error:
+                assert "not finite" in str(error)
+                continue
+            assert np.isfinite(answers.scores).all()
+            expected = sound.search_vectors(queries, 10, **options).ids
+            for got, true in zip(answers.ids, expected, strict=True):
+                assert not spoilt & set(got.tolist())
+                assert options.get("recall") != 1.0 or set(true.tolist()) - spoilt <= set(got.tolist())
+    index.delete([index.ids()[100]])
+    with pytest.raises(DamagedIndexError, match="not finite"):
+        index.compact()
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy holds values that are not finite"):
+        list(deep_check(folder))
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_added_vectors_that_are_not_finite(value: float, graph_folder: Path, unseen: np.ndarray, copied: Copy) -> None:
+    folder = copied(graph_folder)
+    index = FunnelIndex.open(folder)
+    index.add(unseen[:20], ids=[f"new {number}" for number in range(20)])
+    added = folder / "segments" / index.segments[1].id / "vectors.npy"
+    change_array(added, lambda values: values.__setitem__(slice(12), value))
+    sign_again(folder)
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy holds values that are not finite"):
+        FunnelIndex.open(folder)
+
+
+@pytest.mark.parametrize("value", [*NOT_FINITE, -1.0])
+def test_norms_that_are_none(value: float, graph_folder: Path, copied: Copy) -> None:
+    folder = copied(graph_folder)
+    change_array(segment_file(folder, "norms.npy"), lambda values: values.__setitem__((7, 0), value))
+    sign_again(folder)
+    for verify in ("full", "lazy"):
+        with pytest.raises(DamagedIndexError, match=r"norms\.npy holds norms that are negative or not finite"):
+            FunnelIndex.open(folder, verify=verify)
