@@ -14,7 +14,7 @@ from weakref import WeakSet
 from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from indexes.system import at_fork
 
-__all__ = ["Bounded", "Connections", "open_to_read", "unreadable"]
+__all__ = ["Bounded", "Connections", "heeding_ctrl_c", "open_to_read", "unreadable"]
 
 # Our statements are far below these; what stands in a file that somebody else wrote may not make SQLite go beyond.
 LIMITS = {
@@ -47,11 +47,12 @@ class Bounded(sqlite3.Connection):
     """A connection whose statements end.
 
     size: bytes of the file; None where it is our own, and only `stopped` ends them. ran_away: whether they took more
-    steps than they may.
+    steps than they may. ended: whether one of them was ended by `bound`.
     """
 
     size: int | None = None
     ran_away = False
+    ended = False
 
     def bound(self, stopped: Callable[[], bool] | None = None) -> None:
         """Count anew. stopped: looked at all the time; once it is true, statements are interrupted."""
@@ -63,7 +64,8 @@ class Bounded(sqlite3.Connection):
             nonlocal left
             left -= 1
             self.ran_away = left < 0
-            return self.ran_away or (stopped is not None and stopped())
+            self.ended = self.ran_away or (stopped is not None and stopped())
+            return self.ended
 
         self.set_progress_handler(None if stopped is None and self.size is None else look, every)
 
@@ -134,7 +136,8 @@ class Connections:
             connection = self._take()
             self._local.held = connection
             try:
-                yield connection
+                with heeding_ctrl_c(connection):
+                    yield connection
             finally:
                 self._local.held = None
                 self._give(connection)
@@ -148,7 +151,8 @@ class Connections:
         """A connection for rows that are streamed: it is not waited for, and may be left in another thread."""
         connection = self._take()
         try:
-            yield connection
+            with heeding_ctrl_c(connection):
+                yield connection
         finally:
             self._give(connection)
 
@@ -171,6 +175,18 @@ class Connections:
             connection.close()
         else:
             self._idle.append(connection)
+
+
+@contextmanager
+def heeding_ctrl_c(connection: Bounded) -> Iterator[None]:
+    """SQLite calls it an interrupted statement where Ctrl-C ends what `Bounded` looks at it by, and drops that."""
+    connection.ended = False
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT and not connection.ended:
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _before_fork() -> None:

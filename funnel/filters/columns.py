@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from funnel.data.connections import Bounded, heeding_ctrl_c
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
 from funnel.filters.cells import cells
@@ -136,7 +137,7 @@ class ColumnCache:
         with self._lock:
             return self._sound(lambda connection: self._positions(connection, condition))
 
-    def _sound(self, use: Callable[[sqlite3.Connection], Result]) -> Result:
+    def _sound(self, use: Callable[[Bounded], Result]) -> Result:
         """Use the side file; where it turns out to be damaged, once more with one that is made anew."""
         try:
             return use(self._opened())
@@ -146,7 +147,7 @@ class ColumnCache:
             self._file.discard()
             return use(self._opened())
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self) -> Bounded:
         return self._file.connection() or self._file.rewrite(self._begin)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
@@ -166,12 +167,13 @@ class ColumnCache:
             f"INSERT INTO {ALL_ROWS} VALUES (?)", ((position,) for position in range(self._documents.count()))
         )
 
-    def _positions(self, connection: sqlite3.Connection, condition: Condition) -> npt.NDArray[np.int64]:
+    def _positions(self, connection: Bounded, condition: Condition) -> npt.NDArray[np.int64]:
         if any(_lacking(connection, condition)):
             connection = self._file.rewrite(lambda made: self._complete(made, condition))
         statement = compiled(condition, _tables(connection, condition))
-        found = connection.execute(statement.sql, statement.parameters)
-        return np.fromiter((position for (position,) in found), dtype=np.int64)
+        with heeding_ctrl_c(connection):
+            found = connection.execute(statement.sql, statement.parameters)
+            return np.fromiter((position for (position,) in found), dtype=np.int64)
 
     def _complete(self, made: sqlite3.Connection, condition: Condition) -> None:
         """Put in what a condition needs and this file lacks: it may hold more, or less, than the one that was open."""

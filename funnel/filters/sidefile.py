@@ -74,7 +74,7 @@ class SideFile:
             return None
         return max(found)[1] if found else None
 
-    def connection(self) -> sqlite3.Connection | None:
+    def connection(self) -> Bounded | None:
         """To the newest file that is sound; None where there is none. Damaged ones are removed."""
         if self._process != os.getpid():  # no connection is carried over a fork, nor closed by the child
             self._process, self._inherited, self._connection = os.getpid(), self._connection, None
@@ -115,7 +115,7 @@ class SideFile:
         except OSError:  # a folder that cannot be written to: go on elsewhere
             self._go_elsewhere()
 
-    def rewrite(self, change: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    def rewrite(self, change: Callable[[sqlite3.Connection], None]) -> Bounded:
         """Make a change in a copy and put it in the place of the file; gives the connection to the new one.
 
         change: is given the copy of the newest sound file, which another handle may have made since this one looked, or
@@ -139,7 +139,7 @@ class SideFile:
                 raise
             raise _kept_nowhere({**failed, "a temporary folder": error}) from error
 
-    def _rewritten(self, source: Path, change: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    def _rewritten(self, source: Path, change: Callable[[sqlite3.Connection], None]) -> Bounded:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         before = list(self._folder.glob(f"{self._key}.*.sqlite"))  # those put there meanwhile are not ours to remove
         handle, name = tempfile.mkstemp(prefix=f"{self._key}-", suffix=".tmp", dir=self._folder)

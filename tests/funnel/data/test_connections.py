@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from funnel.data.connections import Bounded, open_to_read
+from funnel.data.documents import Document, DocumentStore
 
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
 
@@ -55,3 +57,19 @@ def test_a_statement_is_ended_when_its_caller_has_enough(opened: Bounded) -> Non
 def test_limits_of_what_is_read(statement: str, said: str, opened: Bounded) -> None:
     with pytest.raises((sqlite3.Error, ValueError), match=said):
         opened.execute(statement).fetchall()
+
+
+def test_ctrl_c_inside_a_statement_is_no_damage(tmp_path: Path) -> None:
+    with DocumentStore.create(tmp_path / "documents.sqlite") as store:
+        store.append([Document("a", text="a file")])
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with DocumentStore.open(tmp_path / "documents.sqlite") as store:
+            for lent in (store._connection, store._streaming):
+                with pytest.raises(KeyboardInterrupt), lent() as connection:
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
+                    connection.execute(ENDLESS).fetchone()
+            assert store.get([0])[0].text == "a file"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
