@@ -25,6 +25,8 @@ FLOAT32_BYTES = 4
 class Info:
     """One generation of an index.
 
+    kept: share of the true top 10, by the rows as given, that exact search over the stored rows returns, and
+    float16_kept what it would over float16, where that was measured to choose the dtype; None where they were not.
     sizes: bytes on disk by file name, of the live generation, all segments together. other_bytes: of everything else in
     the folder: manifests, older generations. resident_bytes: held in memory after opening, mapped files apart; None
     where the coarse index's library is not installed. resident_measured: whether of the index that is open, or from its
@@ -42,6 +44,7 @@ class Info:
     ladder: tuple[int, ...]
     dtype: str
     kept: float | None
+    float16_kept: float | None
     documents: bool
     encoder: str | None
     query_prompt: str | None
@@ -94,6 +97,7 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         ladder=manifest.ladder,
         dtype=str(settings.get("dtype")),
         kept=settings.get("kept"),
+        float16_kept=settings.get("float16_kept"),
         documents=bool(settings.get("documents")),
         encoder=settings.get("encoder"),
         query_prompt=settings.get("query_prompt"),
@@ -163,9 +167,10 @@ def _lines(info: Info) -> list[tuple[str, str]]:
     adaptor, coarse, calibration = info.adaptor, info.coarse, info.calibration
     many = f" in {info.segments} segments" if info.segments > 1 else ""
     gone = f", {info.deleted:,} deleted" if info.deleted else ""
-    kept = ""
-    if info.kept is not None:  # of float32 rows it says nothing: they are the rows as given
-        kept = "" if info.dtype == "float32" else f" (exact search over it keeps {info.kept:.4f} of the true top 10)"
+    share, over, of = info.kept, "exact search over it keeps", ""
+    if info.dtype == "float32":  # the rows as given
+        share, over, of = info.float16_kept, "float16 would keep", " of held-out rows"
+    kept = "" if share is None else f" ({over} {share:.4f} of the true top 10{of})"
     settings = ", ".join(f"{name} {value}" for name, value in (coarse["settings"] or {}).items())
     full = "full width unchanged" if adaptor.get("isometric") else "full width changed"
     lines = [

@@ -54,6 +54,7 @@ class Settings(msgspec.Struct):
     document_prompt: Prompt | None = None
     truncate_dim: Width | None = None
     kept: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    float16_kept: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     coarse_width: Width | None = None
     coarse_asked: bool = False
     coarse_library: Name | None = None

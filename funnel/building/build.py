@@ -120,13 +120,13 @@ def build_index(
         seed = options.seed + TREE_SEED
         positions = order_rows(intake, adaptor, segment, seed, options.progress, truth.watch)
         truth.finish()
-        options = _with_dtype(options, truth)
+        options, narrow_kept = _with_dtype(options, truth)
         store_rows(intake, adaptor, positions, segment, options.dtype, options.progress)
         intake.finish()
         built = _index_rows(segment, intake, adaptor, options)
         searcher = _searcher(segment, adaptor, built, options)
         calibration = _calibrate(searcher, asked, truth, positions, options)
-        return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options)
+        return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options, narrow_kept)
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,17 @@ class _Built:
     coarse: Any
 
 
-def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> BuildOptions:
-    """The options with the type that rows are stored in, chosen where the user left it open."""
+def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> tuple[BuildOptions, float | None]:
+    """The options with the type that rows are stored in, and what float16 keeps where the user left it open."""
     if options.dtype != AUTO:
-        return options
+        return options, None
     dtype, kept = truth.narrowest()
     if options.progress and len(truth.held_out) >= SMALLEST_PLANNED // 2:
         Progress.write(
             f"rows are stored as {dtype}: exact search over float16 keeps {kept:.4f} of the true top 10",
             file=sys.stderr,
         )
-    return replace(options, dtype=dtype)
+    return replace(options, dtype=dtype), kept
 
 
 def _check(options: BuildOptions, judged: bool) -> None:
@@ -342,6 +342,7 @@ def _commit(
     chosen: AdaptorChoice,
     calibration: Calibration | None,
     options: BuildOptions,
+    narrow_kept: float | None,
 ) -> Manifest:
     adaptor_folder = transaction.folder("adaptor")
     chosen.save(adaptor_folder)
@@ -360,6 +361,7 @@ def _commit(
             "documents": intake.has_documents,
             "dtype": options.dtype,
             "kept": None if calibration is None else _kept(calibration),
+            "float16_kept": narrow_kept,
             "encoder": None if encoder is None else encoder.name,
             "encoder_reopenable": encoder is not None and encoder.reopenable,
             "exact_encoding": bool(getattr(encoder, "exact", False)),

@@ -97,6 +97,7 @@ def bench(
         "machine": machine_facts(index),
         "k": k,
         "n_queries": len(prepared),
+        "queries": "queries" if queries.own_positions is None else "rows of the index as queries",
         "flat": flat,
         "funnel": measured,
     }
@@ -187,6 +188,7 @@ def _target(
         "recall_low": min(bounds) if certified and bounds else None,
         "predicted_recall": min(many.recall, single.recall),
         "certified": certified,
+        "exact": many.is_exact and single.is_exact,
         "us_single": us_single,
         "us_batch": us_batch,
         "predicted_us_single": _predicted_us(index, single),

@@ -11,6 +11,7 @@ from funnel.errors import InputError
 from funnel.reports.results import Results
 from funnel.reports.tables import (
     COMPARISON_COLUMNS,
+    COMPARISON_NOTE,
     PREDICTION_COLUMNS,
     Column,
     budget_rows,
@@ -102,6 +103,7 @@ def html_page(results: Results, figures: Sequence[tuple[str, bytes]] = ()) -> st
         *(figure(caption, data) for caption, data in figures),
         "<h2>Against flat search</h2>",
         table(comparison_rows(results), COMPARISON_COLUMNS),
+        f'<p class="faint">{escape(COMPARISON_NOTE)}</p>',
         "<h2>Predicted and measured</h2>",
         table(budget_rows(results), PREDICTION_COLUMNS),
         "<h2>The index</h2>",
@@ -144,10 +146,11 @@ def _head(results: Results) -> str:
         f"{times(point['speedup_single'])} one query a call</li>"
         for point in results["funnel"]
     )
+    asked = escape(results.get("queries", "queries"))
     return (
         f"<h1>{escape(results['title'])}</h1>\n"
         f'<p class="faint">{escape(results["created"])} · recall@{results["k"]} on '
-        f"{results['n_queries']:,} queries · flat search takes {microseconds(flat['us_batch'])} µs a query "
+        f"{results['n_queries']:,} {asked} · flat search takes {microseconds(flat['us_batch'])} µs a query "
         f"in batch, {microseconds(flat['us_single'])} µs one query a call</p>\n"
         f"<ul>{claims}</ul>\n"
         f'<p class="note{" certified" if certified else ""}">{escape(index["certificate"])}</p>'

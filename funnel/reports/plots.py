@@ -166,7 +166,7 @@ def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
     heading(figure, 0.955, results["title"], 15, TEXT, "bold")
     facts = (
         f"{index['rows']:,} × {index['dim']} · {index['coarse']} · {machine['threads']} threads, "
-        f"{machine['device']} · {results['n_queries']:,} queries · {index['certificate']}"
+        f"{machine['device']} · {results['n_queries']:,} {results.get('queries', 'queries')} · {index['certificate']}"
     )
     heading(figure, 0.91, facts, 10.5, FLAT_COLOUR, "normal")
     figure.legend(

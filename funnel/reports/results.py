@@ -50,8 +50,8 @@ FlatResult = TypedDict(
 
 # One recall budget: what was promised, which plan was served, what it gave. `recall` is that of the queries measured
 # on, `recall_error` its standard error; `predicted_recall` that of the calibration queries, and `recall_low` the lower
-# confidence bound of the same, None where nothing is certified or search is exact; `speedup_*` is flat's time over the
-# funnel's.
+# confidence bound of the same, None where nothing is certified or search is exact, which `exact` says; `speedup_*` is
+# flat's time over the funnel's.
 FunnelResult = TypedDict(
     "FunnelResult",
     {
@@ -62,6 +62,7 @@ FunnelResult = TypedDict(
         "recall_low": float | None,
         "predicted_recall": float,
         "certified": bool,
+        "exact": NotRequired[bool],
         "us_single": float,
         "us_batch": float,
         "predicted_us_single": float,
@@ -84,5 +85,6 @@ class Results(TypedDict):
     machine: MachineFacts
     k: int
     n_queries: int
+    queries: NotRequired[str]  # what they are, after their number
     flat: FlatResult
     funnel: list[FunnelResult]

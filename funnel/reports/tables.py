@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from funnel.reports.results import Results
+from funnel.reports.results import FunnelResult, Results
 
 MISSING = "–"
 GAP = "  "
@@ -67,17 +67,23 @@ COMPARISON_COLUMNS = (
     Column("search", "search", left=True),
     Column("recall", "recall", ".4f"),
     Column("recall_error", "±", ".4f"),
-    Column("predicted_recall", "calibrated", ".4f"),
+    Column("predicted_recall", "predicted", ".4f"),
     Column("recall_low", "lower bound", ".4f"),
-    Column("certified", "certified", lambda certified: "yes" if certified else "no"),
-    Column("speedup_batch", "batch", times),
+    Column("certified", "certified"),
+    Column("speedup_batch", "speed batch", times),
     Column("speedup_single", "single", times),
     Column("us_batch", "µs batch", microseconds),
     Column("us_single", "µs single", microseconds),
-    Column("bytes", "touched", size),
+    Column("bytes", "read", size),
     Column("ndcg@10", "nDCG@10", ".4f", optional=True),
     Column("recall@100", "recall@100", ".4f", optional=True),
     Column("plan", "plan", left=True),
+)
+
+COMPARISON_NOTE = (
+    "recall: measured, ± its standard error; the lower one where batch and single have plans of their own. predicted, "
+    "lower bound: of the calibration's queries. speed: times that of flat search. single: one query a call. read: "
+    "bytes of vectors that flat search, or reranks in batch, read for a query."
 )
 
 PREDICTION_COLUMNS = (
@@ -107,7 +113,16 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
 
 def budget_rows(results: Results) -> list[dict[str, Any]]:
     """Every budget, for PREDICTION_COLUMNS and COMPARISON_COLUMNS."""
-    return [{**point, "search": f"recall {recall_text(point['target'])}"} for point in results["funnel"]]
+    return [
+        {**point, "search": f"recall {recall_text(point['target'])}", "certified": _certified(point)}
+        for point in results["funnel"]
+    ]
+
+
+def _certified(point: FunnelResult) -> str:
+    if point.get("exact"):
+        return "exact"
+    return "yes" if point["certified"] else "no"
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:

@@ -12,7 +12,14 @@ from funnel.reports.bench import BenchQueries, held_out_queries
 from funnel.reports.pages import write_page
 from funnel.reports.plots import frontier_plot
 from funnel.reports.results import Results
-from funnel.reports.tables import COMPARISON_COLUMNS, PREDICTION_COLUMNS, budget_rows, comparison_rows, text_table
+from funnel.reports.tables import (
+    COMPARISON_COLUMNS,
+    COMPARISON_NOTE,
+    PREDICTION_COLUMNS,
+    budget_rows,
+    comparison_rows,
+    text_table,
+)
 
 __all__ = ["bench_queries", "write_results"]
 
@@ -48,9 +55,10 @@ def write_results(results: Results, folder: Path) -> str:
     return "\n".join(
         [
             f"{results['title']}: {index['rows']:,} x {index['dim']}, k={results['k']}, {results['n_queries']:,} "
-            f"queries; {index['certificate']}",
+            f"{results.get('queries', 'queries')}; {index['certificate']}",
             "",
             text_table(comparison_rows(results), COMPARISON_COLUMNS),
+            COMPARISON_NOTE,
             "",
             text_table(budget_rows(results), PREDICTION_COLUMNS),
             "",

@@ -31,7 +31,8 @@ def test_figures(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> No
         assert min(point["us_single"], point["us_batch"], point["predicted_us_single"]) > 0
         assert "ndcg@10" not in point
     exact = results["funnel"][1]
-    assert (exact["plan"], exact["recall"]) == ("flat", 1.0)
+    assert (exact["plan"], exact["recall"], exact["exact"]) == ("flat", 1.0, True)
+    assert not results["funnel"][0]["exact"]
     assert results["index"]["rows"] == ROWS
     assert results["index"]["certificate"] == "certified on 600 real queries"
 

@@ -125,3 +125,10 @@ def test_where_nothing_is_certified_no_bound_is_shown():
     results["funnel"] = [point(0.95, 0.9571, 14.0, 9.4, certified=False, recall_low=None)]
     cells = text_table(comparison_rows(results), COMPARISON_COLUMNS).splitlines()[3].split()
     assert cells[:7] == ["recall", "0.95", "0.9571", "0.0020", "0.9561", "–", "no"]
+
+
+def test_exact_search_is_called_exact_and_not_certified():
+    results = sample_results()
+    results["funnel"][3] = point(0.99, 1.0, 1.0, 1.0, exact=True)
+    results["funnel"][0] = point(0.80, 0.82, 30.0, 20.0, certified=False)
+    assert [row["certified"] for row in budget_rows(results)] == ["no", "yes", "yes", "exact"]

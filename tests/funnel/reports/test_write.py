@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 
 from funnel import FunnelIndex
 from funnel.errors import InputError
+from funnel.reports.tables import COMPARISON_NOTE
 from funnel.reports.write import bench_queries, write_results
 from tests.funnel.corpora import hashed_words
 from tests.funnel.reports.samples import sample_results
@@ -25,6 +26,7 @@ def test_three_files_and_a_table(tmp_path: Path) -> None:
     assert "data:image/png;base64," in page
     assert 'src="http' not in page and 'href="http' not in page  # self-contained
     assert "200,000 x 384, k=10, 2,000 queries; certified on 3,000 real queries" in said
+    assert COMPARISON_NOTE in said
     assert "0.9571" in said
     write_results(sample_results(), tmp_path / "a" / "b")  # over the files that are there
 
