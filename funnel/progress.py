@@ -18,6 +18,8 @@ class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     even: whether steps take about the same time; where not, no remaining time is shown.
     """
 
+    __del__ = int  # runs no line of Python, as tqdm's own does: Ctrl-C would end there and be lost; `with` closes bars
+
     def __init__(self, *args: Any, even: bool = True, **options: Any) -> None:
         shown = {} if even else {"bar_format": NO_REMAINING}
         super().__init__(*args, **{"delay": SHOWN_AFTER_S, **shown, **options})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from funnel.progress import Progress
 
 HERE = Path(__file__).parent
 LONGEST_S = 300.0
@@ -22,3 +25,7 @@ def test_an_operation_is_interrupted(times: int, tmp_path: Path) -> None:
     )  # a thread that hangs at exit would keep it
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{times} interrupted, 0 wrong"], done.stdout
+
+
+def test_no_bar_runs_python_when_it_is_let_go() -> None:
+    assert not inspect.isroutine(Progress.__del__)
