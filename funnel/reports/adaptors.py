@@ -28,6 +28,10 @@ __all__ = ["AdaptorReport", "report_on_adaptor", "report_on_training", "shares_p
 
 PLOT_INCHES = (11.0, 5.2)
 TITLES = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", SHORTLIST_RECALL: "shortlist recall"}
+WAYS_NOTE = (
+    "All documents are ranked by the cosine of the prefix. Shortlist recall: the share of the full embedding's top 10 "
+    "among the best 50 by the prefix. PCA: fitted on the documents of each set."
+)
 PANELS = ("share of the full embedding's nDCG@10 kept", "share of the true top 10 in a shortlist of 50")
 
 
@@ -156,6 +160,7 @@ def write_report(report: AdaptorReport, folder: Path) -> str:
         report.title,
         *(_set_text(found, report) for found in report.sets),
         text_table(_mean_rows(report), _columns(report, _mean_title(report))),
+        WAYS_NOTE,
         f"written to {folder}/: report.json, report.html" + (", report.png" if figures else ""),
     ]
     return "\n\n".join(parts) + "".join(f"\n{line}" for line in said)
@@ -306,8 +311,5 @@ def _page(report: AdaptorReport, figures: Sequence[str]) -> str:
         sections += [f"<h2>{escape(found.name)}</h2>", f"<p>{escape(_set_head(found, report))}</p>"]
         sections += [f'<p class="note">{escape(said)}</p>' for said in [_left_out(found)] if said]
         sections += [table(_rows(found.figures[name], report), _columns(report, TITLES[name])) for name in MEASURES]
-    sections.append(
-        "<p class='faint'>All documents are ranked by the cosine of the prefix. Shortlist recall: the share of the "
-        "full embedding's top 10 among the best 50 by the prefix. PCA: fitted on the documents of each set.</p>"
-    )
+    sections.append(f"<p class='faint'>{escape(WAYS_NOTE)}</p>")
     return page(report.title, sections)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["show_training", "training_plot"]
 
 PLOT = "training.png"
+FIGURE_NOTES = {
+    "shortlist recall": ["by dims: the share of the true top 10 among the best 50 by the prefix (1 % of few rows)"]
+}
 # Keys of a step's record that are not losses.
 STEP_KEYS = ("step", "phase", "epoch")
 WIDTH_IN_INCHES, ROW_IN_INCHES, HEAD_IN_INCHES = 12.0, 3.4, 1.2
@@ -45,7 +48,7 @@ def show_training(choice: AdaptorChoice, folder: Path) -> str:
     files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
     parts = [
         [choice.why],
-        [_table(figures, choice)] if figures else [],
+        [_table(figures, choice), *FIGURE_NOTES.get(choice.figure, [])] if figures else [],
         [line for log in choice.logs.values() for line in _course(log)],
         [f"written to {folder}/: {files}", *said],
     ]

@@ -48,6 +48,7 @@ def test_a_kind_that_was_asked_for_is_shown_before_and_after(asked_for, tmp_path
     lines = said.splitlines()
     assert lines[0] == "rotation: asked for"
     assert lines[2].split() == ["held-out", "shortlist", "recall", "4", "8", "mean"]
+    assert lines[6].startswith("by dims: the share of the true top 10 among the best 50")
     log = asked_for.logs["rotation"]
     before, after = log.evaluations[0], next(e for e in log.evaluations if e["step"] == log.best_step)
     assert lines[4].split()[-3:] == [f"{value:.4f}" for value in (*before["figures"].values(), before["mean"])]
