@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from funnel.info import Info
     from funnel.monitoring import Health
     from funnel.opening import Opened
-    from funnel.plan import FLAT, Escalation, Plan, Stage
+    from funnel.plan import FLAT, Plan, Stage
     from funnel.planning.budget import Budget
     from funnel.planning.planner import Choice
     from funnel.searcher import Searcher
@@ -57,7 +57,6 @@ __all__ = [
     "Encoder",
     "EncoderError",
     "EncoderSource",
-    "Escalation",
     "Explanation",
     "Exported",
     "FormatVersionError",
@@ -106,7 +105,6 @@ _HOMES = {
     "Encoder": "funnel.data.encoding",
     "EncoderError": "funnel.errors",
     "EncoderSource": "funnel.data.encoding",
-    "Escalation": "funnel.plan",
     "Explanation": "funnel.explanation",
     "Exported": "funnel.exporting",
     "FLAT": "funnel.plan",

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from funnel.depth import Kept, depths
-from funnel.escalation import hard, looked_at
 from funnel.graphs import LARGEST_REPLAYED, Replays
 from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
@@ -94,13 +93,13 @@ class Cascade:
         if plan.is_flat:
             return *self.flat(queries, k), ()
         if len(queries) == 1:
-            return self._answer(queries, plan, k)
+            return self._piece(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
         depth = np.empty((len(queries), 1), dtype=np.float32)
 
         def piece(places: slice | Int64) -> None:
-            scores[places], rows[places], kept = self._answer(queries[places], plan, k)
+            scores[places], rows[places], kept = self._piece(queries[places], plan, k)
             if kept:
                 depth[places, 0] = depths(kept)
 
@@ -188,22 +187,6 @@ class Cascade:
         prefixes = queries if self.width == self.store.dim else np.ascontiguousarray(queries[:, : self.width])
         found = self.coarse.search(prefixes, shortlist, effort)
         return found if self.live is None else only_allowed(*found, self.live)
-
-    def _answer(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
-        """The plan for a few queries, on this thread; hard ones are searched again, from a new coarse search."""
-        escalation = plan.escalation
-        if escalation is None:
-            return self._piece(queries, plan, k)
-        seen = looked_at(plan.survivors, escalation.k)
-        scores, rows, kept = self._piece(queries, plan, max(k, seen))
-        again = np.flatnonzero(hard(escalation, np.ascontiguousarray(scores[:, :seen])))
-        scores, rows, kept = scores[:, :k], rows[:, :k], kept and (*kept[:-1], kept[-1][:, :k])
-        depth = depths(kept) if kept else None
-        if len(again):
-            scores[again], rows[again], second = self._piece(queries[again], escalation.then, k)
-            if depth is not None:
-                depth[again] = depths(second)
-        return scores, rows, () if depth is None else (torch.from_numpy(depth)[:, None],)
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
         """Coarse search and every stage for a few queries, on this thread."""

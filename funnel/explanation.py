@@ -178,15 +178,8 @@ def stage_lines(
 ) -> tuple[StageLine, ...]:
     """The steps of a plan. widths: of the coarse index, and d; the rest as in StageLine, a figure a step.
 
-    pruning: how flat search is run. Those of an escalation are called "again": their milliseconds are the mean over
-    all calls, their candidates and bytes those of a query that goes on.
+    pruning: how flat search is run.
     """
-    if plan.escalation is not None:
-        first, then = plan.parts
-        shape, count = (k, rows, widths, bytes_per_value), first.steps
-        whole = stage_lines(first, *shape, predicted_ms[:count], recalls[:count], coarse_bytes, measured[:count])
-        again = stage_lines(then, *shape, predicted_ms[count:], recalls[count:], None, measured[count:])
-        return (*whole, *(replace(line, name=f"again: {line.name}") for line in again))
     coarse_width, dim = widths
     if plan.is_flat and pruning is not None:
         looked_at = rows * pruning.width + round(rows * pruning.share) * dim

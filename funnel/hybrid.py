@@ -66,7 +66,7 @@ def list_depth(k: int, rows: int, plan: Plan | None = None) -> int:
     """How many of each list are fused for k hits: an explicit plan gives no more than its survivors."""
     depth = max(k, DEPTH)
     if plan is not None and not plan.is_flat:
-        depth = max(k, min(depth, *(part.survivors for part in plan.parts)))
+        depth = max(k, min(depth, plan.survivors))
     return min(depth, max(k, rows))
 
 

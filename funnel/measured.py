@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from funnel.cascade import Cascade, Float32
-from funnel.escalation import looked_at
-from funnel.plan import Escalation, Plan
+from funnel.plan import Plan
 from funnel.planning.calibration import TIE_TOLERANCE, Run, given_scores
 from funnel.rerank import carry_on
-from funnel.staged import Found, StagedRun, going_on, take_over
+from funnel.staged import Found, StagedRun
 
 __all__ = ["MeasuredStep", "measure_steps"]
 
@@ -48,8 +47,6 @@ def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) ->
         times.append(took)
         recalls.append([_recall(cascade, run, asked, step, threshold, k) for step in found])
     typical, mean = np.median(times, axis=0), np.mean(recalls, axis=0)
-    again = plan.parts[0].steps  # a second part is begun in some calls only: its steps are predicted in the mean too
-    typical[again:] = np.mean(times, axis=0)[again:]
     return [MeasuredStep(float(ms), float(recall)) for ms, recall in zip(typical, mean, strict=True)]
 
 
@@ -59,8 +56,6 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
     if plan.is_flat:
         found = Found(*cascade.flat(queries, k), np.ones(len(queries), dtype=np.int64))
         return [(time.perf_counter() - started) * 1e3], [found]
-    if plan.escalation is not None:
-        return _both_parts(cascade, queries, plan, plan.escalation, k)
     run = StagedRun(cascade, queries, plan)
     times, answers = [(time.perf_counter() - started) * 1e3], [run.answers(k)]
     for number in range(run.stages):
@@ -69,22 +64,6 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
         times.append((time.perf_counter() - started) * 1e3)
         answers.append(run.answers(k))
     return times, answers
-
-
-def _both_parts(
-    cascade: Cascade, queries: Float32, plan: Plan, rule: Escalation, k: int
-) -> tuple[list[float], list[Found]]:
-    """As `_steps`; the steps of the second part take no time, and change nothing, where no query goes on."""
-    first, then = plan.parts
-    times, answers = _steps(cascade, queries, first, max(k, looked_at(first.survivors, rule.k)))
-    found, again = going_on(answers[-1], np.arange(len(queries)), plan, rule, k)
-    answers = [Found(step.scores[:, :k], step.rows[:, :k], step.done) for step in answers]
-    if not len(again):
-        return [*times, *[0.0] * then.steps], [*answers, *[found] * then.steps]
-    took, second = _steps(cascade, np.ascontiguousarray(queries[again]), then, k)
-    before = answers[-1]
-    take_over(found, again, second[-1], then, plan)
-    return [*times, *took], [*answers, *[before] * (then.steps - 1), found]
 
 
 def _recall(cascade: Cascade, run: Run, asked: np.ndarray, found: Found, threshold: np.ndarray, k: int) -> float:

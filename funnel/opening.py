@@ -341,7 +341,7 @@ def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Search
                 searcher.check(plan, frontier.k)
             except InputError as error:
                 raise DamagedIndexError(f"{file}: {error}; build the index again") from error
-            if max(part.effort for part in plan.parts) > largest:
+            if plan.effort > largest:
                 raise DamagedIndexError(f"{file}: plan {plan}: the largest effort is {largest}; build the index again")
 
 

@@ -29,7 +29,6 @@ from funnel.planning.calibrate import SMALLEST_PLANNED
 from funnel.planning.calibration import Run
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
-from funnel.planning.escalating import expected_stages_ms
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.records import Calibration
@@ -217,14 +216,11 @@ class Searcher:
         plan.check(self.widths)
         if plan.is_flat:
             return
-        for part in plan.parts:
-            largest = self.cascade.coarse.largest_shortlist(part.effort)
-            if part.shortlist > largest:
-                raise InputError(
-                    f"plan {plan}: at effort {part.effort} this index gives a shortlist of at most {largest}"
-                )
-            if part.survivors < k:
-                raise InputError(f"plan {plan} keeps {part.survivors} candidates for full width, fewer than k={k}")
+        largest = self.cascade.coarse.largest_shortlist(plan.effort)
+        if plan.shortlist > largest:
+            raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
+        if plan.survivors < k:
+            raise InputError(f"plan {plan} keeps {plan.survivors} candidates for full width, fewer than k={k}")
 
     def estimate(self, plan: Plan, k: int) -> float:
         """Mean recall@k of a plan on the calibration queries; NaN where it is not among those on record for k."""
@@ -256,11 +252,7 @@ class Searcher:
     def _recalls_after(self, plan: Plan, k: int) -> tuple[float, ...]:
         if plan.is_flat or self.calibration is None:
             return (1.0 if plan.is_flat else math.nan,) * plan.steps
-        if plan.escalation is None:
-            return step_recalls(self.calibration, plan, k)
-        first, then = plan.parts  # hard queries keep what the first part found until the second is done
-        before = self.step_recalls(first, k)
-        return (*before, *before[-1:] * (then.steps - 1), self.estimate(plan, k))
+        return step_recalls(self.calibration, plan, k)
 
     def sample_queries(self) -> Float32:
         """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
@@ -283,14 +275,10 @@ class Searcher:
         return pruning_of(self.cascade, self.sample_queries(), k, batch)
 
     def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
-        """Predicted milliseconds of each step of a plan, those of an escalation last; None without a calibration."""
+        """Predicted milliseconds of each step of a plan; None without a calibration."""
         if self.calibration is None:
             return None
-        costs = self.planner.costs
-        first = costs.stages(plan.parts[0], batch, self.dim)
-        if plan.escalation is None:
-            return first
-        return [*first, *expected_stages_ms(costs, plan.escalation, batch, self.dim)]
+        return self.planner.costs.stages(plan, batch, self.dim)
 
     def measured(self, plan: Plan, k: int, batch: int) -> Latency:
         """As `latency`, remembered where there is a planner to remember it."""

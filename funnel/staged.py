@@ -12,12 +12,11 @@ import torch
 
 from funnel.cascade import Cascade, Float32, Int64, final, some_missing
 from funnel.deadline import Deadline
-from funnel.escalation import hard, looked_at
-from funnel.plan import FLAT, Escalation, Plan
+from funnel.plan import FLAT, Plan
 from funnel.rerank import best, rows_at_a_time
 from indexes import RunningTop, VectorStore
 
-__all__ = ["Found", "StagedRun", "going_on", "run_until", "scan_until", "take_over"]
+__all__ = ["Found", "StagedRun", "run_until", "scan_until"]
 
 # Values compared between two looks at the clock by flat search: 10 MB as float32, 2 to 4 ms for one query.
 CELLS_BETWEEN_LOOKS = 2_621_440
@@ -148,47 +147,12 @@ def run_until(
     """
     if plan.is_flat:
         return scan_until(cascade, queries, k, deadline, flat_ms)
-    if plan.escalation is not None:
-        return _escalate_until(cascade, queries, plan, plan.escalation, k, deadline)
     run = StagedRun(cascade, queries, plan)
     for number in range(run.stages):
         if deadline.passed():
             break
         run.stage(number, deadline)
     return run.answers(k)
-
-
-def _escalate_until(
-    cascade: Cascade, queries: Float32, plan: Plan, rule: Escalation, k: int, deadline: Deadline
-) -> Found:
-    """Both parts of a plan; a hard query keeps what the first part found where the second was not done in time."""
-    first, then = plan.parts
-    found = run_until(cascade, queries, first, max(k, looked_at(first.survivors, rule.k)), deadline)
-    judged = np.flatnonzero(found.done == first.steps)
-    found, again = going_on(found, judged, plan, rule, k)
-    if len(again) and not deadline.passed():
-        second = run_until(cascade, np.ascontiguousarray(queries[again]), then, k, deadline)
-        take_over(found, again, second, then, plan)
-    return found
-
-
-def going_on(
-    found: Found, judged: npt.NDArray[np.int64], plan: Plan, rule: Escalation, k: int
-) -> tuple[Found, npt.NDArray[np.int64]]:
-    """The best k after the first part, and which queries go on; the others among those judged are done."""
-    seen = np.ascontiguousarray(found.scores[judged, : looked_at(plan.survivors, rule.k)])
-    going = hard(rule, seen)
-    done = found.done.copy()
-    done[judged[~going]] = plan.steps
-    return Found(found.scores[:, :k].copy(), found.rows[:, :k].copy(), done), judged[going]
-
-
-def take_over(found: Found, again: npt.NDArray[np.int64], second: Found, then: Plan, plan: Plan) -> None:
-    """Put the answers of the second part in place for those queries that were taken through all of it."""
-    finished = second.done == then.steps
-    places = again[finished]
-    found.scores[places], found.rows[places] = second.scores[finished], second.rows[finished]
-    found.done[places] = plan.steps
 
 
 def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, flat_ms: float = math.inf) -> Found:

@@ -276,7 +276,7 @@ class FilterPlanner:
             return None
         wanted = replace(budget, latency_ms=None) if budget.recall is not None else Budget(DEFAULT_RECALL)
         plan = self._searcher.choose(wanted, k, batch).plan
-        return None if plan.is_flat else plan.parts[-1]
+        return None if plan.is_flat else plan
 
     def _timed(self, filtered: Filtered, plan: Plan, k: int, batch: int) -> tuple[float, float, float]:
         """The fastest, the median and the 95th percentile of calls under the filter, in milliseconds."""

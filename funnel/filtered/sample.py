@@ -13,7 +13,7 @@ from funnel.cascade import Cascade, Float32, Int64
 from funnel.filtered.allowed import AllowedRows
 from funnel.planning.budget import Budget
 from funnel.planning.calibration import TIE_TOLERANCE, Run
-from funnel.planning.tail import hits_needed
+from funnel.planning.frontier import hits_needed
 from funnel.rerank import carry_on, rows_at_a_time
 
 __all__ = ["MOST", "FilterSample"]

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
 from threading import Lock
 
 import numpy as np
@@ -86,7 +84,7 @@ class Drift:
         searched; None: the first. The scores are copied. Every BLOCK queries of a plan are tested together, on the
         thread that brought the last.
         """
-        key = (plan if plan.escalation is None else _kind(plan), scores.shape[1])
+        key = (plan, scores.shape[1])
         with self._adding:
             self.seen += len(scores)
             if self.changed:
@@ -141,19 +139,12 @@ class Drift:
         return watched
 
 
-@lru_cache(maxsize=256)
-def _kind(plan: Plan) -> Plan:
-    """An escalating plan without the numbers of its rule, which are fitted again whenever rows are deleted."""
-    assert plan.escalation is not None
-    return replace(plan, escalation=replace(plan.escalation, closeness=0.0, margin=0.0, threshold=0.0))
-
-
 class _Places:
     """Where live searches stand among the calibration queries. reference: what a plan returned for these."""
 
     def __init__(self, reference: Float32, plan: Plan) -> None:
         columns = np.ascontiguousarray(reference, dtype=np.float32)
-        self._deepest = max(1, *(part.shortlist for part in plan.parts))  # places are compared as shares of it
+        self._deepest = max(1, plan.shortlist)  # places are compared as shares of it
         once = columns[np.unique(_keys(columns), return_index=True)[1]]
         known = ~np.isnan(once)
         self.cells = {i: np.sort(self._cells(once[known[:, i]], i)) for i in range(STATISTICS) if known[:, i].any()}

@@ -15,11 +15,9 @@ import numpy.typing as npt
 import torch
 
 from funnel.depth import depths
-from funnel.escalation import hard
 from funnel.monitoring.neighbours import RANKS, Neighbours, Rows
 from funnel.plan import Plan
 from funnel.planning.calibration import TIE_TOLERANCE, Run
-from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 
 __all__ = ["Reference", "returned"]
@@ -92,12 +90,6 @@ def returned(
 def _followed(
     calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None
 ) -> Float32 | None:
-    if plan.escalation is not None:
-        first, then = (_followed(calibration, run, part, k, ranks, added) for part in plan.parts)
-        if first is None or then is None:
-            return None
-        again = hard(plan.escalation, best_scores(run, plan, plan.escalation.k))
-        return np.where(again[:, None], then, first)
     result = np.full((len(run.queries), len(ranks) + 1), math.nan, dtype=np.float32)
     if plan.is_flat:
         result[:, :-1] = _at_ranks(run.truth, added, k, ranks)

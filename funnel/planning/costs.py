@@ -108,7 +108,7 @@ class Costs:
         return sum(self.stages(plan, batch, dim)) + self._scaled(self.base, batch)
 
     def stages(self, plan: Plan, batch: int, dim: int) -> list[float]:
-        """Predicted milliseconds of each step of a plan without an escalation."""
+        """Predicted milliseconds of each step of a plan."""
         if batch > BATCH_SIZES[-1]:  # above the largest measured one a batch costs in proportion
             return [ms * batch / BATCH_SIZES[-1] for ms in self.stages(plan, BATCH_SIZES[-1], dim)]
         if plan.is_flat:

@@ -1,7 +1,13 @@
-"""The plans worth testing, in the order they are tested."""
+"""The plans worth testing, in the order they are tested.
+
+A budget on the tail asks that a share of queries each get a recall. What is tested then is the share of queries with
+recall@k >= r, by the same bound as the mean: the observation is 1 where a query got at least r k of its true top k
+(tie-aware), else 0. The order is that of held-out rows here too.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +20,9 @@ from funnel.planning.costs import Costs, Prices
 from funnel.planning.grid import SMALLEST_SHARE, shortlists
 from funnel.planning.pruning import pareto, undominated
 
-__all__ = ["Frontier", "build_frontier", "frontier_of"]
+__all__ = ["Frontier", "TailFrontier", "build_frontier", "frontier_of", "hits_needed", "tail_of"]
+
+ROUNDING = 1e-9  # recall times k may come out a hair above what it is
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,37 @@ class Frontier:
         """recall@k of every query under one plan: float64 [q]."""
         recalls: npt.NDArray[np.float64] = self.hits[position] / self.k
         return recalls
+
+
+@dataclass(frozen=True)
+class TailFrontier(Frontier):
+    """Plans for budgets on the share of queries that get `needed` of their top k, by falling worth on held-out rows."""
+
+    needed: int
+
+    def recalls(self, position: int) -> npt.NDArray[np.float64]:
+        """What is tested of a plan: 1 for every query that got as many as needed, else 0. float64 [q]."""
+        met: npt.NDArray[np.float64] = (self.hits[position] >= self.needed).astype(np.float64)
+        return met
+
+
+def hits_needed(recall: float, k: int) -> int:
+    """How many of the true top k a query must get for a recall@k of `recall`, at least one."""
+    return max(1, math.ceil(recall * k - ROUNDING))
+
+
+def tail_of(frontier: Frontier, needed: int) -> TailFrontier:
+    """The same plans, in the order in which a budget on the share of queries tests them.
+
+    needed: of the true top k, see `hits_needed`. Ordered by the mean of "got at least j" over j from `needed` to k:
+    nearly all held-out rows get as many as needed, too nearly to tell good plans from better ones, and the rows that a
+    plan finds in full tell them apart.
+    """
+    k, found = frontier.k, frontier.corpus_hits.astype(np.float64)
+    worth = np.clip((found - (needed - 1)) / (k - needed + 1), 0.0, 1.0).mean(axis=1)
+    order = np.argsort(-worth, kind="stable") if len(found) else np.empty(0, dtype=np.int64)
+    real = None if frontier.query_hits is None else frontier.query_hits[order]
+    return TailFrontier(k, tuple(frontier.plans[i] for i in order), frontier.corpus_hits[order], real, needed)
 
 
 def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_effort: bool, dim: int) -> Frontier:

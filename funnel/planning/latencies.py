@@ -42,6 +42,7 @@ class Latencies:
             {
                 (Plan.from_json(plan), int(k), int(batch)): Latency(float(p50), float(p95))
                 for plan, k, batch, p50, p95 in known
+                if "escalation" not in plan  # of a plan in two parts, which older versions made
             }
         )
         self._held: Remembered[tuple[Plan, int, int], Held] = Remembered()

@@ -16,12 +16,10 @@ from funnel.planning.budget import Budget
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class
-from funnel.planning.escalating import mean_ms
-from funnel.planning.frontier import Frontier
+from funnel.planning.frontier import Frontier, hits_needed, tail_of
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.records import Calibration
 from funnel.planning.remembered import Remembered
-from funnel.planning.tail import TailFrontier, build_tail, hits_needed
 from funnel.planning.windows import Held
 
 __all__ = ["Choice", "Latency", "Planner"]
@@ -32,10 +30,6 @@ PREDICTION_SLACK = 1.5
 # these bounds. One stall shows in few windows; and of several plans at the edge, one would hold it by luck: each that
 # is tried may break it in one window of 20 (at .85 one was served whose median window took .84 of what was allowed).
 LEAST_STEP, MOST_STEP = 0.35, 0.7
-# Escalating plans took up to so many times as long, next to uniform ones, as predicted (`benchmarks tail`): one is
-# served only where it gains more than that.
-ESCALATION_CAUTION = 1.15
-MOST_TAILS = 32  # frontiers for a share of queries that are remembered: each has the hits of every query
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +57,6 @@ class Planner:
         self.calibration = calibration
         self.costs = costs
         self._chosen: Remembered[tuple[Budget, int, int, float], Choice] = Remembered()
-        self._tails: Remembered[tuple[int, int], TailFrontier] = Remembered(most=MOST_TAILS)
         self._passes: Remembered[tuple[int, float | None, float | None, float], frozenset[int]] = Remembered()
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
         self.latencies: Latencies = Latencies(measure, hold, known)
@@ -116,29 +109,18 @@ class Planner:
         return self._record(budget, k, passed, estimate, bound, note, mean=mean)
 
     def frontier(self, budget: Budget, k: int) -> Frontier | None:
-        """The plans that are tested for a budget, in their order; None where k is beyond the record.
-
-        Those for a share of queries are worked out from the record on first use, once for each k and recall.
-        """
+        """The plans that are tested for a budget, in their order; None where k is beyond the record."""
         uniform = self.calibration.frontier(k)
         if budget.share is None or budget.recall is None or uniform is None:
             return uniform
-        needed = hits_needed(budget.recall, k)
-        made = self._tails.get((k, needed))
-        if made is None:
-            corpus, queries = self.calibration.runs()
-            made = build_tail(uniform, needed, corpus, queries, self.costs, self.calibration.dim)
-            self._tails[k, needed] = made
-        return made
+        return tail_of(uniform, hits_needed(budget.recall, k))
 
     def mean_recall(self, plan: Plan, k: int) -> float:
         """Mean recall@k of a plan on the calibration queries; NaN where it is not among those tested so far."""
         known = self.calibration.frontiers.get(k)
-        tested = [] if known is None else [known]
-        for frontier in [*tested, *(tail for (of, _), tail in list(self._tails.items()) if of == k)]:
-            if plan in frontier.plans:
-                return float(frontier.hits[frontier.plans.index(plan)].mean() / k)
-        return math.nan
+        if known is None or plan not in known.plans:
+            return math.nan
+        return float(known.hits[known.plans.index(plan)].mean() / k)
 
     def _choose(self, budget: Budget, k: int, batch: int, beside_ms: float) -> Choice:
         frontier = self.frontier(budget, k)
@@ -201,8 +183,6 @@ class Planner:
             target = (budget.target or 1.0) + lost
             if target > 1.0:
                 passed = frozenset()
-            elif isinstance(frontier, TailFrontier):
-                passed = frontier.passed(target, delta)
             else:
                 recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
                 passed = frozenset(range(fixed_sequence(recalls, target, delta)))
@@ -299,8 +279,7 @@ class Planner:
         return queries_needed(frontier.recalls(0), budget.target or 1.0, budget.delta)
 
     def _cost(self, plan: Plan, batch: int) -> float:
-        predicted = mean_ms(self.costs, plan, batch, self.calibration.dim)
-        return predicted if plan.escalation is None else predicted * ESCALATION_CAUTION
+        return self.costs.predict(plan, batch, self.calibration.dim)
 
     def _record(
         self,

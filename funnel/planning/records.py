@@ -334,7 +334,7 @@ def _check_values(run: Run, calibration: Calibration, count: int) -> None:
         )
     if not run.places or set(run.places) - set(calibration.costs.coarse[BATCH_SIZES[0]]):
         raise ValueError(f"the efforts are {list(run.efforts)[:5]}, whose costs are not on record")
-    planned = {part.effort for one in calibration.frontiers.values() for plan in one.plans for part in plan.parts}
+    planned = {plan.effort for one in calibration.frontiers.values() for plan in one.plans}
     if planned - set(run.places) - {0}:
         raise ValueError(f"plans have the efforts {sorted(planned)[:5]}, the run {list(run.efforts)[:5]}")
     if not run.widths or run.widths[-1] != calibration.dim or any(a >= b for a, b in pairwise(run.widths)):

@@ -26,24 +26,12 @@ Ms = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Weight = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 
 
-class EscalationRecord(msgspec.Struct):
-    """Of `Escalation.to_json`."""
-
-    k: Positive
-    closeness: Weight
-    margin: Weight
-    threshold: Weight
-    rate: Weight | None
-    then: PlanRecord
-
-
 class PlanRecord(msgspec.Struct):
     """Of `Plan.to_json`."""
 
     effort: Count
     shortlist: Count
     stages: list[tuple[Positive, Positive]]
-    escalation: EscalationRecord | None = None
 
 
 class CostsRecord(msgspec.Struct):

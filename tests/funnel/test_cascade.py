@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,7 @@ import pytest
 
 from funnel import rerank
 from funnel.cascade import Cascade, Float32
-from funnel.escalation import ease, looked_at
-from funnel.plan import FLAT, Escalation, Plan, Stage
+from funnel.plan import FLAT, Plan, Stage
 from funnel.workers import Workers
 from indexes import exact_search
 from tests.funnel.cascades import cascade_over, stored_rows
@@ -109,29 +107,6 @@ def test_workers_give_what_one_thread_gives(
     np.testing.assert_allclose(results[0][0], results[1][0], atol=2e-6)
     np.testing.assert_array_equal(results[0][1], results[1][1])
     np.testing.assert_array_equal(results[0][2], results[1][2])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_hard_queries_get_the_answers_of_the_second_plan(
-    cascade: Cascade, queries: Float32, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether asked for one by one, in a batch, or in one that is cut anywhere; and no others do."""
-    first, second, k = Plan(0, 30, (Stage(16, 20),)), Plan(0, 300, (Stage(32, 60),)), 10
-    scores = cascade.run(queries, first, looked_at(first.survivors, k))[0]
-    judged = ease(scores, k, 1.0, 0.5)
-    threshold = float(np.quantile(judged, share)) + (1.0 if share == 1 else -1.0 if share == 0 else 0.0)
-    plan = replace(first, escalation=Escalation(k, 1.0, 0.5, threshold, second))
-    gone = judged < threshold
-    assert gone.mean() == pytest.approx(share, abs=0.01)
-    expected = np.where(gone[:, None], cascade.run(queries, second, k)[1], cascade.run(queries, first, k)[1])
-    np.testing.assert_array_equal(cascade.run(queries, plan, k)[1], expected)
-    for asked in (3, 20):  # the rule looks at as many as it was made for
-        wider = np.where(gone[:, None], *(cascade.run(queries, part, asked)[1] for part in (second, first)))
-        np.testing.assert_array_equal(cascade.run(queries, plan, asked)[1], wider)
-    monkeypatch.setattr(type(cascade.coarse), "queries_at_a_time", 11)
-    np.testing.assert_array_equal(cascade.run(queries, plan, k)[1], expected)
-    for i in range(0, len(queries), 7):
-        np.testing.assert_array_equal(cascade.run(queries[i : i + 1], plan, k)[1][0], expected[i])
 
 
 def test_more_wanted_than_survives_is_padded(cascade: Cascade, queries: Float32) -> None:

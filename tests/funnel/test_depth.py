@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from funnel import rerank
 from funnel.cascade import Cascade, Float32
 from funnel.depth import depths
-from funnel.escalation import ease, looked_at
-from funnel.plan import FLAT, Escalation, Plan, Stage
+from funnel.plan import FLAT, Plan, Stage
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
 
@@ -51,17 +49,6 @@ def test_it_is_the_mean_place_in_the_shortlist(
         assert depths(cascade.traced(queries[i : i + 1], plan, k)[2]) == pytest.approx(expected[i : i + 1])
     monkeypatch.setattr(rerank, "CELLS_AT_A_TIME", 3 * plan.shortlist * DIM)  # reranked three at a time
     assert depths(cascade.traced(queries, plan, k)[2]) == pytest.approx(expected)
-
-
-def test_a_hard_query_has_the_depth_of_the_plan_that_answered_it(cascade: Cascade, queries: Float32) -> None:
-    first, second = Plan(0, 30, (Stage(16, 20),)), Plan(0, 300, (Stage(32, 60),))
-    judged = ease(cascade.run(queries, first, looked_at(first.survivors, K))[0], K, 1.0, 0.5)
-    threshold = float(np.quantile(judged, 0.3))
-    plan = replace(first, escalation=Escalation(K, 1.0, 0.5, threshold, second))
-    expected = np.where(judged < threshold, by_hand(cascade, queries, second), by_hand(cascade, queries, first))
-    assert depths(cascade.traced(queries, plan, K)[2]) == pytest.approx(expected)
-    for i in range(0, len(queries), 13):
-        assert depths(cascade.traced(queries[i : i + 1], plan, K)[2]) == pytest.approx(expected[i : i + 1])
 
 
 def test_what_is_not_reranked_has_none(tmp_path: Path, queries: Float32, monkeypatch: pytest.MonkeyPatch) -> None:

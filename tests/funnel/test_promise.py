@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from funnel import FLAT, Budget, BudgetError, FunnelIndex, Plan, Stage
 from funnel.errors import InputError
-from funnel.explanation import stage_lines
-from funnel.plan import Escalation
 from tests.funnel.corpora import DIM, brute_force, funnel_plan, recall
 
 
@@ -80,41 +77,6 @@ def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, rows: np.ndarray
     assert met.mean() >= 0.8 - 2 * (0.8 * 0.2 / 256) ** 0.5
     hits = graph.search(unseen[0], recall=0.9, share=0.8)
     assert hits.served.plan.check(graph.searcher.widths) is None  # type: ignore[union-attr]
-
-
-def test_a_plan_that_escalates_is_explained_part_by_part(graph: FunnelIndex, unseen: np.ndarray) -> None:
-    searcher = graph.searcher
-    frontier = searcher.calibration.frontier(10)  # type: ignore[union-attr]
-    assert frontier is not None
-    strong, weak = (plan for plan in (frontier.plans[0], Plan(16, 16)))
-    close = np.median(graph.search_vectors(unseen, plan=weak).scores.mean(axis=1))
-    plan = replace(weak, escalation=Escalation(10, 1.0, 0.0, float(close), strong, rate=0.5))
-    assert plan.escalation is not None
-    searcher.check(plan, 10)
-    lines = stage_lines(
-        plan, 10, len(graph), (32, DIM), 4, searcher.stage_ms(plan, 256) or [], searcher.step_recalls(plan, 10),
-        measured=searcher.measure_steps(plan, 10, 256),
-    )  # fmt: skip
-    assert all(line.measured_ms is not None for line in lines)
-    assert lines[-1].measured_recall > lines[0].measured_recall  # type: ignore[operator]
-    names = [line.name for line in lines]
-    again = [name for name in names if name.startswith("again: ")]
-    assert names[0] == "coarse"
-    assert again[0] == "again: coarse"
-    assert names[len(names) - len(again) :] == again
-    assert len(again) == len(plan.escalation.then.stages) + 2
-    answers = graph.search_vectors(unseen, plan=plan)
-    assert answers.served.plan == plan
-    assert math.isnan(answers.served.estimated_recall)  # it is not among those on record
-    with pytest.raises(InputError, match="fewer than k=100"):
-        searcher.check(plan, 100)
-    with pytest.raises(InputError, match="gives a shortlist of at most"):
-        searcher.check(replace(plan, escalation=replace(plan.escalation, then=Plan(16, 400))), 10)
-    assert graph.search_vectors(unseen[:1], plan=Plan.from_json(plan.to_json())).served.plan == plan
-    stopped = graph.search(unseen[0], plan=plan, deadline_ms=1e-6)
-    assert stopped.served.stages_done == 1  # type: ignore[union-attr]
-    said = str(graph.explain(10, recall=0.9, share=0.8, run=True))
-    assert said.startswith("recall 0.9 for 80 % of queries at k=10: ")
 
 
 def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("funnel.monitoring",),
     ("funnel.planning",),
     ("funnel.cascade",),
-    ("funnel.rerank", "funnel.workers", "funnel.escalation"),
+    ("funnel.rerank", "funnel.workers"),
     ("indexes",),
 )
 SYSTEM = ("indexes.forks", "indexes.system")  # what a process, and its forked children, must mind everywhere

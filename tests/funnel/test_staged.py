@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from funnel import staged
 from funnel.cascade import Cascade, Float32
 from funnel.deadline import Deadline
-from funnel.plan import FLAT, Escalation, Plan, Stage
+from funnel.plan import FLAT, Plan, Stage
 from funnel.staged import StagedRun, run_until
 from indexes import exact_search
 from tests.funnel.cascades import cascade_over, stored_rows
@@ -117,35 +116,3 @@ def prefix_cosines(cascade: Cascade, queries: Float32, rows: np.ndarray, width: 
 
 
 FIRST, SECOND = Plan(0, 30, (Stage(16, 20),)), Plan(0, 200)
-
-
-def escalating(cascade: Cascade, queries: Float32, share: float) -> Plan:
-    """A plan that searches about this share of the queries again: those with the lowest mean score of their top k."""
-    close = cascade.run(queries, FIRST, K)[0].mean(axis=1)
-    return replace(FIRST, escalation=Escalation(K, 1.0, 0.0, float(np.quantile(close, share)), SECOND))
-
-
-@pytest.mark.parametrize("count", [1, 150])
-def test_hard_queries_go_on_as_in_one_go(cascade: Cascade, queries: Float32, count: int) -> None:
-    plan = escalating(cascade, queries, 0.3)
-    found = run_until(cascade, queries[:count], plan, K, Deadline(1e6))
-    np.testing.assert_array_equal(found.rows, cascade.run(queries[:count], plan, K)[1])
-    assert (found.done == plan.steps).all()
-    assert plan.steps == FIRST.steps + SECOND.steps
-
-
-def test_a_deadline_leaves_hard_queries_what_the_first_part_found(cascade: Cascade, queries: Float32) -> None:
-    plan = escalating(cascade, queries, 0.3)
-    done = run_until(cascade, queries, plan, K, Deadline(1e6)).done
-    looks = 0
-    while True:
-        found = run_until(cascade, queries, plan, K, Clock(looks))
-        if (found.done == done).all():
-            break
-        before = found.done < plan.steps
-        if (found.done[before] == FIRST.steps).all() and not before.all():
-            np.testing.assert_array_equal(found.rows[before], cascade.run(queries[before], FIRST, K)[1])
-            assert 0.0 < before.mean() <= 0.32
-        looks += 1
-        assert looks < 1_000
-    np.testing.assert_array_equal(found.rows, cascade.run(queries, plan, K)[1])

@@ -9,7 +9,7 @@ import pytest
 from funnel.cascade import Cascade
 from funnel.filtered import allowed as allowed_module
 from funnel.filtered.allowed import AllowedRows
-from funnel.plan import FLAT, Escalation, Plan, Stage
+from funnel.plan import FLAT, Plan, Stage
 from indexes import MissingBackendError, families
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clocks import Clock
@@ -100,13 +100,6 @@ def test_flat_is_exact_over_the_allowed_rows(cascade: Cascade, asked: npt.NDArra
     scores, rows = AllowedRows.from_mask(mask, cascade).run(asked, FLAT, 1)
     assert mask[rows].all()
     np.testing.assert_allclose(scores, truth(cascade, mask, asked, 1), atol=1e-5)
-
-
-def test_escalating_plans_stay_within_the_allowed_rows(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
-    mask = masks(cascade.store.n)[0]
-    plan = strongest(cascade)
-    both = Plan(plan.effort, plan.shortlist, (), Escalation(K, 1.0, 0.0, 0.6, plan))
-    assert mask[AllowedRows.from_mask(mask, cascade).run(asked, both, K)[1]].all()
 
 
 def test_a_deadline_stops_exact_search_between_pieces(

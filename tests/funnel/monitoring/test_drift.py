@@ -13,7 +13,7 @@ import torch
 from funnel.monitoring import drift as drift_module
 from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift
 from funnel.monitoring.waiting import Reference
-from funnel.plan import FLAT, Escalation, Plan
+from funnel.plan import FLAT, Plan
 
 Float32 = npt.NDArray[np.float32]
 
@@ -306,16 +306,6 @@ def test_searches_that_end_after_a_write_join_those_of_their_generation() -> Non
         drift.see(known[start : start + 2], FLAT, (), before if start % 4 else after)
     assert sorted(asked) == ["after", "before"]
     assert drift.compared == BLOCK
-
-
-def test_a_rule_that_is_fitted_again_is_the_same_kind_of_plan() -> None:
-    """After deletes a tail budget gets new thresholds: were each a plan of its own, none would be compared."""
-    drift = watching(scores(1_000, 1))
-    for start in range(0, 600, 20):
-        rule = Escalation(10, 1.0, 0.5, start / 1_000, Plan(64, 64))
-        drift.see(scores(600, 3, mean=0.45)[start : start + 20], Plan(32, 32, (), rule))
-    assert drift.changed
-    assert len(drift._watched) == 1
 
 
 def test_a_window_ends_when_the_reference_is_quite_another() -> None:

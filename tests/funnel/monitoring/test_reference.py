@@ -10,11 +10,9 @@ import pytest
 
 from funnel.cascade import Cascade
 from funnel.depth import depths
-from funnel.escalation import ease
 from funnel.monitoring.reference import returned
-from funnel.plan import FLAT, Escalation, Plan, Stage
+from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.calibration import record
-from funnel.planning.escalating import best_scores
 from funnel.planning.records import Calibration
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
@@ -76,20 +74,6 @@ def test_what_is_not_reranked_has_no_depth(calibration: Calibration) -> None:
     assert found is not None
     assert np.isnan(found[:, 2]).all()
     assert np.isfinite(found[:, :2]).all()
-
-
-def test_scores_of_a_plan_that_escalates_are_those_of_a_run(cascade: Cascade, calibration: Calibration) -> None:
-    assert calibration.queries is not None
-    first, second, k = PLANS[2], PLANS[3], 10
-    judged = ease(best_scores(calibration.queries, first, k), k, 1.0, 0.5)
-    plan = replace(first, escalation=Escalation(k, 1.0, 0.5, float(np.quantile(judged, 0.4)), second))
-    scores, _, kept = cascade.traced(calibration.queries.queries, plan, k)
-    assert not np.allclose(scores, cascade.run(calibration.queries.queries, first, k)[0])
-    found = returned(calibration, plan, k, (0, 9))
-    assert found is not None
-    assert found[:, :2] == pytest.approx(scores[:, [0, 9]], abs=1e-5)
-    assert found[:, 2] == pytest.approx(depths(kept), abs=1e-4)
-    assert returned(calibration, replace(plan, effort=48), k, (0, 9)) is None
 
 
 def test_the_record_on_disk_serves_as_well(calibration: Calibration, tmp_path: Path) -> None:
