@@ -19,7 +19,7 @@ from funnel import FunnelIndex
 from funnel.adaptors import OrthogonalAdaptor
 from funnel.reports.bench import BenchQueries, bench
 from funnel.reports.results import Results
-from funnel.reports.tables import Column, comparison_rows, markdown_table, microseconds, times
+from funnel.reports.tables import Column, comparison_rows, microseconds, text_table, times
 from funnel.reports.write import write_results
 from funnel.rerank import best, carry_on
 
@@ -73,7 +73,7 @@ def budget(
             name = "budget" if number == 0 else f"budget-{number + 1}"
             click.echo(write_results(results, results_folder / name))
             own = {str(recall): own_python_us(built, unseen, recall) for recall in (0.90, 0.95, 0.99)}
-        table = markdown_table(comparison_rows(results), HEADLINE)
+        table = text_table(comparison_rows(results), HEADLINE)
         said = f"{title}: {len(certifying):,} certify, {len(unseen):,} others are unseen; built in {seconds:.0f} s"
         click.echo(f"\n{said}\n\n{table}\n")
         facts[asked.name] = {"own_python_us": own, "build_seconds": seconds, "headline": table, "results": results}

@@ -28,7 +28,7 @@ from benchmarks.devices.searches import (
     widths,
 )
 from benchmarks.devices.spectrum import MADE, Made, make_rows
-from benchmarks.devices.stages import block_rows, graph_gain, rerank_rows, stage_rows, waits
+from benchmarks.devices.stages import block_rows, rerank_rows, stage_rows, waits
 from funnel.cascade import Float32, Int64
 from funnel.plan import Plan
 from indexes import VectorStore, exact_search, family
@@ -102,9 +102,7 @@ def _served(
         if name != ON_GPU[0]:
             continue
         facts.setdefault("waits", {})[batch] = waits(cascade, plan, np.ascontiguousarray(queries[:batch]))
-        if batch < len(queries):
-            facts.setdefault("graph", {})[batch] = graph_gain(cascade, plan, queries[:batch], seconds)
-        else:
+        if batch == len(queries):
             facts["stages"] = stage_rows(cascade, plan, queries, rates, seconds)
             facts["rerank"] = rerank_rows(cascade, queries, rates, seconds)
             facts["blocks"] = block_rows(cascade.coarse, plan.effort, queries, seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from funnel.depth import Kept, depths
-from funnel.graphs import LARGEST_REPLAYED, Replays
 from funnel.ondevice import to_device, to_host
 from funnel.plan import Plan
 from funnel.rerank import best, carry_on, queries_together, rows_at_a_time
@@ -44,7 +43,7 @@ class Cascade:
     changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
     at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
     rows are stored, what leads from one to the other. live: bool [n], False for rows that were deleted, which no search
-    gives back; None where there are none. replays: small batches on a GPU.
+    gives back; None where there are none.
     """
 
     coarse: CoarseIndex
@@ -55,7 +54,6 @@ class Cascade:
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     turn: Turn | None = None
     live: npt.NDArray[np.bool_] | None = None
-    replays: Replays = field(init=False, default_factory=Replays, compare=False, repr=False)
 
     @cached_property
     def alone(self) -> bool:
@@ -218,19 +216,9 @@ class Cascade:
 
         allowed: bool [n] on the device, which stored rows may be returned.
         """
-        device, small = self.store.device, len(queries) <= LARGEST_REPLAYED
         with torch.inference_mode():
-            if small and allowed is None and device.type == "cuda" and self._recordable:
-                key = (len(queries), plan, k)
-                scores, rows = self.replays.answer(key, queries, device, lambda query: self.on_tensors(query, plan, k))
-            else:
-                scores, rows = to_host(*self.on_tensors(to_device(queries, device), plan, k, allowed))
+            scores, rows = to_host(*self.on_tensors(to_device(queries, self.store.device), plan, k, allowed))
         return scores, rows
-
-    @property
-    def _recordable(self) -> bool:
-        """Whether a search runs on the device from its begin to its end."""
-        return self.store.placement == "device" and self.coarse.recordable
 
     def on_tensors(
         self, query: torch.Tensor, plan: Plan, k: int, allowed: torch.Tensor | None = None

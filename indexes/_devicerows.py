@@ -39,7 +39,6 @@ class DeviceRows(CoarseIndex):
     """
 
     supports_filter: ClassVar[bool] = True
-    supports_delete: ClassVar[bool] = False
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)

@@ -72,7 +72,6 @@ class FaissIndex(CoarseIndex):
     """What every FAISS family shares. A family says which FAISS index it is and how effort is passed."""
 
     supports_filter: ClassVar[bool] = True
-    supports_delete: ClassVar[bool] = False  # rows are numbered by position, and a graph cannot delete
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)

@@ -67,9 +67,6 @@ class CoarseIndex(ABC):
     name: ClassVar[str]
     default_settings: ClassVar[Mapping[str, int]]
     supports_filter: ClassVar[bool]
-    supports_delete: ClassVar[bool]
-    # Whether `search_tensors` is made of torch's operations alone, so that a CUDA graph can hold it.
-    recordable: ClassVar[bool] = False
     # Queries searched together on one thread at most: enough to pay for the call, few enough to spread a batch.
     queries_at_a_time: ClassVar[int] = 128
 

@@ -20,8 +20,6 @@ class RestrictedIndex:
     are not allowed are dropped: a filter that leaves few rows then leaves few results.
     """
 
-    recordable = False  # a recorded search would be one without the filter
-
     def __init__(self, index: CoarseIndex, mask: Mask) -> None:
         self._of = index
         self._mask = mask

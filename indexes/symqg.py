@@ -106,7 +106,6 @@ class SymqgIndex(CoarseIndex):
     name: ClassVar[str] = "symqg"
     default_settings: ClassVar[Mapping[str, int]] = {"degree": 32, "ef_construction": 200, "bits": 0}
     supports_filter: ClassVar[bool] = False
-    supports_delete: ClassVar[bool] = False
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)

@@ -28,7 +28,6 @@ class TorchBinsIndex(DeviceRows):
 
     name: ClassVar[str] = "torch-bins"
     default_settings: ClassVar[Mapping[str, int]] = {"kept": 1}
-    recordable: ClassVar[bool] = True
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)

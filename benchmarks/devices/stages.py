@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.devices.rates import Rates, device_seconds, wait
 from funnel.cascade import Cascade, Float32
-from funnel.graphs import capture
 from funnel.ondevice import to_device
 from funnel.plan import Plan
 from funnel.rerank import carry_on, gathered
@@ -19,7 +18,7 @@ from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import DeviceRows
 from indexes._fusedbins import fused_bins
 
-__all__ = ["block_rows", "graph_gain", "rerank_rows", "stage_rows", "waits"]
+__all__ = ["block_rows", "rerank_rows", "stage_rows", "waits"]
 
 RERANKED = 256  # candidates a query of the rerank that is held against the copy bandwidth
 BLOCKS = (16_777_216, 67_108_864, 268_435_456)  # products held at a time; the least of them fit the cache of an H100
@@ -137,16 +136,3 @@ def waits(cascade: Cascade, plan: Plan, queries: Float32) -> int | None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(each.message) for each in seen)
-
-
-def graph_gain(cascade: Cascade, plan: Plan, queries: Float32, seconds: float) -> dict[str, float] | None:
-    """Device time of a call, launch by launch and as a CUDA graph replayed, in milliseconds; None on the CPU."""
-    device = cascade.store.device
-    if device.type != "cuda":
-        return None
-    with torch.inference_mode():
-        query = to_device(np.ascontiguousarray(queries), device)
-        launched = device_seconds(lambda: cascade.on_tensors(query, plan, 10), device, seconds)
-        replay = capture(lambda asked: cascade.on_tensors(asked, plan, 10), query)
-        replayed = device_seconds(lambda: replay(query), device, seconds)
-    return {"launched_ms": launched * 1e3, "replayed_ms": replayed * 1e3}

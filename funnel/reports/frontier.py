@@ -13,7 +13,6 @@ from funnel.plan import FLAT, Plan
 from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
 from funnel.reports.explained import RECALLS
-from funnel.reports.labels import Label, place_labels
 from funnel.reports.plots import (
     BATCH_COLOUR,
     FAINT,
@@ -21,10 +20,12 @@ from funnel.reports.plots import (
     MARGIN,
     SINGLE_COLOUR,
     TEXT,
+    Label,
     heading,
     new_figure,
     save_figure,
     stretch,
+    write_labels,
 )
 from funnel.reports.tables import recall_text
 
@@ -104,7 +105,7 @@ def plot_frontier(index: FunnelIndex, path: str | os.PathLike[str], k: int = 10,
         f"mean recall@{k} on the calibration queries, axis stretched towards 1; lines reach to the lower bound",
         fontsize=11, color=TEXT,
     )  # fmt: skip
-    place_labels(figure, axes, _labels(points), [(stretch(point.recall), point.ms) for point in points])
+    write_labels(axes, _labels(points))
     save_figure(figure, path)
 
 

@@ -144,23 +144,8 @@ def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     )
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A GitHub table; bars in the cells are escaped; no newline at the end."""
-    shown = shown_columns(rows, columns)
-    lines = [
-        [_escape(column.title) for column in shown],
-        [":--" if column.left else "--:" for column in shown],
-        *([_escape(column.cell(row)) for column in shown] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _figures(value: float) -> str:
     return f"{value:,.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _width(text: str) -> int:

@@ -4,15 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from funnel.reports.labels import Label, place_labels
+from funnel.reports.plots import Label, write_labels
 
 
-def placed(labels, curve=()):
+def placed(labels):
     figure = Figure(figsize=(6, 4), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    return axes, [drawn.get_window_extent() for drawn in place_labels(figure, axes, labels, curve)]
+    return axes, [drawn.get_window_extent() for drawn in write_labels(axes, labels)]
 
 
 def test_a_lone_label_stands_just_above_or_below():
@@ -21,12 +21,6 @@ def test_a_lone_label_stands_just_above_or_below():
         x, y = axes.transData.transform((0.5, 0.5))
         assert box.x0 < x < box.x1
         assert (box.y1 < y) if below else (box.y0 > y)
-
-
-def test_a_label_moves_off_a_curve():
-    curve = [(0.3 + step / 100, 0.56) for step in range(40)]
-    axes, (box,) = placed([Label("0.95: 15×", 0.5, 0.5, "black")], curve)
-    assert not any(box.contains(*axes.transData.transform(at)) for at in curve)
 
 
 @settings(max_examples=15)

@@ -6,7 +6,6 @@ from funnel.reports.tables import (
     Column,
     budget_rows,
     comparison_rows,
-    markdown_table,
     microseconds,
     recall_text,
     size,
@@ -49,14 +48,6 @@ def test_no_rows_leave_the_heading():
 
 def test_a_cell_stays_on_its_line():
     assert text_table([{"name": "a\nb\tc", "n": 1}], COLUMNS).splitlines()[2] == "a b c      1"
-
-
-def test_markdown():
-    assert markdown_table([{"name": "a|b\\", "n": 1000}], COLUMNS).splitlines() == [
-        "| name | count |",
-        "| :-- | --: |",
-        "| a\\|b\\\\ | 1,000 |",
-    ]
 
 
 @pytest.mark.parametrize(
