@@ -18,13 +18,13 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, Qrels, choose_adaptor, fit_adaptor
 from funnel.adaptors.heldout import HeldOutRows
 from funnel.adaptors.neighbours import nearest
+from funnel.building.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 from funnel.data.corpus import open_corpus
-from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
 from funnel.data.queries import read_qrels
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.reports.adaptors import shares_plot
 from funnel.reports.judged import JudgedSet, SetFigures, mean_shares, measure
 from funnel.reports.tables import Column, text_table
-from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 
 __all__ = ["adaptors"]
 

@@ -17,11 +17,11 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.queries import asked_sets
 from funnel import FunnelIndex
 from funnel.adaptors import OrthogonalAdaptor
+from funnel.engine.rerank import best, carry_on
 from funnel.reports.bench import BenchQueries, bench
 from funnel.reports.results import Results
 from funnel.reports.tables import Column, comparison_rows, microseconds, text_table, times
 from funnel.reports.write import write_results
-from funnel.rerank import best, carry_on
 
 __all__ = ["budget"]
 

@@ -20,8 +20,8 @@ import torch
 from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.texts import lines_of
 from funnel import FunnelIndex, Plan
-from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
-from funnel.depth import Kept, depths
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
+from funnel.engine.depth import Kept, depths
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import running_interval
 from funnel.monitoring.drift import RANKS, Drift

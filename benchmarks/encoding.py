@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import Target, data_folder, report
-from funnel.data.batching import fast_dtype
-from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
-from funnel.data.models import load_model
-from funnel.data.rows import unit_rows
+from funnel.encoding.batching import fast_dtype
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
+from funnel.encoding.models import load_model
+from funnel.rows import unit_rows
 
 __all__ = ["encoding"]
 

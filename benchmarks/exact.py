@@ -15,9 +15,9 @@ import numpy.typing as npt
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
 from funnel.building.segment import build_coarse, write_norms
-from funnel.cascade import Cascade
-from funnel.exactness import pruning_of
-from funnel.opening import make_cascade
+from funnel.engine.cascade import Cascade
+from funnel.engine.exact import pruning_of
+from funnel.engine.generation import make_cascade
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline, VectorStore
 

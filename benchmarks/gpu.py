@@ -29,7 +29,7 @@ from benchmarks.devices.searches import (
 )
 from benchmarks.devices.spectrum import MADE, Made, make_rows
 from benchmarks.devices.stages import block_rows, rerank_rows, stage_rows, waits
-from funnel.cascade import Float32, Int64
+from funnel.engine.cascade import Float32, Int64
 from funnel.plan import Plan
 from indexes import VectorStore, exact_search, family
 from indexes.selection import ON_GPU

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
+from funnel.building.training import EmbeddingCache, embed_corpus, embed_queries
 from funnel.data.corpus import open_corpus
 from funnel.data.documents import Document
 from funnel.data.queries import open_queries, read_qrels
-from funnel.hybrid import DEFAULT_WEIGHT, DEPTH, Lexical, Ranking, fuse
+from funnel.engine.hybrid import DEFAULT_WEIGHT, DEPTH, Lexical, Ranking, fuse
 from funnel.reports.metrics import ranking_metrics
 from funnel.reports.tables import Column, text_table
-from funnel.training import EmbeddingCache, embed_corpus, embed_queries
 
 __all__ = ["hybrid"]
 

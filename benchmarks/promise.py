@@ -17,8 +17,8 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.texts import lines_of, wordllama_encoder
 from benchmarks.trials import Row, make_pool, run_trials
 from funnel import FunnelIndex
-from funnel.planning.budget import Budget
-from funnel.planning.calibrate import Certifying, calibrate
+from funnel.budget import Budget
+from funnel.building.calibrate import Certifying, calibrate
 from funnel.planning.calibration import record
 from funnel.planning.records import Calibration
 from funnel.reports.plots import new_figure, save_figure

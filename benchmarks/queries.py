@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from benchmarks.common import data_folder, load_rows
 from benchmarks.texts import lines_of
-from funnel.data.encoding import DEFAULT_ENCODER, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 
 __all__ = ["HELD_OUT", "WORDS", "AskedSet", "asked_sets", "queries", "word_runs"]
 

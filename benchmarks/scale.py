@@ -16,8 +16,8 @@ from benchmarks.common import Target, data_folder, report
 from benchmarks.peers.measure import times_us
 from benchmarks.texts import UNSEEN, lines_of, wordllama_encoder
 from funnel import FunnelIndex
+from funnel.engine.generation import coarse_width
 from funnel.monitoring.audit import true_recalls
-from funnel.opening import coarse_width
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline
 

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from funnel.budget import Budget
 from funnel.plan import FLAT, Plan
-from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run, hits
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier

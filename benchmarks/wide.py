@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from benchmarks.common import RESULTS, data_folder
 from benchmarks.texts import lines_of
-from funnel.data.encoding import DEFAULT_ENCODER
-from funnel.data.models import load_model
+from funnel.encoding.encoders import DEFAULT_ENCODER
+from funnel.encoding.models import load_model
 
 __all__ = ["wide"]
 

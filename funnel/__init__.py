@@ -6,12 +6,18 @@ from indexes.lazy import loaded_on_first_use
 
 if TYPE_CHECKING:
     from funnel.adaptors import Adaptor
-    from funnel.asking import Asked, SearchOptions
-    from funnel.building.asked import QrelsSource
+    from funnel.budget import Budget
+    from funnel.building.export import Exported
+    from funnel.building.info import Info
+    from funnel.building.queries import QrelsSource
     from funnel.building.update import Changes
     from funnel.data.corpus import CorpusSource
-    from funnel.data.encoding import Encoder, EncoderSource
     from funnel.data.queries import QueriesSource
+    from funnel.encoding.encoders import Encoder, EncoderSource
+    from funnel.engine.generation import Opened
+    from funnel.engine.hybrid import Lexical
+    from funnel.engine.searcher import Searcher
+    from funnel.engine.segments import Segment
     from funnel.errors import (
         BudgetError,
         DamagedIndexError,
@@ -26,18 +32,12 @@ if TYPE_CHECKING:
         StorageError,
     )
     from funnel.explanation import Explanation
-    from funnel.exporting import Exported
-    from funnel.hits import Answers, Hit, Hits, Ranks, Served
-    from funnel.hybrid import Lexical
     from funnel.index import FunnelIndex
-    from funnel.info import Info
     from funnel.monitoring import Health
-    from funnel.opening import Opened
     from funnel.plan import FLAT, Plan, Stage
-    from funnel.planning.budget import Budget
     from funnel.planning.planner import Choice
-    from funnel.searcher import Searcher
-    from funnel.segments import Segment
+    from funnel.request import Asked, SearchOptions
+    from funnel.results import Answers, Hit, Hits, Ranks, Served
     from funnel.storage import Manifest
     from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -92,9 +92,9 @@ __version__ = "0.1.0"
 # Where each name is, loaded on its first use (PEP 562): torch and FAISS take seconds to import.
 _HOMES = {
     "Adaptor": "funnel.adaptors",
-    "Answers": "funnel.hits",
-    "Asked": "funnel.asking",
-    "Budget": "funnel.planning.budget",
+    "Answers": "funnel.results",
+    "Asked": "funnel.request",
+    "Budget": "funnel.budget",
     "BudgetError": "funnel.errors",
     "Changes": "funnel.building.update",
     "Choice": "funnel.planning.planner",
@@ -102,35 +102,35 @@ _HOMES = {
     "CorpusSource": "funnel.data.corpus",
     "DamagedIndexError": "funnel.errors",
     "DriftWarning": "funnel.errors",
-    "Encoder": "funnel.data.encoding",
+    "Encoder": "funnel.encoding.encoders",
     "EncoderError": "funnel.errors",
-    "EncoderSource": "funnel.data.encoding",
+    "EncoderSource": "funnel.encoding.encoders",
     "Explanation": "funnel.explanation",
-    "Exported": "funnel.exporting",
+    "Exported": "funnel.building.export",
     "FLAT": "funnel.plan",
     "FormatVersionError": "funnel.errors",
     "FunnelError": "funnel.errors",
     "FunnelIndex": "funnel.index",
     "Health": "funnel.monitoring",
-    "Hit": "funnel.hits",
-    "Hits": "funnel.hits",
-    "Info": "funnel.info",
+    "Hit": "funnel.results",
+    "Hits": "funnel.results",
+    "Info": "funnel.building.info",
     "InputError": "funnel.errors",
-    "Lexical": "funnel.hybrid",
+    "Lexical": "funnel.engine.hybrid",
     "Manifest": "funnel.storage",
     "MissingBackendError": "indexes.errors",
     "MissingPackageError": "funnel.errors",
     "NoSpaceError": "funnel.errors",
     "NotAnIndexError": "funnel.errors",
-    "Opened": "funnel.opening",
+    "Opened": "funnel.engine.generation",
     "Plan": "funnel.plan",
-    "QrelsSource": "funnel.building.asked",
+    "QrelsSource": "funnel.building.queries",
     "QueriesSource": "funnel.data.queries",
-    "Ranks": "funnel.hits",
-    "SearchOptions": "funnel.asking",
-    "Searcher": "funnel.searcher",
-    "Segment": "funnel.segments",
-    "Served": "funnel.hits",
+    "Ranks": "funnel.results",
+    "SearchOptions": "funnel.request",
+    "Searcher": "funnel.engine.searcher",
+    "Segment": "funnel.engine.segments",
+    "Served": "funnel.results",
     "Stage": "funnel.plan",
     "StorageError": "funnel.errors",
 }

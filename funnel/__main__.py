@@ -1,5 +1,5 @@
 """`python -m funnel` is the command `funnel`."""
 
-from funnel.cli import main
+from funnel.cli.main import main
 
 main()

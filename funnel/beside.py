@@ -7,13 +7,13 @@ from threading import Lock
 
 import numpy as np
 
+from funnel.encoding.query_encoder import QueryEncoder
+from funnel.engine.hybrid import Lexical
+from funnel.engine.segments import Documents
 from funnel.errors import BudgetError
-from funnel.hybrid import Lexical
 from funnel.planning.costs import times_ms
 from funnel.planning.remembered import Remembered
 from funnel.planning.windows import Held, held_ms
-from funnel.query_encoder import QueryEncoder
-from funnel.segments import Documents
 from indexes.forks import free_in_children
 
 __all__ = ["Beside"]

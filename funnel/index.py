@@ -14,36 +14,36 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.answering import answer, answer_hits, padded
-from funnel.asking import Asked, SearchOptions, read_query, read_vectors, wanted_budget
-from funnel.building.asked import QrelsSource
+from funnel.budget import Budget, check_k
 from funnel.building.build import BuildOptions, build_index
+from funnel.building.export import Exported, export_index
+from funnel.building.info import Info, read_info
+from funnel.building.queries import QrelsSource
 from funnel.building.tune import tune_index
-from funnel.checked import checked_flag, checked_flags, checked_name
+from funnel.building.updates import Updates
+from funnel.checks import checked_flag, checked_flags, checked_name
 from funnel.data.columns import Columns
 from funnel.data.corpus import CorpusSource, open_corpus
-from funnel.data.encoding import Encoder, EncoderSource, check_source
-from funnel.data.prompts import TextOptions
 from funnel.data.queries import QueriesSource
+from funnel.encoding.encoders import Encoder, EncoderSource, check_source
+from funnel.encoding.prompts import TextOptions
+from funnel.encoding.query_encoder import QueryEncoder, build_encoder
+from funnel.engine.explain import explain_budget
+from funnel.engine.filtered_explain import explain_filtered
+from funnel.engine.generation import Opened, coarse_width, open_generation
+from funnel.engine.hybrid import Hybrid, Lexical
+from funnel.engine.searcher import Searcher, device_of
+from funnel.engine.segments import Segment
 from funnel.errors import InputError
-from funnel.explaining import explain_budget
 from funnel.explanation import Explanation
-from funnel.exporting import Exported, export_index
-from funnel.filtered.explaining import explain_filtered
-from funnel.hits import Answers, Hits
-from funnel.hybrid import Hybrid, Lexical
-from funnel.info import Info, read_info
 from funnel.monitoring import DEFAULT_AUDIT, Health
-from funnel.opening import Opened, coarse_width, open_generation
 from funnel.plan import Plan
-from funnel.planning.budget import Budget, check_k
 from funnel.planning.planner import Choice
-from funnel.query_encoder import QueryEncoder, build_encoder
-from funnel.searcher import Searcher, device_of
-from funnel.segments import Segment
+from funnel.request import Asked, SearchOptions, read_query, read_vectors, wanted_budget
+from funnel.results import Answers, Hits
+from funnel.search import answer, answer_hits, padded
 from funnel.state import State
 from funnel.storage import IndexFolder, Manifest
-from funnel.updates import Updates
 
 __all__ = ["FunnelIndex"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from reprlib import repr as shown
 from typing import Any
 
-from funnel.checked import checked_whole
+from funnel.checks import checked_whole
 from funnel.errors import InputError
 
 __all__ = ["FLAT", "Plan", "Stage"]

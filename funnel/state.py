@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.asking import Asked
 from funnel.beside import Beside
-from funnel.filtered.searching import Filters
-from funnel.hits import Hits, Served, make_hits
-from funnel.hybrid import Lexical
+from funnel.budget import Budget
+from funnel.encoding.query_encoder import QueryEncoder
+from funnel.engine.filtered_search import Filters
+from funnel.engine.generation import Opened
+from funnel.engine.hybrid import Lexical
+from funnel.engine.segments import live_positions
 from funnel.monitoring import Monitor, Rows
-from funnel.opening import Opened
 from funnel.plan import Plan
-from funnel.planning.budget import Budget
 from funnel.planning.costs import batch_class
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
-from funnel.query_encoder import QueryEncoder
-from funnel.segments import live_positions
+from funnel.request import Asked
+from funnel.results import Hits, Served, make_hits
 
 __all__ = ["State"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from funnel.data.encoding import DEFAULT_ENCODER, Encoder, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from funnel.errors import EncoderError, MissingPackageError
 
 # No deadline: on a busy machine one slow example is no fault of the code.

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.devices.rates import wall_seconds
-from funnel.cascade import Cascade, Float32, Int64
-from funnel.ondevice import to_device, to_host
+from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.device import to_device, to_host
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, exact_search
 from indexes._bins import ExactTop

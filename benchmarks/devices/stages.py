@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from benchmarks.devices.rates import Rates, device_seconds, wait
-from funnel.cascade import Cascade, Float32
-from funnel.ondevice import to_device
+from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.device import to_device
+from funnel.engine.rerank import carry_on, gathered
 from funnel.plan import Plan
-from funnel.rerank import carry_on, gathered
 from indexes import CoarseIndex, TorchBinsIndex, _devicerows
 from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import DeviceRows

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.peers.measure import freed_resident_bytes, recall, times_us
 from funnel import FunnelIndex
-from funnel.opening import coarse_width
+from funnel.engine.generation import coarse_width
 
 RECALLS = (0.90, 0.95, 0.99)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from funnel.adaptors.files import REMEDY, AdaptorHeader, read_header, read_tensors, write_adaptor
 from funnel.adaptors.widths import LARGEST_WIDTH
-from funnel.checked import checked_flag, checked_name, checked_path, checked_seed, checked_whole
+from funnel.checks import checked_flag, checked_name, checked_path, checked_seed, checked_whole
 from funnel.errors import DamagedIndexError, InputError
 from funnel.widths import checked_widths
 

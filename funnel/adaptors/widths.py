@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from funnel.checked import checked_whole
+from funnel.checks import checked_whole
 
 __all__ = ["LARGEST_WIDTH", "default_widths"]
 

@@ -15,7 +15,11 @@ import numpy.typing as npt
 import torch
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
-from funnel.building.asked import (
+from funnel.budget import Budget
+from funnel.building.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
+from funnel.building.intake import Intake, take_in
+from funnel.building.ladder import NARROWEST, checked_ladder, choose_ladder, steps_above
+from funnel.building.queries import (
     EQUAL,
     Asked,
     QrelsSource,
@@ -23,26 +27,22 @@ from funnel.building.asked import (
     judged_rows,
     open_asked,
 )
-from funnel.building.intake import Intake, take_in
-from funnel.building.ladder import NARROWEST, checked_ladder, choose_ladder, steps_above
 from funnel.building.segment import build_coarse, order_rows, store_rows, write_norms
 from funnel.building.truth import RowsAsGiven
-from funnel.checked import checked_name, checked_number, checked_path, checked_seed
+from funnel.checks import checked_name, checked_number, checked_path, checked_seed
 from funnel.data.corpus import Corpus
-from funnel.data.encoding import Encoder
 from funnel.data.queries import QueriesSource
+from funnel.encoding.encoders import Encoder
+from funnel.engine.generation import make_cascade, rerank_widths
+from funnel.engine.searcher import Searcher
 from funnel.errors import EncoderError, InputError
-from funnel.ids import Ids
-from funnel.opening import make_cascade, rerank_widths
-from funnel.planning.budget import Budget
-from funnel.planning.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
 from funnel.planning.planner import Planner
 from funnel.planning.records import Calibration
 from funnel.planning.storage_cost import StorageCost
 from funnel.progress import Progress
-from funnel.searcher import Searcher
 from funnel.storage import IndexFolder, Manifest, Transaction
 from funnel.storage.arrays import map_npy
+from funnel.storage.ids import Ids
 from indexes import Choice, CoarseIndexError, PrunedSearch, VectorStore, choose, family, release_freed
 
 __all__ = [

@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
+from funnel.building.calibrate import SMALLEST_PLANNED, Near
 from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.ladder import choose_ladder
 from funnel.building.segment import build_coarse, write_norms, write_rows
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
+from funnel.engine.generation import Opened, coarse_width, make_cascade, rerank_widths
+from funnel.engine.searcher import Searcher
+from funnel.engine.segments import check_finite, live_positions
 from funnel.errors import InputError
-from funnel.ids import Ids
-from funnel.opening import Opened, coarse_width, make_cascade, rerank_widths
-from funnel.planning.calibrate import SMALLEST_PLANNED, Near
 from funnel.planning.records import Calibration
-from funnel.searcher import Searcher
-from funnel.segments import check_finite, live_positions
 from funnel.storage import Transaction
 from funnel.storage.arrays import map_npy
+from funnel.storage.ids import Ids
 from indexes import Choice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction"]

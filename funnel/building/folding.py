@@ -11,9 +11,9 @@ import numpy.typing as npt
 from funnel.building.intake import TextIds
 from funnel.building.segment import ADDED_DTYPE, build_coarse, write_norms
 from funnel.data.documents import Document, DocumentStore
-from funnel.ids import Ids
-from funnel.opening import Opened, coarse_width
-from funnel.segments import Segment, live_positions
+from funnel.engine.generation import Opened, coarse_width
+from funnel.engine.segments import Segment, live_positions
+from funnel.storage.ids import Ids
 from indexes import VectorStore
 
 __all__ = ["EXACT_ROWS", "fold_from", "live_documents", "write_coarse", "write_folded", "write_ids"]

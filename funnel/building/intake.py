@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from funnel.data.corpus import Corpus
 from funnel.data.documents import Document, DocumentStore
-from funnel.data.encoding import Encoder
 from funnel.data.queries import folded
+from funnel.encoding.encoders import Encoder
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
 

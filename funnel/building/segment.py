@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake
+from funnel.engine.turn import answers_alone, turn_of
 from funnel.progress import Progress
-from funnel.turn import answers_alone, turn_of
 from indexes import ClusterTree, CoarseIndex, VectorStore, family, release_freed, stored_order
 
 __all__ = ["ADDED_DTYPE", "build_coarse", "order_rows", "store_rows", "unit_prefixes", "write_norms", "write_rows"]

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
-from funnel.building.asked import SAME_COSINE
+from funnel.building.calibrate import CORPUS_ROWS, Near
 from funnel.building.intake import Intake
-from funnel.planning.calibrate import CORPUS_ROWS, Near
+from funnel.building.queries import SAME_COSINE
 from funnel.planning.calibration import NEAR, given_scores, without_own
 from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
 from indexes import RunningTop

@@ -16,14 +16,14 @@ from funnel.building.segment import ADDED_DTYPE
 from funnel.data.columns import Columns
 from funnel.data.corpus import Corpus, CorpusSource, open_corpus
 from funnel.data.documents import Document
-from funnel.data.encoding import Encoder
-from funnel.data.identifiers import identifier, identifiers
+from funnel.encoding.encoders import Encoder
+from funnel.encoding.query_encoder import QueryEncoder
+from funnel.engine.generation import Opened
+from funnel.engine.segments import Segment
 from funnel.errors import EncoderError, InputError
-from funnel.ids import Ids
-from funnel.opening import Opened
-from funnel.query_encoder import QueryEncoder
-from funnel.segments import Segment
+from funnel.identifiers import identifier, identifiers
 from funnel.storage import Transaction
+from funnel.storage.ids import Ids
 from indexes import VectorStore
 
 __all__ = ["Changes", "add_rows", "delete_ids", "delete_rows"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reprlib import repr as shown
 from typing import Any
 
-from funnel.checked import checked_name
+from funnel.checks import checked_name
 from funnel.errors import InputError
 
 __all__ = ["Columns", "arrow_rows", "bare_table", "is_table", "records_of"]

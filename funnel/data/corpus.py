@@ -17,8 +17,8 @@ from funnel.data.columns import Columns, bare_table, is_table, records_of
 from funnel.data.documents import Document
 from funnel.data.norms import Norms
 from funnel.data.records import READERS, Located, bare_parquet, located, suffix_of
-from funnel.data.rows import NpyRows, check_ids, unit_rows, unmasked
 from funnel.errors import InputError
+from funnel.rows import NpyRows, check_ids, unit_rows, unmasked
 
 __all__ = ["Corpus", "CorpusSource", "as_array", "as_rows", "local_path", "open_corpus", "unit_rows"]
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.checked import checked_path
+from funnel.checks import checked_path
 from funnel.data.columns import Columns, is_table, records_of
 from funnel.data.corpus import as_rows, local_path
 from funnel.data.documents import Document
 from funnel.data.records import READERS, Located, decoded_lines, located, suffix_of
-from funnel.data.rows import NpyRows, unit_rows
 from funnel.errors import InputError
+from funnel.rows import NpyRows, unit_rows
 
 __all__ = ["Queries", "QueriesSource", "folded", "open_queries", "query_hashes", "read_qrels"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from funnel.data.columns import KNOWN_FIELDS, Columns, arrow_rows
 from funnel.data.documents import Document
-from funnel.data.identifiers import identifier
-from funnel.data.rows import unit_rows, unmasked
 from funnel.errors import InputError, MissingPackageError
+from funnel.identifiers import identifier
+from funnel.rows import unit_rows, unmasked
 
 __all__ = [
     "READERS",

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from funnel.adaptors import Adaptor, adaptor_kinds
-from funnel.checked import checked_whole
-from funnel.data.encoding import EncoderSource
-from funnel.data.prompts import TextOptions
+from funnel.budget import Budget
+from funnel.checks import checked_whole
 from funnel.data.queries import QueriesSource
+from funnel.encoding.encoders import EncoderSource
+from funnel.encoding.prompts import TextOptions
 from funnel.errors import InputError, MissingPackageError
 from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
@@ -35,7 +36,6 @@ from funnel.integrations.beir_corpora import (
     vector_corpus,
 )
 from funnel.plan import FLAT
-from funnel.planning.budget import Budget
 from funnel.storage import IndexFolder
 from funnel.storage.files import remove_own
 

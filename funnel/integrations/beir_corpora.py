@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from funnel.data.corpus import CorpusSource
 from funnel.data.documents import Document
-from funnel.data.encoding import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, CallableEncoder, Encoder, load_encoder
-from funnel.data.prompts import TextOptions
+from funnel.encoding.encoders import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, CallableEncoder, Encoder, load_encoder
+from funnel.encoding.prompts import TextOptions
 from funnel.errors import InputError
 
 __all__ = [

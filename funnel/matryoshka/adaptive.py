@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.checked import checked_number, checked_seed, checked_whole
+from funnel.checks import checked_number, checked_seed, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import as_tensor, check_labels
 from funnel.matryoshka.classifier import MultiGranularityClassifier

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from funnel.checked import checked_number
+from funnel.checks import checked_number
 from funnel.errors import InputError
 
 __all__ = ["as_tensor", "check_embeddings", "check_labels", "checked_weights"]

@@ -7,7 +7,7 @@ from reprlib import repr as shown
 
 import torch
 
-from funnel.checked import checked_flag, checked_whole
+from funnel.checks import checked_flag, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import check_embeddings
 from funnel.widths import checked_widths

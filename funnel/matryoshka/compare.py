@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from funnel.checked import checked_flag, checked_seed, checked_whole
+from funnel.checks import checked_flag, checked_seed, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import as_tensor, check_embeddings
 

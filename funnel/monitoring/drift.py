@@ -29,7 +29,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from funnel.depth import Kept
+from funnel.engine.depth import Kept
 from funnel.monitoring.exchangeability import CELLS, LARGEST_BLOCK, Exchangeability, cells_of
 from funnel.monitoring.neighbours import RANKS
 from funnel.monitoring.waiting import MOST_COMPARED, STATISTICS, Group, Reference, Waiting

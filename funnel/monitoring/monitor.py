@@ -12,10 +12,9 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from funnel.checked import checked_seed
-from funnel.depth import Kept
+from funnel.checks import checked_seed
+from funnel.engine.depth import Kept
 from funnel.errors import DriftWarning
-from funnel.hits import Served
 from funnel.monitoring.audit import Audit, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM
 from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
@@ -25,6 +24,7 @@ from funnel.monitoring.watch import Watch
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
+from funnel.results import Served
 from indexes.forks import free_in_children
 
 __all__ = ["Monitor"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from funnel.engine.segments import ExactRows, best_of
 from funnel.monitoring.exchangeability import CELLS, cells_of
 from funnel.planning.records import Calibration
 from funnel.planning.updated import Updated
-from funnel.segments import ExactRows, best_of
 
 __all__ = ["DEPTH", "RANKS", "Neighbours", "Rows"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.depth import depths
+from funnel.engine.depth import depths
 from funnel.monitoring.neighbours import RANKS, Neighbours, Rows
 from funnel.plan import Plan
 from funnel.planning.calibration import TIE_TOLERANCE, Run
@@ -72,8 +72,8 @@ def returned(
     """Of a search for k: exact scores of the hits at `ranks` (from 0), and their depth: float32 [q, len(ranks) + 1].
 
     q: the real queries. added: the best scores among rows added since, float32 [q, any], where they are known. NaN
-    where the plan returns fewer hits, and for the depth (see funnel.depth) where it returns fewer than k or does not
-    rerank, or where many hits tie with others. None where it cannot be followed on the record.
+    where the plan returns fewer hits, and for the depth (see funnel.engine.depth) where it returns fewer than k or does
+    not rerank, or where many hits tie with others. None where it cannot be followed on the record.
     """
     _, run = calibration.runs()
     if run is None:
@@ -110,7 +110,7 @@ def _followed(
         scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
     top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
     best = top.numpy()
-    if best.shape[1] == k:  # answered exactly where there were too few candidates: see funnel.exactness.filled_up
+    if best.shape[1] == k:  # answered exactly where there were too few candidates: see funnel.engine.exact.filled_up
         best = np.where(np.isneginf(best[:, -1:]), run.truth[:, :k], best)
     result[:, :-1] = _at_ranks(best, added, k, ranks)
     tied |= _tied(scores[:, :, -1], top)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.depth import Kept, depths
+from funnel.engine.depth import Kept, depths
 from funnel.monitoring.neighbours import RANKS
 from funnel.plan import Plan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from funnel.depth import Kept
+from funnel.engine.depth import Kept
 from funnel.monitoring.drift import Drift
 from funnel.monitoring.neighbours import Neighbours, Rows
 from funnel.monitoring.reference import Reference

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.cascade import Cascade
+from funnel.engine.cascade import Cascade
 from funnel.plan import Plan, Stage
 from funnel.planning.scoring import score
 from funnel.progress import Progress

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.cascade import Cascade, Float32, Int64
+from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
 from funnel.progress import Progress
 from indexes.system import processor, usable_cores

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence, queries_needed
-from funnel.planning.budget import Budget
 from funnel.planning.calibration import LARGEST_K
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class

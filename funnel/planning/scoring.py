@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.cascade import Cascade, Float32
-from funnel.rerank import carry_on, rows_at_a_time
+from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.rerank import carry_on, rows_at_a_time
 
 __all__ = ["score"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from funnel.cascade import Cascade
+from funnel.engine.cascade import Cascade
 from funnel.planning.bounds import betting_lower_bound
 from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, given_scores, without_own
 

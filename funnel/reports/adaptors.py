@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from funnel.adaptors import TRAINED_KINDS, Adaptor, default_widths
+from funnel.building.training import AUTO, EmbeddingCache, train_adaptor
 from funnel.data.corpus import open_corpus
-from funnel.data.encoding import DEFAULT_ENCODER, EncoderSource, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, EncoderSource, load_encoder
 from funnel.errors import InputError, MissingPackageError
 from funnel.plainjson import plain_json
 from funnel.progress import Progress
@@ -21,7 +22,6 @@ from funnel.reports.judged import MEASURES, SHORTLIST_RECALL, JudgedSet, SetFigu
 from funnel.reports.pages import figure, page, table
 from funnel.reports.plots import FLAT_COLOUR, SINGLE_COLOUR, TEXT, heading, new_figure, save_figure
 from funnel.reports.tables import Column, text_table
-from funnel.training import AUTO, EmbeddingCache, train_adaptor
 from funnel.widths import checked_widths
 
 __all__ = ["AdaptorReport", "report_on_adaptor", "report_on_training", "shares_plot", "write_report"]

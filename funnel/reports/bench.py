@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.budget import check_k
+from funnel.engine.explain import checked_batch
 from funnel.errors import InputError
-from funnel.explaining import checked_batch
 from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
-from funnel.planning.budget import check_k
 from funnel.planning.costs import BATCH_SIZES, fingerprint, times_ms
 from funnel.progress import Progress
 from funnel.reports.metrics import ranking_metrics, recall_at_k

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from funnel.budget import Budget, check_k
 from funnel.errors import InputError
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
-from funnel.planning.budget import Budget, check_k
 from funnel.planning.costs import batch_class
 from funnel.reports.explained import RECALLS
 from funnel.reports.plots import (

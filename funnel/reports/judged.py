@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from funnel.adaptors import PCA, Adaptor, Identity
 from funnel.adaptors.heldout import SAME
 from funnel.adaptors.neighbours import nearest, scaled
-from funnel.data.encoding import EncoderSource
+from funnel.building.training import Embedded, EmbeddingCache, embed_corpus, embed_queries
 from funnel.data.queries import Queries, open_queries, read_qrels
+from funnel.encoding.encoders import EncoderSource
 from funnel.errors import EncoderError, InputError
 from funnel.reports.metrics import RANKING_MEASURES, ranking_metrics, recall_at_k
-from funnel.training import Embedded, EmbeddingCache, embed_corpus, embed_queries
 
 __all__ = ["MEASURES", "SHORTLIST_RECALL", "JudgedSet", "SetFigures", "mean_shares", "measure", "ways_of"]
 

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from funnel.checked import checked_path
+from funnel.checks import checked_path
 from funnel.errors import DamagedIndexError, InputError, StorageError
 from funnel.storage.checks import Verification, VerifyMode, verify
 from funnel.storage.files import FILES, Files, there

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.segment import build_coarse, write_norms
-from funnel.cascade import Cascade
-from funnel.opening import make_cascade, rerank_widths
+from funnel.engine.cascade import Cascade
+from funnel.engine.generation import make_cascade, rerank_widths
 from indexes import VectorStore
 
 __all__ = ["cascade_over", "stored_rows"]

@@ -11,9 +11,9 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
+from funnel.budget import Budget
+from funnel.engine.turn import turn_of
 from funnel.errors import InputError
-from funnel.planning.budget import Budget
-from funnel.turn import turn_of
 from indexes import CoarseIndexError, choose, symqg_installed
 from indexes.selection import FLAT_ROWS
 

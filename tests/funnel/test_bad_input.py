@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from funnel import Budget, CoarseIndexError, FunnelIndex, Plan
 from funnel.adaptors import Adaptor, Rotation, default_widths, make_adaptor
-from funnel.cli import cli
+from funnel.cli.main import cli
 from funnel.errors import BudgetError, DamagedIndexError, FormatVersionError, FunnelError, InputError, NotAnIndexError
 from funnel.matryoshka import (
     AdaptiveClassifier,
@@ -23,11 +23,11 @@ from funnel.matryoshka import (
     MultiGranularityCrossEntropy,
     compare_truncations,
 )
+from tests.funnel.cli.test_main import refused
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import flip_byte, hashed_words, segment_file
+from tests.funnel.engine.test_generation import rewrite_manifest
 from tests.funnel.odd_numbers import MILLISECONDS, NO_COUNTS, NO_NUMBERS, NO_SHARES, SHARES
-from tests.funnel.test_cli import refused
-from tests.funnel.test_opening import rewrite_manifest
 
 
 def with_value(value: float, *numbers: int) -> np.ndarray:

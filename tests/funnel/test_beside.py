@@ -9,9 +9,9 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.beside import Beside
-from funnel.data.encoding import PROBE_TEXT
+from funnel.encoding.encoders import PROBE_TEXT
+from funnel.encoding.query_encoder import QueryEncoder
 from funnel.errors import BudgetError
-from funnel.query_encoder import QueryEncoder
 
 DIM = 8
 

@@ -12,12 +12,12 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import RECIPES, selection
 from funnel.adaptors.fitting import JUDGED_MLP
-from funnel.data.encoding import DEFAULT_ENCODER, Encoder, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from tests.funnel.adaptors.test_rotation import SHORT
+from tests.funnel.cli.test_main import refused, run
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents
 from tests.funnel.reports.beir_sets import beir_set
-from tests.funnel.test_cli import refused, run
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from funnel.data.encoding import DEFAULT_ENCODER, Encoder
-from funnel.data.models import local_folder
-from funnel.data.prompts import DOCUMENT_NAMES, QUERY_NAMES
+from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder
+from funnel.encoding.models import local_folder
+from funnel.encoding.prompts import DOCUMENT_NAMES, QUERY_NAMES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from funnel import FLAT, FunnelIndex
-from funnel.cli import cli
+from funnel.cli.main import cli
+from funnel.engine import filtered_search as searching
 from funnel.errors import InputError
-from funnel.filtered import searching
 from tests.funnel.corpora import brute_force, documents, funnel_plan, hashed_words
 
 Float32 = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.errors import InputError
-from tests.funnel.test_cli import refused
+from tests.funnel.cli.test_main import refused
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from funnel import FunnelIndex, Hit
-from funnel.data.encoding import Encoder
+from funnel.encoding.encoders import Encoder
 from funnel.errors import EncoderError, InputError
 from funnel.storage import IndexFolder
 from tests.funnel.clustered import clustered_rows

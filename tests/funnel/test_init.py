@@ -11,7 +11,7 @@ import click.testing
 import pytest
 
 import funnel
-from funnel.updates import Updates
+from funnel.building.updates import Updates
 
 ROOT = Path(funnel.__file__).parent.parent
 HEAVY = ("torch", "faiss", "transformers", "sentence_transformers")
@@ -27,7 +27,9 @@ def _fresh(code: str) -> str:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["build", "--help"], ["serch"], ["search", "--kk"]])
 def test_what_needs_no_index_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = f"from click.testing import CliRunner; from funnel.cli import cli; CliRunner().invoke(cli, {arguments!r})"
+    code = (
+        f"from click.testing import CliRunner; from funnel.cli.main import cli; CliRunner().invoke(cli, {arguments!r})"
+    )
     assert _fresh(code) == "[]"
 
 
@@ -35,7 +37,7 @@ def test_importing_and_completing_load_nothing_heavy() -> None:
     assert _fresh("import funnel; funnel.BudgetError") == "[]"
     completing = (
         "import os; os.environ.update(_FUNNEL_COMPLETE='bash_complete', COMP_WORDS='funnel se', COMP_CWORD='1')\n"
-        "from funnel.cli import cli\n"
+        "from funnel.cli.main import cli\n"
         "try: cli(prog_name='funnel')\n"
         "except SystemExit: pass"
     )
@@ -100,7 +102,7 @@ def test_every_error_is_public() -> None:
 
 
 def test_a_mistyped_command_is_refused_by_name() -> None:
-    from funnel.cli import cli
+    from funnel.cli.main import cli
 
     result = click.testing.CliRunner().invoke(cli, ["serch"])
     assert result.exit_code == 2

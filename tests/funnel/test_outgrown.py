@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from funnel import FLAT, BudgetError, FunnelIndex
 from funnel.building import folding, update
-from funnel.cli import cli
+from funnel.cli.main import cli
 from funnel.errors import EncoderError, InputError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, documents, hashed_words

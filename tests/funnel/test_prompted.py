@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.data.encoding import DEFAULT_ENCODER, Encoder
-from funnel.data.models import load_model
+from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder
+from funnel.encoding.models import load_model
 from funnel.errors import DamagedIndexError, InputError
 from funnel.reports.write import bench_queries
+from tests.funnel.cli.test_main import refused, run
 from tests.funnel.corpora import documents
-from tests.funnel.test_cli import refused, run
-from tests.funnel.test_settings import crafted
+from tests.funnel.engine.test_settings import crafted
 
 WIDTH = 128
 QUESTIONS = ["how do I open a file", "sort a list"]

@@ -14,23 +14,23 @@ SOURCES = sorted([*(ROOT / "funnel").rglob("*.py"), *(ROOT / "indexes").rglob("*
 
 # From the top down: each may import what stands under it.
 LAYERS = (
-    ("funnel.cli", "funnel.demo", "funnel.__main__"),
-    ("funnel.reports", "funnel.deepcheck"),
+    ("funnel.cli.main", "funnel.cli.demo", "funnel.__main__"),
+    ("funnel.reports", "funnel.building.check"),
     ("funnel.index",),
-    ("funnel.building.build", "funnel.building.tune", "funnel.exporting"),
-    ("funnel.opening",),
-    ("funnel.searcher",),
+    ("funnel.building.build", "funnel.building.tune", "funnel.building.export"),
+    ("funnel.engine.generation",),
+    ("funnel.engine.searcher",),
     ("funnel.monitoring",),
     ("funnel.planning",),
-    ("funnel.cascade",),
-    ("funnel.rerank", "funnel.workers"),
+    ("funnel.engine.cascade",),
+    ("funnel.engine.rerank", "funnel.engine.workers"),
     ("indexes",),
 )
 SYSTEM = ("indexes.forks", "indexes.system")  # what a process, and its forked children, must mind everywhere
 GROUND = ("funnel.data", "funnel.storage", "funnel.adaptors", "indexes")
 # The plots' and tables' own modules hold no engine.
 ENGINE = (
-    "funnel.index", "funnel.planning", "funnel.cascade", "funnel.building", "funnel.searcher", "funnel.opening",
+    "funnel.index", "funnel.planning", "funnel.engine", "funnel.building",
     "funnel.monitoring",
 )  # fmt: skip
 
@@ -102,6 +102,8 @@ def test_the_ground_floor_is_flat(path: Path) -> None:
 
 def test_nothing_heavy_is_imported_for_the_command_line() -> None:
     """`funnel --help` must not wait seconds for torch's models."""
-    code = "import sys, funnel.cli; print(*[m for m in ('sentence_transformers', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, funnel.cli.main; print(*[m for m in ('sentence_transformers', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.data.encoding import Encoder
-from funnel.data.stored import stored_encoder
+from funnel.encoding.encoders import Encoder
+from funnel.encoding.stored import stored_encoder
 from tests.funnel.corpora import documents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ NEVER = (
 FOR_TEXTS = ("tokenizers", "huggingface_hub")
 SCRIPT = """
 import json, sys
-from funnel.cli import cli
+from funnel.cli.main import cli
 cli(sys.argv[1:], standalone_mode=False)
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex, Plan
-from funnel.building import asked as module
+from funnel.building import queries as module
 from funnel.errors import EncoderError, InputError
 from funnel.planning.certificate import Certificate
 from funnel.storage import IndexFolder, check

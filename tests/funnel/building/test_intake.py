@@ -13,9 +13,9 @@ from funnel import FunnelIndex
 from funnel.building import intake as module
 from funnel.building.intake import take_in
 from funnel.data.corpus import open_corpus
-from funnel.data.encoding import load_encoder
+from funnel.encoding.encoders import load_encoder
 from funnel.errors import EncoderError, InputError
-from funnel.ids import Ids
+from funnel.storage.ids import Ids
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, hashed_words
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from funnel.data.models import _quiet, load_model
+from funnel.encoding.models import _quiet, load_model
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "query", "document", ":")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

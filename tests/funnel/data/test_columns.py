@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.asking import read_query
 from funnel.data.columns import Columns
 from funnel.data.corpus import open_corpus
 from funnel.data.documents import Document
 from funnel.data.queries import open_queries
 from funnel.errors import InputError
+from funnel.request import read_query
 
 ROWS = [{"key": "a", "body": "one", "year": 2020, "n": 1}, {"key": "b", "body": "two", "year": 2021, "n": 2}]
 NAMED = Columns(text="body", id="key", metadata=["year"])

@@ -28,8 +28,8 @@ from funnel.adaptors import (
     fit_adaptor,
     make_adaptor,
 )
-from funnel.data.encoding import Encoder
-from funnel.data.models import load_model
+from funnel.encoding.encoders import Encoder
+from funnel.encoding.models import load_model
 from funnel.errors import InputError
 from funnel.integrations.sentence_transformers import adapted
 from tests.funnel.clustered import clustered_rows

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.engine.segments import ExactRows
 from funnel.monitoring import Monitor, Rows
 from funnel.plan import FLAT
 from funnel.planning.calibration import LARGEST_K, NEAR, Run
 from funnel.planning.records import Calibration
 from funnel.planning.updated import Updated
-from funnel.segments import ExactRows
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.planning.made_up import K, make_calibration
 

@@ -238,7 +238,7 @@ def test_a_new_window_begins_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_window_holds_as_many_as_a_calibration() -> None:
-    from funnel.building.asked import MOST_QUERIES
+    from funnel.building.queries import MOST_QUERIES
 
     assert WINDOW == MOST_QUERIES
 

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from funnel.budget import Budget
 from funnel.errors import DriftWarning, InputError
-from funnel.hits import Served
 from funnel.monitoring import Monitor
 from funnel.plan import FLAT, Plan
-from funnel.planning.budget import Budget
 from funnel.planning.calibration import Run
 from funnel.planning.records import Calibration
 from funnel.planning.storage_cost import StorageCost
+from funnel.results import Served
 from tests.funnel.planning.made_up import K, make_calibration, make_planner
 
 QUERIES = 1_000

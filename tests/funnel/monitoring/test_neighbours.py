@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from funnel.engine.segments import ExactRows
 from funnel.monitoring.neighbours import DEPTH, Neighbours
-from funnel.segments import ExactRows
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.monitoring.growing import DIM, Growing
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.cascade import Cascade
-from funnel.depth import depths
+from funnel.engine.cascade import Cascade
+from funnel.engine.depth import depths
 from funnel.monitoring.reference import returned
 from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.calibration import record

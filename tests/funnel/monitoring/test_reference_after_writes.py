@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from funnel import FLAT, FunnelIndex, Plan
-from funnel.depth import depths
+from funnel.engine.depth import depths
 from funnel.monitoring.neighbours import RANKS
 from funnel.monitoring.reference import Reference
 from funnel.state import State, _rows_of

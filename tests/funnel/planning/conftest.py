@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from funnel.cascade import Cascade, Float32
+from funnel.engine.cascade import Cascade, Float32
 from funnel.planning.calibration import Run, record
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows

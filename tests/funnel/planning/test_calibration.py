@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from funnel.cascade import Cascade, Float32
+from funnel.engine.cascade import Cascade, Float32
 from funnel.plan import Plan, Stage
 from funnel.planning import calibration
 from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, hits, record

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
-from funnel.planning.budget import Budget
 from funnel.planning.certificate import Certificate
 from funnel.planning.latencies import Latency
 from funnel.planning.planner import Choice, Planner

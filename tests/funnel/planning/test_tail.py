@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
-from funnel.planning.budget import Budget
 from funnel.planning.frontier import Frontier, TailFrontier, build_frontier, hits_needed, tail_of
 from funnel.planning.planner import Planner
 from funnel.planning.records import UNCERTIFIED, Calibration

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.cascade import Cascade
+from funnel.engine.cascade import Cascade
+from funnel.engine.steps import StagedRun
 from funnel.plan import Plan, Stage
 from funnel.planning.calibration import TIE_TOLERANCE, Run
 from funnel.planning.records import Calibration
 from funnel.planning.truncation import step_recalls, truncations
-from funnel.staged import StagedRun
 from tests.funnel.planning.conftest import Recorded
 from tests.funnel.planning.made_up import DIM, costs_of
 

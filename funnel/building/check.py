@@ -1,0 +1,127 @@
+"""`funnel check --deep`: whether the parts of an index agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from funnel.building.segment import unit_prefixes
+from funnel.engine.cascade import Cascade
+from funnel.engine.searcher import Searcher
+from funnel.engine.segments import Segment
+from funnel.errors import DamagedIndexError
+from funnel.index import FunnelIndex
+from funnel.storage.arrays import map_npy
+
+__all__ = ["deep_check"]
+
+ROWS_AT_A_TIME = 16_384
+NORM_TOLERANCE = 1e-4  # of a float32 sum of squares over some hundred dims, with room
+UNIT_TOLERANCE = 2e-3  # float16 rounding moves the length of a unit row by at most 5e-4
+SAMPLED_ROWS = 256
+# A row searched for with the most effort finds itself, duplicates apart, in all but a few graphs.
+SELF_FOUND = 0.95
+TRUTH_SAMPLED = 16
+TRUTH_TOLERANCE = 1e-5
+# Where truth is that of the rows as given: rounding a unit row to float16 moves a score by at most 2^-11, and a little.
+STORED_TOLERANCE = 1e-3
+
+
+def deep_check(path: Path) -> Iterator[str]:
+    """Open the index and test that its parts agree; yields what was found true.
+
+    Raises DamagedIndexError naming the first part that disagrees.
+    """
+    index = FunnelIndex.open(path)
+    searcher, manifest = index.searcher, index.manifest
+    yield _ids(index)
+    for segment in index.segments:
+        name = "" if len(index.segments) == 1 else f"segment {segment.id}: "
+        _finite(segment, searcher.adaptor.isometric)
+        if segment.cascade is None:
+            yield f"{name}{segment.rows:,} rows, searched exactly, are finite"
+            continue
+        yield f"{name}{_order(segment)}"
+        yield f"{name}{_norms(segment, manifest.ladder)}"
+        yield f"{name}{_coarse(segment.cascade)}"
+    if manifest.settings["documents"]:
+        yield _documents(index)
+    if searcher.calibration is not None:
+        yield _truth(searcher)
+
+
+def _order(segment: Segment) -> str:
+    assert segment.order is not None
+    counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
+    if len(counts) != segment.rows or (counts != 1).any():
+        raise DamagedIndexError("order.npy is not a permutation of the rows; build the index again")
+    return "order.npy is a permutation of the rows"
+
+
+def _ids(index: FunnelIndex) -> str:
+    ids = index.ids()
+    if len(set(ids)) != len(ids):
+        raise DamagedIndexError("ids.npy holds an id twice; build the index again")
+    return f"{len(ids):,} ids, all different"
+
+
+def _finite(segment: Segment, unit: bool) -> None:
+    for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
+        if not np.isfinite(rows).all():
+            raise DamagedIndexError(f"vectors.npy holds values that are not finite in rows from {start}")
+        off = np.abs(np.linalg.norm(rows, axis=1) - 1.0)
+        if unit and off.max() > UNIT_TOLERANCE:
+            raise DamagedIndexError(
+                f"vectors.npy holds rows that are not of unit length, such as row {start + off.argmax()}"
+            )
+
+
+def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
+    norms = map_npy(segment.folder / "norms.npy", ("float32",), 2)
+    if norms.shape != (segment.rows, len(ladder)):
+        raise DamagedIndexError(f"norms.npy has shape {norms.shape}, expected {(segment.rows, len(ladder))}")
+    for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
+        for column, width in enumerate(ladder):
+            expected = np.linalg.norm(rows[:, :width], axis=1)
+            found = norms[start : start + len(rows), column]
+            if not np.abs(expected - found).max() <= NORM_TOLERANCE:  # NaN is no agreement
+                row = start + int(np.abs(expected - found).argmax())
+                raise DamagedIndexError(f"norms.npy disagrees with vectors.npy in row {row} at {width} dims")
+    return "norms.npy agrees with vectors.npy, whose rows have unit length"
+
+
+def _coarse(cascade: Cascade) -> str:
+    rows = np.unique(np.linspace(0, cascade.store.n - 1, SAMPLED_ROWS).astype(np.int64))
+    vectors = cascade.store.matrix[rows].float().cpu().numpy()
+    effort = cascade.coarse.efforts()[-1]
+    size = min(10, cascade.coarse.largest_shortlist(effort))
+    scores, found = cascade.coarse.search(unit_prefixes(cascade.as_asked(vectors), cascade.width), size, effort)
+    share = float(((found == rows[:, None]).any(axis=1) | (scores[:, -1] > 1 - UNIT_TOLERANCE)).mean())
+    if share < SELF_FOUND:
+        raise DamagedIndexError(f"coarse.faiss finds {share:.0%} of {len(rows)} rows searched for by themselves")
+    return f"coarse.faiss finds {share:.1%} of {len(rows)} rows searched for by themselves"
+
+
+def _documents(index: FunnelIndex) -> str:
+    stored = [str(id_) for id_ in index.document_ids()]
+    if stored != [str(id_) for id_ in index.ids()]:
+        raise DamagedIndexError("documents.sqlite and ids.npy hold different ids; build the index again")
+    return "documents.sqlite holds the ids of ids.npy, in order"
+
+
+def _truth(searcher: Searcher) -> str:
+    assert searcher.calibration is not None
+    corpus, queries = searcher.calibration.runs()
+    run = queries or corpus
+    sample = np.ascontiguousarray(run.queries[:TRUTH_SAMPLED])
+    depth = run.truth.shape[1]
+    scores, rows = searcher.cascade.truth(sample, min(depth + 1, searcher.cascade.rows))
+    own = rows == run.own_rows[:TRUTH_SAMPLED, None]
+    kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]
+    allowed = TRUTH_TOLERANCE if run.given is None else STORED_TOLERANCE
+    true = run.truth[:TRUTH_SAMPLED]
+    if not ((np.abs(kept - true, where=kept != true, out=np.zeros_like(kept))) <= allowed).all():
+        raise DamagedIndexError("calibration.npz holds other true scores than the vectors give; calibrate again")
+    return f"the true scores of {len(sample)} calibration queries are those of the vectors"

@@ -1,0 +1,228 @@
+"""The real queries of a build: those that certify, and those with judgements, that train the adaptor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from reprlib import repr as shown
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.adaptors import Judged, Qrels, rows_to_train_on
+from funnel.building.intake import Intake
+from funnel.data.queries import Queries, QueriesSource, folded, open_queries, query_hashes, read_qrels
+from funnel.encoding.encoders import Encoder
+from funnel.errors import EncoderError, InputError
+from funnel.progress import Progress
+from funnel.rows import unit_rows
+from funnel.storage.ids import Ids
+
+__all__ = ["EQUAL", "MOST_QUERIES", "SAME_COSINE", "Asked", "QrelsSource", "encode_asked", "judged_rows", "open_asked"]
+
+# Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
+MOST_QUERIES = 5_000
+ENCODED_AT_A_TIME = 1_024  # enough to sort by length into full batches
+COMPARED_AT_A_TIME = 1_000  # of queries with each other: 20 MB of cosines
+# Two vectors of at least this cosine are one: float32 moves the cosine of a unit row with itself by some 1e-7, and what
+# float16 takes from a row changes its direction by 1e-8.
+SAME_COSINE = 1.0 - 1e-6
+REPEATED, EQUAL = "repeats", "equal to rows of the corpus"
+TRAINED = "that trained or chose the adaptor"
+
+QrelsSource = str | Path | Qrels
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Encoded queries.
+
+    Attributes:
+        certifying: float32 [q, d] unit rows in random order, distinct; None where there are none.
+        texts: theirs, folded; None of vectors.
+        left_out: why others do not certify -> how many.
+        judged_ids, judged: ids and float32 [j, d] of the queries that qrels name; they train and never certify.
+        judged_hashes: what these are known by again, see `query_hashes`.
+        qrels: the judgements; empty without any.
+    """
+
+    certifying: npt.NDArray[np.float32] | None = None
+    texts: Sequence[str] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    judged_ids: Sequence[str] = ()
+    judged: npt.NDArray[np.float32] | None = None
+    judged_hashes: frozenset[str] = frozenset()
+    qrels: Qrels = field(default_factory=dict)
+
+    def without(self, those: npt.NDArray[np.bool_], why: str) -> Asked:
+        """The same without some of the certifying queries: bool [q], True for those to leave out."""
+        if self.certifying is None or not those.any():
+            return self
+        stay = np.flatnonzero(~those)
+        return replace(
+            self,
+            certifying=np.ascontiguousarray(self.certifying[stay]) if len(stay) else None,
+            texts=None if self.texts is None else [self.texts[int(i)] for i in stay],
+            left_out={**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())},
+        )
+
+    def shuffled(self, generator: np.random.Generator) -> Asked:
+        """The same with the certifying queries in another order."""
+        if self.certifying is None:
+            return self
+        order = generator.permutation(len(self.certifying))
+        texts = None if self.texts is None else [self.texts[i] for i in order]
+        return replace(self, certifying=np.ascontiguousarray(self.certifying[order]), texts=texts)
+
+    def without_seen(self, seen: frozenset[str]) -> Asked:
+        """The same without those that an adaptor saw. seen: their hashes, see `query_hashes`."""
+        if self.certifying is None or not seen:
+            return self
+        known = query_hashes(self.texts, self.certifying)
+        return self.without(np.array([bool(mine & seen) for mine in known]), TRAINED)
+
+    def without_texts(self, texts: frozenset[str]) -> Asked:
+        """The same without those whose text is one of these, folded: the texts of documents."""
+        if self.texts is None or not texts:
+            return self
+        return self.without(np.array([bool(text) and text in texts for text in self.texts]), EQUAL)
+
+
+def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tuple[Queries | None, Qrels]:
+    """Read both, before anything is encoded. Raises InputError for what cannot be read or does not go together."""
+    opened = None if queries is None else open_queries(queries)
+    if qrels is None:
+        return opened, {}
+    if isinstance(qrels, Mapping):
+        _check_grades(qrels)
+    if opened is None or opened.ids is None:
+        raise InputError("qrels were given without queries that have ids; give the queries that they judge")
+    return opened, qrels if isinstance(qrels, Mapping) else read_qrels(qrels, "train")
+
+
+def _check_grades(qrels: Qrels) -> None:
+    """InputError unless these are query id -> document id -> grade."""
+    for query, judged in qrels.items():
+        if not isinstance(judged, Mapping) or not all(
+            isinstance(grade, Real) and math.isfinite(grade) for grade in judged.values()
+        ):
+            raise InputError(
+                f"qrels holds {shown(judged)} for {shown(query)}; expected query id -> document id -> grade, a number"
+            )
+
+
+def encode_asked(
+    queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int, progress: bool = False
+) -> Asked:
+    """Encode the queries and part them into those judged and those that certify: each of these once, and none judged.
+
+    Raises EncoderError where texts have no encoder, InputError for another width or rows that cannot be used.
+    """
+    if queries is None:
+        return Asked()
+    judged = [] if queries.ids is None else [i for i, name in enumerate(queries.ids) if name in qrels]
+    others = np.setdiff1d(np.arange(len(queries)), judged)
+    generator = np.random.default_rng(seed)
+    texts = None if queries.texts is None else [folded(text) for text in queries.texts]
+    distinct = _distinct(queries, texts, others)
+    # Drawn once each is there once: of calls in random order the popular ones come first, and more of them would be
+    # chosen. The bound takes the order for one that knows nothing of the queries.
+    chosen = generator.permutation(distinct)[:MOST_QUERIES]
+    names = [queries.ids[i] for i in judged] if queries.ids is not None else []
+    training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
+    hashes = query_hashes(None if texts is None else [texts[i] for i in judged], training)
+    if not len(chosen):
+        return Asked(None, None, {}, names, training, frozenset().union(*hashes), qrels)
+    asked = Asked(
+        _encoded(queries, chosen, encoder, dim, progress),
+        None if texts is None else [texts[i] for i in chosen],
+        {REPEATED: len(others) - len(distinct)},
+        names,
+        training,
+        frozenset().union(*hashes),
+        qrels,
+    ).without_seen(frozenset().union(*hashes))
+    if training is not None and asked.certifying is not None:
+        asked = asked.without(_like_any(asked.certifying, training), TRAINED)
+    return (
+        asked if asked.certifying is None else asked.without(_repeats(asked.certifying), REPEATED).shuffled(generator)
+    )
+
+
+def _distinct(queries: Queries, texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of queries, each text once; where there are only vectors, each that has the very same numbers."""
+    if texts is None:
+        assert queries.vectors is not None
+        rows = np.ascontiguousarray(queries.vectors[numbers])
+        whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+        return np.asarray(numbers[np.sort(np.unique(whole, return_index=True)[1])], dtype=np.int64)
+    first: dict[str, int] = {}
+    for number in numbers:
+        first.setdefault(texts[number] or f"\0{number}", int(number))  # no text is not the same text
+    return np.array(list(first.values()), dtype=np.int64)
+
+
+def _like_any(queries: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which unit rows [q, d] are, up to rounding, one of the others: bool [q]."""
+    parts = [
+        (queries[start : start + COMPARED_AT_A_TIME] @ others.T).max(axis=1) >= SAME_COSINE
+        for start in range(0, len(queries), COMPARED_AT_A_TIME)
+    ]
+    return np.concatenate(parts)
+
+
+def _repeats(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which unit rows [q, d] are, up to rounding, one that came before them: bool [q]."""
+    parts = []
+    for start in range(0, len(queries), COMPARED_AT_A_TIME):
+        block = queries[start : start + COMPARED_AT_A_TIME]
+        same = block @ queries[: start + len(block)].T >= SAME_COSINE
+        parts.append(np.tril(same, start - 1).any(axis=1))
+    return np.concatenate(parts)
+
+
+def judged_rows(
+    intake: Intake, segment: Path, asked: Asked, seed: int
+) -> tuple[npt.NDArray[np.float32], Judged | None]:
+    """What the adaptor is trained on: the sample of the corpus, or with judgements as many whole rows as fit.
+
+    Raises InputError where more than 5 % of the judgements name a query or document that is not there.
+    """
+    if not asked.qrels:
+        return intake.sample, None
+    ids = [str(name) for name in Ids.open(segment).all()]
+    numbers = rows_to_train_on(ids, [asked.qrels], seed)
+    kept = np.zeros(len(ids), dtype=bool)
+    kept[numbers] = True
+    rows, done, seen = np.empty((len(numbers), intake.dim), dtype=np.float32), 0, 0
+    for block in intake.rows():
+        part = block[kept[seen : seen + len(block)]]
+        rows[done : done + len(part)] = part
+        done, seen = done + len(part), seen + len(block)
+    vectors = np.empty((0, intake.dim), dtype=np.float32) if asked.judged is None else asked.judged
+    return rows, Judged.read(asked.qrels, asked.judged_ids, vectors, [ids[i] for i in numbers])
+
+
+def _encoded(
+    queries: Queries, numbers: npt.NDArray[np.int64], encoder: Encoder | None, dim: int, progress: bool
+) -> npt.NDArray[np.float32]:
+    if queries.vectors is not None:
+        vectors = queries.vectors[numbers]
+    elif encoder is None:
+        raise EncoderError("the queries are texts; give an encoder, or query vectors")
+    else:
+        texts = queries.texts or []
+        parts = []
+        with Progress(total=len(numbers), desc="encode queries", unit="queries", disable=not progress) as bar:
+            for start in range(0, len(numbers), ENCODED_AT_A_TIME):
+                part = numbers[start : start + ENCODED_AT_A_TIME]
+                parts.append(encoder.encode_query([texts[i] for i in part], part))
+                bar.update(len(part))
+        vectors = np.concatenate(parts)
+    if vectors.shape[1] != dim:
+        raise InputError(f"the queries have {vectors.shape[1]} dims, the corpus {dim}; both need the same encoder")
+    rows: npt.NDArray[np.float32] = unit_rows(vectors, 0, "queries")
+    return rows

@@ -1,0 +1,468 @@
+"""The command line: funnel build, search, explain, bench, check, demo; the other commands lie in cli_*."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from funnel.cli.adaptors import adaptor, train
+from funnel.cli.files import export, info
+from funnel.cli.options import PATH, OpenIndex, fields, opens, prompts, widths
+from funnel.cli.tune import tune
+from funnel.cli.updates import add, compact, delete
+from funnel.errors import FunnelError, InputError
+from funnel.plainjson import plain_json
+from indexes.errors import CoarseIndexError, MissingBackendError
+
+if TYPE_CHECKING:
+    from funnel.budget import Budget
+    from funnel.index import FunnelIndex
+    from funnel.results import Hits
+
+__all__ = ["cli", "main"]
+
+EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
+INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell gives for SIGINT and SIGPIPE
+UNEXPECTED = 1  # of an error that nobody foresaw
+OF_THE_PATH = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+LONGEST_PATH = 200  # characters of a path in an error
+TEXT_SHOWN = 160  # characters of a document's text in the list of hits
+
+
+class _Commands(click.Group):
+    """Commands whose errors are one line, unless --debug asks for the traceback; exit code 2 where expected."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            _refuse(_said(error))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted", err=True)
+            sys.exit(INTERRUPTED)
+        except (click.exceptions.NoArgsIsHelpError, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.EPIPE:  # whoever read the output has left, as head does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(PIPE_CLOSED)
+            if ctx.params.get("debug"):
+                raise
+            _refuse(_said(error), 2 if isinstance(error, (*EXPECTED, click.UsageError)) else UNEXPECTED)
+
+
+def _refuse(said: str, code: int = 2) -> NoReturn:
+    click.echo(f"Error: {' '.join(said.split())}", err=True)
+    sys.exit(code)
+
+
+def _said(error: Exception) -> str:
+    """What was given, what was expected and what to do."""
+    if isinstance(error, click.UsageError):
+        said, of = error.format_message(), error.ctx
+        return (
+            f"{said.rstrip('.')}; see {of.command_path} --help"
+            if of is not None and "Did you mean" not in said
+            else said
+        )
+    if isinstance(error, EXPECTED) and (not isinstance(error, OSError) or error.filename is None):
+        return str(error)
+    if isinstance(error, OSError):
+        remedy = "give another path" if error.errno in OF_THE_PATH else "put that right, and try again"
+        return f"cannot use {str(error.filename)[:LONGEST_PATH]}: {error.strerror}; {remedy}"
+    return f"{type(error).__name__}: {error}; run it again as funnel --debug ... and report what that shows"
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="funnel-retrieval")
+def cli(debug: bool) -> None:
+    """Nearest documents within a stated recall or latency.
+
+    Example: funnel build docs.jsonl my-index --queries queries.jsonl && funnel search my-index "open a file"
+    """
+
+
+cli.add_command(train)
+cli.add_command(adaptor)
+cli.add_command(tune)
+cli.add_command(info)
+cli.add_command(export)
+cli.add_command(add)
+cli.add_command(delete)
+cli.add_command(compact)
+
+
+@cli.command()
+@click.argument("corpus", type=PATH)
+@click.argument("index", type=PATH)
+@click.option("--queries", type=PATH, help="Real queries that certify recall: .jsonl, .csv, .parquet, .txt or .npy.")
+@click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): the queries they name train, the others certify.")
+@click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
+@click.option(
+    "--adaptor", default="auto", show_default=True,
+    help="auto: train and choose; or a kind such as pca, or the folder of a trained one.",
+)  # fmt: skip
+@click.option("--dims", callback=widths, help="Widths to use, such as 64,128,256; the first for the coarse index.")
+@click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
+@click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
+@click.option(
+    "--corpus-like-queries", is_flag=True,
+    help="Queries are documents: those that equal rows of the corpus certify as well.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float16", "float32"]), default="auto", show_default=True,
+    help="Of the rows as stored; auto: float16 where exact search over it keeps .9995 of the true top 10.",
+)  # fmt: skip
+@prompts
+@click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
+@fields
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the index that the folder holds.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def build(
+    corpus: Path,
+    index: Path,
+    queries: Path | None,
+    qrels: Path | None,
+    encoder: str | None,
+    adaptor: str,
+    dims: list[int] | None,
+    memory_mb: float | None,
+    coarse: str | None,
+    corpus_like_queries: bool,
+    dtype: str,
+    query_prompt: str | None,
+    document_prompt: str | None,
+    truncate_dim: int | None,
+    exact_encoding: bool,
+    text: str | None,
+    title: str | None,
+    id_field: str | None,
+    vector: str | None,
+    metadata: tuple[str, ...],
+    seed: int,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Build the folder INDEX from CORPUS: a BEIR folder, .jsonl, .csv, .parquet or .npy.
+
+    Example: funnel build scifact my-index --queries scifact/queries.jsonl
+    """
+    from funnel.building.info import said_bytes
+    from funnel.index import FunnelIndex
+
+    built = FunnelIndex.build(
+        str(corpus),
+        index,
+        encoder=encoder,
+        adaptor=adaptor,
+        queries=None if queries is None else str(queries),
+        qrels=qrels,
+        dims=dims,
+        memory_mb=memory_mb,
+        coarse=coarse,
+        corpus_like_queries=corpus_like_queries,
+        dtype=dtype,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        truncate_dim=truncate_dim,
+        exact_encoding=exact_encoding,
+        text=text,
+        title=title,
+        id=id_field,
+        vector=vector,
+        metadata=metadata or None,
+        seed=seed,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    manifest = built.manifest
+    click.echo(
+        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
+        f"{manifest.settings['coarse_width']} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
+    )
+    if quiet:  # else it was said on the way
+        click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.argument("words", nargs=-1, metavar="[TEXT]")
+@click.option("-k", "--k", default=10, show_default=True, help="How many hits.")
+@click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
+@click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
+@click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
+@click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
+@click.option(
+    "--hybrid", type=float, help="Fuse with BM25 over titles and texts: the weight of that list, such as 0.5."
+)
+@click.option("--where", help="Only documents whose metadata meet this, such as \"year >= 2020 AND lang = 'en'\".")
+@click.option("--vector", type=PATH, help="Search with the vectors of a .npy file instead of a text.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a query, a line each.")
+@opens
+def search(
+    open_index: OpenIndex,
+    index: Path,
+    words: tuple[str, ...],
+    k: int,
+    recall: float | None,
+    share: float | None,
+    latency_ms: float | None,
+    deadline_ms: float | None,
+    hybrid: float | None,
+    where: str | None,
+    vector: Path | None,
+    as_json: bool,
+) -> None:
+    """Search INDEX for TEXT, or for every line of standard input.
+
+    Example: funnel search my-index "read a csv file" -k 5 --recall 0.99
+    """
+    from funnel.budget import Budget
+
+    text = " ".join(words) if words else None  # words without quotes are one text
+    if text is not None and not text.strip():
+        raise InputError("the text is empty; give words to search for, or one query a line on standard input")
+    if text is not None and vector is not None and hybrid is None:
+        raise InputError(
+            "a text beside --vector gives the words of a hybrid search; give --hybrid 0.5 too, or one of the two alone"
+        )
+    opened = open_index(index)
+    vectors = None if vector is None else _read_vectors(vector)
+    budget = Budget(recall, latency_ms, share=share)
+    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
+    asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
+    if vectors is not None:
+        texts = None if hybrid is None else [text] if text is not None else list(_lines())
+        found: Any = opened.search(vectors, k, text=texts, **asked)
+        _say(promise)
+        for row, hits in enumerate(found):
+            _show(f"{vector}:{row}" if texts is None else texts[row], hits, as_json)
+        return
+    for line in _lines() if text is None else [text]:
+        found = opened.search(line, k, **asked)
+        _say(promise)
+        promise = None
+        _show(line, found, as_json)
+
+
+def _lines() -> Iterator[str]:
+    """The queries on standard input, one a line. InputError where there are none."""
+    if sys.stdin.isatty():
+        click.echo("Queries from the keyboard, one a line; Ctrl-D ends:", err=True)
+    asked = False
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise InputError(f"line {number} of standard input is not UTF-8; expected a query a line") from None
+        if line:
+            asked = True
+            yield line
+    if not asked:
+        raise InputError("standard input holds no query; give a text, or one query a line")
+
+
+def _say(promise: str | None) -> None:
+    """Say it once there are hits it holds for, so that an error stays one line."""
+    if promise is not None:
+        click.echo(promise, err=True)
+
+
+def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: float | None) -> str:
+    from funnel.budget import check_k
+    from funnel.engine.hybrid import list_depth
+    from funnel.request import Asked
+    from funnel.results import BM25_ALONE
+
+    if hybrid == 1.0:
+        return BM25_ALONE
+    k, fused = check_k(k, len(index)), None
+    if hybrid is not None:
+        k, fused = list_depth(k, len(index)), k
+    asked = Asked(k, None, None, budget, None, None, from_text=vectors is None, hits=True, fused=fused)
+    choice = index.choose(asked, k, 1 if vectors is None else len(vectors))
+    said = f"{choice.plan} ({choice.certificate})"
+    return said if hybrid is None else f"dense list of {k}: {said}; fused with BM25 of weight {hybrid:g}"
+
+
+def _read_vectors(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a .npy file of vectors") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy file of numbers, or is cut short; save it with numpy.save") from error
+    if not isinstance(vectors, np.ndarray):
+        vectors.close()
+        raise InputError(f"{path} is an archive of several arrays; expected a .npy file of one")
+    if vectors.ndim not in (1, 2) or not vectors.size:
+        raise InputError(f"{path} has shape {list(vectors.shape)}; expected one vector [d], or [n, d]")
+    return np.atleast_2d(vectors)
+
+
+def _show(query: str, hits: Hits, as_json: bool) -> None:
+    if as_json:
+        found = [
+            {"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text, "metadata": hit.metadata}
+            | ({} if hit.ranks is None else {"ranks": asdict(hit.ranks)})
+            for hit in hits
+        ]
+        record = {"query": query, "hits": found, "served": hits.served.to_json()}
+        click.echo(plain_json(record))
+        return
+    click.echo(f"\n{query}")
+    if not hits.served.complete:
+        how = "ranked by a prefix" if hits.served.lexical is not None else "scores are cosines on a prefix"
+        click.echo(f"({hits.served}{f'; {how}' if hits.served.skipped else ''})", err=True)
+    elif hits.served.allowed_rows is not None or hits.served.stored_only:
+        click.echo(f"({hits.served})", err=True)
+    for rank, hit in enumerate(hits, 1):
+        title = f"  {hit.title}" if hit.title else ""
+        click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")
+        text = " ".join(hit.text.split())
+        if text:
+            click.echo(f"              {text[:TEXT_SHOWN]}{'…' if len(text) > TEXT_SHOWN else ''}")
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("-k", "--k", default=10, show_default=True)
+@click.option("--recall", type=float, help="One budget, stage by stage.")
+@click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
+@click.option("--latency-ms", type=float, help="One budget, stage by stage.")
+@click.option("--batch", default=1, show_default=True, help="Queries in one call.")
+@click.option("--run", is_flag=True, help="Run the plan: measured time and recall of each stage.")
+@click.option("--plot", type=PATH, help="Also draw every plan, recall against cost, as a PNG.")
+@click.option("--json", "as_json", is_flag=True)
+def explain(
+    index: Path,
+    k: int,
+    recall: float | None,
+    share: float | None,
+    latency_ms: float | None,
+    batch: int,
+    run: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the plan that serves each budget, and what is promised of it.
+
+    Example: funnel explain my-index --recall 0.99
+    """
+    from funnel.index import FunnelIndex
+    from funnel.reports.explained import budgets_table, explain_budgets
+    from funnel.reports.frontier import plot_frontier
+
+    if plot is not None and plot.suffix != ".png":
+        raise InputError(f"--plot is {plot}; expected a path that ends in .png")
+    opened = FunnelIndex.open(index)
+    if recall is None and latency_ms is None and share is None:
+        explained = explain_budgets(opened, k, batch, run=run)
+        text = budgets_table(opened, explained)
+        if run:
+            once = {line.plan: line for line in reversed(explained)}  # the steps of each plan, under its first budget
+            text = "\n\n".join([text, *map(str, reversed(once.values()))])
+    else:
+        explained = [opened.explain(k, recall=recall, share=share, latency_ms=latency_ms, batch=batch, run=run)]
+        text = str(explained[0])
+    if plot is not None:
+        plot_frontier(opened, plot, k, batch)
+    click.echo(plain_json([line.to_json() for line in explained]) if as_json else text)
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("--queries", type=PATH, help="Queries to measure on, other than those that calibrated.")
+@click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): adds nDCG@10 and recall@100.")
+@click.option("-k", "--k", default=10, show_default=True)
+@click.option("--batch", default=256, show_default=True, help="Queries in a call for the figures in batch.")
+@click.option("--out", type=PATH, default=Path("funnel-bench"), show_default=True, help="Folder for the results.")
+@opens
+def bench(
+    open_index: OpenIndex, index: Path, queries: Path | None, qrels: Path | None, k: int, batch: int, out: Path
+) -> None:
+    """Measure the funnel against flat search on your own queries; a table, results.json, a plot and a page.
+
+    Example: funnel bench my-index --queries unseen.jsonl --qrels qrels/test.tsv --out report
+    """
+    from funnel.data.queries import read_qrels
+    from funnel.reports.bench import bench as run_bench
+    from funnel.reports.write import bench_queries, write_results
+
+    opened = open_index(index)
+    measured_on = bench_queries(opened, queries)
+    judgements = None if qrels is None else read_qrels(qrels)
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring rather than after
+    results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, progress=True)
+    click.echo(write_results(results, out))
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("--deep", is_flag=True, help="Also test that the parts agree with each other.")
+def check(index: Path, deep: bool) -> None:
+    """Check every file of INDEX against its checksum.
+
+    Example: funnel check my-index --deep
+    """
+    from funnel.building.check import deep_check
+    from funnel.storage import check as check_files
+
+    report = check_files(index, progress=True)
+    for line in report.lines:
+        click.echo(f"{line.status:<12} {line.file}{f': {line.detail}' if line.detail else ''}")
+    if not report.ok:
+        damaged = ", ".join(line.file for line in report.lines if line.status == "damaged")
+        raise FunnelError(f"{index} is damaged: {damaged}")
+    if deep:
+        for statement in deep_check(index):
+            click.echo(f"{'ok':<12} {statement}")
+    click.echo(f"{index}: ok")
+
+
+@cli.command()
+@click.option("--index", type=PATH, default=Path("demo-index"), show_default=True)
+@click.option("--out", type=PATH, default=Path("demo-report"), show_default=True)
+@click.option("--documents", type=int, default=None, help="How many docstrings to index. [default: 10000]")
+def demo(index: Path, out: Path, documents: int | None) -> None:
+    """Semantic search over the Python documentation on this machine, from docstrings to a benchmark.
+
+    Example: funnel demo && funnel search demo-index "sort a list by several keys"
+    """
+    from funnel.cli.demo import run_demo
+
+    run_demo(index, out, documents, click.echo)
+
+
+def main() -> None:
+    """The console script."""
+    warnings.formatwarning = _warning_line
+    cli()
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One line, as errors are, and not where in the source it was raised."""
+    return f"Warning: {' '.join(str(message).split())}\n"

@@ -1,0 +1,116 @@
+"""The commands that change an index in place: funnel add, delete, compact."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from funnel.cli.options import PATH, QUIET, OpenIndex, fields, opens
+from funnel.errors import InputError
+from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
+
+__all__ = ["add", "compact", "delete"]
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@click.argument("corpus", type=PATH)
+@click.option("--upsert", is_flag=True, help="Put documents whose ids are in the index in the place of those there.")
+@click.option("--ids", type=PATH, help="Ids of the rows of a .npy file: a text file, one a line.")
+@fields
+@QUIET
+@opens
+def add(
+    open_index: OpenIndex,
+    index: Path,
+    corpus: Path,
+    upsert: bool,
+    ids: Path | None,
+    text: str | None,
+    title: str | None,
+    id_field: str | None,
+    vector: str | None,
+    metadata: tuple[str, ...],
+    quiet: bool,
+) -> None:
+    """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
+
+    Example: funnel add my-index new.jsonl
+    """
+    opened = open_index(index)
+    change = opened.upsert if upsert else opened.add
+    given = None if ids is None else _ids(_lines(ids), opened)
+    changes = change(
+        str(corpus),
+        ids=given,
+        text=text,
+        title=title,
+        id=id_field,
+        vector=vector,
+        metadata=metadata or None,
+        progress=not quiet,
+    )
+    click.echo(f"{index}: {changes}; {len(opened):,} rows")
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@click.argument("ids", nargs=-1)
+@click.option("--from", "source", type=PATH, help="A text file of ids, one a line; - for standard input.")
+@click.option("--strict", is_flag=True, help="Delete nothing where an id is unknown.")
+def delete(index: Path, ids: tuple[str, ...], source: Path | None, strict: bool) -> None:
+    """Delete documents from INDEX by their IDS.
+
+    Example: funnel delete my-index doc-17 doc-18
+    """
+    from funnel.index import FunnelIndex
+
+    wanted = [*ids, *([] if source is None else _lines(source))]
+    if not wanted:
+        raise click.UsageError("give at least one id, or --from FILE")
+    opened = FunnelIndex.open(index)
+    changes = opened.delete(_ids(wanted, opened), strict=strict)
+    click.echo(f"{index}: {changes}; {len(opened):,} rows")
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@click.option("--memory-mb", type=float, help="What the coarse index may hold from now on. [default: as at build]")
+@QUIET
+@opens
+def compact(open_index: OpenIndex, index: Path, memory_mb: float | None, quiet: bool) -> None:
+    """Merge what was added to INDEX, leave out what was deleted, and calibrate again; searches go on meanwhile.
+
+    Example: funnel compact my-index
+    """
+    opened = open_index(index)
+    done = opened.compact(memory_mb=memory_mb, progress=not quiet)
+    said = f"generation {opened.manifest.generation}, {len(opened):,} rows in one segment" if done else "nothing to do"
+    click.echo(f"{index}: {said}; {opened.certification}")
+
+
+def _lines(path: Path) -> list[str]:
+    """The ids in a text file: see `id_lines`."""
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text file of ids, one a line") from None
+    return list(id_lines(raw, str(path)))
+
+
+def _ids(given: list[str], opened: object) -> list[str] | list[int]:
+    """Ids as the index keeps them: text, or whole numbers."""
+    from funnel.index import FunnelIndex
+
+    assert isinstance(opened, FunnelIndex)
+    if opened.searcher.ids.text:
+        return given
+    numbers = []
+    for one in filter(str.strip, given):
+        number = whole_number(one)
+        if number is None:
+            raise InputError(f"the ids of this index are whole numbers, and {one[:SHOWN_CHARACTERS]!r} is none")
+        numbers.append(number)
+    return numbers

@@ -1,0 +1,344 @@
+"""Texts to unit vectors: by a sentence-transformers model, or by anything the user brings."""
+
+import copy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel.encoding.models import DEFAULT_ENCODER, canonical_name, load_model
+from funnel.encoding.prompts import TextOptions
+from funnel.errors import EncoderError, InputError
+from funnel.progress import Progress
+from funnel.rows import unit_rows
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from funnel.encoding.batching import BucketedModel
+    from funnel.encoding.packed import PackedModel
+
+__all__ = [
+    "AS_THE_MODEL_SAYS",
+    "DEFAULT_ENCODER",
+    "CallableEncoder",
+    "Encoder",
+    "EncoderSource",
+    "ModelEncoder",
+    "Numbers",
+    "checked",
+    "kept",
+    "load_encoder",
+]
+
+TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and memory stays bounded
+PLAIN_TEXTS_PER_CALL = 512  # the same for a model's own encode, which is several times slower
+PROBE_TEXT = "dimension"  # encoded once to learn the width of a callable's vectors
+
+
+Numbers: TypeAlias = int | NDArray[np.int64]
+"""Where texts stand in the whole that they are part of: the place of the first, or of each."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns texts into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """What the index's manifest keeps: a model's name or folder, or "callable:<qualified name>"."""
+
+    @property
+    def reopenable(self) -> bool:
+        """Whether `load_encoder(name)` gives this encoder again."""
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+
+    @property
+    def options(self) -> TextOptions:
+        """The prompts as texts, and what is kept of each vector."""
+
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode documents: float32 [n, d], unit rows. Raises EncoderError.
+
+        numbers: of the texts in the whole they are from, for messages: that of the first, or of each.
+        """
+
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode queries: as `encode`. Raises EncoderError."""
+
+
+EncoderSource = str | Path | Callable[[list[str]], Any] | Encoder
+"""What `load_encoder` takes; objects with an `encode` method as well."""
+
+
+AS_THE_MODEL_SAYS = TextOptions()
+
+
+def load_encoder(
+    source: EncoderSource | Any,
+    exact: bool = False,
+    device: str = "auto",
+    *,
+    options: TextOptions = AS_THE_MODEL_SAYS,
+    of_index: bool = False,
+    fetch: bool = True,
+) -> Encoder:
+    """Make an encoder.
+
+    Args:
+        source: A sentence-transformers model by name or folder; such a model itself; any callable from a
+            list of texts to an array [n, d]; or an object
+            with `encode_document` or `encode` for documents and, if it has one, `encode_query`.
+        options: Prompts, and how many dims are kept. Before the texts of a callable or an object texts can be put; it
+            has no prompts by name.
+        exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
+        device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
+        of_index, fetch: Of a model by name: see `load_model`.
+
+    Raises:
+        EncoderError: the model is not found or does not load, or the source is none of these.
+        InputError: the device is not there; or the options name a prompt that it does not have.
+        MissingPackageError: sentence-transformers is needed and not installed.
+    """
+    check_source(source)
+    made = _made(source, exact, device, of_index, fetch)
+    if options in (AS_THE_MODEL_SAYS, made.options):
+        return made
+    if made is source:  # what the caller holds stays as it is
+        made = copy.copy(made)
+    made.options = options.resolved(made.options, made.own_prompts, made.name)
+    return made
+
+
+def _made(
+    source: EncoderSource | Any, exact: bool, device: str, of_index: bool, fetch: bool
+) -> "ModelEncoder | CallableEncoder":
+    """The encoder with the prompts of its own."""
+    if isinstance(source, ModelEncoder | CallableEncoder):
+        return source
+    if isinstance(source, str | Path):
+        name = str(source) if of_index else canonical_name(str(source))
+        model = load_model(name, _resolve_device(device), of_index=of_index, fetch=fetch)
+        return ModelEncoder(model, name, exact=exact, reopenable=True)
+    if _is_sentence_transformer(source):
+        # Half precision changes the weights in place, and this model belongs to the user.
+        own = source if exact else copy.deepcopy(source)
+        return ModelEncoder(own, f"object:{_qualified_name(type(source))}", exact=exact, reopenable=False)
+    encode = getattr(source, "encode_document", None) or getattr(source, "encode", None)
+    if callable(encode) and not isinstance(source, type):
+        name = f"object:{_qualified_name(type(source))}"
+        query = getattr(source, "encode_query", None)
+        return CallableEncoder(encode, name, query if callable(query) else None)
+    if callable(source):
+        return CallableEncoder(source, f"callable:{_qualified_name(source)}")
+    raise _none(source)
+
+
+def check_source(source: object) -> None:
+    """EncoderError for what can be no encoder, before anything is loaded; None is none yet."""
+    if source is None or callable(source) or (isinstance(source, str | Path) and str(source)):
+        return
+    if not any(callable(getattr(source, name, None)) for name in ("encode_document", "encode")) or isinstance(
+        source, str
+    ):
+        raise _none(source)
+
+
+def _none(source: object) -> EncoderError:
+    said = "an empty name" if isinstance(source, str) else f"a {type(source).__name__}"
+    return EncoderError(
+        f"an encoder cannot be {said}; pass a model's name or folder, a callable from "
+        "a list of texts to an array [n, d], or an object with encode"
+    )
+
+
+class CallableEncoder:
+    """An encoder around any callable from a list of texts to an array [n, d]."""
+
+    reopenable = False
+    options = TextOptions("", "", kept=True)
+    own_prompts: Mapping[str, str | None] = MappingProxyType({})
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Any],
+        name: str,
+        encode_query: Callable[[list[str]], Any] | None = None,
+    ) -> None:
+        self.name = name
+        self._encode = encode
+        self._encode_query = encode if encode_query is None else encode_query
+        self._dim: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors; found by encoding one word when nothing was encoded yet."""
+        if self._dim is None:
+            self._call(self._encode, [PROBE_TEXT], 0)
+        assert self._dim is not None
+        return self.options.width(self._dim, self.name)
+
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode documents: see `Encoder.encode`."""
+        return self._in_parts(self._encode, texts, self.options.document_prompt, progress, numbers)
+
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode queries: see `Encoder.encode_query`."""
+        return self._in_parts(self._encode_query, texts, self.options.query_prompt, False, numbers)
+
+    def _in_parts(
+        self,
+        encode: Callable[[list[str]], Any],
+        texts: Sequence[str],
+        prompt: str | None,
+        progress: bool,
+        numbers: Numbers,
+    ) -> NDArray[np.float32]:
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        parts = []
+        with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+            for start in range(0, len(texts), TEXTS_PER_CALL):
+                part = [f"{prompt}{text}" if prompt else text for text in texts[start : start + TEXTS_PER_CALL]]
+                places = numbers[start:] if isinstance(numbers, np.ndarray) else numbers + start
+                parts.append(self._call(encode, part, places))
+                bar.update(len(part))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _call(self, encode: Callable[[list[str]], Any], texts: list[str], numbers: Numbers) -> NDArray[np.float32]:
+        values = checked(encode(texts), len(texts), self._dim, self.name)
+        self._dim = values.shape[1]
+        return kept(values, self.options, self.name, numbers)
+
+
+class ModelEncoder:
+    """An encoder around a sentence-transformers model.
+
+    Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
+    on CPUs with native instructions): a plain BERT on the CPU without padding, others in batches of fixed shape.
+    Cosines to the exact vectors are at least 0.998. Models that cannot be run that way use their own `encode`.
+    """
+
+    def __init__(self, model: "SentenceTransformer", name: str, *, exact: bool, reopenable: bool) -> None:
+        self.name = name
+        self.reopenable = reopenable
+        self.exact = exact
+        self.own_prompts: Mapping[str, str | None] = model.prompts
+        self.options = TextOptions.of_model(self.own_prompts)
+        self._model = model.eval()
+        self._dim = _model_dim(model)
+        self._fast = None if exact else _fast(model)
+
+    @property
+    def dim(self) -> int:
+        """The width d of the vectors."""
+        if not self._dim:
+            self._dim = self._encode_plain([PROBE_TEXT], "document", "", False).shape[1]
+        return self.options.width(self._dim, self.name)
+
+    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode documents: see `Encoder.encode`."""
+        return self._run(texts, "document", self.options.document_prompt, progress, numbers)
+
+    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
+        """Encode queries: see `Encoder.encode_query`."""
+        return self._run(texts, "query", self.options.query_prompt, False, numbers)
+
+    def _run(
+        self, texts: Sequence[str], task: str, prompt: str | None, progress: bool, numbers: Numbers
+    ) -> NDArray[np.float32]:
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        if self._fast is None:
+            values = self._encode_plain(texts, task, prompt, progress)
+        else:
+            with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+                values = self._fast.encode(texts, prompt, task, bar.update)
+        return kept(checked(values, len(texts), self._dim or None, self.name), self.options, self.name, numbers)
+
+    def _encode_plain(self, texts: Sequence[str], task: str, prompt: str | None, progress: bool) -> NDArray[np.float32]:
+        encode = getattr(self._model, f"encode_{task}", self._model.encode)
+        parts = []
+        with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
+            for start in range(0, len(texts), PLAIN_TEXTS_PER_CALL):
+                part = list(texts[start : start + PLAIN_TEXTS_PER_CALL])
+                parts.append(np.asarray(encode(part, prompt=prompt, show_progress_bar=False), dtype=np.float32))
+                bar.update(len(part))
+        return np.concatenate(parts)
+
+
+def _model_dim(model: "SentenceTransformer") -> int:
+    """The width a model declares, 0 when it declares none."""
+    # Renamed in sentence-transformers 5.3, where the former name warns.
+    get = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return int(get() or 0)
+
+
+def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
+    """The model in half precision where the device has it: packed, or in batches of fixed shape, or None."""
+    import torch
+
+    from funnel.encoding.batching import BucketedModel, fast_dtype
+    from funnel.encoding.packed import PackedModel
+
+    if not BucketedModel.supports(model):
+        return None
+    dtype = fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype
+    packed = None if dtype is None else PackedModel.of(model, dtype)
+    model.to(dtype)
+    return BucketedModel(model) if packed is None else packed
+
+
+def checked(values: Any, count: int, dim: int | None, name: str) -> NDArray[Any]:
+    """What an encoder gave as an array; EncoderError unless it is [count, dim]."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, dtype=object)
+    width = "d" if dim is None else str(dim)
+    if array.ndim != 2 or array.shape[0] != count or array.shape[1] == 0 or (dim and array.shape[1] != dim):
+        raise EncoderError(
+            f"the encoder {name} gave {array.dtype} of shape {list(array.shape)} for {count} texts, "
+            f"expected numbers of shape [{count}, {width}]"
+        )
+    return array
+
+
+def kept(values: NDArray[Any], options: TextOptions, name: str, numbers: Numbers) -> NDArray[np.float32]:
+    """The dims that are kept of what an encoder gave, as unit rows; EncoderError for rows not finite or all zero."""
+    values = values[:, : options.width(values.shape[1], name)]
+    try:
+        return unit_rows(values, numbers, f"the vectors of the encoder {name}")
+    except InputError as error:
+        raise EncoderError(
+            f"{error}. The rows are the numbers of the texts; with a model, exact=True may help"
+        ) from None
+
+
+def _resolve_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r} and torch finds no CUDA here; use device='auto' or 'cpu'")
+    return device
+
+
+def _is_sentence_transformer(source: object) -> "TypeGuard[SentenceTransformer]":
+    module = sys.modules.get("sentence_transformers")  # an instance cannot have come without it
+    return module is not None and isinstance(source, module.SentenceTransformer)
+
+
+def _qualified_name(target: object) -> str:
+    owner = target if hasattr(target, "__qualname__") else type(target)
+    return f"{getattr(owner, '__module__', '?')}.{getattr(owner, '__qualname__', '?')}"

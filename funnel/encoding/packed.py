@@ -1,0 +1,332 @@
+"""BERT on the CPU without padding: texts laid end to end, so that the large products are of a few fixed shapes.
+
+Only attention looks at texts one by one, and texts of equal length are taken together there: no mask, no padded
+token. What is computed is what `transformers`' BertModel and sentence-transformers' pooling compute.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from funnel.encoding.batching import WINDOW_TEXTS, Tokenizer, chunks_of_like_length
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["PackedBert", "PackedModel"]
+
+# Attention scores held at once: 0.8 MB in bfloat16, which stays in a core's cache (51 long abstracts a second; 35 to 41
+# for whole batches, 48 for four times as many).
+SCORES_AT_A_TIME = 400_000
+BATCH_TOKENS = 2048  # measured (MiniLM, bfloat16, 2 cores)
+# Tokens of a batch are rounded up to a multiple of the second, up to so many: few shapes, little waste.
+STEPS = ((128, 8), (BATCH_TOKENS, 64))
+LONG_STEP = 512
+DTYPES = (torch.float32, torch.bfloat16)
+FOLLOWING = {"Normalize", "Dense"}  # modules after the pooling that need the pooled vector alone
+# What the own computation must agree with: texts of different lengths, one of them longer than any limit.
+PROBES = ("a", "packed rows, laid end to end", "how are texts of very different lengths encoded together? " * 80)
+AGREEMENT = 0.998  # the cosine promised of half precision
+KINDS = ("weight", "bias")
+
+Tokenize = Callable[[list[str], str | None, str], Mapping[str, Any]]
+"""Texts, prompt and task to tensors input_ids, attention_mask and maybe token_type_ids, int64 [rows, tokens]."""
+
+
+class PackedModel:
+    """A plain BERT, its tokeniser, and what follows it; on the CPU. May be called from several threads.
+
+    tokenize: texts, prompt and task to padded token ids. cls: pool by the first token, not by the mean. following:
+    modules that turn the pooled vector into the embedding.
+    """
+
+    def __init__(
+        self,
+        bert: "PackedBert",
+        tokenize: Tokenize,
+        cls: bool,
+        following: Sequence[Any] = (),
+        truncate_dim: int | None = None,
+    ) -> None:
+        self._bert = bert
+        self._tokenize = tokenize
+        self._cls = cls
+        self._following = following
+        self._truncate_dim = truncate_dim
+
+    @classmethod
+    def of(cls, model: "SentenceTransformer", dtype: torch.dtype) -> "PackedModel | None":
+        """The model packed, or None where it is of another kind or its vectors would differ from its own."""
+        if not _is_plain_bert(model) or dtype not in DTYPES:
+            return None
+        words, pooling, *following = list(model)
+        bert = _transformer(words)
+        state, config = bert.state_dict(), bert.config
+        packed = cls(
+            PackedBert(state, config.num_attention_heads, config.layer_norm_eps, dtype),
+            Tokenizer(model),
+            pooling.pooling_mode in ("cls", ("cls",)),
+            copy.deepcopy(following),  # they stay in float32
+            model.truncate_dim,
+        )
+        own = model.encode(list(PROBES), prompt="", show_progress_bar=False, convert_to_tensor=True).float()
+        found = torch.from_numpy(packed.encode(PROBES, None, "document", lambda _: None))
+        agrees = functional.cosine_similarity(own, found).min().item() >= AGREEMENT
+        return packed if agrees else None
+
+    def encode(
+        self, texts: Sequence[str], prompt: str | None, task: str, advance: Callable[[int], object]
+    ) -> NDArray[np.float32]:
+        """Encode texts: see `BucketedModel.encode`."""
+        if not len(texts):
+            raise ValueError("no texts to encode")
+        result: NDArray[np.float32] | None = None
+        for start in range(0, len(texts), WINDOW_TEXTS):
+            window = texts[start : start + WINDOW_TEXTS]
+            for numbers, groups in _batches(window, prompt, task, self._tokenize):
+                vectors = self._forward(groups, task)
+                if result is None:
+                    result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
+                result[start + numbers] = vectors
+                advance(len(numbers))
+        assert result is not None
+        return result
+
+    def _forward(self, groups: "list[_Group]", task: str) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            features = {"sentence_embedding": torch.cat([self._pooled(hidden) for hidden in self._bert(groups)])}
+            for module in self._following:
+                features = module(features)
+            vectors: NDArray[np.float32] = features["sentence_embedding"].numpy()
+        return vectors if self._truncate_dim is None else vectors[:, : self._truncate_dim]
+
+    def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, 0].float() if self._cls else hidden.mean(dim=1, dtype=torch.float32)
+
+
+class _Group:
+    """Texts of one length: token ids and types, int64 [rows, length]."""
+
+    __slots__ = ("ids", "length", "rows", "tokens", "types")
+
+    def __init__(self, ids: torch.Tensor, types: torch.Tensor) -> None:
+        self.ids, self.types = ids, types
+        self.rows, self.length = ids.shape
+        self.tokens = self.rows * self.length
+
+
+class PackedBert:
+    """The layers of a BertModel over packed rows of tokens.
+
+    state: the weights, by the names of BertModel; copied in `dtype`, laid out for oneDNN. heads: of attention. eps: of
+    the norms. Raises KeyError where a weight is missing.
+    """
+
+    def __init__(self, state: Mapping[str, torch.Tensor], heads: int, eps: float, dtype: torch.dtype) -> None:
+        self._words, self._positions, self._types = (
+            state[f"embeddings.{name}_embeddings.weight"].to(dtype) for name in ("word", "position", "token_type")
+        )
+        self._norm = _Norm(state, "embeddings.LayerNorm", eps, dtype)
+        count = len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")})
+        self._layers = [_Layer(state, f"encoder.layer.{number}", heads, eps, dtype) for number in range(count)]
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states."""
+        return self._words.shape[1]
+
+    def __call__(self, groups: list[_Group]) -> list[torch.Tensor]:
+        """The last hidden states of each group: [rows, length, hidden]."""
+        used = sum(group.tokens for group in groups)
+        parts = [self._embedded(group) for group in groups]
+        width = self.width
+        hidden = self._norm(torch.cat([*parts, self._words.new_zeros(_rounded(used) - used, width)]))
+        for layer in self._layers:
+            hidden = layer(hidden, groups)
+        split = torch.split(hidden[:used], [group.tokens for group in groups])
+        return [part.view(group.rows, group.length, width) for part, group in zip(split, groups, strict=True)]
+
+    def _embedded(self, group: _Group) -> torch.Tensor:
+        summed = functional.embedding(group.ids, self._words) + functional.embedding(group.types, self._types)
+        return (summed + self._positions[: group.length]).view(group.tokens, -1)
+
+
+class _Layer:
+    """One layer: attention and feed-forward, each followed by the residual sum and a norm (post-norm)."""
+
+    def __init__(
+        self, state: Mapping[str, torch.Tensor], name: str, heads: int, eps: float, dtype: torch.dtype
+    ) -> None:
+        self._heads = heads
+        own = f"{name}.attention.self"
+        parts = {kind: [state[f"{own}.{part}.{kind}"] for part in ("query", "key", "value")] for kind in KINDS}
+        # The scale of the scores goes into the weights of the queries: one pass less over the scores.
+        scale = (parts["bias"][0].shape[0] // heads) ** -0.5
+        weight, bias = (torch.cat([parts[kind][0] * scale, *parts[kind][1:]]) for kind in KINDS)
+        self._qkv = _Linear(weight, bias, dtype)
+        self._out, self._up, self._down = (
+            _Linear(state[f"{name}.{part}.dense.weight"], state[f"{name}.{part}.dense.bias"], dtype)
+            for part in ("attention.output", "intermediate", "output")
+        )
+        self._attention_norm = _Norm(state, f"{name}.attention.output.LayerNorm", eps, dtype)
+        self._output_norm = _Norm(state, f"{name}.output.LayerNorm", eps, dtype)
+
+    def __call__(self, hidden: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
+        qkv = self._qkv(hidden)
+        context = torch.zeros_like(hidden)
+        start = 0
+        for group in groups:
+            end = start + group.tokens
+            self._attend(qkv[start:end], group, context[start:end])
+            start = end
+        hidden = self._attention_norm(self._out.plus(context, hidden))
+        return self._output_norm(self._down.plus(self._up.gelu(hidden), hidden))
+
+    def _attend(self, qkv: torch.Tensor, group: _Group, out: torch.Tensor) -> None:
+        """Softmax attention of a group. bmm is faster here than torch's fused kernel, which wants longer texts."""
+        rows, length, heads = group.rows, group.length, self._heads
+        projected, context = qkv.view(rows, length, 3, heads, -1), out.view(rows, length, heads, -1)
+        at_a_time = max(1, SCORES_AT_A_TIME // (heads * length * length))
+        for start in range(0, rows, at_a_time):
+            part = projected[start : start + at_a_time]
+            queries, keys, values = part.permute(2, 0, 3, 1, 4).reshape(3, len(part) * heads, length, -1)
+            weights = torch.softmax(torch.bmm(queries, keys.transpose(1, 2)), dim=-1)
+            found = torch.bmm(weights, values).view(len(part), heads, length, -1)
+            context[start : start + at_a_time].copy_(found.transpose(1, 2))
+
+
+class _Norm:
+    def __init__(self, state: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype) -> None:
+        self._weight, self._bias = (state[f"{name}.{kind}"].to(dtype) for kind in KINDS)
+        self._eps = eps
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(hidden, self._weight.shape, self._weight, self._bias, self._eps)
+
+
+class _Linear:
+    """x W' + b, alone, with GELU or with a sum after it; weights laid out once where torch offers it.
+
+    The operations are those that torch's own compiler emits for linear layers on the CPU (inductor, mkldnn fusion).
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> None:
+        self._weight, self._bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
+        self._packed = _has_packed_linear(dtype)
+        if self._packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, BATCH_TOKENS)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, "none", "")
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """GELU with the error function, not its approximation by tanh."""
+        return self._run(x, "gelu", "none") if self._packed else functional.gelu(self._run(x, "none", ""))
+
+    def plus(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        if self._packed:
+            summed: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+                x, residual, self._weight, self._bias, "add"
+            )
+            return summed
+        return self._run(x, "none", "") + residual
+
+    def _run(self, x: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
+        if not self._packed:
+            return functional.linear(x, self._weight, self._bias)
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, activation, [], algorithm
+        )
+        return result
+
+
+def _has_packed_linear(dtype: torch.dtype) -> bool:
+    """Whether this torch runs its packed linear operations for the type; they are not of its public interface."""
+    if not torch.backends.mkldnn.is_available() or dtype != torch.bfloat16:  # type: ignore[no-untyped-call]
+        return False
+    try:
+        weight, x = torch.ones(8, 8, dtype=dtype), torch.ones(8, 8, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+        torch.ops.mkldnn._linear_pointwise(x, packed, weight[0], "gelu", [], "none")
+        torch.ops.mkldnn._linear_pointwise.binary(x, x, packed, weight[0], "add")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def _batches(
+    texts: Sequence[str], prompt: str | None, task: str, tokenize: Tokenize
+) -> Iterator[tuple[NDArray[np.intp], list[_Group]]]:
+    """Numbers of texts, and their tokens in groups of one length, about BATCH_TOKENS in all."""
+    order, lengths, ids, types = _tokenized(texts, prompt, task, tokenize)
+    firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    by_length = np.argsort(lengths, kind="stable")
+    for rows in _cut(by_length, lengths):
+        steps = np.flatnonzero(np.diff(lengths[rows])) + 1
+        groups = []
+        for start, end in pairwise([0, *steps.tolist(), len(rows)]):
+            at = firsts[rows[start:end], None] + np.arange(lengths[rows[start]])
+            index = torch.from_numpy(at)
+            groups.append(_Group(ids[index], types[index]))
+        yield order[rows], groups
+
+
+def _tokenized(
+    texts: Sequence[str], prompt: str | None, task: str, tokenize: Tokenize
+) -> tuple[NDArray[np.intp], NDArray[np.intp], torch.Tensor, torch.Tensor]:
+    """Numbers of texts as tokenised, tokens of each, and all ids and types end to end."""
+    chunks = list(chunks_of_like_length(texts))
+    lengths, ids, types = [], [], []
+    for numbers in chunks:
+        features = tokenize([texts[number] for number in numbers], prompt, task)
+        tokens = features["attention_mask"].bool()
+        lengths.append(tokens.sum(dim=1).numpy())
+        ids.append(features["input_ids"][tokens])
+        types.append(features["token_type_ids"][tokens] if "token_type_ids" in features else torch.zeros_like(ids[-1]))
+    return np.concatenate(chunks), np.concatenate(lengths), torch.cat(ids), torch.cat(types)
+
+
+def _cut(by_length: NDArray[np.intp], lengths: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Rows in order of length, cut where a batch is full; a text longer than a batch is a batch."""
+    ends = np.cumsum(lengths[by_length])
+    start = 0
+    while start < len(by_length):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + BATCH_TOKENS, side="right")))
+        yield by_length[start:stop]
+        start = stop
+
+
+def _rounded(tokens: int) -> int:
+    step = next((step for up_to, step in STEPS if tokens <= up_to), LONG_STEP)
+    return -(-tokens // step) * step
+
+
+def _transformer(module: Any) -> Any:
+    # Renamed in sentence-transformers 6; the former name is `auto_model`.
+    return getattr(module, "model", None) or getattr(module, "auto_model", None)
+
+
+def _is_plain_bert(model: "SentenceTransformer") -> bool:
+    """BERT as an encoder, its tokens pooled by mean or first token, then at most Normalize and Dense; on the CPU."""
+    modules = list(model)
+    kinds = [type(module).__name__ for module in modules]
+    if torch.device(model.device).type != "cpu" or kinds[:2] != ["Transformer", "Pooling"]:
+        return False
+    if getattr(modules[0], "query_expansion", None):
+        return False
+    bert = _transformer(modules[0])
+    pooling = modules[1]
+    if type(bert).__name__ != "BertModel" or not getattr(pooling, "include_prompt", True):
+        return False
+    config = bert.config
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    plain = config.hidden_act == "gelu" and not config.is_decoder and absolute
+    pooled = getattr(pooling, "pooling_mode", None) in ("mean", "cls", ("mean",), ("cls",))
+    return plain and pooled and set(kinds[2:]) <= FOLLOWING

@@ -1,0 +1,1 @@
+"""How a plan is run: one opened generation, its searcher, the cascade of stages."""

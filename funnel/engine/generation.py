@@ -1,0 +1,470 @@
+"""Opening an index: verify, map, load; make the coarse index again where its file cannot be used."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.adaptors import Adaptor
+from funnel.building.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
+from funnel.building.segment import build_coarse
+from funnel.data.documents import DocumentStore
+from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.exact import pruned_exact
+from funnel.engine.others import Others
+from funnel.engine.searcher import Searcher
+from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
+from funnel.engine.settings import check_order, check_settings
+from funnel.engine.turn import answers_alone, turn_of
+from funnel.errors import DamagedIndexError, InputError, MissingPackageError
+from funnel.filtering.segment import SegmentRows
+from funnel.planning.calibration import LARGEST_K
+from funnel.planning.records import Calibration
+from funnel.planning.updated import Updated
+from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
+from funnel.storage.arrays import map_npy
+from funnel.storage.files import REMEDY
+from funnel.storage.ids import Ids, JoinedIds
+from indexes import (
+    CoarseIndex,
+    CoarseIndexError,
+    MissingBackendError,
+    VectorStore,
+    check_placement,
+    exact_search,
+    family,
+)
+
+__all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One generation, opened.
+
+    documents: None where the index holds bare vectors. rebuilt: why the coarse index of the first segment had to be
+    made again; None where it had not. live: bool [all rows], False for those deleted; None where none were. stored: the
+    calibration as it was made, whatever was added or deleted since. lock: keeps the files of the generation.
+    """
+
+    manifest: Manifest
+    searcher: Searcher
+    documents: Documents | None
+    rebuilt: str | None
+    segments: tuple[Segment, ...] = ()
+    live: npt.NDArray[np.bool_] | None = None
+    stored: Calibration | None = None
+    lock: ReaderLock | None = None
+
+    @property
+    def rows_by_id(self) -> tuple[SegmentRows, ...]:
+        """Each segment's stored rows by what filters ask for; columns are cached under the hash of its documents."""
+        result = []
+        for segment in self.segments:
+            path = f"segments/{segment.id}/documents.sqlite"
+            key = self.manifest.files[path].sha256 if segment.documents is not None else ""
+            order = np.arange(segment.rows, dtype=np.int64) if segment.order is None else segment.order
+            result.append(SegmentRows(segment.ids, order, segment.documents, key))
+        return tuple(result)
+
+
+def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
+    """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
+    return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
+
+
+def coarse_width(manifest: Manifest) -> int:
+    """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
+    return int(str(manifest.settings.get("coarse_width", manifest.ladder[0])))
+
+
+def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
+    """1 / norm of every row's prefix at the intermediate widths, float32 [n] each; 0 for a zero prefix."""
+    norms = map_npy(segment / "norms.npy", ("float32",), 2)
+    result = {}
+    for width in widths[:-1]:
+        column = np.array(norms[:, ladder.index(width)], dtype=np.float32)
+        result[width] = torch.from_numpy(np.divide(1.0, column, out=np.zeros_like(column), where=column > 0))
+    return result
+
+
+def make_cascade(
+    coarse: CoarseIndex,
+    store: VectorStore,
+    segment: Path,
+    ladder: tuple[int, ...],
+    widths: tuple[int, ...],
+    adaptor: Adaptor | None = None,
+    *,
+    release: bool,
+    keep: bool = False,
+) -> Cascade:
+    """The parts put together.
+
+    segment: the folder of norms.npy. widths: of reranks. adaptor: that of the stored rows, where a coarse index may be
+    over the user's own. release: give mapped pages back after passes over the matrix
+    (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
+    """
+
+    coarse.place(store.device)
+
+    def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return exact_search(store, queries, k, release=release)
+
+    cascade = Cascade(
+        coarse=coarse,
+        width=coarse.dim,
+        store=store,
+        inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
+        exact=flat,
+        truth=flat,
+        turn=turn_of(adaptor) if adaptor is not None and answers_alone(coarse, store.dim) else None,
+    )
+
+    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
+        return flat(cascade.as_stored(queries), k)
+
+    norms = np.asarray(map_npy(segment / "norms.npy", ("float32",), 2))
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
+
+
+def open_generation(
+    folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None, placement: str = "auto"
+) -> Opened:
+    """Open the live generation. before: one of the same folder, whose parts need not be opened again; given back where
+    it is the live one. placement: where the vectors lie, see `VectorStore`.
+
+    Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, or InputError for the placement.
+    """
+    try:
+        check_placement(placement, device)
+    except CoarseIndexError as error:
+        raise InputError(str(error)) from error
+    manifest, lock = folder.read()
+    check_settings(manifest, folder.path)
+    if before is not None and same_generation(manifest, before.manifest):
+        return before
+    known = {} if before is None else before.manifest.files
+    unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
+    verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
+    if before is not None and before.manifest.adaptor == manifest.adaptor:
+        adaptor = before.searcher.adaptor
+    else:
+        adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
+    segments = _segments(folder, manifest, verification, adaptor, (device, placement), before)
+    live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
+    first = segments[0]
+    assert first.order is not None, "a first segment has an order"
+    settings: dict[str, Any] = dict(manifest.settings)
+    searcher = Searcher(
+        cascade=first.over(live),
+        adaptor=adaptor,
+        ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
+        order=first.order,
+        widths=rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest)),
+        others=_others(segments, live, before),
+    )
+    if searcher.adaptor.dim != manifest.d:
+        raise DamagedIndexError(
+            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
+        )
+    stored = _stored(folder, manifest, searcher, first, before)
+    searcher.calibration = None if stored is None else updated(stored, segments, live, searcher, before)
+    documents: Documents | None = None
+    if settings["documents"]:
+        simple = len(segments) == 1 and live is None
+        documents = first.documents if simple else JoinedDocuments(segments, live)
+    return Opened(manifest, searcher, documents, first.rebuilt, segments, live, stored, lock)
+
+
+def same_generation(one: Manifest, other: Manifest) -> bool:
+    """Whether both are the same generation of the same index."""
+    return (one.generation, one.created, one.files) == (other.generation, other.created, other.files)
+
+
+def _segments(
+    folder: IndexFolder,
+    manifest: Manifest,
+    verification: Verification,
+    adaptor: Adaptor,
+    place: tuple[torch.device, str],
+    before: Opened | None,
+) -> tuple[Segment, ...]:
+    known = {} if before is None else {segment.id: segment for segment in before.segments}
+    result: list[Segment] = []
+    for part in manifest.segments:
+        first = result[-1].stop if result else 0
+        segment = known.get(part.id)
+        if segment is None:
+            segment = _open_segment(folder, manifest, part, first, verification, adaptor, place)
+        result.append(segment if segment.first == first else replace(segment, first=first))
+    if not result or result[0].cascade is None:
+        raise DamagedIndexError(
+            f"generation {manifest.generation} of {folder.path} names no segment with a coarse index as its first"
+        )
+    coarse = [segment.cascade is not None for segment in result]
+    if coarse != sorted(coarse, reverse=True) or len({segment.ids.text for segment in result}) > 1:
+        raise DamagedIndexError(
+            f"the segments of {folder.path} do not belong together: those with a coarse index come first, and ids are "
+            "all texts or all numbers; build the index again"
+        )
+    return tuple(result)
+
+
+def _open_segment(
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    first: int,
+    verification: Verification,
+    adaptor: Adaptor,
+    place: tuple[torch.device, str],
+) -> Segment:
+    path = folder.path / "segments" / part.id
+    try:
+        store = VectorStore.open(path / "vectors.npy", *place)
+    except CoarseIndexError as error:
+        raise DamagedIndexError(f"{error}; build the index again") from error
+    if store.dim != manifest.d or store.n != part.rows:
+        raise DamagedIndexError(
+            f"{store.path} holds {store.n} rows of {store.dim} dims, the manifest says {part.rows} of {manifest.d}; "
+            "build the index again"
+        )
+    _guard(store, verification, f"segments/{part.id}/vectors.npy")
+    order = cascade = rebuilt = None
+    norms = f"segments/{part.id}/norms.npy"
+    if not part.details.get("exact"):
+        _require(manifest, part, "norms.npy", "order.npy")
+        if norms in verification.verifiers:  # read whole, below
+            verification.verifiers[norms].ensure(0, manifest.files[norms].size)
+        _check_norms(path / "norms.npy", part.rows, manifest.ladder)
+        order = np.asarray(map_npy(path / "order.npy", ("int64",), 1))
+        if len(order) != part.rows:
+            raise DamagedIndexError(
+                f"order.npy holds {len(order)} rows, the manifest says {part.rows}; build the index again"
+            )
+        check_order(order, part.rows, part.id)
+        settings = manifest.settings
+        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
+        widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
+        keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
+        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
+    documents = None
+    if manifest.settings["documents"]:
+        _require(manifest, part, "documents.sqlite")
+        documents = DocumentStore.open(path / "documents.sqlite")
+    ids = Ids.open(path, f"segments/{part.id}/id_offsets.npy" in manifest.files)
+    segment = Segment(part.id, first, store, ids, order, cascade, documents, rebuilt)
+    _check_agreement(segment, part.rows)
+    return segment
+
+
+def _added(others: Others, cascade: Cascade, queries: Float32) -> Float32:
+    """The best scores of queries among the rows that are searched exactly."""
+    assert others.exact is not None
+    return others.exact.search(cascade.as_stored(queries), LARGEST_K, others.live)[0]
+
+
+def _require(manifest: Manifest, part: PartEntry, *names: str) -> None:
+    for name in names:
+        if f"segments/{part.id}/{name}" not in manifest.files:
+            raise DamagedIndexError(f"segments/{part.id} has no {name}; build the index again")
+
+
+def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt.NDArray[np.int64]]:
+    """The rows that were deleted, set by set."""
+    sets = []
+    for part in manifest.tombstones:
+        rows = np.array(map_npy(folder.path / "tombstones" / f"{part.id}.npy", ("int64",), 1))
+        if rows.shape != (part.rows,):
+            raise DamagedIndexError(f"tombstones/{part.id}.npy holds {len(rows)} rows, not {part.rows}")
+        if len(rows) and (rows.min() < 0 or rows.max() >= total):
+            raise DamagedIndexError(f"tombstones/{part.id}.npy names rows {rows.min()} to {rows.max()} of {total}")
+        sets.append(rows)
+    return sets
+
+
+def _others(segments: tuple[Segment, ...], live: npt.NDArray[np.bool_] | None, before: Opened | None) -> Others | None:
+    """What lies beside the first segment; rows that are in memory already are not read again."""
+    if len(segments) == 1:
+        return None
+    coarse = tuple((segment, segment.over(live)) for segment in segments[1:] if segment.cascade is not None)
+    exact = [segment for segment in segments[1:] if segment.cascade is None]
+    if not exact:
+        return Others(coarse, None, live)
+    held = None if before is None or before.searcher.others is None else before.searcher.others.exact
+    if held is not None and before is not None:
+        old = [segment for segment in before.segments[1:] if segment.cascade is None]
+        same = [segment.id for segment in old] == [segment.id for segment in exact[: len(old)]]
+        if same and held.first == exact[0].first:
+            return Others(coarse, held.extended(exact[len(old) :]), live)
+    return Others(coarse, ExactRows.of(exact), live)
+
+
+def _stored(
+    folder: IndexFolder, manifest: Manifest, searcher: Searcher, first: Segment, before: Opened | None
+) -> Calibration | None:
+    """The calibration as it was made; anew, where the coarse index was made again since."""
+    if manifest.calibration is None:
+        return None
+    if before is not None and before.manifest.calibration == manifest.calibration and first in before.segments:
+        return before.stored
+    stored = Calibration.load(folder.path / "calibrations" / manifest.calibration)
+    _check_calibration(stored, manifest, searcher, first)
+    if first.rebuilt is None:
+        return stored
+    searcher.calibration = stored
+    return _calibrate_again(searcher, int(str(manifest.settings["seed"])))
+
+
+def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Searcher, first: Segment) -> None:
+    """Check that it is of this index, and that every plan of it can be run there. Raises DamagedIndexError."""
+    file = f"calibrations/{manifest.calibration}"
+    if stored.dim != manifest.d:
+        raise DamagedIndexError(
+            f"{file} is of {stored.dim} dims, the manifest says {manifest.d}; build the index again"
+        )
+    stored.rows = first.rows
+    largest = max(searcher.cascade.coarse.efforts(), default=0)
+    for frontier in stored.frontiers.values():
+        for plan in frontier.plans:
+            try:
+                searcher.check(plan, frontier.k)
+            except InputError as error:
+                raise DamagedIndexError(f"{file}: {error}; build the index again") from error
+            if plan.effort > largest:
+                raise DamagedIndexError(f"{file}: plan {plan}: the largest effort is {largest}; build the index again")
+
+
+def updated(
+    stored: Calibration,
+    segments: tuple[Segment, ...],
+    live: npt.NDArray[np.bool_] | None,
+    searcher: Searcher,
+    before: Opened | None,
+) -> Calibration | None:
+    """The calibration of the first segment as it holds now; None where so few rows are left that flat search is all."""
+    others, cascade = searcher.others, searcher.cascade
+    if cascade.rows < SMALLEST_PLANNED:
+        return None
+    made = stored
+    if cascade.live is not None:
+        earlier = None if before is None else before.searcher.calibration
+        made = Updated.of(stored, cascade.live, cascade.truth, earlier)
+        made.updates = f"counted again for {cascade.store.n - cascade.rows:,} of its rows that were deleted"
+    if others is None:
+        return made
+    if cascade.live is None:
+        made = replace(stored)
+    said = [made.updates] if made.updates else []
+    if others.exact_rows:
+        made.added = partial(_added, others, cascade)
+        said.append(f"{others.exact_rows:,} rows added since are searched exactly, which can only raise recall")
+    made.updates = "; ".join(said)
+    made.latencies = []  # of calls that searched the first segment alone
+    if others.coarse:
+        count = sum(cascade.rows for _, cascade in others.coarse)
+        made.void = (
+            f"{count:,} rows added since have a coarse index of their own, whose recall was not measured; run "
+            "index.compact() or funnel compact"
+        )
+    return made
+
+
+def _guard(store: VectorStore, verification: Verification, path: str) -> None:
+    verifier = verification.verifiers.get(path)
+    if verifier is None:
+        return
+    row_bytes = store.dim * store.dtype.itemsize
+    header = store.path.stat().st_size - store.nbytes
+    if store.placement == "mapped":
+        store.guard(lambda rows: verifier.ensure_rows(rows, row_bytes, header))
+    else:  # every row was read when it was copied
+        verifier.ensure(0, header + store.nbytes)
+
+
+def _coarse(
+    folder: IndexFolder,
+    manifest: Manifest,
+    part: PartEntry,
+    verification: Verification,
+    store: VectorStore,
+    adaptor: Adaptor,
+) -> tuple[CoarseIndex, str | None]:
+    """The coarse index, and why it had to be made again, if it had."""
+    name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
+    assert isinstance(settings, dict)
+    relative = f"segments/{part.id}/coarse.faiss"
+    why = verification.damaged_caches.get(relative)
+    if relative not in manifest.files:
+        why = f"{relative} is missing"
+    try:
+        installed, built_with = family(name).library(), _built_with(manifest.settings)
+    except MissingBackendError as error:
+        raise MissingPackageError(f"{folder.path} cannot be opened here: {error}") from error
+    if why is None and built_with != installed:
+        why = f"{relative} was written by {built_with}, and {installed} is installed"
+    if why is None:
+        try:
+            return family(name).load(store.path.parent / "coarse.faiss", coarse_width(manifest), settings), None
+        except CoarseIndexError as error:
+            why = str(error)
+    warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
+    seed = int(str(manifest.settings["seed"]))
+    try:
+        return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
+    except CoarseIndexError as error:
+        raise DamagedIndexError(f"{relative} cannot be made again by the settings: {error}; {REMEDY}") from error
+
+
+def _built_with(settings: Mapping[str, object]) -> str:
+    """The library that wrote the coarse index; the first indexes named the version of FAISS alone."""
+    return str(settings.get("coarse_library") or f"faiss {settings.get('faiss')}")
+
+
+def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:
+    """A graph built again is another graph: its plans are measured anew on the recorded queries."""
+    old = searcher.calibration
+    assert old is not None
+    _, queries = old.runs()
+    rows, live = np.arange(searcher.cascade.store.n), searcher.cascade.live
+    return calibrate(
+        searcher.cascade,
+        searcher.widths,
+        Certifying(None if queries is None else queries.queries, old.left_out, old.corpus_like),
+        searcher.whole_call,
+        seed,
+        progress=False,
+        given=Given.again(old, rows if live is None else np.where(live, rows, -1)),
+        storage=old.storage,
+    )
+
+
+def _check_agreement(segment: Segment, rows: int) -> None:
+    found = {"ids.npy": len(segment.ids)}
+    if segment.documents is not None:
+        found["documents.sqlite"] = segment.documents.count()
+    if segment.cascade is not None:
+        found["coarse.faiss"] = segment.cascade.coarse.ntotal
+    for name, count in found.items():
+        if count != rows:
+            raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
+
+
+def _check_norms(path: Path, rows: int, ladder: tuple[int, ...]) -> None:
+    norms = map_npy(path, ("float32",), 2)
+    if norms.shape != (rows, len(ladder)):
+        raise DamagedIndexError(
+            f"{path} holds {list(norms.shape)} norms, expected {[rows, len(ladder)]}; build the index again"
+        )
+    if norms.size and not (norms.min() >= 0.0 and norms.max() < np.inf):
+        raise DamagedIndexError(f"{path} holds norms that are negative or not finite; build the index again")

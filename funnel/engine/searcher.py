@@ -1,0 +1,385 @@
+"""From the user's vectors to ids: checks, adapts, plans, runs. What index, calibration and bench all call."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Concatenate, ParamSpec, TypeGuard, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.adaptors import Adaptor
+from funnel.budget import Budget
+from funnel.building.calibrate import SMALLEST_PLANNED
+from funnel.checks import checked_name
+from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
+from funnel.engine.deadline import Deadline
+from funnel.engine.depth import Kept
+from funnel.engine.exact import filled_up, filled_up_until, pruning_of
+from funnel.engine.measured import MeasuredStep, measure_steps
+from funnel.engine.others import Others
+from funnel.engine.steps import Found, run_until
+from funnel.engine.workers import workers
+from funnel.errors import BudgetError, InputError
+from funnel.plan import FLAT, Plan
+from funnel.planning.calibration import Run
+from funnel.planning.certificate import Certificate
+from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
+from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.planner import Choice, Planner
+from funnel.planning.records import Calibration
+from funnel.planning.remembered import Remembered
+from funnel.planning.truncation import step_recalls
+from funnel.planning.windows import Held, held_ms
+from funnel.rows import unit_rows
+from funnel.storage.ids import Ids, JoinedIds
+from indexes import Pruning
+
+__all__ = ["Searcher"]
+
+Measured = TypeVar("Measured")
+Asked = ParamSpec("Asked")
+
+SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
+ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
+COMPARED_AT_A_TIME = 256  # queries whose lengths are looked at together on one worker
+ROUNDING = 5e-7  # of squared lengths of rows that were scaled to unit length in float32; scores move by half of it
+SECONDS_PER_LATENCY = 0.4  # a 95th percentile rests on as many calls as fit, up to 64
+
+
+class Searcher:
+    """One opened index, ready to answer vectors.
+
+    cascade: of the first segment, over its live rows. order: its stored row -> input position. widths: of reranks, the
+    last is d. calibration: None while one is being made. others: the segments beside the first; None where there are
+    none, and then ids are those of the first.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        adaptor: Adaptor,
+        ids: Ids | JoinedIds,
+        order: npt.NDArray[np.int64],
+        widths: tuple[int, ...],
+        calibration: Calibration | None = None,
+        others: Others | None = None,
+    ) -> None:
+        self.others = others
+        self.cascade = cascade
+        self.adaptor = adaptor
+        self.ids = ids
+        self.widths = widths
+        self.calibration = calibration
+        self.order: npt.NDArray[np.int64] = np.asarray(
+            order
+        )  # a view without the subclass of a map, whose indexing is slow
+        self._planner: Planner | None = None
+        latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
+        self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
+        self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
+
+    @property
+    def dim(self) -> int:
+        """The full width d."""
+        return self.cascade.store.dim
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are that were not deleted."""
+        return self.cascade.rows + (0 if self.others is None else self.others.rows)
+
+    @property
+    def why_flat(self) -> str:
+        """Why flat search serves every budget, where nothing is calibrated."""
+        if self.others is None or self.rows < SMALLEST_PLANNED:
+            return "the index is small enough for flat search"
+        return (
+            f"of the rows that are planned for {self.cascade.rows:,} are left, too few to measure, and "
+            f"{self.others.rows:,} were added since: index.compact() or funnel compact plans for all of them"
+        )
+
+    def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
+        """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
+
+        Raises InputError for another width, and for NaN, infinite or zero rows (named).
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(
+                f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
+                f"as the index holds vectors of {self.dim} dims"
+            )
+        as_they_are = self.cascade.turn is not None  # the user's own space is searched
+        if as_they_are and _are_unit_rows(queries):
+            return queries
+        few = len(queries) < 2 * ADAPTED_AT_A_TIME
+        if len(queries) == 1 or (few and as_they_are):
+            return self._adapted(unit_rows(queries, 0, "queries"))
+        checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
+        adapted = np.empty(queries.shape, dtype=np.float32)
+        size = min(ADAPTED_AT_A_TIME, max(FEWEST_ADAPTED, -(-len(queries) // workers().count)))
+
+        def piece(start: int) -> None:
+            part, out = checked[start : start + size], adapted[start : start + size]
+            rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries", out)
+            if not as_they_are:
+                out[...] = self._adapted(rows)
+
+        workers().run(piece, range(0, len(queries), size))
+        return adapted
+
+    def _adapted(self, rows: Float32) -> Float32:
+        """Unit rows of the user's as the cascade takes them: as they are where it searches the user's own space."""
+        if self.cascade.turn is not None:
+            return rows
+        return np.ascontiguousarray(self.adaptor.unit_transform(rows))
+
+    def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+        """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
+        scores, positions, _ = self.traced(prepared, plan, k)
+        return scores, positions
+
+    def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
+        """As `run`, and from where in the coarse shortlist the hits of the first segment came."""
+        scores, rows, kept = self.cascade.traced(prepared, plan, k)
+        scores, rows = filled_up(self.cascade, prepared, plan, k, scores, rows)
+        found = scores, self._positions(rows)
+        if self.others is not None:
+            found = self.others.join(self.cascade, prepared, plan, k, found)
+        return *found, kept
+
+    def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
+        """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
+        scores, rows = self.cascade.truth(prepared, k)
+        found = scores, self._positions(rows)
+        return found if self.others is None else self.others.truth(self.cascade, prepared, k, found)
+
+    def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
+        """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
+        found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
+        found = filled_up_until(self.cascade, prepared, plan, k, deadline, found)
+        found = replace(found, rows=self._positions(found.rows))
+        return (
+            found if self.others is None else self.others.join_until(self.cascade, prepared, plan, k, deadline, found)
+        )
+
+    def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
+        """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""
+        return self.measured(FLAT, k, batch_class(n_queries)).p95 if plan.is_flat else 0.0
+
+    def _positions(self, rows: Int64) -> Int64:
+        positions: Int64 = self.order[rows]
+        return np.where(rows < 0, -1, positions) if some_missing(rows) else positions
+
+    def search(self, queries: npt.NDArray[np.generic], plan: Plan, k: int) -> tuple[npt.NDArray[np.object_], Float32]:
+        """ids [n, k] and scores float32 [n, k]: one whole call."""
+        scores, positions = self.run(self.prepare(queries), plan, k)
+        return self.ids.at(positions), scores
+
+    @property
+    def planner(self) -> Planner:
+        """The planner, with costs measured again where the machine is another one."""
+        if self._planner is None:
+            if self.calibration is None:
+                raise InputError("this index has no calibration")
+            self._planner = Planner(
+                self.calibration,
+                self._costs(self.calibration),
+                _without_cycle(self, Searcher.latency),
+                _without_cycle(self, Searcher.hold),
+            )
+        return self._planner
+
+    def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
+        """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
+        if self.calibration is not None:
+            choice = self.planner.choose(budget, k, n_queries, beside_ms)
+            return replace(choice, plan=self.as_run(choice.plan))
+        batch = batch_class(n_queries)
+        if budget.latency_ms is not None and not self._flat.within(FLAT, k, batch, budget.latency_ms - beside_ms):
+            raise BudgetError(
+                f"no plan answers within {budget.latency_ms - beside_ms:.3g} ms: {self.why_flat}; flat search "
+                f"takes {self._flat.said(FLAT, k, batch)} for a call of {batch}. Allow more time"
+            )
+        return Choice(FLAT, _exact_certificate(budget, k, self.why_flat))
+
+    def as_run(self, plan: Plan) -> Plan:
+        """The plan without an exact step, where the coarse index leaves none to do."""
+        return plan.answering_alone() if self.cascade.alone else plan
+
+    def check(self, plan: Plan, k: int) -> None:
+        """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
+        plan.check(self.widths)
+        if plan.is_flat:
+            return
+        largest = self.cascade.coarse.largest_shortlist(plan.effort)
+        if plan.shortlist > largest:
+            raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
+        if plan.survivors < k:
+            raise InputError(f"plan {plan} keeps {plan.survivors} candidates for full width, fewer than k={k}")
+
+    def estimate(self, plan: Plan, k: int) -> float:
+        """Mean recall@k of a plan on the calibration queries; NaN where it is not among those on record for k."""
+        if plan.is_flat:
+            return self.flat_recall(k)
+        return math.nan if self.calibration is None else self.planner.mean_recall(plan, k)
+
+    def flat_recall(self, k: int) -> float:
+        """Mean recall@k of flat search: 1 where it is exact, else what storage leaves of the rows as given."""
+        return 1.0 if self.calibration is None else self.calibration.flat_recall(k)
+
+    def latency(self, plan: Plan, k: int, batch: int) -> Latency:
+        """Run whole calls of `batch` queries and time them. Milliseconds."""
+        times = times_ms(_Timed(self, self.sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
+        return Latency(float(np.median(times)), float(np.percentile(times, 95)))
+
+    def hold(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held:
+        """What can be promised of whole calls of `batch` queries, by one caller and by two at once: see `held_ms`."""
+        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch), allowed)
+
+    def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
+        """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
+        key = (plan, k, plan.reranked)  # which is no part of a plan's value, and adds a step
+        found = self._step_recalls.get(key)
+        if found is None:
+            found = self._step_recalls[key] = self._recalls_after(plan, k)
+        return found
+
+    def _recalls_after(self, plan: Plan, k: int) -> tuple[float, ...]:
+        if plan.is_flat or self.calibration is None:
+            return (1.0 if plan.is_flat else math.nan,) * plan.steps
+        return step_recalls(self.calibration, plan, k)
+
+    def sample_queries(self) -> Float32:
+        """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
+        if self.calibration is None:
+            return self.cascade.as_asked(self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy())
+        return self.calibration.run().queries
+
+    def measure_steps(self, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:
+        """The plan run step by step: see `funnel.engine.measured`."""
+        if self.calibration is not None and k <= self.calibration.depth:
+            return measure_steps(self.cascade, self.calibration.run(), plan, k, batch)
+        queries = self.sample_queries()
+        truth, _ = self.cascade.truth(queries, k)
+        own, none = np.full(len(queries), -1, dtype=np.int64), np.empty((0, 0))
+        run = Run(queries, own, truth, self.widths, none.astype(np.int32), none.astype(np.float32), {})
+        return measure_steps(self.cascade, run, plan, k, batch)
+
+    def pruning(self, k: int, batch: int) -> Pruning | None:
+        """How FLAT is run for calls of `batch` queries; None: every row at full width."""
+        return pruning_of(self.cascade, self.sample_queries(), k, batch)
+
+    def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
+        """Predicted milliseconds of each step of a plan; None without a calibration."""
+        if self.calibration is None:
+            return None
+        return self.planner.costs.stages(plan, batch, self.dim)
+
+    def measured(self, plan: Plan, k: int, batch: int) -> Latency:
+        """As `latency`, remembered where there is a planner to remember it."""
+        return (self._flat if self.calibration is None else self.planner.latencies).of(plan, k, batch)
+
+    def held(self, plan: Plan, k: int, batch: int) -> Held | None:
+        """As `hold`, remembered."""
+        return (self._flat if self.calibration is None else self.planner.latencies).held(plan, k, batch)
+
+    def whole_call(self, adapted: Float32, plan: Plan, k: int) -> object:
+        """As `search`, on queries that are adapted already: they are adapted once more, for the time it takes."""
+        self.prepare(adapted)
+        scores, positions = self.run(adapted, plan, k)
+        return self.ids.at(positions), scores
+
+    def _costs(self, calibration: Calibration) -> Costs:
+        if calibration.costs.machine == fingerprint(self.cascade.store.device, self.cascade.store.placement):
+            return calibration.costs
+        corpus, queries = calibration.runs()
+        timed = queries or corpus
+        return measure_costs(self.cascade, timed.queries, corpus.efforts, self.widths, self.whole_call)
+
+
+def _are_unit_rows(queries: npt.NDArray[np.generic]) -> TypeGuard[Float32]:
+    """Whether rows [n, d] can be searched as they are, without a copy."""
+    if queries.dtype != np.float32 or not queries.flags.c_contiguous:
+        return False
+    rows: Float32 = np.asarray(queries, dtype=np.float32)
+    if len(rows) == 1:
+        return abs(float(np.vdot(rows, rows)) - 1.0) <= ROUNDING  # NaN is not
+    unit = [True]
+
+    def piece(start: int) -> None:
+        part = rows[start : start + COMPARED_AT_A_TIME]
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.einsum("ij,ij->i", part, part)
+        if not (np.abs(lengths - 1.0) <= ROUNDING).all():
+            unit[0] = False
+
+    piece(0)  # most batches that are not show it in their first rows
+    if unit[0] and len(rows) > COMPARED_AT_A_TIME:
+        workers().run(piece, range(COMPARED_AT_A_TIME, len(rows), COMPARED_AT_A_TIME))
+    return unit[0]
+
+
+class _Timed:
+    """Calls number 0, 1, … of one plan, each on the next of the queries, which come round when all were used."""
+
+    def __init__(self, searcher: Searcher, adapted: Float32, plan: Plan, k: int, batch: int) -> None:
+        self._queries = np.resize(adapted, (max(batch, len(adapted)), adapted.shape[1]))
+        self._batches = len(self._queries) // batch
+        self._searcher, self._plan, self._k, self._batch = searcher, plan, k, batch
+
+    def __call__(self, number: int) -> object:
+        start = number % self._batches * self._batch
+        return self._searcher.whole_call(self._queries[start : start + self._batch], self._plan, self._k)
+
+
+def _without_cycle(
+    searcher: Searcher, measure: Callable[Concatenate[Searcher, Asked], Measured]
+) -> Callable[Asked, Measured]:
+    """A searcher's measure for what it holds: were they to hold each other, the coarse index would outlive its use."""
+    reference = weakref.ref(searcher)
+
+    def call(*asked: Asked.args, **named: Asked.kwargs) -> Measured:
+        alive = reference()
+        assert alive is not None, "a planner is asked through its searcher"
+        return measure(alive, *asked, **named)
+
+    return call
+
+
+def _exact_certificate(budget: Budget, k: int, why: str) -> Certificate:
+    return Certificate(
+        recall=budget.recall,
+        k=k,
+        delta=budget.delta,
+        certified=True,
+        estimate=1.0,
+        lower_bound=1.0,
+        n_queries=0,
+        query_kind="none",
+        date="",
+        machine="",
+        note=f"exact: {why}",
+        share=budget.share,
+        mean_recall=1.0,
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device: "auto" is CUDA where there is any, else the CPU. InputError for one that is not there."""
+    checked_name("device", name)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
+        raise InputError(f"device is {name!r}, but torch finds {found or 'no'} CUDA device here; use auto or cpu")
+    return device

@@ -1,0 +1,233 @@
+"""Segments: the immutable parts in which rows lie. A fresh build is one; what is added later lies in further ones.
+
+Rows are numbered through: those of a segment follow those of the segments before it. A segment with a coarse index is
+searched under the plan; the rows of segments without one are held together in memory and searched exactly. Segments
+with a coarse index come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from funnel.data.documents import Document, DocumentStore
+from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.exact import over_live
+from funnel.errors import DamagedIndexError
+from funnel.storage.ids import Ids
+from indexes import VectorStore
+
+__all__ = ["Documents", "ExactRows", "JoinedDocuments", "Segment", "best_of", "live_positions", "live_rows"]
+
+Live = npt.NDArray[np.bool_]
+# Products at a time of an exact search: 16 MB as float32.
+CELLS_AT_A_TIME = 4_000_000
+# From so many rows on ids are looked up in the documents' own table, which is on disk, and not in memory.
+LARGE = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One opened segment, with all of its rows, deleted or not.
+
+    first: the number of its first row. order: stored row -> input position, both inside the segment; None where they
+    are equal. cascade: None where the rows are searched exactly. documents: None where the index holds bare vectors.
+    rebuilt: why its coarse index had to be made again; None where it had not.
+    """
+
+    id: str
+    first: int
+    store: VectorStore
+    ids: Ids
+    order: Int64 | None
+    cascade: Cascade | None
+    documents: DocumentStore | None
+    rebuilt: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self.store.n
+
+    @property
+    def stop(self) -> int:
+        """The number after that of its last row."""
+        return self.first + self.store.n
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.store.path.parent
+
+    @cached_property
+    def stored(self) -> npt.NDArray[np.int32] | None:
+        """Input position -> stored row, both inside the segment; None where they are equal."""
+        if self.order is None:
+            return None
+        rows = np.empty(self.rows, dtype=np.int32)
+        rows[self.order] = np.arange(self.rows, dtype=np.int32)
+        return rows
+
+    def find(self, ids: Sequence[str] | Sequence[int]) -> Int64:
+        """The row numbers int64 [len(ids)] of ids, -1 where an id is not in this segment."""
+        if self.documents is not None and self.rows >= LARGE:
+            known = self.documents.find_all(ids)
+            positions = np.array([known.get(one, -1) for one in ids], dtype=np.int64)
+        else:
+            positions = self.ids.find(ids)
+        rows = positions if self.stored is None else np.where(positions < 0, -1, self.stored[positions])
+        return np.where(positions < 0, -1, rows + self.first)
+
+    def positions(self, rows: Int64) -> Int64:
+        """Input positions, counted through the segments, of stored rows inside this one; -1 stays -1."""
+        inside = rows if self.order is None else np.asarray(self.order)[rows]
+        return np.where(rows < 0, -1, inside + self.first)
+
+    def over(self, live: Live | None) -> Cascade:
+        """Its cascade over the live rows alone. live: bool [all rows of the index]; None: every row is."""
+        assert self.cascade is not None, "a segment searched exactly has no cascade"
+        mine = None if live is None else live[self.first : self.stop]
+        return over_live(self.cascade, None if mine is None or mine.all() else mine)
+
+
+def live_rows(total: int, deleted: Sequence[Int64]) -> Live | None:
+    """bool [total], False for what was deleted; None where nothing was."""
+    if not any(len(part) for part in deleted):
+        return None
+    live = np.ones(total, dtype=np.bool_)
+    for part in deleted:
+        live[part] = False
+    return live
+
+
+def check_finite(finite: bool, segment: Segment) -> None:
+    """Raises DamagedIndexError where rows of a segment are not finite: they would hide others, or be copied."""
+    if not finite:
+        raise DamagedIndexError(f"{segment.store.path} holds values that are not finite; build the index again")
+
+
+@dataclass(frozen=True, eq=False)
+class ExactRows:
+    """The rows of all segments without a coarse index, float32 [m, d] on the index's device.
+
+    first: the number of the first of them, which is its input position as well. buffer: has room for more behind them,
+    which whoever adds rows fills: those who hold the rows before never look there.
+    """
+
+    first: int
+    count: int
+    buffer: torch.Tensor
+    used: list[int] = field(default_factory=lambda: [0])
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> ExactRows:
+        """The rows of these segments, which follow each other."""
+        store = segments[0].store
+        empty = torch.empty((0, store.dim), device=store.device)
+        return cls(segments[0].first, 0, empty).extended(segments)
+
+    def extended(self, segments: Sequence[Segment]) -> ExactRows:
+        """These rows and those of the segments behind them."""
+        count = self.count + sum(segment.rows for segment in segments)
+        buffer, used = self.buffer, self.used
+        if used[0] != self.count or len(buffer) < count:  # no room, or taken by another
+            buffer = torch.empty((max(64, 2 * count), self.buffer.shape[1]), device=self.buffer.device)
+            buffer[: self.count] = self.buffer[: self.count]
+            used = [self.count]
+        for segment in segments:
+            rows = segment.store.block(0, segment.rows)
+            check_finite(bool(torch.isfinite(rows).all()), segment)
+            buffer[used[0] : used[0] + segment.rows] = rows
+            used[0] += segment.rows
+        return replace(self, count=count, buffer=buffer, used=used)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.buffer.nbytes)
+
+    def search(self, queries: Float32, k: int, live: Live | None) -> tuple[Float32, Int64]:
+        """The best k: scores float32 [n, k], falling, and row numbers int64 [n, k]; fewer columns where rows are fewer.
+
+        queries: as rows are stored. live: bool [all rows of the index]; None: every row is.
+        """
+        matrix = self.buffer[: self.count]
+        deleted = None
+        if live is not None:
+            deleted = torch.from_numpy(np.flatnonzero(~live[self.first : self.first + self.count])).to(matrix.device)
+        at_a_time = max(1, CELLS_AT_A_TIME // max(1, self.count))
+        parts = []
+        with torch.inference_mode():
+            asked = torch.from_numpy(queries).to(matrix.device)
+            for start in range(0, len(queries), at_a_time):
+                products = asked[start : start + at_a_time] @ matrix.T
+                if deleted is not None and len(deleted):
+                    products[:, deleted] = -torch.inf
+                parts.append(torch.topk(products, min(k, self.count), dim=1))
+            scores = torch.cat([part.values for part in parts]).cpu().numpy()
+            rows = torch.cat([part.indices for part in parts]).cpu().numpy() + self.first
+        return scores, np.where(np.isneginf(scores), -1, rows)
+
+
+def best_of(answers: Sequence[tuple[Float32, Int64]], k: int) -> tuple[Float32, Int64]:
+    """The best k of several answers [n, any]: scores falling, with -inf and -1 at the end where there are fewer."""
+    scores = np.concatenate([found for found, _ in answers], axis=1)
+    rows = np.concatenate([found for _, found in answers], axis=1)
+    if scores.shape[1] < k:
+        lacking = ((0, 0), (0, k - scores.shape[1]))
+        scores = np.pad(scores, lacking, constant_values=-np.inf)
+        rows = np.pad(rows, lacking, constant_values=-1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+class JoinedDocuments:
+    """The documents of several segments, by positions counted through them; those deleted are left out of `ids`."""
+
+    def __init__(self, segments: Sequence[Segment], live: Live | None) -> None:
+        self.segments: tuple[Segment, ...] = tuple(segments)
+        self._firsts = [segment.first for segment in segments]
+        self._live = live
+
+    def get(self, positions: Sequence[int] | npt.NDArray[np.integer]) -> list[Document]:
+        """The documents at these positions, in the order asked: see `DocumentStore.get`."""
+        asked = np.asarray(positions, dtype=np.int64)
+        numbers = np.searchsorted(self._firsts, asked, "right") - 1
+        result: list[Document | None] = [None] * len(asked)
+        for number in np.unique(numbers).tolist():
+            segment = self.segments[number]
+            mine = np.flatnonzero(numbers == number)
+            assert segment.documents is not None
+            for place, document in zip(mine, segment.documents.get(asked[mine] - segment.first), strict=True):
+                result[place] = document
+        return [document for document in result if document is not None]
+
+    def count(self) -> int:
+        """How many there are, deleted ones among them."""
+        return self.segments[-1].stop
+
+    def ids(self) -> Iterator[str | int]:
+        """Every id that was not deleted in order of position, streamed."""
+        for segment in self.segments:
+            assert segment.documents is not None
+            live = live_positions(segment, self._live)
+            for position, one in enumerate(segment.documents.ids()):
+                if live is None or live[position]:
+                    yield one
+
+
+Documents = DocumentStore | JoinedDocuments
+
+
+def live_positions(segment: Segment, live: Live | None) -> Live | None:
+    """bool [rows of the segment], by input position inside it: what was not deleted; None: everything."""
+    if live is None:
+        return None
+    mine = live[segment.first : segment.stop]
+    return mine if segment.stored is None else mine[segment.stored]

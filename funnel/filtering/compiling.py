@@ -1,0 +1,128 @@
+"""From a condition to SQL over the tables of a column cache. Every literal is bound; names come from a catalogue.
+
+A column is a table of its own, with one cell for each kind of value: `number`, `text` and `boolean` (0 or 1), and
+`present`, 1 where the document has the field and it is not null. A literal is compared with the cell of its own kind
+alone, so that a value of another kind is as unknown as a missing one: neither a test nor its NOT holds. A text that is
+a number as it is written, such as "2020", fills both cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from funnel.errors import InputError
+from funnel.filtering.expression import (
+    And,
+    Between,
+    Comparison,
+    Condition,
+    In,
+    IsNull,
+    Like,
+    Not,
+    Or,
+    Test,
+    each_test,
+)
+from funnel.filtering.like import NAME
+from funnel.filtering.parser import kind_of
+from funnel.filtering.tokens import Literal
+
+__all__ = ["KINDS", "Statement", "compiled", "indexable"]
+
+KINDS = ("number", "text", "boolean")
+MOST_JOINED = 64  # tables: SQLite's limit, which no setting raises; more columns are looked up row by row
+MOST_PATTERN_BYTES = 50_000  # SQLite's default limit
+ZERO = "\0"  # where SQLite's LIKE stops reading
+ALL_ROWS = "positions"  # the table of every position, for conditions that need no column
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL that selects positions, and what is bound to its question marks."""
+
+    sql: str
+    parameters: tuple[Literal, ...]
+
+
+def compiled(condition: Condition, tables: Mapping[str, str]) -> Statement:
+    """The statement for a condition. tables: column -> table; a column without one is null in every row."""
+    used = sorted({tables[test.column.name] for test in each_test(condition) if test.column.name in tables})
+    cells = {name: f"{table}.{{}}" for name, table in tables.items()}
+    if len(used) > MOST_JOINED:
+        cells = {
+            name: f"(SELECT {{}} FROM {table} WHERE {table}.position = {ALL_ROWS}.position)"
+            for name, table in tables.items()
+        }
+        used = []
+    first, *others = used or [ALL_ROWS]
+    joins = "".join(f" JOIN {other} ON {other}.position = {first}.position" for other in others)
+    parameters: list[Literal] = []
+    where = _sql(condition, cells, parameters)
+    return Statement(f"SELECT {first}.position FROM {first}{joins} WHERE {where}", tuple(parameters))
+
+
+def indexable(condition: Condition) -> set[tuple[str, str]]:
+    """Column and cell of every test that an index answers: equality and ranges, where they are not negated."""
+    wanted = set()
+    for test in each_test(condition):
+        if isinstance(test, Comparison) and test.operator != "<>":
+            wanted.add((test.column.name, kind_of(test.value)))
+        elif isinstance(test, In) and not test.negated:
+            wanted.add((test.column.name, kind_of(test.values[0])))
+        elif isinstance(test, Between) and not test.negated:
+            wanted.add((test.column.name, kind_of(test.low)))
+    return wanted
+
+
+def _sql(condition: Condition, tables: Mapping[str, str], parameters: list[Literal]) -> str:
+    if isinstance(condition, Not):
+        return f"NOT {_inside(condition.of, And | Or, tables, parameters)}"
+    if isinstance(condition, Test):
+        return _test(condition, tables.get(condition.column.name), parameters)
+    joint, wrapped = (" AND ", And | Or) if isinstance(condition, And) else (" OR ", Or)
+    return joint.join(_inside(part, wrapped, tables, parameters) for part in condition.parts)
+
+
+def _inside(part: Condition, wrapped: Any, tables: Mapping[str, str], parameters: list[Literal]) -> str:
+    """A part in parentheses only where precedence asks for them: SQLite's parser takes few within each other."""
+    sql = _sql(part, tables, parameters)
+    return f"({sql})" if isinstance(part, wrapped) else sql
+
+
+def _test(test: Test, table: str | None, parameters: list[Literal]) -> str:
+    negated = "" if not getattr(test, "negated", False) else "NOT "
+    if isinstance(test, IsNull):
+        return f"{_cell(table, 'present')} IS {negated}NULL"
+    if isinstance(test, Comparison):
+        parameters.append(test.value)
+        return f"{_cell(table, kind_of(test.value))} {test.operator} ?"
+    if isinstance(test, In):
+        parameters.extend(test.values)
+        return f"{_cell(table, kind_of(test.values[0]))} {negated}IN ({', '.join('?' * len(test.values))})"
+    if isinstance(test, Between):
+        parameters.extend((test.low, test.high))
+        return f"{_cell(table, kind_of(test.low))} {negated}BETWEEN ? AND ?"
+    return _like(test, table, negated, parameters)
+
+
+def _like(test: Like, table: str | None, negated: str, parameters: list[Literal]) -> str:
+    cell = _cell(table, "text")
+    if len(test.pattern.encode()) > MOST_PATTERN_BYTES:
+        raise InputError(
+            f"a LIKE pattern has {len(test.pattern):,} characters; give at most {MOST_PATTERN_BYTES:,} bytes"
+        )
+    ours = f"{NAME}({cell}, ?, {'NULL' if test.escape is None else '?'})"
+    escape = [] if test.escape is None else [test.escape]
+    parameters += [test.pattern, *escape]
+    if ZERO in test.pattern:
+        return f"{negated}{ours}"
+    parameters += [test.pattern, *escape]
+    like = f"{cell} LIKE ?{' ESCAPE ?' if escape else ''}"
+    return f"{negated}CASE WHEN instr({cell}, char(0)) THEN {ours} ELSE {like} END"
+
+
+def _cell(table: str | None, name: str) -> str:
+    return "NULL" if table is None else table.format(name)

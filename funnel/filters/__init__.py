@@ -1,1 +1,0 @@
-"""Filters: conditions over metadata, run in SQLite over a side cache of its columns."""
