@@ -16,14 +16,12 @@ import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, Qrels, choose_adaptor, fit_adaptor
-from funnel.adaptors.heldout import HeldOutRows
-from funnel.adaptors.neighbours import nearest
+from funnel.adaptors.sampling import HeldOutRows, nearest
 from funnel.building.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 from funnel.data.corpus import open_corpus
 from funnel.data.queries import read_qrels
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
-from funnel.reports.adaptors import shares_plot
-from funnel.reports.judged import JudgedSet, SetFigures, mean_shares, measure
+from funnel.reports.adaptors import JudgedSet, SetFigures, mean_shares, measure, shares_plot
 from funnel.reports.tables import Column, text_table
 
 __all__ = ["adaptors"]

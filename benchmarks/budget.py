@@ -19,9 +19,8 @@ from funnel import FunnelIndex
 from funnel.adaptors import OrthogonalAdaptor
 from funnel.engine.rerank import best, carry_on
 from funnel.reports.bench import BenchQueries, bench
-from funnel.reports.results import Results
-from funnel.reports.tables import Column, comparison_rows, microseconds, text_table, times
-from funnel.reports.write import write_results
+from funnel.reports.pages import write_results
+from funnel.reports.tables import Column, Results, comparison_rows, microseconds, text_table, times
 
 __all__ = ["budget"]
 

@@ -21,7 +21,7 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.texts import lines_of
 from funnel import FunnelIndex, Plan
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
-from funnel.engine.depth import Kept, depths
+from funnel.engine.rerank import Kept, depths
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import running_interval
 from funnel.monitoring.drift import RANKS, Drift

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import Target, data_folder, report
-from funnel.encoding.batching import fast_dtype
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import load_model
+from funnel.encoding.packed import fast_dtype
 from funnel.rows import unit_rows
 
 __all__ = ["encoding"]

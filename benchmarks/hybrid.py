@@ -20,7 +20,7 @@ from funnel.data.corpus import open_corpus
 from funnel.data.documents import Document
 from funnel.data.queries import open_queries, read_qrels
 from funnel.engine.hybrid import DEFAULT_WEIGHT, DEPTH, Lexical, Ranking, fuse
-from funnel.reports.metrics import ranking_metrics
+from funnel.reports.bench import ranking_metrics
 from funnel.reports.tables import Column, text_table
 
 __all__ = ["hybrid"]

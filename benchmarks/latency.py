@@ -15,7 +15,7 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import BudgetError, FunnelIndex
 from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.windows import CALLERS, window_p95s
-from funnel.reports.metrics import recall_at_k
+from funnel.reports.bench import recall_at_k
 
 __all__ = ["latency"]
 

@@ -12,7 +12,7 @@ from benchmarks.common import Target, data_folder, report
 from funnel import FunnelIndex
 from funnel.data.queries import open_queries, read_qrels
 from funnel.reports.bench import BenchQueries, bench
-from funnel.reports.write import write_results
+from funnel.reports.pages import write_results
 
 __all__ = ["scifact"]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from benchmarks.common import Target, data_folder, report
 from funnel import FunnelIndex
 from funnel.reports.bench import BenchQueries, bench
-from funnel.reports.write import write_results
+from funnel.reports.pages import write_results
 
 __all__ = ["lines_of", "texts", "wordllama_encoder"]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from reprlib import repr as shown
@@ -13,8 +14,16 @@ import numpy as np
 
 from funnel.errors import InputError
 
-__all__ = ["LARGEST_SEED", "checked_flag", "checked_flags", "checked_name", "checked_number", "checked_path",
-           "checked_seed", "checked_whole"]  # fmt: skip
+__all__ = [
+    "checked_flag",
+    "checked_flags",
+    "checked_name",
+    "checked_number",
+    "checked_path",
+    "checked_seed",
+    "checked_whole",
+    "checked_widths",
+]
 
 LARGEST_SEED = 2**32 - 1  # what the generators of numpy, torch and FAISS all take, with what is added for each draw
 
@@ -71,3 +80,19 @@ def checked_path(name: str, value: Any) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{name} is {shown(value)}; expected the path of a file or folder")
     return Path(text)
+
+
+def checked_widths(dims: Sequence[int], dim: int | None = None) -> tuple[int, ...]:
+    """The user's widths.
+
+    Raises InputError unless they are whole numbers that rise from 1, and end at or below dim where that is given.
+    """
+    ordered = isinstance(dims, Sequence) or (isinstance(dims, np.ndarray) and dims.ndim == 1)
+    widths = tuple(dims) if ordered and not isinstance(dims, str | bytes) else ()
+    if not widths or not all(isinstance(width, int | np.integer) and not isinstance(width, bool) for width in widths):
+        raise InputError(f"dims is {shown(dims)}; expected rising whole numbers such as 64,128,256")
+    rise = widths[0] >= 1 and all(a < b for a, b in itertools.pairwise(widths))
+    if not rise or (dim is not None and widths[-1] > dim):
+        reach = "" if dim is None else f" to {dim}, the width of the vectors"
+        raise InputError(f"dims is {shown(list(widths))}; expected rising widths from 1{reach}")
+    return tuple(int(width) for width in widths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from funnel.engine.measured import MeasuredStep
+from funnel.engine.steps import MeasuredStep
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.windows import Held

@@ -22,14 +22,12 @@ from funnel.building.queries import QrelsSource
 from funnel.building.tune import tune_index
 from funnel.building.updates import Updates
 from funnel.checks import checked_flag, checked_flags, checked_name
-from funnel.data.columns import Columns
-from funnel.data.corpus import CorpusSource, open_corpus
+from funnel.data.corpus import Columns, CorpusSource, open_corpus
 from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder, EncoderSource, check_source
 from funnel.encoding.prompts import TextOptions
 from funnel.encoding.query_encoder import QueryEncoder, build_encoder
-from funnel.engine.explain import explain_budget
-from funnel.engine.filtered_explain import explain_filtered
+from funnel.engine.explain import explain_budget, explain_filtered
 from funnel.engine.generation import Opened, coarse_width, open_generation
 from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.searcher import Searcher, device_of
@@ -41,8 +39,7 @@ from funnel.plan import Plan
 from funnel.planning.planner import Choice
 from funnel.request import Asked, SearchOptions, read_query, read_vectors, wanted_budget
 from funnel.results import Answers, Hits
-from funnel.search import answer, answer_hits, padded
-from funnel.state import State
+from funnel.search import State, answer, answer_hits, padded
 from funnel.storage import IndexFolder, Manifest
 
 __all__ = ["FunnelIndex"]

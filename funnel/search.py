@@ -3,25 +3,279 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.budget import LARGEST_K, check_k
+from funnel.budget import LARGEST_K, Budget, check_k
+from funnel.encoding.query_encoder import QueryEncoder
+from funnel.engine.allowed import Filters
 from funnel.engine.deadline import Deadline
-from funnel.engine.depth import Kept
-from funnel.engine.hybrid import Hybrid
-from funnel.engine.stopped import served_each, served_in_all
-from funnel.errors import DamagedIndexError
-from funnel.plan import FLAT
+from funnel.engine.generation import Opened
+from funnel.engine.hybrid import Hybrid, Lexical
+from funnel.engine.rerank import Kept
+from funnel.engine.segments import Documents, live_positions
+from funnel.engine.steps import served_each, served_in_all
+from funnel.errors import BudgetError, DamagedIndexError
+from funnel.monitoring import Monitor, Rows
+from funnel.plan import FLAT, Plan
+from funnel.planning.costs import batch_class, times_ms
+from funnel.planning.planner import Choice
+from funnel.planning.remembered import Remembered
+from funnel.planning.windows import Held, held_ms
 from funnel.request import Asked
-from funnel.results import Hits, Served
-from funnel.state import State
+from funnel.results import Hits, Served, make_hits
+from indexes.forks import free_in_children
 
-__all__ = ["Answered", "answer", "answer_hits", "padded"]
+__all__ = ["Beside", "State", "answer", "answer_hits", "padded"]
+
+SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
+SETS = 64  # of documents read in turn, so that they are not the same ones every time
+
+
+class Beside:
+    """Measures, once for each batch size, what a latency budget must leave for encoder and documents.
+
+    documents: None where the index holds bare vectors. rows: how many it holds, deleted ones among them. lexical: BM25
+    over the documents.
+    """
+
+    def __init__(
+        self, encoder: QueryEncoder, documents: Documents | None, rows: int, lexical: Lexical | None = None
+    ) -> None:
+        self._lexical = lexical
+        self._encoder = encoder
+        self._documents = documents
+        self._rows = rows
+        self._held: Remembered[tuple[str, int, int], Held] = Remembered()
+        self._lock = free_in_children(Lock())
+
+    def ms(
+        self,
+        batch: int,
+        k: int,
+        from_text: bool,
+        hits: bool,
+        latency_ms: float,
+        fused: int | None = None,
+        texts: Sequence[str] = (),
+    ) -> float:
+        """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
+
+        batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read. fused: the
+        number of them in a hybrid search, whose lists are k long. Encoding and BM25 are timed on beginnings of
+        documents; where there are none, encoding on the texts of the call.
+        Raises BudgetError where this takes all of latency_ms by itself.
+        """
+        total = 0.0
+        if from_text and (texts or self._documents is not None):
+            total += self._ms("encoding", batch, 0, self._encode(batch, texts), latency_ms)
+        if fused is not None and self._lexical is not None:
+            total += self._ms("BM25 for", batch, k, self._rank(batch, k), latency_ms - total)
+        if hits and self._documents is not None:
+            read = k if fused is None else fused
+            total += self._ms("reading the documents of", batch, read, self._read(batch, read), latency_ms - total)
+        return total
+
+    def _ms(self, what: str, batch: int, k: int, call: Callable[[int], object], allowed: float) -> float:
+        calls = "one query" if batch == 1 else f"{batch} queries"
+        with self._lock:
+            held = self._held.get((what, batch, k))
+            if held is None:
+                quick = float(np.median(times_ms(call)))
+                if quick >= allowed:
+                    said = f"{quick:.3g} ms"
+                    raise self._too_much(f"{what} {calls} takes {said}", allowed)
+                held = self._held[what, batch, k] = held_ms(call)
+        if held.ms >= allowed:
+            raise self._too_much(f"{what} {calls} takes {held.ms:.3g} ms at the 95th percentile ({held})", allowed)
+        return held.ms
+
+    @staticmethod
+    def _too_much(taken: str, allowed: float) -> BudgetError:
+        return BudgetError(
+            f"no plan answers within the latency asked for: {taken} by itself, and {allowed:.3g} ms are left for it. "
+            "Allow more time, or call search_vectors with vectors"
+        )
+
+    def _encode(self, batch: int, texts: Sequence[str]) -> Callable[[int], object]:
+        """Encoding of the first words of documents, other ones each time; of the texts given where there are none."""
+        if self._documents is None:
+            sets = [[texts[i % len(texts)] for i in range(batch)]]
+        else:
+            sets = self._beginnings(self._documents, batch)
+        return lambda number: self._encoder.encode(sets[number % len(sets)])
+
+    def _beginnings(self, documents: Documents, batch: int) -> list[list[str]]:
+        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
+        return [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
+
+    def _rank(self, batch: int, depth: int) -> Callable[[int], object]:
+        """BM25 for a batch of the first words of documents, other ones each time."""
+        documents, lexical = self._documents, self._lexical
+        assert documents is not None and lexical is not None
+        texts = self._beginnings(documents, batch)
+        lexical.open()
+        return lambda number: lexical.rank_all(texts[number % SETS], depth)
+
+    def _read(self, batch: int, k: int) -> Callable[[int], object]:
+        documents = self._documents
+        assert documents is not None
+        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch, k))
+
+        def read(number: int) -> None:
+            for row in sets[number % SETS]:
+                documents.get(row)
+
+        return read
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One generation, its monitor, and what was chosen for the budgets that were asked for.
+
+    lexical: BM25 over its documents; None where it holds bare vectors.
+    """
+
+    opened: Opened
+    beside: Beside
+    monitor: Monitor
+    filters: Filters
+    lexical: Lexical | None
+    choices: Remembered[tuple[object, ...], Served] = field(default_factory=Remembered)
+
+    @classmethod
+    def of(cls, opened: Opened, encoder: QueryEncoder) -> State:
+        """A generation that is opened anew."""
+        searcher = opened.searcher
+        return cls._made(opened, encoder, Monitor(searcher.calibration, searcher.truth, _rows_of(opened)), {})
+
+    def then(self, opened: Opened, encoder: QueryEncoder) -> State:
+        """The next generation: audits and a void promise go on, and what else is watched where its calibration does;
+        choices too, where nothing was deleted or tuned.
+
+        Rows that were only added are searched exactly, and no plan's recall becomes less by them.
+        """
+        searcher, before = opened.searcher, self.opened.searcher
+        only_added = (
+            opened.stored is self.opened.stored
+            and searcher.cascade is before.cascade
+            and (searcher.calibration is None) == (before.calibration is None)
+            and _void_of(opened) == _void_of(self.opened)
+        )
+        same = opened.stored is self.opened.stored and opened.segments[0].id == self.opened.segments[0].id
+        monitor = self.monitor.then(searcher.calibration, searcher.truth, _rows_of(opened), same)
+        # A latency is measured again: calls search the added rows too.
+        kept = {key: served for key, served in list(self.choices.items()) if only_added and not _of_latency(key)}
+        return self._made(opened, encoder, monitor, kept)
+
+    @classmethod
+    def _made(
+        cls, opened: Opened, encoder: QueryEncoder, monitor: Monitor, choices: dict[tuple[object, ...], Served]
+    ) -> State:
+        lexical = lexical_of(opened)
+        beside = Beside(encoder, opened.documents, opened.segments[-1].stop, lexical)
+        return cls(opened, beside, monitor, Filters(opened), lexical, Remembered(choices))
+
+    def ids(self) -> list[Any]:
+        """Every id that was not deleted, in input order."""
+        opened = self.opened
+        ids = opened.searcher.ids.all()
+        if opened.live is None:
+            return ids
+        parts = [live_positions(segment, opened.live) for segment in opened.segments]
+        kept = np.concatenate([part for part in parts if part is not None])
+        return [one for one, there in zip(ids, kept, strict=True) if there]
+
+    def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
+        """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
+        wanted = asked.wanted
+        return self.opened.searcher.choose(wanted, k, n_queries, self.beside_ms(asked, wanted, k, n_queries))
+
+    def beside_ms(self, asked: Asked, wanted: Budget, k: int, n_queries: int) -> float:
+        """What a latency must leave for encoder, words and documents; 0 where none is asked for."""
+        if wanted.latency_ms is None:
+            return 0.0
+        batch = batch_class(n_queries)
+        return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused, asked.texts)
+
+    def choice(self, asked: Asked, k: int, n_queries: int) -> Served:
+        """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
+        choices, batch = self.choices, batch_class(n_queries)
+        key = (
+            *(k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget),
+            *(asked.from_text, asked.hits, asked.fused),
+        )
+        served = choices.get(key)
+        if served is None:
+            asked.began = 0.0  # planning on first use does not count
+            choice = self.choose(asked, k, n_queries)
+            served = choices[key] = self._served(choice.plan, choice.certificate.mean_recall)
+        elif self.monitor.void and not served.void:
+            served = choices[key] = self.monitor.served(served)
+        return served
+
+    def explicit(self, plan: Plan, k: int) -> Served:
+        """A plan of the user's own, checked."""
+        choices, searcher, key = self.choices, self.opened.searcher, (plan, k)
+        served = choices.get(key)
+        if served is None:
+            searcher.check(plan, k)
+            served = choices[key] = self._served(searcher.as_run(plan), searcher.estimate(plan, k))
+        return served
+
+    def _served(self, plan: Plan, estimate: float) -> Served:
+        """Marked where rows are searched by the plan that its estimate says nothing of."""
+        return Served(plan, estimate, void=bool(_void_of(self.opened)) and not plan.is_flat)
+
+    def hits(
+        self,
+        scores: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        served: Served,
+        each: Sequence[Served] | None,
+    ) -> list[Hits]:
+        """What was found as lists of hits. each: how each query was answered, where they differ."""
+        how = each or [served] * len(scores)
+        return make_hits(self.opened.documents, self.opened.searcher.ids, scores, positions, how)
+
+
+def lexical_of(opened: Opened) -> Lexical | None:
+    """BM25 over the documents of every segment that were not deleted; None where there are bare vectors."""
+    stores = [(segment.first, segment.documents) for segment in opened.segments if segment.documents is not None]
+    if not stores:
+        return None
+    return Lexical(stores, [live_positions(segment, opened.live) for segment in opened.segments])
+
+
+def _rows_of(opened: Opened) -> Rows:
+    """The rows of a generation, as its monitor is told of them."""
+    others, segments = opened.searcher.others, opened.segments
+    return Rows(
+        tuple((segment.id, segment.stop) for segment in segments),
+        None if others is None else others.exact,
+        opened.live,
+        opened.searcher.cascade.as_stored,
+    )
+
+
+def _of_latency(key: tuple[object, ...]) -> bool:
+    """Whether a choice was made for a latency: keys are those of `State.choice`, or a plan and k."""
+    if len(key) == 2:
+        return False
+    latency, budget = key[4:6]
+    return latency is not None or (isinstance(budget, Budget) and budget.latency_ms is not None)
+
+
+def _void_of(opened: Opened) -> str:
+    """Why nothing can be certified; "" where it can."""
+    calibration = opened.searcher.calibration
+    return "" if calibration is None else calibration.void
+
 
 Float32 = npt.NDArray[np.float32]
 HIGHEST_COSINE = np.float32(1.0)

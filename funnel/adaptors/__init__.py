@@ -1,26 +1,23 @@
 """Adaptors: maps R^d → R^d after which short prefixes keep the neighbours of the whole vector."""
 
-from funnel.adaptors.attention import Attention
 from funnel.adaptors.base import (
     Adaptor,
     FloatArray,
     adaptor_class,
     adaptor_kinds,
     chunks_of,
+    default_widths,
     make_adaptor,
     register,
 )
 from funnel.adaptors.fitting import RECIPES, TRAINED_KINDS, fit_adaptor
-from funnel.adaptors.identity import Identity
-from funnel.adaptors.judgements import Judged, Qrels, rows_to_train_on
-from funnel.adaptors.mlp import MLP, DeepMLP
-from funnel.adaptors.orthogonal import OrthogonalAdaptor
-from funnel.adaptors.pca import PCA, SecondMoment
+from funnel.adaptors.mlp import MLP, Attention, DeepMLP
+from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import Rotation
+from funnel.adaptors.sampling import Judged, Qrels, rows_to_train_on
 from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
 from funnel.adaptors.training import Trained, TrainingLog
-from funnel.adaptors.widths import default_widths
 
 __all__ = [
     "MLP",

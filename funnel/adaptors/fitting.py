@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.base import Sample, adaptor_class, chunks_of
-from funnel.adaptors.judgements import Judged
+from funnel.adaptors.base import Sample, adaptor_class, chunks_of, default_widths
 from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import RotationStudent
-from funnel.adaptors.sampling import LEAST_PIECES, TrainingSet
+from funnel.adaptors.sampling import LEAST_PIECES, Judged, TrainingSet
 from funnel.adaptors.training import Student, Trained, train
-from funnel.adaptors.widths import default_widths
+from funnel.checks import checked_widths
 from funnel.errors import InputError
-from funnel.widths import checked_widths
 
 __all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "recipe_for", "training_widths"]
 

@@ -12,8 +12,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from funnel.checks import checked_widths
 from funnel.errors import InputError
-from funnel.widths import checked_widths
 
 __all__ = [
     "distillation_loss",

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
-from funnel.adaptors.orthogonal import OrthogonalAdaptor
-from funnel.adaptors.pca import SecondMoment
+from funnel.adaptors.pca import OrthogonalAdaptor, SecondMoment
 from funnel.errors import InputError
 
 __all__ = ["Rotation", "RotationStudent", "blended"]

@@ -2,20 +2,289 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.heldout import SAME, HeldOutJudged, HeldOutRows, own_rows
-from funnel.adaptors.judgements import Judged
-from funnel.adaptors.neighbours import nearest, scaled
 from funnel.adaptors.recipes import Recipe
 from funnel.errors import InputError
 
-__all__ = ["LEAST_PIECES", "Batch", "JudgedBatch", "TrainingSet", "checked_rows", "distinct_numbers"]
+__all__ = [
+    "LEAST_PIECES",
+    "Batch",
+    "HeldOutJudged",
+    "HeldOutRows",
+    "Judged",
+    "JudgedBatch",
+    "Qrels",
+    "TrainingSet",
+    "checked_rows",
+    "distinct_numbers",
+    "ndcg",
+    "nearest",
+    "own_rows",
+    "rows_to_train_on",
+    "scaled",
+]
+
+SCORES_AT_A_TIME = 6_291_456  # 25 MB as float32
+
+
+def scaled(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors [..., m] scaled to unit length; zero vectors stay zero."""
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def nearest(
+    queries: torch.Tensor, rows: torch.Tensor, k: int, own: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k rows of the largest dot product, best first.
+
+    queries: [q, m]. rows: [n, m]. own: int64 [q], a row to leave out for each query. Returns scores [q, k] and row
+    numbers int64 [q, k].
+    """
+    size = max(1, SCORES_AT_A_TIME // len(rows))
+    scores = torch.empty((len(queries), k), dtype=queries.dtype, device=queries.device)
+    found = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
+    for start in range(0, len(queries), size):
+        part = slice(start, start + size)
+        products = queries[part] @ rows.T
+        if own is not None:
+            products.scatter_(1, own[part, None], -torch.inf)
+        torch.topk(products, k, dim=1, out=(scores[part], found[part]))
+    return scores, found
+
+
+Qrels: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Query id -> document id -> grade, above 0 for relevant."""
+
+# Rows held in memory to train on: the held-out figure gains nothing from more (200 MB at 384 dims).
+MOST_ROWS = 131_072
+MOST_MISSING = 0.05  # share of judgements whose ids may be missing
+NAMED = 5  # ids named in a message
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Queries with the documents that answer them.
+
+    Attributes:
+        queries: float32 [q, d], unit rows.
+        documents: for each query, int64 numbers of the documents judged above 0.
+        grades: for each query, their grades, float32.
+        left_out: how many judgements named an id that is not there.
+        missing: the first few of those ids.
+    """
+
+    queries: torch.Tensor
+    documents: Sequence[torch.Tensor]
+    grades: Sequence[torch.Tensor]
+    left_out: int = 0
+    missing: Sequence[str] = ()
+
+    @classmethod
+    def read(
+        cls,
+        qrels: Qrels,
+        query_ids: Sequence[str],
+        queries: NDArray[np.float32],
+        document_ids: Sequence[str],
+    ) -> Judged:
+        """Join judgements with vectors.
+
+        qrels: query id -> document id -> grade, above 0 for relevant. queries: float [q, d], in the order of
+        query_ids. document_ids: in the order of the training rows.
+
+        Raises InputError where more than 5 % of the judgements name a query or document that is not there, or none is
+        left.
+        """
+        query_at = {name: i for i, name in enumerate(query_ids)}
+        document_at = {name: i for i, name in enumerate(document_ids)}
+        missing = _missing(qrels, query_at, document_at)
+        total = sum(len(judged) for judged in qrels.values())
+        if total and len(missing) > MOST_MISSING * total:
+            raise InputError(
+                f"{len(missing):,} of {total:,} judgements name ids that are not in the corpus or the queries "
+                f"({', '.join(missing[:NAMED])}); at most {MOST_MISSING:.0%} may: give the corpus the qrels are for"
+            )
+        rows, documents, grades = [], [], []
+        for query, judged in qrels.items():
+            kept = {name: grade for name, grade in judged.items() if grade > 0 and name in document_at}
+            if query in query_at and kept:
+                rows.append(query_at[query])
+                documents.append(torch.tensor([document_at[name] for name in kept]))
+                grades.append(torch.tensor(list(kept.values()), dtype=torch.float32))
+        if not rows:
+            raise InputError("no query has a document judged above 0; give qrels that name this corpus and queries")
+        vectors = torch.nn.functional.normalize(torch.from_numpy(queries[rows].astype(np.float32)), dim=1)
+        return cls(vectors, documents, grades, len(missing), missing[:NAMED])
+
+    @property
+    def note(self) -> str:
+        """What was left out, in words that can follow a sentence; empty where nothing was."""
+        if not self.left_out:
+            return ""
+        return (
+            f"; judgements left out, as their ids are not in the corpus or the queries: {self.left_out:,} "
+            f"({', '.join(self.missing)})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, numbers: torch.Tensor) -> Judged:
+        """Some of the queries, by number."""
+        chosen = numbers.tolist()
+        return Judged(self.queries[numbers], [self.documents[i] for i in chosen], [self.grades[i] for i in chosen])
+
+    def sampled(self, most: int, generator: torch.Generator) -> Judged:
+        """At most so many of the queries, drawn at random."""
+        return self.part(torch.randperm(len(self), generator=generator)[:most])
+
+    def split(self, share: float, generator: torch.Generator) -> tuple[Judged, Judged]:
+        """Two parts drawn at random, the second of the share given and of at least one query.
+
+        Raises InputError where there are fewer than two queries.
+        """
+        if len(self) < 2:
+            raise InputError(f"{len(self)} judged query; at least 2 are needed, one to train on and one to hold out")
+        order = torch.randperm(len(self), generator=generator)
+        held = max(1, round(share * len(self)))
+        return self.part(order[held:]), self.part(order[:held])
+
+
+def rows_to_train_on(ids: Sequence[str], qrels: Sequence[Qrels], seed: int, most: int = MOST_ROWS) -> NDArray[np.int64]:
+    """Numbers of the rows that training holds in memory, rising: those judged, and others drawn evenly up to `most`."""
+    if len(ids) <= most:
+        return np.arange(len(ids))
+    named = {document for part in qrels for judged in part.values() for document in judged}
+    kept = np.array([name in named for name in ids])
+    others = np.random.default_rng(seed).permutation(np.flatnonzero(~kept))
+    kept[others[: max(0, most - int(kept.sum()))]] = True
+    return np.flatnonzero(kept)
+
+
+def _missing(qrels: Qrels, query_at: Mapping[str, int], document_at: Mapping[str, int]) -> list[str]:
+    """The missing id of every judgement that has one."""
+    found = []
+    for query, judged in qrels.items():
+        for document in judged:
+            if query not in query_at:
+                found.append(query)
+            elif document not in document_at:
+                found.append(document)
+    return found
+
+
+Map: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""[n, d] -> [n, w], w at least the widest width that is looked at."""
+
+DEPTH = 10  # true neighbours looked for
+SHORTLIST = 50  # the shortlist they are looked for in, on corpora of 5,000 rows and more
+SHORTLIST_SHARE = 0.01  # the same on smaller ones: a shortlist of a tenth of the corpus would tell nothing apart
+ROWS_AT_A_TIME = 8_192  # mapped at once
+# A document that equals the query (a verse looked up in its own book) answers nothing: it is left out of rankings.
+SAME = 0.9999
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows kept from training, as queries against the rows that are trained on.
+
+    Attributes:
+        queries: float32 [h, d].
+        rows: float32 [n, d].
+        truth: int64 [h, depth], each query's neighbours at full width.
+        shortlist: how many rows each width may offer.
+    """
+
+    queries: torch.Tensor
+    rows: torch.Tensor
+    truth: torch.Tensor
+    shortlist: int
+
+    @classmethod
+    def of(cls, queries: torch.Tensor, rows: torch.Tensor) -> HeldOutRows:
+        """Find the truth. Both [., d], unit rows."""
+        depth = min(DEPTH, len(rows))
+        shortlist = min(SHORTLIST, max(depth, round(SHORTLIST_SHARE * len(rows))))
+        return cls(queries, rows, nearest(queries, rows, depth)[1], shortlist)
+
+    def per_query(self, project: Map, widths: Sequence[int]) -> dict[int, torch.Tensor]:
+        """For each width the share of each query's true neighbours inside the shortlist, float32 [h]."""
+        with torch.inference_mode():
+            queries, rows = project(self.queries), _mapped(project, self.rows, max(widths))
+            shares = {}
+            for width in widths:
+                found = nearest(scaled(queries[:, :width]), scaled(rows[:, :width]), self.shortlist)[1]
+                shares[width] = (self.truth[:, :, None] == found[:, None, :]).any(2).float().mean(1)
+        return shares
+
+    def figures(self, project: Map, widths: Sequence[int]) -> dict[int, float]:
+        """The means of `per_query`."""
+        return {width: float(share.mean()) for width, share in self.per_query(project, widths).items()}
+
+
+@dataclass(frozen=True)
+class HeldOutJudged:
+    """Judged queries kept from training. rows: all documents, float32 [n, d]."""
+
+    judged: Judged
+    rows: torch.Tensor
+
+    def per_query(self, project: Map, widths: Sequence[int]) -> dict[int, torch.Tensor]:
+        """For each width each query's nDCG@10 when all documents are ranked by that prefix, float32 [h]."""
+        queries = self.judged.queries
+        with torch.inference_mode():
+            own = own_rows(queries, self.rows)
+            mapped, rows = project(queries), _mapped(project, self.rows, max(widths))
+            figures = {}
+            for width in widths:
+                depth = min(DEPTH + 1, len(rows))
+                found = nearest(scaled(mapped[:, :width]), scaled(rows[:, :width]), depth)[1]
+                figures[width] = ndcg(found, own, self.judged)
+        return figures
+
+    def figures(self, project: Map, widths: Sequence[int]) -> dict[int, float]:
+        """The means of `per_query`."""
+        return {width: float(values.mean()) for width, values in self.per_query(project, widths).items()}
+
+
+def ndcg(found: torch.Tensor, own: torch.Tensor, judged: Judged, depth: int = DEPTH) -> torch.Tensor:
+    """nDCG@depth of rankings, linear gain and log2 discount as trec_eval computes it: float32 [q].
+
+    found: int64 [q, at least depth + 1], best first. own: int64 [q], a document left out of each ranking unless it is
+    judged itself, or -1.
+    """
+    discounts = 1.0 / torch.log2(torch.arange(2, depth + 2, dtype=torch.float64))
+    values = torch.zeros(len(found), dtype=torch.float32)
+    for i, (documents, grades) in enumerate(zip(judged.documents, judged.grades, strict=True)):
+        left_out = -1 if own[i] in documents else int(own[i])
+        ranking = found[i][found[i] != left_out][:depth]
+        gains = ((ranking[:, None] == documents[None, :]) * grades.double()[None, :]).sum(1)
+        ideal = grades.double().sort(descending=True).values[:depth]
+        best = float((ideal * discounts[: len(ideal)]).sum())
+        values[i] = float((gains * discounts[: len(gains)]).sum()) / best if best > 0 else 0.0
+    return values
+
+
+def own_rows(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """For each query the row that equals it, or -1."""
+    scores, found = nearest(queries, rows, 1)
+    return torch.where(scores[:, 0] >= SAME, found[:, 0], -1)
+
+
+def _mapped(project: Map, rows: torch.Tensor, width: int) -> torch.Tensor:
+    """The first dims of all rows, mapped block by block: [n, width]."""
+    mapped = torch.empty((len(rows), width), dtype=rows.dtype, device=rows.device)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        mapped[start : start + ROWS_AT_A_TIME] = project(rows[start : start + ROWS_AT_A_TIME])[:, :width]
+    return mapped
+
 
 HELD_OUT = 500  # rows held out, twice: the standard error of a share of .95 is about .004
 HELD_OUT_SHARE = 0.05  # of a small corpus
@@ -27,7 +296,6 @@ HELD_OUT_JUDGED_SHARE = 0.15
 ANSWERS = 4  # of each judged query in a step: some have dozens
 HARD_NEGATIVES = 32  # at the top of each query's ranking at full width
 ANCHORS_AT_A_TIME = 1_024  # copied to search for their neighbours
-NAMED = 5
 
 
 @dataclass(frozen=True)

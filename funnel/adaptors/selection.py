@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, Sample
 from funnel.adaptors.fitting import JUDGED_MLP, fit_adaptor, recipe_for, training_widths, whole
-from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows
-from funnel.adaptors.identity import Identity
-from funnel.adaptors.judgements import Judged
-from funnel.adaptors.orthogonal import OrthogonalAdaptor
-from funnel.adaptors.pca import PCA, SecondMoment
+from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import Recipe
 from funnel.adaptors.rotation import blended
-from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
+from funnel.adaptors.sampling import HeldOutJudged, HeldOutRows, Judged, TrainingSet, checked_rows, distinct_numbers
 from funnel.adaptors.training import Trained, TrainingLog
 from funnel.plainjson import plain_json
 

@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
 from funnel.building.calibrate import SMALLEST_PLANNED, Near
-from funnel.building.folding import live_documents, write_ids
 from funnel.building.intake import SAMPLE_BYTES, Intake
-from funnel.building.ladder import choose_ladder
-from funnel.building.segment import build_coarse, write_norms, write_rows
+from funnel.building.segment import build_coarse, choose_ladder, live_documents, write_ids, write_norms, write_rows
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
 from funnel.engine.generation import Opened, coarse_width, make_cascade, rerank_widths

@@ -4,19 +4,279 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from funnel.building.export_arrays import write_ids, write_npy, write_parquet
-from funnel.building.export_faiss import labels_of, takes_coarse, write_coarse, write_flat
-from funnel.building.export_rows import Rows
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from funnel.checks import checked_flags, checked_path
+from funnel.data.documents import Document
 from funnel.engine.generation import Opened
-from funnel.errors import FunnelError, InputError, NoSpaceError, StorageError
+from funnel.engine.segments import Documents, Segment, live_positions
+from funnel.errors import FunnelError, InputError, MissingPackageError, NoSpaceError, StorageError
+from funnel.plainjson import exact_json
+from funnel.progress import Progress
+from indexes import FaissIndex, load_faiss
 
 __all__ = ["Exported", "export_index"]
+
+CELLS_AT_A_TIME = 2_097_152  # 8 MB of vectors as float32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows that follow each other: ids int64 [c] or str in an object array [c], vectors float32 [c, d]."""
+
+    ids: npt.NDArray[Any]
+    vectors: npt.NDArray[np.float32]
+    documents: list[Document] | None
+
+
+class Rows:
+    """All rows of an index that were not deleted. adapted: vectors as they are stored, in place of the user's own.
+
+    Raises InputError where the user's own are asked for and the adaptor cannot be undone.
+    """
+
+    def __init__(self, opened: Opened, adapted: bool) -> None:
+        self.opened, self.adapted = opened, adapted
+        adaptor = opened.searcher.adaptor
+        if not adapted and not adaptor.isometric:
+            raise InputError(
+                f"the adaptor of this index is of kind {adaptor.kind!r}, which cannot be undone; export the adapted "
+                "vectors (adapted=True, --adapted), or the vectors that the index was built from"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.opened.searcher.rows
+
+    @property
+    def dim(self) -> int:
+        """The full width."""
+        return self.opened.searcher.dim
+
+    @property
+    def documents(self) -> Documents | None:
+        """The documents; None where the index holds bare vectors."""
+        return self.opened.documents
+
+    @property
+    def space(self) -> str:
+        """Whose space the vectors are in, in words."""
+        kind = self.opened.searcher.adaptor.kind
+        return f"as adapted by {kind}" if self.adapted else "in your own space, of unit length"
+
+    def ids(self) -> Iterator[npt.NDArray[Any]]:
+        """The ids alone, in batches: int64, or str in object arrays."""
+        for segment, positions in self._parts():
+            yield segment.ids.at(positions)
+
+    def vectors(self, progress: bool) -> Iterator[npt.NDArray[np.float32]]:
+        """The vectors alone, in batches float32 [c, d]."""
+        for segment, positions in self._bar(progress):
+            yield self._read(segment, positions)
+
+    def batches(self, progress: bool) -> Iterator[Batch]:
+        """Everything."""
+        for segment, positions in self._bar(progress):
+            documents = segment.documents
+            found = None if documents is None else documents.get(positions)
+            yield Batch(segment.ids.at(positions), self._read(segment, positions), found)
+
+    def _read(self, segment: Segment, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        store = segment.store
+        rows = positions if segment.stored is None else segment.stored[positions].astype(np.int64)
+        read: npt.NDArray[np.float32] = (
+            store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
+        )
+        given = read if self.adapted else self.opened.searcher.adaptor.inverse(read)
+        return np.ascontiguousarray(given, dtype=np.float32)
+
+    def _parts(self) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
+        """Segments, and input positions inside them, rising."""
+        size = max(1, CELLS_AT_A_TIME // self.dim)
+        for segment in self.opened.segments:
+            live = live_positions(segment, self.opened.live)
+            for start in range(0, segment.rows, size):
+                positions = np.arange(start, min(start + size, segment.rows), dtype=np.int64)
+                positions = positions if live is None else positions[live[positions]]
+                if len(positions):
+                    yield segment, positions
+
+    def _bar(self, progress: bool) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
+        with Progress(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
+            for segment, positions in self._parts():
+                yield segment, positions
+                bar.update(len(positions))
+
+
+UNICODE_BYTES = 4  # a character of numpy's fixed-width texts
+# Ids padded to the longest one: beyond so many bytes, and so many times what the texts take, they are refused.
+MOST_PADDED_BYTES, MOST_PADDING = 1 << 30, 16
+
+
+def write_npy(rows: Rows, path: Path, progress: bool) -> None:
+    """The vectors in input order: float32 [n, d]."""
+    with path.open("wb") as file:
+        _header(file, "<f4", (rows.count, rows.dim))
+        for vectors in rows.vectors(progress):
+            file.write(vectors.data)
+
+
+def write_ids(rows: Rows, path: Path) -> None:
+    """The ids in input order: int64 [n], or texts [n] of numpy's fixed width, which need no pickle.
+
+    Raises InputError where texts cannot be kept so.
+    """
+    longest, total, text = 1, 0, False
+    for ids in rows.ids():
+        if ids.dtype == object:
+            text = True
+            lengths = [len(one) for one in ids]
+            longest, total = max(longest, *lengths), total + sum(lengths)
+            ended = next((one for one in ids if one.endswith("\0")), None)
+            if ended is not None:
+                raise InputError(f"the id {ended!r} ends in a zero character, which numpy drops; export to .parquet")
+    padded = rows.count * longest
+    if UNICODE_BYTES * padded > MOST_PADDED_BYTES and padded > MOST_PADDING * total:
+        raise InputError(
+            f"ids of up to {longest:,} characters would take {UNICODE_BYTES * padded:,} bytes as a numpy array, for "
+            f"{total:,} characters; export to .parquet"
+        )
+    kind = np.dtype(f"<U{longest}") if text else np.dtype("<i8")
+    with path.open("wb") as file:
+        _header(file, kind.str, (rows.count,))
+        for ids in rows.ids():
+            file.write(ids.astype(kind).data)
+
+
+def write_parquet(rows: Rows, path: Path, progress: bool) -> None:
+    """id, title, text and metadata (JSON) where there are documents, and vector (float32, fixed-size list).
+
+    Raises MissingPackageError without pyarrow.
+    """
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingPackageError(
+            "writing .parquet needs pyarrow; install it with: pip install 'funnel-retrieval[parquet]'"
+        ) from error
+    text = any(ids.dtype == object for ids in rows.ids())
+    fields = [("id", arrow.string() if text else arrow.int64())]
+    if rows.documents is not None:
+        fields += [(name, arrow.string()) for name in ("title", "text", "metadata")]
+    schema = arrow.schema([*fields, ("vector", arrow.list_(arrow.float32(), rows.dim))])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for batch in rows.batches(progress):
+            columns = [arrow.array(batch.ids.tolist(), schema.field("id").type)]
+            if batch.documents is not None:
+                columns += [
+                    arrow.array([document.title for document in batch.documents]),
+                    arrow.array([document.text for document in batch.documents]),
+                    arrow.array([exact_json(dict(d.metadata)) for d in batch.documents]),
+                ]
+            flat = arrow.array(batch.vectors.reshape(-1))
+            columns.append(arrow.FixedSizeListArray.from_arrays(flat, rows.dim))
+            writer.write_batch(arrow.record_batch(columns, schema=schema))
+
+
+def _header(file: BinaryIO, descr: str, shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+INNER_PRODUCT = 0  # faiss.METRIC_INNER_PRODUCT
+UNUSED = 1 << 20  # two fields of FAISS's header that hold nothing any more
+
+
+def takes_coarse(rows: Rows) -> bool:
+    """Whether the coarse index is one of FAISS's, as it lies on disk, over every row and no other."""
+    opened = rows.opened
+    whole = len(opened.segments) == 1 and opened.live is None and opened.rebuilt is None
+    return whole and isinstance(opened.searcher.cascade.coarse, FaissIndex)
+
+
+def labels_of(rows: Rows) -> npt.NDArray[np.int64] | None:
+    """The user's ids int64 [n] in input order, where they are whole numbers; None: input positions stand for them."""
+    parts = list(rows.ids())
+    return None if any(part.dtype == object for part in parts) else np.concatenate(parts)
+
+
+def write_flat(rows: Rows, path: Path, progress: bool) -> str:
+    """An IndexFlatIP at full width, in an IndexIDMap where ids are not 0, 1, …; what it is, in words.
+
+    Written as FAISS 1.15's `write_index` would (its format since 1.5), but a batch at a time.
+    """
+    labels = labels_of(rows)
+    mapped = labels is not None and not np.array_equal(labels, np.arange(rows.count))
+    with path.open("wb") as file:
+        if mapped:
+            _faiss_header(file, b"IxMp", rows.dim, rows.count)
+        _faiss_header(file, b"IxFI", rows.dim, rows.count)
+        file.write(struct.pack("<Q", rows.count * rows.dim))
+        for vectors in rows.vectors(progress):
+            file.write(vectors.data)
+        if mapped:
+            assert labels is not None
+            file.write(struct.pack("<Q", rows.count))
+            file.write(labels.astype("<i8").data)
+    return f"IndexFlatIP over {rows.dim} dims, exact, of vectors {rows.space}"
+
+
+def write_coarse(rows: Rows, path: Path) -> str:
+    """The coarse index, labelled by ids; before it, unless rows are adapted, what leads there from the user's vectors.
+
+    Gives what it is, in words.
+    """
+    faiss, searcher = load_faiss(), rows.opened.searcher
+    coarse, width = searcher.cascade.coarse, searcher.cascade.width
+    index = faiss.read_index(str(searcher.cascade.store.path.parent / "coarse.faiss"))
+    labels = labels_of(rows)
+    order = np.asarray(searcher.order, dtype=np.int64)
+    labelled = _labelled(faiss, index, order if labels is None else labels[order])
+    steps = [] if rows.adapted else _way(faiss, rows, width)
+    chained = labelled
+    for step in reversed(steps):
+        chained = faiss.IndexPreTransform(step, chained)
+    with path.open("wb") as file:  # through Python: FAISS's own writer only prints when the last flush fails
+        faiss.write_index(chained, faiss.PyCallbackIOWriter(file.write))
+    taken = f"the first {width} dims of adapted queries" if rows.adapted else f"your own queries of {rows.dim} dims"
+    return f"{type(index).__name__} ({coarse.name}) over {width} dims; it takes {taken}, and its scores are approximate"
+
+
+def _way(faiss: Any, rows: Rows, width: int) -> list[Any]:
+    """From the user's vectors to unit prefixes of adapted ones: FAISS's transforms."""
+    searcher = rows.opened.searcher
+    normalised = faiss.NormalizationTransform(width, 2.0)
+    if searcher.cascade.turn is not None:  # built over the user's own vectors
+        return [normalised]
+    matrix = searcher.adaptor.transform(np.eye(rows.dim, dtype=np.float32))[:, :width]
+    linear = faiss.LinearTransform(rows.dim, width, False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(matrix.T).reshape(-1), linear.A)
+    linear.is_trained = True
+    return [linear, normalised]
+
+
+def _labelled(faiss: Any, index: Any, labels: npt.NDArray[np.int64]) -> Any:
+    """The index in an IndexIDMap, which takes only an empty one."""
+    count, index.ntotal = index.ntotal, 0
+    mapped = faiss.IndexIDMap(index)
+    index.ntotal = mapped.ntotal = count
+    faiss.copy_array_to_vector(np.ascontiguousarray(labels), mapped.id_map)
+    return mapped
+
+
+def _faiss_header(file: BinaryIO, fourcc: bytes, dim: int, count: int) -> None:
+    file.write(fourcc + struct.pack("<iqqq?i", dim, count, UNUSED, UNUSED, True, INNER_PRODUCT))
+
 
 SUFFIXES = (".npy", ".parquet", ".faiss")
 

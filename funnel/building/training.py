@@ -25,8 +25,7 @@ from funnel.adaptors import (
 )
 from funnel.checks import checked_seed
 from funnel.data.corpus import CorpusSource, open_corpus
-from funnel.data.documents import Document
-from funnel.data.pieces import pieces_of
+from funnel.data.documents import Document, pieces_of
 from funnel.data.queries import Queries, QueriesSource, open_queries, query_hashes, read_qrels
 from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, EncoderSource, load_encoder
 from funnel.encoding.models import local_folder

@@ -11,8 +11,8 @@ import torch
 
 from funnel.building.build import calibrate_searcher
 from funnel.building.calibrate import Certifying, Given, Search
-from funnel.building.folding import live_documents
 from funnel.building.queries import EQUAL, SAME_COSINE, encode_asked, open_asked
+from funnel.building.segment import live_documents
 from funnel.checks import checked_flag, checked_seed
 from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.encoding.query_encoder import QueryEncoder

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.building.folding import EXACT_ROWS, fold_from, write_coarse, write_folded
 from funnel.building.intake import Intake, take_in
-from funnel.building.segment import ADDED_DTYPE
-from funnel.data.columns import Columns
-from funnel.data.corpus import Corpus, CorpusSource, open_corpus
+from funnel.building.segment import ADDED_DTYPE, EXACT_ROWS, fold_from, write_coarse, write_folded
+from funnel.data.corpus import Columns, Corpus, CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.encoding.encoders import Encoder
 from funnel.encoding.query_encoder import QueryEncoder

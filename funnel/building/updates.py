@@ -13,12 +13,11 @@ from funnel.building.build import checked_memory
 from funnel.building.compact import compact_index, needs_compaction
 from funnel.building.update import Changes, add_rows, delete_ids
 from funnel.checks import checked_flag, checked_seed
-from funnel.data.columns import Columns
-from funnel.data.corpus import CorpusSource
+from funnel.data.corpus import Columns, CorpusSource
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.generation import Opened, open_generation, same_generation
 from funnel.errors import InputError, StorageError
-from funnel.state import State
+from funnel.search import State
 from funnel.storage import IndexFolder, Transaction
 from indexes.forks import free_in_children
 

@@ -60,7 +60,7 @@ def train(
     Example: funnel train scifact my-adaptor && funnel build scifact my-index --adaptor my-adaptor
     """
     from funnel.building.training import train_adaptor
-    from funnel.reports.training import show_training
+    from funnel.reports.adaptors import show_training
 
     choice = train_adaptor(
         str(corpus),

@@ -12,8 +12,8 @@ from funnel.encoding.encoders import DEFAULT_ENCODER
 from funnel.index import FunnelIndex
 from funnel.progress import Progress
 from funnel.reports.bench import bench, held_out_queries
-from funnel.reports.explained import budgets_table, explain_budgets
-from funnel.reports.write import write_results
+from funnel.reports.pages import write_results
+from funnel.reports.tables import budgets_table, explain_budgets
 from funnel.results import Hit
 
 __all__ = ["run_demo"]

@@ -16,8 +16,7 @@ import click
 from funnel.cli.adaptors import adaptor, train
 from funnel.cli.files import export, info
 from funnel.cli.options import PATH, OpenIndex, fields, opens, prompts, widths
-from funnel.cli.tune import tune
-from funnel.cli.updates import add, compact, delete
+from funnel.cli.updates import add, compact, delete, tune
 from funnel.errors import FunnelError, InputError
 from funnel.plainjson import plain_json
 from indexes.errors import CoarseIndexError, MissingBackendError
@@ -371,8 +370,8 @@ def explain(
     Example: funnel explain my-index --recall 0.99
     """
     from funnel.index import FunnelIndex
-    from funnel.reports.explained import budgets_table, explain_budgets
-    from funnel.reports.frontier import plot_frontier
+    from funnel.reports.plots import plot_frontier
+    from funnel.reports.tables import budgets_table, explain_budgets
 
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot is {plot}; expected a path that ends in .png")
@@ -408,7 +407,7 @@ def bench(
     """
     from funnel.data.queries import read_qrels
     from funnel.reports.bench import bench as run_bench
-    from funnel.reports.write import bench_queries, write_results
+    from funnel.reports.pages import bench_queries, write_results
 
     opened = open_index(index)
     measured_on = bench_queries(opened, queries)

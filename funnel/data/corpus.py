@@ -1,26 +1,578 @@
 """A corpus from a file, a folder, an iterable or an array, streamed in the order it came."""
 
+import csv
+import gzip
 import itertools
+import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from reprlib import repr as shown
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.columns import Columns, bare_table, is_table, records_of
+from funnel.checks import checked_name
 from funnel.data.documents import Document
-from funnel.data.norms import Norms
-from funnel.data.records import READERS, Located, bare_parquet, located, suffix_of
-from funnel.errors import InputError
+from funnel.errors import InputError, MissingPackageError
+from funnel.identifiers import identifier
 from funnel.rows import NpyRows, check_ids, unit_rows, unmasked
 
-__all__ = ["Corpus", "CorpusSource", "as_array", "as_rows", "local_path", "open_corpus", "unit_rows"]
+__all__ = [
+    "READERS",
+    "Columns",
+    "Corpus",
+    "CorpusSource",
+    "Located",
+    "Norms",
+    "as_array",
+    "as_rows",
+    "decoded_lines",
+    "document_from_record",
+    "is_table",
+    "json_objects",
+    "local_path",
+    "located",
+    "open_corpus",
+    "records_of",
+    "suffix_of",
+]
+
+EXPORTED = ["id", "title", "text", "metadata", "vector"]  # of FunnelIndex.export, where there are documents
+KNOWN_FIELDS = frozenset({"_id", "id", "title", "text", "vector"})
+QUERY_FIELD = "query"  # what query files call their text where they do not call it text
+TABLE_ROWS = 1_024  # turned into records at a time
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The fields that hold a document's parts, where they have other names than id (or _id), title, text and vector.
+
+    metadata: the other fields to keep; None: all of them. queries: whether the records are queries, whose text may be
+    called "query" as well.
+    """
+
+    text: str | None = None
+    title: str | None = None
+    id: str | None = None
+    vector: str | None = None
+    metadata: Sequence[str] | None = None
+    queries: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text", "title", "id", "vector"):
+            if getattr(self, name) is not None:
+                checked_name(name, getattr(self, name))
+        if self.metadata is None:
+            return
+        if not isinstance(self.metadata, Sequence | Set) or not all(isinstance(one, str) for one in self.metadata):
+            raise InputError(f"metadata is {shown(self.metadata)}; expected a list of names")
+        if isinstance(self.metadata, str):
+            raise InputError(f"metadata is {shown(self.metadata)}; give a list of names: [{self.metadata!r}]")
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those that were named, by what they are."""
+        given = {name: getattr(self, name) for name in ("text", "title", "id", "vector", "metadata")}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def roles(self, fields: Collection[Any]) -> dict[str, str]:
+        """Field -> what it is; of those that were named, for a record of these fields."""
+        text = self.text
+        if self.queries and text is None and "text" not in fields and QUERY_FIELD in fields:
+            text = QUERY_FIELD
+        named = {self.id: "_id", self.title: "title", text: "text", self.vector: "vector"}
+        return {field: role for field, role in named.items() if field is not None}
+
+    def read(self, record: Mapping[Any, object], where: str) -> dict[str, object]:
+        """The record under the names that documents have, without what stood under such a name: see `own_metadata`.
+
+        Raises InputError for a field that is named and not there.
+        """
+        roles = self.check_named(record, where)
+        taken = self._taken(roles)
+        others = {
+            str(field): value
+            for field, value in record.items()
+            if field not in roles and field not in taken and (field in KNOWN_FIELDS or self._keeps(field))
+        }
+        return {**others, **{role: record[field] for field, role in roles.items()}}
+
+    def own_metadata(self, record: Mapping[Any, object]) -> tuple[dict[str, object], bool]:
+        """Metadata that `read` cannot give, and whether they are all there are.
+
+        Either they stand under the name of a part for which another field was named; or the record is of an export,
+        whose metadata are one field of JSON.
+        """
+        if list(record) == EXPORTED and not self.roles(record):
+            fields = _json_object(record["metadata"])
+            if fields is not None:
+                return {field: value for field, value in fields.items() if self._keeps(field)}, True
+        roles = self.roles(record)
+        hidden = self._taken(roles) - roles.keys()
+        return {field: record[field] for field in hidden if field in record and self._keeps(field)}, False
+
+    def check_named(self, fields: Collection[Any], where: str) -> dict[str, str]:
+        """The roles of a record of these fields. InputError where it lacks one that was named."""
+        roles = self.roles(fields)
+        missing = [field for field in roles if field not in fields]
+        if missing:
+            there = ", ".join(map(str, fields)) or "none"
+            raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {there}")
+        return roles
+
+    @property
+    def advice(self) -> str:
+        """What to do about records without text, title or vector."""
+        if self.queries:
+            return f"call the text of a query text or {QUERY_FIELD}, its numbers vector"
+        return "say which is which: text=, title= or vector= (--text, --title, --vector)"
+
+    @property
+    def expected(self) -> dict[str, None]:
+        """The metadata that were named, in their order: of each, some record is to have it."""
+        parts = KNOWN_FIELDS | {self.text, self.title, self.id, self.vector}
+        return dict.fromkeys(name for name in self.metadata or () if name not in parts)
+
+    def bare(self, fields: Sequence[str]) -> bool:
+        """Whether a table of these fields holds vectors, ids or none, and nothing else."""
+        roles = self.roles(fields)
+        read = {roles.get(one, one) for one in fields if one in roles or one in KNOWN_FIELDS or self._keeps(one)}
+        return "vector" in read and read - {"vector"} in ({"_id"}, {"id"}, set())
+
+    def ids_of(self, fields: Sequence[str]) -> str | None:
+        """The field that holds the ids; None where there is none."""
+        return next((one for one in (self.id, "_id", "id") if one is not None and one in fields), None)
+
+    def _keeps(self, field: object) -> bool:
+        return self.metadata is None or field in self.metadata
+
+    def _taken(self, roles: Mapping[str, str]) -> set[str]:
+        return set(roles.values()) | ({"id"} if self.id is not None else set())
+
+
+def _json_object(text: object) -> dict[str, object] | None:
+    try:
+        fields = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def records_of(source: Iterable[Any]) -> Iterator[Any]:
+    """The rows of a pandas or polars frame, or of a table of pyarrow, as mappings; the items of anything else.
+
+    Of a mapping, as BEIR's loader gives them, each key is the id of its text or record.
+    """
+    kind = _library(source)
+    if kind == "pandas":
+        frame: Any = source
+        for start in range(0, len(frame), TABLE_ROWS):
+            yield from frame.iloc[start : start + TABLE_ROWS].to_dict("records")
+    elif kind == "polars":
+        rows: Any = source
+        yield from rows.iter_rows(named=True)
+    elif kind == "pyarrow":
+        table: Any = source
+        for start in range(0, table.num_rows, TABLE_ROWS):
+            yield from arrow_rows(table.slice(start, TABLE_ROWS), f"rows {start} to {start + TABLE_ROWS} of the table")
+    elif isinstance(source, Mapping):
+        if isinstance(source.get("text"), str):
+            raise InputError("a single record was given as a dict; give a list: [record]")
+        for key, value in source.items():
+            if not isinstance(value, str | Mapping):
+                raise InputError(
+                    f"{str(key)!r} of the dict is a {type(value).__name__}; expected id -> text or id -> record, "
+                    "or give a list of records"
+                )
+            yield {**({"text": value} if isinstance(value, str) else value), "_id": key}
+    else:
+        yield from source
+
+
+def arrow_rows(part: Any, where: str) -> list[dict[str, object]]:
+    """The rows of a part of a table of pyarrow. Raises InputError for nanoseconds that only pandas holds."""
+    try:
+        rows: list[dict[str, object]] = part.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{where} hold what Python's own types cannot ({error}); install pandas, or cast it") from None
+    return rows
+
+
+def bare_table(source: Any, columns: Columns) -> tuple[int, Any] | None:
+    """How many rows a table has, and its column of ids or None, where it holds `Columns.bare` fields; else None.
+
+    Tables are those of `is_table`, and datasets of Hugging Face.
+    """
+    kind = _library(source)
+    names: Any = getattr(source, "columns" if kind in ("pandas", "polars") else "column_names", None)
+    if kind is None and not (isinstance(names, list) and isinstance(source, Sized)):
+        return None
+    fields = list(source.schema.names if kind == "pyarrow" else names)
+    if not columns.bare(fields):
+        return None
+    field = columns.ids_of(fields)
+    return len(source), None if field is None else source[field]
+
+
+def is_table(source: object) -> bool:
+    """Whether it is a frame or table whose rows `records_of` gives, again and again."""
+    return _library(source) is not None
+
+
+def _library(source: object) -> str | None:
+    """The library that a table is from; it is loaded where one came from it."""
+    kinds = {"pandas": ("DataFrame",), "polars": ("DataFrame",), "pyarrow": ("Table", "RecordBatch")}
+    for name, types in kinds.items():
+        module = sys.modules.get(name)
+        if module is not None and isinstance(source, tuple(getattr(module, kind) for kind in types)):
+            return name
+    return None
+
+
+OFF = 0.01  # from 1: rows that were scaled and then stored as float16 are off by a tenth of it
+MOST_HELD = 65_536  # of which the median is taken
+
+
+class Norms:
+    """Smallest, largest and median length of a stream of rows."""
+
+    def __init__(self) -> None:
+        self._least, self._largest = np.inf, 0.0
+        self._seen, self._every = 0, 1
+        self._held = np.empty(0)
+
+    def add(self, lengths: NDArray[np.floating]) -> None:
+        """The lengths [n] of the next rows."""
+        self._least = min(self._least, float(lengths.min(initial=np.inf)))
+        self._largest = max(self._largest, float(lengths.max(initial=0.0)))
+        self._held = np.concatenate([self._held, lengths[-self._seen % self._every :: self._every]])
+        self._seen += len(lengths)
+        while len(self._held) > MOST_HELD:  # an even sample: every second, fourth, eighth row
+            self._held, self._every = self._held[::2], 2 * self._every
+
+    def __str__(self) -> str:
+        """What to say of them; nothing where they are 1."""
+        if not self._seen or (self._least >= 1 - OFF and self._largest <= 1 + OFF):
+            return ""
+        median = float(np.median(self._held))
+        return (
+            f"the vectors have norms from {self._least:.2g} to {self._largest:.2g}, median {median:.2g}: "
+            "similarity is cosine, which does not see them"
+        )
+
+
+PARQUET_ROWS = 1024  # rows decoded at a time: some megabytes with texts or vectors
+NAMED_FIELDS = 20  # that an error names before it stops
+BYTE_ORDER_MARK = "\ufeff"
+
+Located = tuple[str, Document]
+"""Where a document was found (file and line, for messages), and the document."""
+
+
+def located(
+    records: Iterable[tuple[str, object]], columns: Columns | None = None, numbered: bool = True
+) -> Iterator[Located]:
+    """Documents from records with their places; texts are records as well.
+
+    columns: which fields are what. numbered: where the first record has no id, all get their numbers from 0.
+    Raises InputError as `document_from_record` does, where some records have an id and some none, and at the end
+    where none has a field that `columns` names.
+    """
+    counted: bool | None = None if numbered else False
+    columns = Columns() if columns is None else columns
+    unseen, fields = columns.expected, dict[object, None]()
+    for number, (where, given) in enumerate(records):
+        record = {"text": given} if isinstance(given, str) else given
+        if isinstance(record, Document) and columns.named:
+            name, value = next(iter(columns.named.items()))
+            raise InputError(f"{where}: {name}={value!r} names a field, and this is a Document; leave it out")
+        own, all_of_it = columns.own_metadata(record) if isinstance(record, Mapping) else ({}, False)
+        if isinstance(record, Mapping):
+            if unseen:
+                fields.update(dict.fromkeys((*record, *own)))
+                unseen = {name: None for name in unseen if name not in fields}
+            record = columns.read(record, where)
+            has_id = not record.keys().isdisjoint(("_id", "id"))
+            counted = not has_id if counted is None else counted
+            if counted and has_id:
+                raise InputError(f"{where}: has an id, the first document has none; give all one or none")
+            if counted:
+                record = {**record, "_id": str(number)}
+        document = document_from_record(record, where, columns.advice)
+        if own or all_of_it:
+            document = replace(document, metadata=own if all_of_it else {**document.metadata, **own})
+        yield where, document
+    if unseen and fields:
+        there = ", ".join(map(str, itertools.islice(fields, NAMED_FIELDS)))
+        there += " …" if len(fields) > NAMED_FIELDS else ""
+        raise InputError(
+            f"metadata names {', '.join(map(repr, unseen))}, which no record has; their fields are: {there}; name some "
+            "of these, or leave it out"
+        )
+
+
+def document_from_record(record: object, where: str, advice: str = "call one of them so") -> Document:
+    """A document from a mapping with `_id` (or `id`), `title`, `text` and, if any, `vector`.
+
+    Other fields become metadata. Ids become text; None as title or text counts as empty. advice: what to do about a
+    record of other names.
+
+    Raises:
+        InputError: names `where` and the field that cannot be used.
+    """
+    if isinstance(record, Document):
+        return _checked_document(record, where)
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where}: expected an object with _id, title and text, got {type(record).__name__}")
+    id_field = "id" if "id" in record and "_id" not in record else "_id"
+    if not record.keys() & {"title", "text", "vector"}:
+        fields = ", ".join(map(str, record)) or "none"
+        raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}; {advice}")
+    vector, norm = _vector(record.get("vector"), where)
+    return Document(
+        id=_id(record.get(id_field), id_field, where),
+        title=_text(record.get("title"), "title", where),
+        text=_text(record.get("text"), "text", where),
+        metadata={
+            str(key): value
+            for key, value in record.items()
+            if key not in KNOWN_FIELDS or (key == "id" and id_field == "_id")
+        },
+        vector=vector,
+        norm=norm,
+    )
+
+
+def _checked_document(document: Document, where: str) -> Document:
+    vector, norm = _vector(document.vector, where)
+    return Document(
+        id=_id(document.id, "id", where),
+        title=_text(document.title, "title", where),
+        text=_text(document.text, "text", where),
+        metadata=document.metadata,
+        vector=vector,
+        norm=norm,
+    )
+
+
+def _id(value: object, field: str, where: str) -> str:
+    if value is None or (isinstance(value, str) and not value):
+        raise InputError(f"{where}: {field} is missing or empty; every document needs an id")
+    return str(identifier(value, f"{where}: {field}"))
+
+
+def _text(value: object, field: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field} is {type(value).__name__}, expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {field} has a lone surrogate at character {error.start}; it is not valid Unicode"
+        ) from None
+    return value
+
+
+def _vector(value: object, where: str) -> tuple[NDArray[np.float32] | None, float]:
+    """A vector as a unit row, and the length that it had."""
+    if value is None:
+        return None, 1.0
+    try:
+        array = unmasked(value) if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
+        raise InputError(f"{where}: vector is not a list of numbers")
+    try:
+        rows = unit_rows(array[None, :], 0, "vector")
+    except InputError:
+        raise InputError(f"{where}: vector has NaN, infinite or only zero values") from None
+    vector: NDArray[np.float32] = rows[0]
+    return vector, float(array @ vector)
+
+
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file, packed by gzip where it is called .gz, with their numbers from 1, line ends kept.
+
+    Raises:
+        InputError: a line is not UTF-8; names file and line. Or the file is no whole gzip file.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(_unzipped(file, path) if path.suffix == ".gz" else file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as UTF-8"
+                ) from None
+            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def _unzipped(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            yield from packed
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} cannot be unpacked by gzip ({error}); copy it again") from None
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON-lines file, each with "file:line"; blank lines are skipped.
+
+    Raises:
+        InputError: a line is not a JSON object; names file and line.
+    """
+    for number, line in decoded_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(f"{where}: not JSON ({reason}); expected one object a line") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+        yield where, value
+
+
+def _read_jsonl(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    return located(json_objects(path), columns, numbered)
+
+
+def _read_csv(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    return located(_csv_records(path, columns), columns, numbered)
+
+
+def _csv_records(path: Path, columns: Columns | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every cell stays a text, so that "007" and "1.50" are kept; filters compare those that are numbers as numbers."""
+    lines = (line for _, line in decoded_lines(path))
+    first = next(lines, "")
+    delimiter = ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    header = next(_csv_rows(reader, path), None)
+    if header is None:
+        return
+    names = _csv_header(header[1], path, columns)
+    for where, values in _csv_rows(reader, path):
+        if len(values) != len(names):
+            raise InputError(f"{where}: {len(values)} columns, the header has {len(names)}")
+        yield where, dict(zip(names, values, strict=True))
+
+
+def _csv_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[str, list[str]]]:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"{path}:{_line(reader)}"
+            raise InputError(f"{where}: {error}; long or unusual fields are safer in .jsonl") from None
+        if row:
+            yield f"{path}:{_line(reader)}", row
+
+
+def _line(reader: Iterator[list[str]]) -> int:
+    return int(getattr(reader, "line_num", 0))
+
+
+def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[str]:
+    columns = Columns() if columns is None else columns
+    columns.check_named(names, f"{path}:1")
+    roles = columns.roles(names)
+    if not {"title", "text"} & {roles.get(name, name) for name in names}:
+        raise InputError(
+            f"{path}:1: the header is {', '.join(names)}; expected title or text among it; {columns.advice}"
+        )
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(f"{path}:1: the header names {', '.join(duplicates)} more than once")
+    if "vector" in names:
+        raise InputError(f"{path}:1: a CSV file cannot carry vectors; use .jsonl or .parquet for them")
+    return names
+
+
+def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
+    vector = "vector" if columns is None or columns.vector is None else columns.vector
+    return located(_parquet_rows(path, vector), columns, numbered)
+
+
+def bare_parquet(path: Path, columns: Columns) -> tuple[int, list[object] | None] | None:
+    """How many rows a file has, and its ids or None, where it holds `Columns.bare` fields; else None."""
+    with _parquet(path) as file:
+        fields = file.schema_arrow.names
+        if not columns.bare(fields):
+            return None
+        field = columns.ids_of(fields)
+        return file.metadata.num_rows, None if field is None else file.read([field]).column(0).to_pylist()
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The file, opened. Raises MissingPackageError without pyarrow, InputError where it is none or damaged."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackageError(
+            f"reading {path} needs pyarrow; install it: pip install 'funnel-retrieval[parquet]'"
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as parquet ({error}); write it again") from None
+
+
+def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, object]]:
+    number = 0
+    with _parquet(path) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            for record in _parquet_records(batch, vector, f"{path}: rows from {number} on"):
+                yield f"{path}: row {number}", record
+                number += 1
+
+
+def _parquet_records(batch: Any, vector: str, where: str) -> Iterable[dict[str, object]]:
+    names = batch.schema.names
+    if vector not in names:
+        return arrow_rows(batch, where)
+    # As arrays: a list column as Python floats takes ten times the memory.
+    vectors = batch.column(vector).to_numpy(zero_copy_only=False)
+    others = arrow_rows(batch.select([name for name in names if name != vector]), where)
+    found = zip(others, vectors, strict=True)
+    return [{name: value if name == vector else record[name] for name in names} for record, value in found]
+
+
+class _Reader(Protocol):
+    def __call__(self, path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]: ...
+
+
+def suffix_of(path: Path) -> str:
+    """What the name of a file ends in, in lower case: ".csv", ".jsonl.gz", or ""."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
+READERS: dict[str, _Reader] = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""The reader of each suffix that holds documents."""
+
 
 CORPUS_FILE = "corpus.jsonl"  # of a BEIR folder
 SUFFIXES = (*READERS, ".npy")

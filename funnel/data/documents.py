@@ -1,29 +1,137 @@
 """Documents, and the SQLite file that keeps them in the order they came."""
 
+from __future__ import annotations
+
 import contextlib
+import datetime
+import enum
 import json
+import math
 import os
 import sqlite3
+import uuid
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel.data.connections import Bounded, Connections, open_to_read, unreadable
-from funnel.data.lexical import LexicalIndex, insert_texts, is_lexical, make_table
-from funnel.data.plain import plain
+from funnel.data.words import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, reason
 from indexes.system import PLAIN_FILE, Descriptor, path_of
 
-__all__ = ["Document", "DocumentStore"]
+__all__ = ["Document", "DocumentStore", "pieces_of", "plain"]
+
+MOST_NESTED = 100  # lists and objects inside each other; Python's reader of JSON gives up at some 1,000
+NANOSECONDS = ("ns", "ps", "fs", "as")  # units that Python's datetime does not hold
+NO_LENGTH = ("Y", "M", "generic")  # a year and a month have no fixed number of seconds
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value of metadata as JSON keeps it: see the table. Raises TypeError for what is refused, ValueError for nested
+    too deep."""
+    if value is None or isinstance(value, str):
+        return None if value is None else str.__str__(value)
+    if isinstance(value, enum.Enum):
+        return plain(value.value, depth)
+    if isinstance(value, bool | int):
+        return value if isinstance(value, bool) else int(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    if depth > MOST_NESTED:
+        raise ValueError(f"lists and objects more than {MOST_NESTED} deep")
+    if isinstance(value, Mapping):
+        return _object(value, depth)
+    if isinstance(value, list | tuple):
+        return [plain(one, depth + 1) for one in value]
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return _of_numpy(value)
+    moment = _moment(value)
+    return _other(value, depth) if moment is _UNKNOWN else moment
+
+
+_UNKNOWN = object()
+
+
+def _moment(value: Any) -> Any:
+    """Times, Decimals and UUIDs; _UNKNOWN for all else."""
+    if isinstance(value, datetime.timedelta):
+        seconds = value.total_seconds()
+        return None if math.isnan(seconds) else _whole(seconds)
+    if hasattr(value, "isoformat"):
+        text = str(value.isoformat())
+        return None if text == "NaT" else text
+    if isinstance(value, Decimal):
+        return _decimal(value)
+    return str(value) if isinstance(value, uuid.UUID) else _UNKNOWN
+
+
+def _other(value: Any, depth: int) -> Any:
+    """What gives Python's own values: arrays, series, scalars."""
+    if type(value).__name__ == "NAType":
+        return None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "mM":  # whose list may hold bare counts of nanoseconds
+        return [plain(one, depth + 1) for one in value] if value.ndim else _of_numpy(value[()])
+    if isinstance(value, np.floating):  # longdouble among them
+        return plain(float(value), depth)
+    if not isinstance(value, np.void | np.complexfloating | np.bytes_ | memoryview):
+        for name in ("as_py", "tolist", "to_pylist", "to_list"):
+            if callable(getattr(value, name, None)):
+                return plain(getattr(value, name)(), depth + 1)
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        name = plain(key)
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise TypeError(f"a key of type {type(key).__name__}")
+        if str(name) in found:
+            raise ValueError(f"the key {str(name)!r} twice")
+        found[str(name)] = plain(one, depth + 1)
+    return found
+
+
+def _of_numpy(value: Any) -> str | int | float | None:
+    if np.isnat(value):
+        return None
+    unit = np.datetime_data(value.dtype)[0]
+    if isinstance(value, np.timedelta64):
+        if unit in NO_LENGTH:
+            raise TypeError(f"a timedelta64 in the unit {unit}")
+        return _whole(value / np.timedelta64(1, "s"))
+    if unit in NANOSECONDS:
+        short = value.astype("M8[us]")
+        if short != value:
+            return str(value.astype("M8[ns]"))
+        value = short
+    held = value.tolist()  # a number where Python's calendar, the years 1 to 9999, does not hold it
+    return held.isoformat() if isinstance(held, datetime.date) else str(value)
+
+
+def _whole(seconds: Any) -> int | float:
+    number = float(seconds)
+    return int(number) if number.is_integer() else number
+
+
+def _decimal(value: Decimal) -> int | float | str | None:
+    if value.is_nan():
+        return None
+    number = float(value)
+    if value.is_infinite() or Decimal(repr(number)) == value:
+        return number
+    return f"{value:f}" if abs(value.adjusted()) < 40 else str(value).replace("E", "e")
+
 
 FORMAT_VERSION = 1  # of the table below, kept in SQLite's own user_version
 SCHEMA = (
@@ -53,7 +161,7 @@ class Document:
         id: The user's id.
         title: Title, may be empty.
         text: Body, may be empty.
-        metadata: Any other fields; what they are stored as, `funnel.data.plain` says.
+        metadata: Any other fields; what they are stored as, `funnel.data.documents` says.
         vector: float32 [d], unit length, when the corpus carries embeddings.
         norm: its length as it was given.
     """
@@ -405,3 +513,40 @@ def _storage_errors(path: Path) -> Iterator[None]:
         if DISK_FULL in str(error):
             raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
         raise StorageError(f"cannot write {path}: {reason(error)}") from error
+
+
+# Words of a run: most queries of the judged sets at hand have so many.
+SHORTEST, LONGEST = 6, 18
+# Words of a document that is worth cutting: twice those of the longest run. A shorter one is like a query itself.
+LEAST_WORDS = 2 * LONGEST
+
+
+def pieces_of(documents: Sequence[Document], count: int, seed: int = 0) -> list[str]:
+    """Titles, and runs of 6 to 18 words from the bodies, of documents drawn at random.
+
+    At most two of each document, of which one may be its title. None at all where fewer than half of the documents
+    have 36 words: queries and documents are of one kind there.
+
+    Args:
+        documents: those of a corpus, or a sample of them.
+        count: how many at most.
+        seed: of the draw.
+    """
+    bodies = {number: document.text.split() for number, document in enumerate(documents)}
+    long = [number for number, words in bodies.items() if len(words) >= LEAST_WORDS]
+    if 2 * len(long) < len(documents):
+        return []
+    rng = np.random.default_rng(seed)
+    drawn = np.tile(rng.permutation(long), 2)[:count]
+    pieces = []
+    for place, number in enumerate(drawn.tolist()):
+        # Of a document that comes twice the title is taken once.
+        titled = documents[number].title.strip() and (place + place // len(long)) % 2 == 0
+        pieces.append(documents[number].title.strip() if titled else _run(bodies[number], rng))
+    return pieces
+
+
+def _run(words: Sequence[str], rng: np.random.Generator) -> str:
+    length = int(rng.integers(SHORTEST, LONGEST + 1))
+    start = int(rng.integers(len(words) - length + 1))
+    return " ".join(words[start : start + length])

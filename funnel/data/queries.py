@@ -12,10 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel.checks import checked_path
-from funnel.data.columns import Columns, is_table, records_of
-from funnel.data.corpus import as_rows, local_path
+from funnel.data.corpus import (
+    READERS,
+    Columns,
+    Located,
+    as_rows,
+    decoded_lines,
+    is_table,
+    local_path,
+    located,
+    records_of,
+    suffix_of,
+)
 from funnel.data.documents import Document
-from funnel.data.records import READERS, Located, decoded_lines, located, suffix_of
 from funnel.errors import InputError
 from funnel.rows import NpyRows, unit_rows
 

@@ -19,8 +19,7 @@ from funnel.rows import unit_rows
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from funnel.encoding.batching import BucketedModel
-    from funnel.encoding.packed import PackedModel
+    from funnel.encoding.packed import BucketedModel, PackedModel
 
 __all__ = [
     "AS_THE_MODEL_SAYS",
@@ -285,8 +284,7 @@ def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
     """The model in half precision where the device has it: packed, or in batches of fixed shape, or None."""
     import torch
 
-    from funnel.encoding.batching import BucketedModel, fast_dtype
-    from funnel.encoding.packed import PackedModel
+    from funnel.encoding.packed import BucketedModel, PackedModel, fast_dtype
 
     if not BucketedModel.supports(model):
         return None

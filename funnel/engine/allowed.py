@@ -1,23 +1,48 @@
-"""The stored rows that a filter allows, searched exactly or by a plan that sees no others."""
+"""Searches under a filter: from `where` and `allowed_ids` to rows, to a plan, to answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
+from itertools import pairwise
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from funnel.budget import DEFAULT_RECALL, Budget
 from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.deadline import Deadline
-from funnel.engine.rerank import CELLS_AT_A_TIME, best, gather_rows
-from funnel.engine.steps import Found, run_until
+from funnel.engine.generation import Opened
+from funnel.engine.rerank import CELLS_AT_A_TIME, best, carry_on, gather_rows, rows_at_a_time
+from funnel.engine.searcher import Searcher
+from funnel.engine.segments import ExactRows, Segment, best_of
+from funnel.engine.steps import Found, run_until, served_each, served_in_all
 from funnel.engine.workers import workers
+from funnel.errors import BudgetError, InputError
+from funnel.filtering.columns import merged
+from funnel.filtering.condition import Condition, parse
+from funnel.filtering.segment import GivenIds, SegmentRows, check_columns
 from funnel.plan import FLAT, Plan
+from funnel.planning.bounds import betting_lower_bound
+from funnel.planning.calibration import TIE_TOLERANCE, Run
+from funnel.planning.certificate import Certificate
+from funnel.planning.costs import BATCH_SIZES, batch_class, times_ms
+from funnel.planning.frontier import hits_needed
+from funnel.planning.remembered import Remembered
+from funnel.request import Asked
+from funnel.results import Served
 from indexes import RunningTop, VectorStore
+from indexes.forks import free_in_children
 
-__all__ = ["AllowedRows"]
+__all__ = ["AllowedRows", "FilterChoice", "FilterPlanner", "FilterSample", "Filtered", "Filters"]
 
 # Up to so many values compared the caller's own thread does it; more are worth handing to workers.
 CELLS_OF_ONE_THREAD = 1_600_000
@@ -161,3 +186,604 @@ class _Scan:
     def rows(self) -> Int64:
         """The stored rows of the best so far: int64 [q, k]."""
         return self._rows[self.top.rows]
+
+
+Mask = npt.NDArray[np.bool_]
+Answer = tuple[Float32, Int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Further:
+    """The allowed rows of the further segments of one generation.
+
+    coarse: those of segments with a coarse index. exact: the rows of those without, of which `mask`, bool [all rows of
+    the index], says which are allowed. count: how many are allowed.
+    """
+
+    coarse: tuple[tuple[Segment, AllowedRows], ...]
+    exact: ExactRows | None
+    mask: Mask
+    count: int
+
+    @classmethod
+    def of(cls, opened: Opened, masks: Sequence[Mask]) -> Further | None:
+        """From bool [rows] for every segment, rows that were deleted not set; None where there is but one segment."""
+        others = opened.searcher.others
+        if others is None:
+            return None
+        by_segment = {segment.id: mask for segment, mask in zip(opened.segments, masks, strict=True)}
+        coarse = tuple(
+            (segment, AllowedRows.from_mask(by_segment[segment.id], cascade)) for segment, cascade in others.coarse
+        )
+        return cls(coarse, others.exact, np.concatenate(list(masks)), sum(int(mask.sum()) for mask in masks[1:]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.mask.nbytes + sum(allowed.nbytes for _, allowed in self.coarse)
+
+    def join(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Answer:
+        """The best k of what was found in the first segment, scores [n, any] and input positions, and of these."""
+        answers = [found]
+        for segment, allowed in self.coarse:
+            if len(allowed):
+                best = allowed.exact(prepared, min(k, len(allowed)))
+                answers.append((best.scores, segment.positions(best.rows)))
+        if self.exact is not None:
+            answers.append(self.exact.search(first.as_stored(prepared), k, self.mask))
+        return best_of(answers, k)
+
+
+# Queries drawn at random, on which the recall is judged: enough to see .95 to within .005 (standard error).
+AT_RANDOM = 448
+# Besides, so many of those nearest to allowed rows, and of those farthest: a filter may come with queries of one kind.
+EXTREME = 64
+MOST = AT_RANDOM + 2 * EXTREME
+NEAREST = 100  # neighbours by which it is judged how near a query is to allowed rows
+
+
+@dataclass(frozen=True)
+class FilterSample:
+    """Queries and their true neighbours among the allowed rows.
+
+    queries: float32 [q, d] as the cascade takes them: those at random, those nearest to allowed rows, those farthest;
+    `groups` says which are which. own: int64 [q], the stored row that a query is, or -1. truth: float32 [q], the k-th
+    true score.
+    """
+
+    queries: Float32
+    own: Int64
+    groups: tuple[slice, ...]
+    truth: Float32
+    k: int
+
+    @classmethod
+    def draw(cls, run: Run, allowed: AllowedRows, k: int, seed: int = 0) -> FilterSample:
+        """Draw queries of a recorded run and find their true k among the allowed rows, their own row left out."""
+        near = _nearness(run, allowed)
+        shuffled = np.random.default_rng(seed).permutation(len(near))
+        random, rest = shuffled[:AT_RANDOM], shuffled[AT_RANDOM:]
+        rest = rest[np.argsort(near[rest], kind="stable")]
+        extreme = min(EXTREME, len(rest) // 2)
+        drawn = np.concatenate([random, rest[len(rest) - extreme :], rest[:extreme]])
+        edges = np.cumsum([0, len(random), extreme, extreme]).tolist()
+        groups = tuple(slice(a, b) for a, b in pairwise(edges) if b > a)
+        queries = np.ascontiguousarray(run.queries[drawn])
+        own = np.asarray(run.own_rows[drawn])
+        beside = int((own >= 0).any())
+        found = allowed.exact(queries, min(k + beside, len(allowed)))
+        scores = np.where(found.rows == own[:, None], -np.inf, found.scores) if beside else found.scores
+        truth = -np.sort(-scores, axis=1)[:, :k]
+        return cls(queries, own, groups, np.ascontiguousarray(truth[:, -1]), k)
+
+    def scored(self, cascade: Cascade, rows: Int64) -> Float32:
+        """Exact scores of shortlists int64 [q, s]: float32 [q, s], -inf where there is no row or the query's own."""
+        store, asked = cascade.store, cascade.as_stored(self.queries)
+        result = np.empty(rows.shape, dtype=np.float32)
+        at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
+        with torch.inference_mode():
+            for start in range(0, len(rows), at_a_time):
+                part = slice(start, start + at_a_time)
+                query, found = cascade.tensors(asked[part], np.ascontiguousarray(rows[part]))
+                scores = carry_on(store, query, found.clamp(min=0), None, 0, store.dim)
+                result[part] = scores.masked_fill(found < 0, -torch.inf).cpu().numpy()
+        result[rows == self.own[:, None]] = -np.inf
+        return result
+
+    def hits(self, scores: Float32) -> npt.NDArray[np.int64]:
+        """How many of the true k stand in shortlists with these scores, of each query: int64 [q], 0..k.
+
+        A query with fewer than k candidates has them all: it is answered exactly.
+        """
+        enough = np.isfinite(scores).sum(axis=1) >= self.k
+        found = (scores >= self.truth[:, None] - TIE_TOLERANCE).sum(axis=1).clip(max=self.k)
+        return np.where(enough, found, self.k)
+
+    def values(self, hits: npt.NDArray[np.int64], budget: Budget) -> npt.NDArray[np.float64]:
+        """What the budget is about: each query's recall, or, for a share of queries, whether it gets the recall."""
+        if budget.share is None or budget.recall is None:
+            return hits / self.k
+        return (hits >= hits_needed(budget.recall, self.k)).astype(np.float64)
+
+
+def _nearness(run: Run, allowed: AllowedRows) -> npt.NDArray[np.float64]:
+    """The share of each query's nearest recorded neighbours that are allowed: float64 [q]."""
+    nearest = np.asarray(run.candidates[:, :NEAREST])
+    share: npt.NDArray[np.float64] = (allowed.mask[nearest] & (nearest >= 0)).mean(axis=1)
+    return share
+
+
+# Recall may lie so far below the budget for queries of one kind, near to what is allowed or far from it, and so far the
+# bound for all of them may lie below it.
+TOLERANCE = 0.01
+EFFORT_STEP = 1.2  # from one effort that is tried to the next
+FAR_OFF, LEAP = 0.15, 2.0  # so much recall short of the budget, the next effort is a larger step away
+SHORTLISTS = (1, 2, 4)  # times the shortlist of the unfiltered plan
+SECONDS_PER_TIMING = 0.1
+# What planning takes, in exact searches of the sample: truth, and some plans, each cheaper than it.
+PLANNING_SEARCHES = 3.0
+SAMPLES_KEPT = 8  # for one k each: a megabyte at 768 dims
+
+Groups = tuple[npt.NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FilterChoice:
+    """What is served for a budget under one filter.
+
+    estimate: mean recall@k on the sample, of queries at random. promised: what the budget is about, the recall or the
+    share of queries that gets it; lower_bound: of that, at the budget's confidence. n_queries: of the sample; 0: exact.
+    fastest, p50, p95: milliseconds of one call, as measured.
+    """
+
+    plan: Plan
+    estimate: float
+    promised: float
+    lower_bound: float
+    n_queries: int
+    fastest: float
+    p50: float
+    p95: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every allowed row is compared."""
+        return self.plan.is_flat
+
+
+@dataclass(eq=False)
+class Filtered:
+    """One filter as it is remembered: its rows, the plans found for them, and what exact search has cost so far.
+
+    allowed: those of the first segment, for which plans are made; further: those of the others, compared exactly.
+    """
+
+    allowed: AllowedRows
+    further: Further | None = None
+    choices: Remembered[tuple[object, ...], FilterChoice] = field(default_factory=Remembered)
+    samples: Remembered[int, FilterSample] = field(default_factory=lambda: Remembered(most=SAMPLES_KEPT))
+    spent_ms: float = 0.0
+    planning: Lock = field(default_factory=lambda: free_in_children(Lock()))
+
+    @property
+    def count(self) -> int:
+        """How many rows are allowed."""
+        return len(self.allowed) + (0 if self.further is None else self.further.count)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by its rows."""
+        return self.allowed.nbytes + (0 if self.further is None else self.further.nbytes)
+
+
+class FilterPlanner:
+    """Plans under filters over one searcher."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+
+    def worthwhile(self, filtered: Filtered, n_queries: int) -> bool:
+        """Whether planning is due: exact search will have taken as long as it by the end of this call.
+
+        A filter that is used once is thus never planned for, and all calls together take at most about twice the
+        least that was possible.
+        """
+        if self._searcher.calibration is None:
+            return False
+        flat, share = self._searcher.planner.costs.flat, len(filtered.allowed) / self._searcher.rows
+        batch = min(batch_class(n_queries), BATCH_SIZES[-1])
+        this_call = flat[batch] * max(1.0, n_queries / batch) * share
+        sample = self._searcher.calibration.run().queries
+        planning = flat[BATCH_SIZES[-1]] / BATCH_SIZES[-1] * min(len(sample), MOST) * share * PLANNING_SEARCHES
+        return filtered.spent_ms + this_call >= planning
+
+    def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
+        """The cheapest plan found that holds the recall over the allowed rows, within the latency.
+
+        k: at most as many as are allowed. beside_ms: what a call takes besides the search. Raises BudgetError.
+        """
+        batch = batch_class(n_queries)
+        exact = self._exact(filtered, k, batch)
+        room = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
+        if budget.recall is None:
+            return self._within(filtered, exact, budget, k, batch, room)
+        plan = next(self._holding(filtered, exact, budget, k, batch), None)
+        choice = exact if plan is None or not self._quicker(filtered, plan, exact, k, batch) else plan
+        if choice.p95 > room and exact.p95 <= room:
+            choice = exact
+        if choice.p95 > room:
+            raise BudgetError(
+                f"no plan meets {budget} over the {filtered.count:,} rows that the filter allows: the cheapest "
+                f"that holds the recall ({choice.plan}) takes {choice.p95:.3g} ms at the 95th percentile, "
+                f"{room:.3g} are left; allow more time, or ask for less recall"
+            )
+        return choice
+
+    def _quicker(self, filtered: Filtered, plan: FilterChoice, exact: FilterChoice, k: int, batch: int) -> bool:
+        """Whether a plan takes less time than exact search, by the fastest calls: other work on the machine only adds.
+
+        Exact search is timed once more, as it was timed at another moment.
+        """
+        return plan.fastest < min(exact.fastest, self._timed(filtered, FLAT, k, batch)[0])
+
+    def certificate(self, filtered: Filtered, choice: FilterChoice, budget: Budget, k: int) -> Certificate:
+        """What can be said of the recall under this filter; certified only where every allowed row is compared."""
+        calibration, rows = self._searcher.calibration, f"{filtered.count:,} allowed rows"
+        note, kept = f"exact: each of the {rows} is compared", self._searcher.flat_recall(k)
+        if choice.exact and kept < 1.0:
+            note = f"each of the {rows} is compared as stored: of all rows that keeps {kept:.4f} of the true top {k}"
+        elif not choice.exact:
+            note = (
+                f"measured, not certified: recall under this filter ({rows}) on {choice.n_queries} "
+                f"{'' if calibration is None else calibration.kind}, which also chose the plan"
+            )
+        return Certificate(
+            recall=budget.recall,
+            k=k,
+            delta=budget.delta,
+            certified=choice.exact and kept == 1.0,
+            estimate=max(0.0, choice.promised - (1.0 - kept)),
+            lower_bound=choice.lower_bound if kept == 1.0 else math.nan,
+            n_queries=choice.n_queries,
+            query_kind="none" if calibration is None else calibration.kind,
+            date=date.today().isoformat(),
+            machine="",
+            note=note,
+            share=budget.share,
+            mean_recall=max(0.0, choice.estimate - (1.0 - kept)),
+        )
+
+    def _exact(self, filtered: Filtered, k: int, batch: int) -> FilterChoice:
+        return FilterChoice(FLAT, 1.0, 1.0, 1.0, 0, *self._timed(filtered, FLAT, k, batch))
+
+    def _within(
+        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int, room: float
+    ) -> FilterChoice:
+        """The highest recall within the latency."""
+        if exact.p95 <= room:
+            return exact
+        best: FilterChoice | None = None
+        fastest = exact
+        for choice in self._tried(filtered, exact, budget, k, batch):
+            if choice.p95 > room:
+                fastest = min(fastest, choice, key=lambda one: one.p95)
+                break
+            best = choice if best is None or choice.estimate >= best.estimate else best
+        if best is None:
+            raise BudgetError(
+                f"no plan answers within {room:.3g} ms over the {filtered.count:,} rows that the filter allows: "
+                f"the fastest ({fastest.plan}) takes {fastest.p95:.3g} ms at the 95th percentile. Allow more time"
+            )
+        return best
+
+    def _holding(
+        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
+    ) -> Iterator[FilterChoice]:
+        """Plans that hold the recall on the sample, from the least effort up."""
+        for plan, groups, hits in self._measured(filtered, exact, budget, k, batch):
+            if _holds(groups, budget):
+                yield self._choice(filtered, plan, groups, hits, budget, k, batch)
+
+    def _tried(
+        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
+    ) -> Iterator[FilterChoice]:
+        """Every plan that is measured, whatever its recall."""
+        for plan, groups, hits in self._measured(filtered, exact, budget, k, batch):
+            yield self._choice(filtered, plan, groups, hits, budget, k, batch)
+
+    def _choice(
+        self,
+        filtered: Filtered,
+        plan: Plan,
+        groups: Groups,
+        hits: npt.NDArray[np.int64],
+        budget: Budget,
+        k: int,
+        batch: int,
+    ) -> FilterChoice:
+        at_random = groups[0]
+        bound = betting_lower_bound(at_random, budget.delta)
+        recall = float(hits[: len(at_random)].mean() / k)
+        times = self._timed(filtered, plan, k, batch)
+        return FilterChoice(plan, recall, float(at_random.mean()), bound, len(at_random), *times)
+
+    def _measured(
+        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
+    ) -> Iterator[tuple[Plan, Groups, npt.NDArray[np.int64]]]:
+        """Plans at rising effort with what each group of the sample gets, while the coarse search costs less than exact
+        search over the allowed rows."""
+        base = self._base(budget, k, batch)
+        if base is None:
+            return
+        sample = self._sample(filtered, k)
+        cascade, least = filtered.allowed.cascade, float(base.effort)
+        for effort in cascade.coarse.efforts():
+            if effort < least:
+                continue
+            if self._coarse_ms(effort, batch) >= exact.fastest:
+                return
+            largest = cascade.coarse.largest_shortlist(effort)
+            lengths = sorted({min(base.shortlist * times, largest) for times in SHORTLISTS})
+            rows = cascade.shortlist(sample.queries, lengths[-1], effort)
+            scores = sample.scored(cascade, rows)
+            mean = 0.0
+            for length in lengths:
+                hits = sample.hits(scores[:, :length])
+                values = sample.values(hits, budget)
+                groups = tuple(values[group] for group in sample.groups)
+                mean = float(groups[0].mean())
+                yield self._searcher.as_run(Plan(effort, length)), groups, hits
+            least = effort * (LEAP if mean < (budget.target or DEFAULT_RECALL) - FAR_OFF else EFFORT_STEP)
+
+    def _coarse_ms(self, effort: int, batch: int) -> float:
+        """What the coarse search takes at an effort without a filter; beyond those that were timed, in proportion."""
+        timed = self._searcher.planner.costs.coarse[min(batch, BATCH_SIZES[-1])]
+        known = max((one for one in timed if one <= effort), default=min(timed))
+        return timed[known] * max(1.0, effort / max(1, known)) * max(1.0, batch / BATCH_SIZES[-1])
+
+    def _sample(self, filtered: Filtered, k: int) -> FilterSample:
+        sample = filtered.samples.get(k)
+        if sample is None:
+            calibration = self._searcher.calibration
+            assert calibration is not None
+            sample = filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.allowed, k)
+        return sample
+
+    def _base(self, budget: Budget, k: int, batch: int) -> Plan | None:
+        """The plan that serves the recall without a filter; None where exact search does, or must."""
+        calibration = self._searcher.calibration
+        if calibration is None or budget.exact or k > calibration.depth:
+            return None
+        wanted = replace(budget, latency_ms=None) if budget.recall is not None else Budget(DEFAULT_RECALL)
+        plan = self._searcher.choose(wanted, k, batch).plan
+        return None if plan.is_flat else plan
+
+    def _timed(self, filtered: Filtered, plan: Plan, k: int, batch: int) -> tuple[float, float, float]:
+        """The fastest, the median and the 95th percentile of calls under the filter, in milliseconds."""
+        queries = self._searcher.sample_queries()
+        size = min(batch, BATCH_SIZES[-1])
+        repeated = np.resize(queries, (max(size, len(queries)), queries.shape[1]))
+        count = len(repeated) // size
+
+        def call(number: int) -> None:
+            start = number % count * size
+            asked = np.ascontiguousarray(repeated[start : start + size])
+            found = filtered.allowed.run(asked, plan, k)
+            if filtered.further is not None:
+                filtered.further.join(self._searcher.cascade, asked, k, found)
+
+        times = np.array(times_ms(call, SECONDS_PER_TIMING)) * max(1.0, batch / size)
+        return float(times.min()), float(np.median(times)), float(np.percentile(times, 95))
+
+
+def _holds(groups: Groups, budget: Budget) -> bool:
+    """Whether the recall holds: of queries at random in the mean, and surely within the tolerance of each group.
+
+    Surely: by the betting bound for those at random, by one standard error for those near and far, which are few.
+    """
+    target = budget.target or 1.0
+    at_random, *extremes = groups
+    if at_random.mean() < target or betting_lower_bound(at_random, budget.delta) < target - TOLERANCE:
+        return False
+    return all(one.mean() - one.std() / math.sqrt(len(one)) >= target - TOLERANCE for one in extremes)
+
+
+# Filters that are remembered, and the bytes that they hold together: those not used for longest go first.
+FILTERS_KEPT, BYTES_KEPT = 64, 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredSearch:
+    """What a search under a filter gave.
+
+    scores: float32 [n, k] and positions: int64 [n, k] in input order, -inf and -1 where fewer rows are allowed. exact:
+    runs exact search over the allowed rows, as an audit needs it. reach: how many columns can be filled.
+    """
+
+    scores: Float32
+    positions: Int64
+    served: Served
+    each: list[Served] | None
+    reach: int
+    exact: Callable[[Float32, int], tuple[Float32, Int64]]
+
+
+def read_filter(
+    where: str | None, allowed_ids: Any
+) -> tuple[tuple[str | None, str], Condition | None, GivenIds | None]:
+    """A short name to remember a filter by, and its two parts. Raises InputError for what cannot be read."""
+    condition = None if where is None else parse(where)
+    given = None if allowed_ids is None else GivenIds.read(allowed_ids)
+    return (where, "" if given is None else given.digest), condition, given
+
+
+def segment_masks(
+    segments: Sequence[SegmentRows], where: str | None, condition: Condition | None, given: GivenIds | None
+) -> list[npt.NDArray[np.bool_]]:
+    """The allowed stored rows of each segment: bool [rows] each.
+
+    Raises InputError for a column that no segment has, and for a value of a kind that it never holds.
+    """
+    if condition is not None and where is not None:
+        columns = merged(segment.catalogue() for segment in segments)
+        if not columns:
+            raise InputError(
+                "where needs metadata, and this index holds bare vectors; give allowed_ids, or build it from documents"
+            )
+        check_columns(where, condition, columns)
+    masks = []
+    for segment in segments:
+        mask = np.ones(len(segment), dtype=np.bool_)
+        if given is not None:
+            mask &= segment.holding(given)
+        if condition is not None and mask.any():
+            mask &= segment.matching(condition)
+        masks.append(mask)
+    return masks
+
+
+class Filters:
+    """The filters of one opened index: remembered, planned for, searched under. Safe in threads."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._searcher = opened.searcher
+        self._planner = FilterPlanner(opened.searcher)
+        self._known: OrderedDict[tuple[str | None, str], Filtered] = OrderedDict()
+        self._lock = free_in_children(Lock())
+
+    def filtered(self, where: str | None, allowed_ids: Any) -> Filtered:
+        """The filter, worked out on first use. Raises InputError."""
+        plain = (
+            (where, "") if allowed_ids is None and isinstance(where, str) else None
+        )  # so that a text in use is not parsed again
+        name, condition, given = (plain, None, None) if plain in self._known else read_filter(where, allowed_ids)
+        assert name is not None
+        with self._lock:
+            known = self._known.get(name)
+            if known is not None:
+                self._known.move_to_end(name)
+                return known
+        if condition is None and given is None:  # forgotten in another thread meanwhile
+            _, condition, given = read_filter(where, allowed_ids)
+        masks = self._live(segment_masks(self._rows, where, condition, given))
+        made = Filtered(AllowedRows.from_mask(masks[0], self._searcher.cascade), Further.of(self._opened, masks))
+        with self._lock:
+            made = self._known.setdefault(name, made)
+            total = sum(one.nbytes for one in self._known.values())
+            while len(self._known) > 1 and (len(self._known) > FILTERS_KEPT or total > BYTES_KEPT):
+                _, dropped = self._known.popitem(last=False)
+                total -= dropped.nbytes
+        return made
+
+    @cached_property
+    def _rows(self) -> tuple[SegmentRows, ...]:
+        return self._opened.rows_by_id
+
+    def _live(self, masks: list[npt.NDArray[np.bool_]]) -> list[npt.NDArray[np.bool_]]:
+        """Masks of the segments without the rows that were deleted."""
+        live = self._opened.live
+        if live is None:
+            return masks
+        return [mask & live[at.first : at.stop] for at, mask in zip(self._opened.segments, masks, strict=True)]
+
+    def by_position(self, where: str | None, allowed_ids: Any) -> npt.NDArray[np.bool_]:
+        """The allowed rows as bool [all rows] by input position. Raises InputError."""
+        filtered, segments = self.filtered(where, allowed_ids), self._opened.segments
+        mask = np.zeros(segments[-1].stop, dtype=np.bool_)
+        mask[segments[0].positions(filtered.allowed.rows)] = True
+        if filtered.further is not None:
+            for segment in segments[1:]:
+                rows = np.flatnonzero(filtered.further.mask[segment.first : segment.stop])
+                mask[segment.positions(rows)] = True
+        return mask
+
+    def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
+        """The plan for a budget under a filter, measured on first use and remembered; k: at most what is allowed."""
+        key = (budget, k, batch_class(n_queries), beside_ms if budget.latency_ms is not None else 0.0)
+        choice = filtered.choices.get(key)
+        if choice is None:
+            with filtered.planning:
+                choice = filtered.choices.get(key) or self._planner.choose(filtered, *key)
+                filtered.choices[key] = choice
+        return choice
+
+    @property
+    def planner(self) -> FilterPlanner:
+        """What chooses plans under filters."""
+        return self._planner
+
+    def search(self, prepared: Float32, asked: Asked, k: int, beside_ms: Callable[[Budget], float]) -> FilteredSearch:
+        """The best k allowed rows of each query. Raises InputError for the filter, BudgetError for the budget.
+
+        prepared: float32 [n, d] as `Searcher.prepare` gives it, n from 1.
+        """
+        deadline = asked.deadline
+        filtered = self.filtered(asked.where, asked.allowed_ids)
+        allowed, inside = filtered.allowed, min(k, len(filtered.allowed))
+        reach = min(k, filtered.count)
+
+        def exact(queries: Float32, count: int) -> tuple[Float32, Int64]:
+            found = allowed.exact(queries, min(count, len(allowed))) if len(allowed) else None
+            answer = self._none(len(queries)) if found is None else (found.scores, self._positions(found.rows))
+            return answer if filtered.further is None else self._joined(filtered, queries, count, answer)
+
+        if not inside:
+            answer = self._joined(filtered, prepared, k, self._none(len(prepared)))
+            served = Served(FLAT, self._searcher.flat_recall(k), allowed_rows=filtered.count)
+            return FilteredSearch(*answer, served, None, reach, exact)
+        served = self._served(filtered, asked, inside, len(prepared), beside_ms)
+        if deadline is None:
+            started = time.perf_counter()
+            scores, rows = allowed.run(prepared, served.plan, inside)
+            if served.plan.is_flat:
+                filtered.spent_ms += (time.perf_counter() - started) * 1e3
+            answer = self._joined(filtered, prepared, k, (scores, self._positions(rows)))
+            return FilteredSearch(*answer, served, None, reach, exact)
+        found = allowed.run_until(prepared, served.plan, inside, deadline)
+        each = self._each(found, served)
+        answer = self._joined(filtered, prepared, k, (found.scores, self._positions(found.rows)))
+        return FilteredSearch(*answer, served_in_all(each, found, served), each, reach, exact)
+
+    def _served(
+        self, filtered: Filtered, asked: Asked, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
+    ) -> Served:
+        """How a call is answered: exactly, until planning for the filter pays."""
+        count = filtered.count
+        if asked.plan is not None:
+            plan = asked.explicit
+            self._searcher.check(plan, k)
+            return Served(plan, self._searcher.flat_recall(k) if plan.is_flat else math.nan, allowed_rows=count)
+        budget = asked.wanted
+        due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)
+        busy = budget.latency_ms is None and filtered.planning.locked()  # another thread plans: it is not waited for
+        if budget.exact or busy or not (due or filtered.choices):
+            return Served(FLAT, self._searcher.flat_recall(k), allowed_rows=count)
+        if asked.deadline is None:
+            choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
+        else:
+            with asked.deadline.paused():
+                choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
+        lost = 1.0 - self._searcher.flat_recall(k)  # the sample's truth is that of the rows as stored
+        return Served(choice.plan, max(0.0, choice.estimate - lost), allowed_rows=count)
+
+    def _each(self, found: Found, served: Served) -> list[Served]:
+        """One record a query; what a plan finds under a filter after some of its steps was not measured."""
+        recalls = [math.nan] * (served.stages - 1) + [served.estimated_recall]
+        return served_each(found, served, recalls)
+
+    def _positions(self, rows: Int64) -> Int64:
+        return self._opened.segments[0].positions(rows)
+
+    @staticmethod
+    def _none(n_queries: int) -> tuple[Float32, Int64]:
+        return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64)
+
+    def _joined(
+        self, filtered: Filtered, prepared: Float32, k: int, found: tuple[Float32, Int64]
+    ) -> tuple[Float32, Int64]:
+        """Scores and input positions [n, k] of the first segment's and of all others', -inf and -1 behind fewer."""
+        if filtered.further is not None:
+            return filtered.further.join(self._searcher.cascade, prepared, k, found)
+        fill = ((0, 0), (0, k - found[0].shape[1]))
+        return np.pad(found[0], fill, constant_values=-np.inf), np.pad(found[1], fill, constant_values=-1)

@@ -18,13 +18,11 @@ from funnel.adaptors import Adaptor
 from funnel.building.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
 from funnel.building.segment import build_coarse
 from funnel.data.documents import DocumentStore
-from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.cascade import Cascade, Float32, Int64, answers_alone, turn_of
 from funnel.engine.exact import pruned_exact
-from funnel.engine.others import Others
 from funnel.engine.searcher import Searcher
-from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Segment, live_rows
+from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
 from funnel.engine.settings import check_order, check_settings
-from funnel.engine.turn import answers_alone, turn_of
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.filtering.segment import SegmentRows
 from funnel.planning.calibration import LARGEST_K

@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from funnel.budget import LARGEST_K, check_k
 from funnel.data.documents import DocumentStore
-from funnel.data.lexical import LexicalIndex
-from funnel.data.lexical_pooled import PooledIndex
+from funnel.data.words import LexicalIndex, PooledIndex
 from funnel.engine.deadline import Deadline
 from funnel.engine.workers import workers
 from funnel.errors import InputError

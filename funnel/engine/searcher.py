@@ -18,11 +18,10 @@ from funnel.building.calibrate import SMALLEST_PLANNED
 from funnel.checks import checked_name
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
 from funnel.engine.deadline import Deadline
-from funnel.engine.depth import Kept
 from funnel.engine.exact import filled_up, filled_up_until, pruning_of
-from funnel.engine.measured import MeasuredStep, measure_steps
-from funnel.engine.others import Others
-from funnel.engine.steps import Found, run_until
+from funnel.engine.rerank import Kept
+from funnel.engine.segments import Others
+from funnel.engine.steps import Found, MeasuredStep, measure_steps, run_until
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
@@ -31,9 +30,8 @@ from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
 from funnel.planning.latencies import Latencies, Latency
 from funnel.planning.planner import Choice, Planner
-from funnel.planning.records import Calibration
+from funnel.planning.records import Calibration, step_recalls
 from funnel.planning.remembered import Remembered
-from funnel.planning.truncation import step_recalls
 from funnel.planning.windows import Held, held_ms
 from funnel.rows import unit_rows
 from funnel.storage.ids import Ids, JoinedIds
@@ -261,7 +259,7 @@ class Searcher:
         return self.calibration.run().queries
 
     def measure_steps(self, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:
-        """The plan run step by step: see `funnel.engine.measured`."""
+        """The plan run step by step: see `funnel.engine.steps`."""
         if self.calibration is not None and k <= self.calibration.depth:
             return measure_steps(self.cascade, self.calibration.run(), plan, k, batch)
         queries = self.sample_queries()

@@ -2,17 +2,83 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
 from funnel.filtering.columns import ColumnCache, Values
-from funnel.filtering.expression import Condition
-from funnel.filtering.given import GivenIds
+from funnel.filtering.condition import (
+    Between,
+    Comparison,
+    Condition,
+    In,
+    IsNull,
+    Literal,
+    Test,
+    each_test,
+    fault,
+    kind_of,
+)
+from funnel.filtering.sql import KINDS
+from funnel.identifiers import identifiers
 from funnel.storage.ids import Ids
 
-__all__ = ["SegmentRows"]
+__all__ = ["GivenIds", "SegmentRows", "check_columns"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenIds:
+    """Ids: for an index whose ids are texts and, where all are whole numbers of 64 bits, for one of whole numbers.
+
+    numbers: int64, or None where some are not, and `texts` then holds them all. kind: what they are, for messages.
+    digest: of them all.
+    """
+
+    texts: frozenset[str]
+    numbers: npt.NDArray[np.int64] | None
+    kind: str
+    digest: str
+
+    @classmethod
+    def read(cls, ids: Any) -> GivenIds:
+        """What the user gave. Raises InputError, naming the value, for what are no ids."""
+        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.dtype != np.uint64:
+            return cls._of_numbers(ids)
+        values = identifiers(ids, "allowed_ids")
+        if not values or any(isinstance(one, str) for one in values):
+            return cls._of_texts([str(one) for one in values], "texts")
+        try:
+            return cls._of_numbers(np.array(values, dtype=np.int64))
+        except OverflowError:
+            return cls._of_texts([str(one) for one in values], "a number beyond 64 bits")
+
+    @classmethod
+    def _of_numbers(cls, numbers: npt.NDArray[Any]) -> GivenIds:
+        whole = np.ascontiguousarray(numbers, dtype=np.int64)
+        digest = "numbers:" + hashlib.sha256(whole.tobytes()).hexdigest()
+        return cls(frozenset(), whole, "whole numbers", digest)
+
+    @classmethod
+    def _of_texts(cls, values: list[str], kind: str) -> GivenIds:
+        lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+        digest = hashlib.sha256(lengths.tobytes())
+        digest.update("".join(values).encode("utf-8", "surrogatepass"))
+        return cls(frozenset(values), None, kind, "texts:" + digest.hexdigest())
+
+    def as_texts(self) -> frozenset[str]:
+        """The ids as an index of documents keeps them: whole numbers are texts there."""
+        return self.texts if self.numbers is None else frozenset(map(str, self.numbers.tolist()))
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.numbers is None else len(self.numbers)
+
 
 Mask = npt.NDArray[np.bool_]
 
@@ -77,3 +143,52 @@ class SegmentRows:
         mask = np.zeros(len(self), dtype=np.bool_)
         mask[positions] = True
         return mask[self._order]
+
+
+NAMED = 20  # columns that an error lists before it only counts
+
+
+def check_columns(where: str, condition: Condition, columns: Mapping[str, Values]) -> None:
+    """InputError, with the place in the text, for an unknown column and for a literal of a kind it never holds."""
+    for test in each_test(condition):
+        name, start = test.column.name, test.column.start
+        if name not in columns:
+            raise fault(where, start, f"there is no column {name!r}; {_known(name, columns)}")
+        values, kind = columns[name], _kind(test)
+        if kind is not None and any(values.counts) and not values.comparable(kind):
+            raise fault(where, start, f"column {name!r} holds {_misfit(values, kind)}")
+
+
+def _kind(test: Test) -> str | None:
+    """The kind of value that a test is about; None: of any."""
+    if isinstance(test, IsNull):
+        return None
+    literal: Literal = ""
+    if isinstance(test, Comparison):
+        literal = test.value
+    elif isinstance(test, In):
+        literal = test.values[0]
+    elif isinstance(test, Between):
+        literal = test.low
+    return kind_of(literal)
+
+
+def _misfit(values: Values, kind: str) -> str:
+    """What a column holds where it cannot be compared with a literal of this kind, and what to do."""
+    held = [f"{held}s" for held in KINDS if getattr(values, held)]
+    if values.other:
+        held.append("lists or objects")
+    if kind == "number" and values.numerals:
+        return (
+            f"{' and '.join(held)}, of which some, such as {values.odd}, are not written as numbers are, and is "
+            "compared with a number; compare it with a text between ' and ', or upsert those documents with a number "
+            "there, or nothing, and compact the index"
+        )
+    return f"{' and '.join(held)}, such as {values.example}, and is compared with a {kind}, which none of them is"
+
+
+def _known(name: str, columns: Mapping[str, Values]) -> str:
+    near = get_close_matches(name, columns, 1)
+    listed = ", ".join(sorted(columns)[:NAMED])
+    more = f" and {len(columns) - NAMED} more" if len(columns) > NAMED else ""
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}the columns are {listed}{more}"

@@ -7,10 +7,9 @@ from reprlib import repr as shown
 
 import torch
 
-from funnel.checks import checked_flag, checked_whole
+from funnel.checks import checked_flag, checked_whole, checked_widths
 from funnel.errors import InputError
 from funnel.matryoshka.checks import check_embeddings
-from funnel.widths import checked_widths
 
 __all__ = ["MultiGranularityClassifier"]
 

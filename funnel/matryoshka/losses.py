@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from funnel.checks import checked_flag, checked_number, checked_whole
+from funnel.checks import checked_flag, checked_number, checked_whole, checked_widths
 from funnel.errors import InputError
 from funnel.matryoshka.checks import check_embeddings, check_labels, checked_weights
-from funnel.widths import checked_widths
 
 __all__ = ["MultiGranularityCrossEntropy", "MultiGranularityLoss", "prefix"]
 

@@ -23,21 +23,443 @@ queries, does not speak of most calls then.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from funnel.engine.depth import Kept
-from funnel.monitoring.exchangeability import CELLS, LARGEST_BLOCK, Exchangeability, cells_of
-from funnel.monitoring.neighbours import RANKS
-from funnel.monitoring.waiting import MOST_COMPARED, STATISTICS, Group, Reference, Waiting
+from funnel.engine.rerank import Kept, depths
+from funnel.engine.segments import ExactRows, best_of
 from funnel.plan import Plan
+from funnel.planning.calibration import TIE_TOLERANCE, Run
+from funnel.planning.records import Calibration
 from funnel.planning.remembered import Remembered
+from funnel.planning.updated import Updated
 from indexes.forks import free_in_children
 
-__all__ = ["ALARM", "MOST_COMPARED", "RANKS", "STATISTICS", "WINDOW", "Drift"]
+__all__ = [
+    "ALARM",
+    "DEPTH",
+    "RANKS",
+    "WINDOW",
+    "Drift",
+    "Exchangeability",
+    "Neighbours",
+    "Reference",
+    "Rows",
+    "returned",
+]
+
+Floats = npt.NDArray[np.float64]
+
+# Cosines are ranked in cells of this width: rounding (1e-7) must make no rank, and a hundredth of the usual spread
+# of top scores (.02 to .15) is fine enough.
+CELLS_PER_UNIT = 4_096
+CELLS = 2 * CELLS_PER_UNIT + 1  # from -1 to 1
+LARGEST_BLOCK = 256  # values ranked against each other at once: 65,536 comparisons take some 20 us
+# Bets are the densities of Beta(a, b) for every a and b of these: ranks shifted up or down, drawn together or apart.
+SHAPES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0)
+FROM_THE_START = 0.5  # share of the wealth that bets from the first value on; the rest enters as values come
+SMALLEST_RANK = 1e-12  # a rank of exactly 0 or 1 would make some bets infinite
+EARLIER = np.tri(LARGEST_BLOCK, k=-1, dtype=bool)
+
+
+def _bets() -> tuple[Floats, Floats, Floats]:
+    """a, b and log B(a, b) of every bet."""
+    a, b = (np.array(v) for v in zip(*((a, b) for a in SHAPES for b in SHAPES), strict=True))
+    log_beta = np.array([math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y) for x, y in zip(a, b, strict=True)])
+    return a, b, log_beta
+
+
+A, B, LOG_BETA = _bets()
+
+
+class Exchangeability:
+    """The wealth of one gambler against "these values go on like the reference".
+
+    reference: float [n], in [-1, 1], in any order. horizon: how many values are to come at most: wealth that enters
+    late, for a change that comes late, is spread evenly over them. The bets on a change at each value are those of
+    a mixture over its place: Vovk et al. 2021, section 4.
+    """
+
+    def __init__(self, reference: npt.NDArray[np.floating], horizon: int, generator: np.random.Generator) -> None:
+        self._counts = np.bincount(cells_of(reference), minlength=CELLS)
+        self._generator = generator
+        self._entering = (1.0 - FROM_THE_START) / horizon
+        self._known = len(reference)
+        self._kept = 1.0 - FROM_THE_START  # wealth that has not entered yet
+        self._logs = np.full(len(A), math.log(FROM_THE_START / len(A)))  # of what each bet has made
+        self.count = 0
+
+    @property
+    def log_wealth(self) -> float:
+        """The logarithm of the wealth now: 0 at the start; log w is reached by chance with probability 1 / w."""
+        largest = max(float(self._logs.max()), -700.0)
+        return float(np.logaddexp(largest + math.log(np.exp(self._logs - largest).sum()), _log(self._kept)))
+
+    def update(self, values: npt.NDArray[np.floating]) -> None:
+        """Bet on the next values, float [n], in the order they came."""
+        for start in range(0, len(values), LARGEST_BLOCK):
+            self._block(values[start : start + LARGEST_BLOCK])
+
+    def _block(self, values: npt.NDArray[np.floating]) -> None:
+        ranks = np.clip(self._ranks(cells_of(values)), SMALLEST_RANK, 1.0 - SMALLEST_RANK)
+        growth = (A - 1.0) * np.log(ranks).sum() + (B - 1.0) * np.log1p(-ranks).sum() - len(ranks) * LOG_BETA
+        self._logs += growth
+        # What enters now was set aside for the values just seen, and bets from the next block on.
+        enters = min(self._kept, self._entering * len(ranks))
+        self._kept -= enters
+        self._logs = np.logaddexp(self._logs, _log(enters / len(A)))
+        self.count += len(ranks)
+
+    def _ranks(self, cells: npt.NDArray[np.int16]) -> Floats:
+        """The rank in [0, 1] of each value among the reference, all values before it and itself; these then join."""
+        counts = self._counts
+        earlier, others, known = EARLIER[: len(cells), : len(cells)], cells[:, None], counts[cells]
+        lower = np.cumsum(counts)[cells] - known + ((cells < others) & earlier).sum(axis=1, dtype=np.int16)
+        equal = known + ((cells == others) & earlier).sum(axis=1, dtype=np.int16) + 1
+        size = self._known + np.arange(1, len(cells) + 1)
+        np.add.at(counts, cells, 1)
+        self._known += len(cells)
+        ranks: Floats = (lower + self._generator.random(len(cells)) * equal) / size
+        return ranks
+
+
+def cells_of(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
+    """The number of each value's cell; -inf, where a search found nothing, lies in the first."""
+    cells: npt.NDArray[np.int16] = np.rint((np.clip(values, -1.0, 1.0) + 1.0) * CELLS_PER_UNIT).astype(np.int16)
+    return cells
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0.0 else -math.inf
+
+
+RANKS = (0, 9)  # the hits whose scores are compared: the best and the tenth
+DEPTH = 20  # neighbours of each query: a plan that misses half of them still has its tenth hit among so many
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one generation, counted through its segments.
+
+    segments: the identifier of each, and the number after that of its last row; the first is the one that was
+    calibrated. exact: those beside it, searched exactly. live: bool [all rows]; None: nothing was deleted. as_stored:
+    takes queries to the space of the rows.
+    """
+
+    segments: tuple[tuple[str, int], ...]
+    exact: ExactRows | None
+    live: npt.NDArray[np.bool_] | None
+    as_stored: Callable[[Float32], Float32]
+
+    def as_before(self, before: Rows) -> int:
+        """How many rows have the numbers they had: those of the segments that both begin with."""
+        count = 0
+        for (one, stop), (other, _) in zip(self.segments, before.segments, strict=False):
+            if one != other:
+                break
+            count = stop
+        return count
+
+    def exact_from(self, number: int) -> ExactRows | None:
+        """Those searched exactly, from this row number on; None where there are none."""
+        exact = self.exact
+        left_out = 0 if exact is None else max(0, number - exact.first)
+        if exact is None or left_out >= exact.count:
+            return None
+        first, count = exact.first + left_out, exact.count - left_out
+        return replace(exact, first=first, count=count, buffer=exact.buffer[left_out:])
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The best DEPTH of all live rows for each calibration query.
+
+    queries: float32 [q, d], as rows are stored. near_rows, near_scores: int32 and float32 [q, any], the best of the
+    first segment as recorded, falling. scores, numbers: float32 and int64 [q, DEPTH], falling, -inf and -1 at the end
+    where there are fewer.
+    """
+
+    queries: Float32
+    near_rows: npt.NDArray[np.int32]
+    near_scores: Float32
+    rows: Rows
+    scores: Float32
+    numbers: Int64
+
+    @classmethod
+    def of(cls, calibration: Calibration, rows: Rows, most: int | None = None) -> Neighbours | None:
+        """Those of one generation by itself; None where the record does not name the rows that were near.
+
+        most: of so many calibration queries, evenly spaced; None: of all.
+        """
+        stored = calibration.stored if isinstance(calibration, Updated) else calibration
+        run = stored.runs()[1]
+        if run is None or run.near_rows is None or run.near_scores is None:
+            return None
+        few = slice(None, None, 1 if most is None else -(-len(run.queries) // most))
+        queries = rows.as_stored(np.ascontiguousarray(run.queries[few]))
+        none = np.empty((len(queries), 0), dtype=np.float32)
+        made = cls(queries, run.near_rows[few], run.near_scores[few], rows, none, none.astype(np.int64))
+        scores, numbers = made._looked_up(np.arange(len(queries)))
+        return replace(made, scores=scores, numbers=numbers)
+
+    def then(self, rows: Rows) -> Neighbours:
+        """Those of a later generation with the same first segment."""
+        kept = rows.as_before(self.rows)
+        made = replace(self, rows=rows, scores=self.scores.copy(), numbers=self.numbers.copy())
+        made._join(rows.exact_from(kept))
+        lost = self.numbers >= kept
+        if rows.live is not None:
+            there = ~lost & (self.numbers >= 0)
+            lost[there] = ~rows.live[self.numbers[there]]
+        again = np.flatnonzero(lost.any(axis=1))
+        if len(again):
+            made.scores[again], made.numbers[again] = made._looked_up(again)
+        return made
+
+    def _join(self, new: ExactRows | None) -> None:
+        """Put rows among the neighbours that none of them is yet."""
+        if new is None:
+            return
+        scores, numbers = new.search(self.queries, DEPTH, self.rows.live)
+        nearer = np.flatnonzero(scores[:, 0] > self.scores[:, -1])
+        old = self.scores[nearer], self.numbers[nearer]
+        self.scores[nearer], self.numbers[nearer] = best_of([old, (scores[nearer], numbers[nearer])], DEPTH)
+
+    def _looked_up(self, asked: Int64) -> tuple[Float32, Int64]:
+        """Scores and row numbers of the neighbours of some queries, from the record and the rows beside it."""
+        live, exact = self.rows.live, self.rows.exact
+        few = slice(DEPTH) if live is None else slice(None)
+        numbers = self.near_rows[asked, few].astype(np.int64)
+        gone = numbers < 0
+        if live is not None:
+            gone |= ~live[numbers]
+        answers = [(np.where(gone, np.float32(-np.inf), self.near_scores[asked, few]), numbers)]
+        if exact is not None:
+            answers.append(exact.search(np.ascontiguousarray(self.queries[asked]), DEPTH, live))
+        scores, numbers = best_of(answers, DEPTH)
+        return scores, np.where(np.isneginf(scores), -1, numbers)
+
+    @property
+    def added(self) -> Float32 | None:
+        """The scores of neighbours that were added since calibration, float32 [q, DEPTH]; -inf in place of others."""
+        if self.rows.exact is None:
+            return None
+        return np.where(self.numbers >= self.rows.segments[0][1], self.scores, np.float32(-np.inf))
+
+    def moved_since(self, before: Neighbours) -> float:
+        """By how much the scores at RANKS are others: the largest difference of their distribution functions."""
+        most = 0.0
+        for rank in RANKS:
+            now, then = self.scores[:, rank], before.scores[:, rank]
+            if (now != then).any():
+                counts = (np.bincount(cells_of(scores), minlength=CELLS) for scores in (now, then))
+                most = max(most, float(np.abs(np.cumsum(next(counts) - next(counts))).max()) / len(now))
+        return most
+
+
+# Share of the calibration queries whose hits tie with other candidates, up to which their depth is compared: which of
+# several copies of a row is returned is chance, and so is its place.
+MOST_TIED = 0.01
+
+
+class Reference:
+    """What plans return for the calibration queries at one generation. Nothing is read before it is asked for.
+
+    rows: those of the generation; None where nothing was ever added or deleted. before: that of an earlier generation
+    with the same first segment, whose neighbours are carried on where they are known.
+    """
+
+    def __init__(self, calibration: Calibration, rows: Rows | None, before: Reference | None = None) -> None:
+        self._calibration, self._rows = calibration, rows
+        self._before = before.known if before is not None else None
+
+    @property
+    def known(self) -> Neighbours | None:
+        """Neighbours that were worked out already, here or before."""
+        found: Neighbours | None = self.__dict__.get("neighbours", self._before)
+        return found
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Of the calibration queries among the rows; None where they cannot be told."""
+        if self._rows is None:
+            return None
+        before = self._before
+        return Neighbours.of(self._calibration, self._rows) if before is None else before.then(self._rows)
+
+    def some(self, most: int) -> Neighbours | None:
+        """Those of at most so many calibration queries, evenly spaced."""
+        return None if self._rows is None else Neighbours.of(self._calibration, self._rows, most)
+
+    def __call__(self, plan: Plan, k: int) -> Float32 | None:
+        """See `returned`."""
+        added = None
+        if self._calibration.added is not None and self.neighbours is not None:
+            added = self.neighbours.added
+        return returned(self._calibration, plan, k, RANKS, added)
+
+
+def returned(
+    calibration: Calibration, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None = None
+) -> Float32 | None:
+    """Of a search for k: exact scores of the hits at `ranks` (from 0), and their depth: float32 [q, len(ranks) + 1].
+
+    q: the real queries. added: the best scores among rows added since, float32 [q, any], where they are known. NaN
+    where the plan returns fewer hits, and for the depth (see funnel.engine.rerank) where it returns fewer than k or
+    does not rerank, or where many hits tie with others. None where it cannot be followed on the record.
+    """
+    _, run = calibration.runs()
+    if run is None:
+        return None
+    if added is None and calibration.added is not None:
+        added = calibration.added(np.ascontiguousarray(run.queries))
+    found = _followed(calibration, run, plan, k, ranks, added)
+    # Where the coarse order is that of the hits they have no depth; where rows were deleted it is not on record.
+    if found is not None and (not calibration.costs.reranked or run.live is not None):
+        found[:, -1] = math.nan
+    return found
+
+
+def _followed(
+    calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None
+) -> Float32 | None:
+    result = np.full((len(run.queries), len(ranks) + 1), math.nan, dtype=np.float32)
+    if plan.is_flat:
+        result[:, :-1] = _at_ranks(run.truth, added, k, ranks)
+        return result
+    recorded = run.scores.get(plan.effort)
+    if recorded is None or recorded.shape[1] < plan.shortlist:
+        return None
+    scores = torch.from_numpy(np.array(recorded[:, : plan.shortlist]))
+    kept: list[torch.Tensor] = []
+    tied = np.zeros(len(result), dtype=np.bool_)
+    for stage in plan.stages:
+        if stage.width not in run.widths:
+            return None
+        at_width = scores[:, :, run.widths.index(stage.width)]
+        best_there, places = torch.topk(at_width, stage.keep, dim=1)
+        kept.append(places)
+        tied |= _tied(at_width, best_there)
+        scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
+    top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
+    best = top.numpy()
+    if best.shape[1] == k:  # answered exactly where there were too few candidates: see funnel.engine.exact.filled_up
+        best = np.where(np.isneginf(best[:, -1:]), run.truth[:, :k], best)
+    result[:, :-1] = _at_ranks(best, added, k, ranks)
+    tied |= _tied(scores[:, :, -1], top)
+    if top.shape[1] == k and tied.mean() <= MOST_TIED:
+        result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
+    return result
+
+
+def _tied(scores: torch.Tensor, best: torch.Tensor) -> npt.NDArray[np.bool_]:
+    """Whether others score as the last of the best [q, k] of scores [q, s] does: bool [q]."""
+    last = best[:, -1:]
+    many = (scores >= last - TIE_TOLERANCE).sum(dim=1) > best.shape[1]
+    tied: npt.NDArray[np.bool_] = (many & torch.isfinite(last[:, 0])).numpy()
+    return tied
+
+
+def _at_ranks(found: Float32, added: Float32 | None, k: int, ranks: Sequence[int]) -> Float32:
+    """The scores at these ranks of the best k of those found and those added, each float32 [q, any]; NaN: too few."""
+    if added is not None:
+        found = np.concatenate([found, added], axis=1)
+    best = -np.sort(-found, axis=1)[:, :k]
+    best[np.isneginf(best)] = math.nan
+    result = np.full((len(best), len(ranks)), math.nan, dtype=np.float32)
+    for column, rank in enumerate(ranks):
+        if rank < best.shape[1]:
+            result[:, column] = best[:, rank]
+    return result
+
+
+STATISTICS = len(RANKS) + 1  # the last is the depth
+# Of one call, evenly spaced: a test costs 1 us a query, which counts where a batch takes 20 of them, and a change of
+# queries shows within 160.
+MOST_COMPARED = 512
+
+# What a plan returned for the calibration queries when asked for k: see `funnel.monitoring.drift`.
+
+
+class Waiting:
+    """Searches of one kind that wait together, in groups: each has the plan and the reference it is compared by."""
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self._count = 0
+
+    def add(self, scores: Float32, kept: Kept, plan: Plan, reference: Reference) -> int:
+        """Take in one call, float32 [n, k]; gives how many queries wait."""
+        groups = self.groups
+        if not groups or not groups[-1].takes(plan, reference):
+            # Threads may still end searches of the generation before, whose group goes on.
+            found = next((group for group in groups if group.takes(plan, reference)), None)
+            groups.append(Group(plan, reference) if found is None else groups.pop(groups.index(found)))
+        groups[-1].add(scores, kept)
+        self._count += len(scores)
+        return self._count
+
+
+class Group:
+    """Searches under one plan. Single queries are noted as numbers: half a microsecond each."""
+
+    def __init__(self, plan: Plan, reference: Reference) -> None:
+        self.plan, self.reference = plan, reference
+        self._best: list[float] = []
+        self._tenth: list[float] = []
+        self._kept: list[Kept] = []
+        self._parts: list[Float32] = []
+
+    def takes(self, plan: Plan | None, reference: Reference | None) -> bool:
+        """Whether searches under this plan, compared by this reference, belong here."""
+        return reference is self.reference and (plan is self.plan or plan == self.plan)
+
+    def add(self, scores: Float32, kept: Kept) -> None:
+        """Take in one call, float32 [n, k]. The scores are copied."""
+        count, k = scores.shape
+        if count > 1:
+            step = -(-count // MOST_COMPARED)
+            few = tuple(places[::step] for places in kept)
+            self._parts.append(_columns(scores[::step], few))
+        else:
+            self._best.append(scores.item(0))
+            self._tenth.append(scores.item(RANKS[1]) if k > RANKS[1] else math.nan)
+            self._kept.append(kept if scores.item(k - 1) > -math.inf else ())
+
+    def columns(self) -> Float32:
+        """Everything that waits: float32 [n, STATISTICS]."""
+        single = np.full((len(self._best), STATISTICS), math.nan, dtype=np.float32)
+        single[:, 0], single[:, 1] = self._best, self._tenth
+        single[np.isneginf(single)] = math.nan
+        known = [number for number, kept in enumerate(self._kept) if kept]
+        if known:
+            steps = zip(*(self._kept[number] for number in known), strict=True)
+            single[known, -1] = depths(tuple(torch.cat(step) for step in steps))
+        return np.concatenate([single, *self._parts])
+
+
+def _columns(scores: Float32, kept: Kept) -> Float32:
+    """What is compared of one call: float32 [n, STATISTICS]."""
+    found = np.full((len(scores), STATISTICS), math.nan, dtype=np.float32)
+    found[:, 0] = scores[:, 0]
+    if scores.shape[1] > RANKS[1]:
+        found[:, 1] = scores[:, RANKS[1]]
+    found[np.isneginf(found)] = math.nan  # fewer rows than hits asked for
+    if kept:
+        found[:, -1] = depths(kept)
+        found[scores[:, -1] == -math.inf, -1] = math.nan  # places without a candidate are nowhere
+    return found
+
 
 ALARM = 0.01  # probability of ever raising an alarm, over an endless stream, while nothing has changed
 # Queries in a window: as many as a calibration holds at most; with more the calibration sample would be what limits.
@@ -50,8 +472,6 @@ MOST_WATCHED = 64  # plans, for one k each, that are watched, .7 MB each; budget
 FAR = 0.1
 # Queries that came between two writes of weight; fewer are let go, as a reference takes milliseconds to make.
 FEWEST_TOGETHER = 8
-
-Float32 = npt.NDArray[np.float32]
 
 
 class Drift:

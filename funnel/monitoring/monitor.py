@@ -4,30 +4,124 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from funnel.checks import checked_seed
-from funnel.engine.depth import Kept
+from funnel.engine.rerank import Kept
 from funnel.errors import DriftWarning
-from funnel.monitoring.audit import Audit, checked_share, true_recalls
-from funnel.monitoring.drift import ALARM
-from funnel.monitoring.health import HOLDS, UNWATCHED, VOID, Health
-from funnel.monitoring.neighbours import Rows
-from funnel.monitoring.punctuality import Punctuality
-from funnel.monitoring.watch import Watch
+from funnel.monitoring.audit import Audit, AuditLine, checked_share, true_recalls
+from funnel.monitoring.drift import ALARM, Drift, Neighbours, Reference, Rows
+from funnel.monitoring.punctuality import LatencyLine, Punctuality
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
 from funnel.planning.records import Calibration
 from funnel.results import Served
 from indexes.forks import free_in_children
 
-__all__ = ["Monitor"]
+__all__ = ["Health", "Monitor"]
+
+# A reference goes on while the distribution functions of the true scores differ from its own by no more than this: a
+# window of 5,000 queries against as many tells .04 from nothing.
+MOVED = 0.005
+# Calibration queries by which a write is judged, in the call that writes; all of them would take 30 ms for 500 rows.
+JUDGED_BY = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """What looks for drift at one generation.
+
+    drift: of every generation. reference: what searches are compared by; that of an earlier generation where little has
+    changed since. first, now: the neighbours of some calibration queries at the generation of the reference, and at
+    this one; None where nobody asked.
+    """
+
+    drift: Drift
+    reference: Reference
+    first: Neighbours | None = None
+    now: Neighbours | None = None
+
+    @classmethod
+    def of(cls, calibration: Calibration, rows: Rows | None) -> Watch:
+        """At the first generation."""
+        return cls(Drift(reference := Reference(calibration, rows)), reference)
+
+    def then(self, calibration: Calibration, rows: Rows | None) -> Watch:
+        """At a later generation. calibration: the same, as it speaks of that one."""
+        if rows is None or not self.drift.seen or self.drift.changed:
+            return Watch(self.drift, Reference(calibration, rows))
+        first = self.first or self.reference.some(JUDGED_BY)
+        if first is None:
+            return Watch(self.drift, Reference(calibration, rows))
+        now = (self.now or first).then(rows)
+        if now.moved_since(first) <= MOVED:
+            return Watch(self.drift, self.reference, first, now)
+        return Watch(self.drift, Reference(calibration, rows, self.reference), now, now)
+
+    def see(self, scores: npt.NDArray[np.float32], plan: Plan, kept: Kept) -> bool:
+        """See `Drift.see`."""
+        return self.drift.see(scores, plan, kept, self.reference)
+
+
+HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether certificates still speak of the queries that come.
+
+    In this process, since it opened the index or calibrated it anew, by tuning or compacting; what was seen goes on as
+    rows are added and deleted.
+
+    state: "holds", "void", or "not watched" where there is no certificate to void. why: in words. since: when queries
+    or an audit made it void, ISO 8601; None where changed rows did. queries: live queries seen. compared: those that
+    were compared with the calibration queries, repeats left out. p_value: the probability of such evidence of a
+    change, or more, had there been none, over all looks together; 0.01 voids. calibrated, calibration_queries: when,
+    and on how many. audits: true recall by budget. latencies: what calls with a latency budget took.
+    """
+
+    state: str
+    why: str
+    since: str | None
+    queries: int
+    compared: int
+    p_value: float
+    calibrated: str
+    calibration_queries: int
+    audits: tuple[AuditLine, ...]
+    latencies: tuple[LatencyLine, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against the certificates, nor against a latency that was promised."""
+        return self.state != VOID and all(line.held for line in self.latencies)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("audits", "latencies")}
+        lines = {"audits": [line.to_json() for line in self.audits]}
+        return {**record, **lines, "latencies": [line.to_json() for line in self.latencies]}
+
+    def __str__(self) -> str:
+        since = "" if self.since is None else f" since {self.since}"
+        lines = [f"certificates: {self.state}{since}" + (f": {self.why}" if self.why else "")]
+        if self.state == UNWATCHED:
+            lines = [f"nothing is certified, so queries are not watched: {self.why}"]
+        if self.state != UNWATCHED:
+            lines.append(
+                f"  {self.queries:,} live queries, {self.compared:,} of them compared with the "
+                f"{self.calibration_queries:,} that calibrated on {self.calibrated}; p {self.p_value:.2g}"
+            )
+        lines += [f"  {line}" for line in (*self.audits, *self.latencies)]
+        return "\n".join(lines)
+
 
 REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or index.tune(queries=...)"
 

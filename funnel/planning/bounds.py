@@ -25,9 +25,7 @@ import numpy.typing as npt
 
 __all__ = [
     "BETTING",
-    "HOEFFDING_BENTKUS",
     "LOWER_BOUNDS",
-    "Observations",
     "betting_lower_bound",
     "betting_refutes",
     "fixed_sequence",

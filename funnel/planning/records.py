@@ -3,26 +3,216 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from funnel.errors import DamagedIndexError, FormatVersionError
-from funnel.plan import Plan
-from funnel.planning.arrays import map_arrays, write_arrays
-from funnel.planning.calibration import LARGEST_K, MISSING, Run
+from funnel.errors import DamagedIndexError, FormatVersionError, StorageError, of_environment, reason
+from funnel.plan import Plan, Stage
+from funnel.planning.calibration import LARGEST_K, MISSING, Run, hits
 from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
-from funnel.planning.schema import check_record, read_json
 from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
+from indexes.mapping import map_file
 
-__all__ = ["CACHED_KS", "FORMAT_VERSION", "REAL", "UNCERTIFIED", "Calibration"]
+__all__ = [
+    "CACHED_KS",
+    "FORMAT_VERSION",
+    "REAL",
+    "UNCERTIFIED",
+    "Calibration",
+    "check_record",
+    "map_arrays",
+    "read_json",
+    "step_recalls",
+    "truncations",
+    "write_arrays",
+]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+SUFFIX = ".npy"  # of every member, as np.savez names them
+ALIGNED = np.lib.format.ARRAY_ALIGN  # arrays start at its multiples, as numpy pads its own header to them
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member (APPNOTE 4.3.7): the lengths of its name and extra field
+ZIP64_EXTRA = 20  # bytes that zipfile puts before the extra field of a member that may be large
+EXTRA_FIELD = struct.Struct("<HH")  # identifier and length of an extra field (APPNOTE 4.5.1)
+PADDING = 0xD935  # the identifier that Android's zipalign uses for padding; other readers skip it
+# A compressed member may become so many times as large as the file, and a megabyte beside: no room for bombs.
+LARGEST_EXPANSION, SMALL_MEMBER = 64, 1_000_000
+# Out of zipfile, zlib and numpy's header parser, which evaluates the header as a Python literal; RecursionError and
+# NotImplementedError are RuntimeErrors.
+UNREADABLE = (
+    *(ValueError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError),
+    *(tokenize.TokenError, MemoryError, OverflowError, TypeError, LookupError),
+)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write what `np.load` and `map_arrays` read: an uncompressed .npz whose arrays are aligned in the file.
+
+    Raises ValueError for arrays of Python objects, OSError where there is no room.
+    """
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(name + SUFFIX)
+            before = file.tell() + LOCAL_HEADER.size + len(member.filename.encode()) + ZIP64_EXTRA + EXTRA_FIELD.size
+            padding = -before % ALIGNED
+            member.extra = EXTRA_FIELD.pack(PADDING, padding) + bytes(padding)
+            with archive.open(member, "w", force_zip64=True) as opened:
+                np.lib.format.write_array(opened, np.asanyarray(array), allow_pickle=False)
+
+
+def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every array of an .npz file by name; the file is mapped, so that only what is looked at is read.
+
+    What is written into an array does not reach the file. Members that are compressed or not aligned, as np.savez
+    leaves them, are read into memory instead.
+
+    Raises DamagedIndexError for a file that is not an .npz of plain arrays.
+    """
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            _, whole = map_file(file)
+            members = archive.infolist()
+            return {member.filename.removesuffix(SUFFIX): _array(archive, member, whole) for member in members}
+        except (*UNREADABLE, OSError) as error:  # OSError: a place in the file that cannot be gone to
+            if of_environment(error):
+                raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
+            raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    with archive.open(member) as opened:
+        shape, fortran, dtype = _header(opened)
+        header = opened.tell()
+    name, extra = LOCAL_HEADER.unpack_from(whole.data, member.header_offset)
+    start = member.header_offset + LOCAL_HEADER.size + name + extra + header
+    count = math.prod(shape)
+    if any(side < 0 for side in shape) or member.file_size != header + count * dtype.itemsize:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, its header promises {dtype} {list(shape)}")
+    if member.file_size > LARGEST_EXPANSION * len(whole) + SMALL_MEMBER:
+        raise ValueError(f"{member.filename} would take {member.file_size} bytes, the file has {len(whole)}")
+    if member.compress_type != zipfile.ZIP_STORED or fortran or start % dtype.alignment or not count:
+        with archive.open(member) as opened:
+            array: npt.NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
+        return array
+    return np.frombuffer(whole, dtype, count, start).reshape(shape)
+
+
+def _header(opened: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type. Raises ValueError for what is not a plain array."""
+    version = np.lib.format.read_magic(opened)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
+    else:
+        raise ValueError(f"version {version} of the .npy format; expected (1, 0) or (2, 0)")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, fortran, dtype
+
+
+LONGEST_SAID = 300  # characters of a message: values in it may be long
+
+Name = Annotated[str, msgspec.Meta(max_length=4096)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Ms = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Weight = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+
+
+class PlanRecord(msgspec.Struct):
+    """Of `Plan.to_json`."""
+
+    effort: Count
+    shortlist: Count
+    stages: list[tuple[Positive, Positive]]
+
+
+class CostsRecord(msgspec.Struct):
+    """Of `Costs.to_json`: every table has every batch size, and those of coarse search the same efforts."""
+
+    machine: dict[Name, Name]
+    sizes: Annotated[list[Positive], msgspec.Meta(min_length=1, max_length=64)]
+    coarse: dict[int, dict[int, Ms]]
+    rerank: dict[int, dict[int, list[Ms]]]
+    flat: dict[int, Ms]
+    base: dict[int, Ms]
+
+    def __post_init__(self) -> None:
+        for name in ("coarse", "rerank", "flat", "base"):
+            if set(getattr(self, name)) != set(BATCH_SIZES):
+                raise ValueError(f"{name} is not of the batch sizes {list(BATCH_SIZES)}")
+        if len({tuple(sorted(table)) for table in self.coarse.values()}) != 1:
+            raise ValueError("coarse has other efforts for another batch size")
+        if any(len(ms) != len(self.sizes) for table in self.rerank.values() for ms in table.values()):
+            raise ValueError(f"rerank has lists of another length than the {len(self.sizes)} sizes")
+        if self.sizes != sorted(set(self.sizes)):
+            raise ValueError(f"sizes is {self.sizes}, which does not rise")
+
+
+class Record(msgspec.Struct):
+    """calibration.json."""
+
+    by_effort: bool
+    dim: Positive
+    date: Name
+    n_queries: Count
+    n_corpus_rows: Positive
+    depth: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_K)]
+    kind: str
+    latencies: list[tuple[PlanRecord, Positive, Positive, Ms, Ms]]
+    plans: dict[Annotated[int, msgspec.Meta(ge=1, le=LARGEST_K)], list[PlanRecord]]
+    costs: CostsRecord
+    left_out: dict[Name, Count] = {}
+    corpus_like: bool | float = False  # once a share, of queries that equalled rows
+    as_given: bool = False
+    certificates: list[dict[str, Any]] = []
+    format_version: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        known = next(iter(self.costs.coarse.values()))
+        for plans in self.plans.values():
+            for plan in plans:
+                if plan.shortlist and plan.effort not in known:
+                    raise ValueError(f"a plan has the effort {plan.effort}, whose costs are not on record")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The fields of a JSON object. Raises DamagedIndexError naming the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if of_environment(error):
+            raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
+        raise DamagedIndexError(f"{path} cannot be read as JSON ({error}); build the index again") from error
+    if not isinstance(found, dict):
+        raise DamagedIndexError(f"{path} holds a {type(found).__name__}, expected an object; build the index again")
+    return found
+
+
+def check_record(found: dict[str, Any], path: Path) -> None:
+    """Check every field of calibration.json as it stands there. Raises DamagedIndexError naming file and field."""
+    try:
+        msgspec.convert(found, Record, str_keys=True)
+    except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
+        said = str(error)[:LONGEST_SAID] or type(error).__name__
+        raise DamagedIndexError(f"{path}: not a calibration of this format: {said}; build the index again") from error
+
 
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
@@ -33,8 +223,6 @@ JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 FORMAT_VERSION = 2
 SINCE_2 = "corpus/candidates"
 FLOAT32 = np.dtype(np.float32)
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass
@@ -354,3 +542,32 @@ def _check_values(run: Run, calibration: Calibration, count: int) -> None:
 def depth_of(rows: int) -> int:
     """The largest k that a record over so many rows can answer for (a held-out row is not its own neighbour)."""
     return max(1, min(LARGEST_K, rows - 1))
+
+
+def truncations(plan: Plan, k: int) -> tuple[Plan, ...]:
+    """Plans whose survivors are what `plan` would return for k if it were stopped after each of its steps.
+
+    The k best in coarse order, then the k best at each stage's width, then the plan itself.
+    """
+    if not plan.reranked:  # one step
+        return (plan,)
+    stages = plan.stages
+    stopped = (Plan(plan.effort, plan.shortlist, (*stages[:i], Stage(stages[i].width, k))) for i in range(len(stages)))
+    return (Plan(plan.effort, k), *stopped, plan)
+
+
+def step_recalls(calibration: Calibration, plan: Plan, k: int) -> tuple[float, ...]:
+    """Mean recall@k on the calibration queries if a plan that is not flat were stopped after each of its steps.
+
+    NaN where the plan's effort, its shortlist, its widths or so large a k are not on record.
+    """
+    unknown = (math.nan,) * plan.steps
+    if k > calibration.depth:
+        return unknown
+    run = calibration.run()
+    if plan.effort not in run.places or run.largest(plan.effort) < plan.shortlist:
+        return unknown
+    if any(stage.width not in run.widths for stage in plan.stages):
+        return unknown
+    found = hits(run, truncations(plan, k), k)
+    return tuple(float(value) / k for value in found.mean(axis=1))

@@ -3,21 +3,40 @@
 matplotlib is imported on first use, and only its figure objects are: no display, no global state.
 """
 
+from __future__ import annotations
+
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
+from funnel.budget import Budget, check_k
 from funnel.errors import InputError, MissingPackageError
-from funnel.reports.results import FunnelResult, Results
-from funnel.reports.tables import microseconds, recall_text, times
+from funnel.index import FunnelIndex
+from funnel.plan import FLAT, Plan
+from funnel.planning.costs import batch_class
+from funnel.reports.tables import RECALLS, FunnelResult, Results, microseconds, recall_text, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
+
+
+__all__ = [
+    "LOSS_COLOURS",
+    "WAY_COLOURS",
+    "Curve",
+    "Point",
+    "by_step",
+    "by_width",
+    "frontier_points",
+    "legend",
+    "plot_frontier",
+]
 
 LABEL_DISTANCES = (9.0, 23.0, 37.0, 51.0, 65.0)  # from its point, in points (1/72 inch)
 # Inches and dots an inch: 1,800 pixels wide, so that it stays sharp when shown at 900.
@@ -81,7 +100,7 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
     save_figure(figure, path)
 
 
-def new_figure(size: tuple[float, float] = FIGURE_SIZE) -> "Figure":
+def new_figure(size: tuple[float, float] = FIGURE_SIZE) -> Figure:
     """An empty white figure of a size in inches. Raises MissingPackageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,7 +114,7 @@ def new_figure(size: tuple[float, float] = FIGURE_SIZE) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG whose bytes depend on the figure alone."""
     figure.savefig(os.fspath(path), metadata={"Software": "funnel-retrieval"})
 
@@ -111,7 +130,7 @@ def _reach(point: FunnelResult) -> tuple[float, float]:
     return max(0.0, recall - error), min(1.0, recall + error)
 
 
-def _frame(axes: "Axes", results: Results) -> None:
+def _frame(axes: Axes, results: Results) -> None:
     points = results["funnel"]
     targets = sorted({point["target"] for point in points})
     recalls = [*(point["target"] for point in points), *(low for point in points for low in _reach(point))]
@@ -134,7 +153,7 @@ def _frame(axes: "Axes", results: Results) -> None:
     axes.tick_params(colors=TEXT, labelsize=11, length=0)
 
 
-def _curve(axes: "Axes", results: Results, series: _Series) -> None:
+def _curve(axes: Axes, results: Results, series: _Series) -> None:
     points = sorted(results["funnel"], key=lambda point: point["recall"])
     x = [stretch(point["recall"]) for point in points]
     y = [point[series.key] for point in points]
@@ -153,7 +172,7 @@ def _curve(axes: "Axes", results: Results, series: _Series) -> None:
     )
 
 
-def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
+def _titles(figure: Figure, axes: Axes, results: Results) -> None:
     index, machine = results["index"], results["machine"]
     axes.plot(
         [stretch(1.0)],
@@ -189,7 +208,7 @@ def _titles(figure: "Figure", axes: "Axes", results: Results) -> None:
     )
 
 
-def heading(figure: "Figure", height: float, text: str, size: float, colour: str, weight: str) -> None:
+def heading(figure: Figure, height: float, text: str, size: float, colour: str, weight: str) -> None:
     """A line at the left edge, made smaller where it would run over the right one."""
     line = figure.text(MARGIN, height, text, fontsize=size, color=colour, weight=weight, parse_math=False)
     room = (1 - 2 * MARGIN) * figure.bbox.width
@@ -229,7 +248,7 @@ def _labels(results: Results) -> list[Label]:
     return labels
 
 
-def write_labels(axes: "Axes", labels: Sequence[Label]) -> list["Annotation"]:
+def write_labels(axes: Axes, labels: Sequence[Label]) -> list[Annotation]:
     """Write each label over or under its point, further off where it would cover one that is written already."""
     from matplotlib.patheffects import withStroke
 
@@ -253,3 +272,245 @@ def write_labels(axes: "Axes", labels: Sequence[Label]) -> list["Annotation"]:
         taken.append(box)
         drawn.append(annotation)
     return drawn
+
+
+# Okabe & Ito (2008), told apart in every common colour blindness.
+GREEN, PURPLE, SKY, ORANGE = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+WAY_COLOURS = {
+    "identity": FLAT_COLOUR,
+    "truncation": FLAT_COLOUR,
+    "pca": BATCH_COLOUR,
+    "rotation": SINGLE_COLOUR,
+    "mlp": GREEN,
+    "deep-mlp": PURPLE,
+    "attention": SKY,
+    "rotation, vectors alone": SKY,
+    "auto": PURPLE,
+}
+LOSS_COLOURS = {
+    "distillation": SINGLE_COLOUR,
+    "pairwise": BATCH_COLOUR,
+    "topk": GREEN,
+    "reconstruction": PURPLE,
+    "ranking": ORANGE,
+    "listwise": SKY,
+}
+AVERAGED = 25  # steps in the running mean of a loss, which jumps from batch to batch
+FAR_APART = 100  # curves whose means differ by more than this factor are drawn on a logarithmic axis
+WIDTH_TICKS = 8  # more widths than these would print their numbers over each other
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line; a faint one is drawn thin and without a name in the legend."""
+
+    name: str
+    points: Mapping[int, float]
+    colour: str
+    faint: bool = False
+
+
+def by_width(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
+    """Figures against prefix width, the widths evenly apart by octave."""
+    _curve_frame(axes, title, "width of the prefix")
+    for curve in curves:
+        style: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5, "zorder": 3}
+        if curve.faint:
+            style = {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
+        label = "_" if curve.faint else curve.name
+        axes.plot(list(curve.points), list(curve.points.values()), color=curve.colour, label=label, **style)
+    widths = sorted({width for curve in curves for width in curve.points})
+    shown = widths[:: -(-len(widths) // WIDTH_TICKS)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shown, [str(width) for width in shown])
+    axes.minorticks_off()
+
+
+def by_step(
+    axes: Axes,
+    title: str,
+    curves: Sequence[Curve],
+    phases: Mapping[str, int],
+    *,
+    averaged: bool = False,
+    marked: int | None = None,
+) -> None:
+    """Figures against training step.
+
+    phases: the first step of each phase, in order; where one takes over stands a dashed line with its name.
+    averaged: draw the running mean within each phase, the figures themselves faintly. marked: a step to be marked as
+    the one kept.
+    """
+    _curve_frame(axes, title, "step")
+    for curve in curves:
+        for number, points in enumerate(_parts(curve.points, list(phases.values())) if averaged else [curve.points]):
+            steps, values = list(points), list(points.values())
+            if averaged:
+                axes.plot(steps, values, color=curve.colour, linewidth=0.7, alpha=0.3)
+                values = _running_mean(values)
+            axes.plot(steps, values, color=curve.colour, linewidth=1.8, label="_" if number else curve.name)
+        if marked is not None and marked in curve.points:
+            axes.plot([marked], [curve.points[marked]], "o", color=curve.colour, markersize=7, markeredgecolor="white")
+    means = [sum(curve.points.values()) / len(curve.points) for curve in curves]
+    if averaged and min(means, default=0) > 0 and max(means) > FAR_APART * min(means):
+        axes.set_yscale("log")
+    for name, first in list(phases.items())[1:]:
+        axes.axvline(first, color=FLAT_COLOUR, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6)
+        axes.annotate(
+            name, (first, 0.5), xycoords=axes.get_xaxis_transform(), xytext=(-4, 0), textcoords="offset points",
+            fontsize=9, color=FLAT_COLOUR, rotation=90, ha="right", va="center", parse_math=False,
+        )  # fmt: skip
+
+
+def legend(axes: Axes, place: Literal["best", "lower right"] = "best") -> None:
+    """The names of the curves of a panel."""
+    axes.legend(loc=place, facecolor="white", edgecolor="none", fontsize=9.5, labelcolor=TEXT, handlelength=1.4)
+
+
+def _curve_frame(axes: Axes, title: str, x_label: str) -> None:
+    axes.set_title(title, fontsize=11, color=TEXT, loc="left", parse_math=False)
+    axes.set_xlabel(x_label, fontsize=10, color=TEXT)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FLAT_COLOUR)
+    axes.tick_params(colors=TEXT, labelsize=9.5, length=0, which="both")
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and of those before it, AVERAGED at most."""
+    return [sum(part) / len(part) for part in (values[max(0, i + 1 - AVERAGED) : i + 1] for i in range(len(values)))]
+
+
+def _parts(points: Mapping[int, float], starts: Sequence[int]) -> list[dict[int, float]]:
+    """The points of each phase that has any."""
+    edges = [-math.inf, *starts[1:], math.inf]
+    parts = [{step: points[step] for step in points if low <= step < high} for low, high in pairwise(edges)]
+    return [part for part in parts if part]
+
+
+# Milliseconds that may carry a tick.
+TICKS = tuple(round(step * 10.0**power, 4) for power in range(-3, 5) for step in (1, 2, 5))
+# Recall that may carry a tick, where it is in view.
+RECALL_TICKS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One plan: its mean recall, its own lower bound at a certificate's confidence, and predicted ms of one call.
+
+    Without real queries nothing is certified, and the bound is the mean itself.
+    budgets: recalls asked for that it serves.
+    """
+
+    plan: Plan
+    recall: float
+    lower_bound: float
+    ms: float
+    budgets: tuple[float, ...] = ()
+
+
+def frontier_points(index: FunnelIndex, k: int = 10, batch: int = 1, recalls: Sequence[float] = RECALLS) -> list[Point]:
+    """Every plan of the frontier, in rising cost, flat search among them.
+
+    Raises InputError where the index has no calibration, or none for this k.
+    """
+    k, searcher, size = check_k(k, len(index)), index.searcher, batch_class(batch)
+    if searcher.calibration is None:
+        raise InputError(f"{index.path}: {searcher.why_flat}; it serves every budget, and there are no plans to draw")
+    frontier = searcher.calibration.frontier(k)
+    if frontier is None:
+        raise InputError(f"{index.path}: no plans were calibrated for k={k}, so there is no frontier to show")
+    serves: dict[Plan, list[float]] = {}
+    for recall in recalls:
+        serves.setdefault(searcher.choose(Budget(recall), k, size).plan, []).append(recall)
+    planner, latency = searcher.planner, Budget(latency_ms=1.0)  # a budget without a recall: only its confidence counts
+    points = []
+    for plan in dict.fromkeys([FLAT, *frontier.plans, *serves]):
+        known = planner.certificate(plan, latency, k)
+        ms = planner.costs.predict(plan, size, searcher.dim)
+        bound = known.lower_bound if planner.calibration.certifies else known.estimate
+        points.append(Point(plan, known.estimate, bound, ms, tuple(sorted(serves.get(plan, [])))))
+    return sorted(points, key=lambda point: point.ms)
+
+
+def plot_frontier(index: FunnelIndex, path: str | os.PathLike[str], k: int = 10, batch: int = 1) -> None:
+    """Draw recall against cost for every plan of the frontier, and which of them serves which recall budget.
+
+    A thin line reaches from each plan to its lower bound. Written as a PNG 1,800 pixels wide.
+
+    Raises InputError as `frontier_points`, MissingPackageError without matplotlib.
+    """
+    points = frontier_points(index, k, batch)
+    figure = new_figure()
+    axes = figure.add_axes((0.085, 0.115, 0.89, 0.70))
+    _frontier_frame(axes, points)
+    _draw(axes, points)
+    calls = "one query a call" if batch == 1 else f"calls of {batch_class(batch):,} queries"
+    heading(figure, 0.955, f"Plans of {index.path.name}: recall against cost", 15, TEXT, "bold")
+    heading(
+        figure, 0.91, f"{len(index):,} × {index.dim} · {calls} · {index.certification}", 10.5, FLAT_COLOUR, "normal"
+    )
+    figure.text(MARGIN, 0.862, "predicted milliseconds a call", fontsize=11, color=TEXT, va="center")
+    figure.legend(
+        loc="upper right", bbox_to_anchor=(0.985, 0.9), ncols=3, frameon=False, fontsize=11, labelcolor=TEXT,
+        handletextpad=0.3, columnspacing=1.6,
+    )  # fmt: skip
+    axes.set_xlabel(
+        f"mean recall@{k} on the calibration queries, axis stretched towards 1; lines reach to the lower bound",
+        fontsize=11, color=TEXT,
+    )  # fmt: skip
+    write_labels(axes, _point_labels(points))
+    save_figure(figure, path)
+
+
+def _frontier_frame(axes: Axes, points: Sequence[Point]) -> None:
+    chosen = [point for point in points if point.budgets and not point.plan.is_flat]
+    lowest = min((point.lower_bound for point in chosen), default=min(point.recall for point in points))
+    left, right = stretch(max(0.0, lowest - 0.12)), stretch(1.0)  # plans far below every budget are left out
+    axes.set_xlim(left, right + 0.05 * (right - left))
+    costs = [point.ms for point in points if stretch(point.recall) >= left]
+    axes.set_yscale("log")
+    axes.set_ylim(min(costs) / 1.8, max(costs) * 1.8)
+    ticks = [tick for tick in RECALL_TICKS if stretch(tick) >= left]
+    axes.set_xticks([stretch(tick) for tick in ticks], [recall_text(tick) for tick in ticks])
+    ms = [tick for tick in TICKS if min(costs) / 1.8 <= tick <= max(costs) * 1.8]
+    axes.set_yticks(ms, [f"{tick:g}" for tick in ms])
+    axes.minorticks_off()
+    axes.grid(axis="both", color=FAINT, linewidth=0.6, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FLAT_COLOUR)
+    axes.tick_params(colors=TEXT, labelsize=11, length=0)
+
+
+def _draw(axes: Axes, points: Sequence[Point]) -> None:
+    def at(some: Sequence[Point]) -> tuple[list[float], list[float]]:
+        return [stretch(point.recall) for point in some], [point.ms for point in some]
+
+    chosen = [point for point in points if point.budgets and not point.plan.is_flat]
+    others = [point for point in points if not point.budgets and not point.plan.is_flat]
+    for some, colour, opacity, width in ((others, BATCH_COLOUR, 0.25, 1.0), (chosen, SINGLE_COLOUR, 0.7, 1.6)):
+        x, y = at(some)
+        axes.hlines(
+            y, [stretch(point.lower_bound) for point in some], x, color=colour, alpha=opacity, linewidth=width, zorder=2
+        )
+    axes.plot(
+        *at(others), "o", color=BATCH_COLOUR, markersize=4.5, alpha=0.6, markeredgewidth=0, label="plan", zorder=3
+    )
+    axes.plot(
+        *at(chosen), "s", color=SINGLE_COLOUR, markersize=8, markeredgecolor="white", label="serves a budget", zorder=4
+    )
+    axes.plot(
+        *at([point for point in points if point.plan.is_flat]), "D", color=FLAT_COLOUR, markersize=8,
+        markeredgecolor="white", label="flat search", zorder=4, clip_on=False,
+    )  # fmt: skip
+
+
+def _point_labels(points: Sequence[Point]) -> list[Label]:
+    labels = []
+    for point in points:
+        if point.budgets or point.plan.is_flat:
+            asked = ", ".join(recall_text(recall) for recall in point.budgets)
+            text = f"{asked}: {point.ms:.3g} ms" if asked else f"{point.ms:.3g} ms"
+            colour = FLAT_COLOUR if point.plan.is_flat else SINGLE_COLOUR
+            labels.append(Label(text, stretch(point.recall), point.ms, colour, below=not point.plan.is_flat))
+    return labels

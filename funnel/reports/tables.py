@@ -1,11 +1,100 @@
 """Tables of results: aligned text for a terminal, Markdown for a README."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from funnel.reports.results import FunnelResult, Results
+from funnel.explanation import Explanation
+from funnel.index import FunnelIndex
+
+__all__ = ["RECALLS", "budgets_table", "explain_budgets"]
+
+
+class IndexFacts(TypedDict):
+    """What was searched."""
+
+    rows: int
+    dim: int
+    coarse: str
+    adaptor: str
+    ladder: list[int]
+    resident_mb: float
+    encoder: str
+    # "certified on N real queries" or "uncertified: calibrated on corpus rows"
+    certificate: str
+
+
+class MachineFacts(TypedDict):
+    """Where it was searched; the library fields hold versions."""
+
+    processor: str
+    cores: int
+    threads: int
+    device: str
+    torch: str
+    faiss: str
+    numpy: str
+    python: str
+
+
+# In the functional form because "ndcg@10" is no Python name. Exact search at full width over the rows as stored: its
+# recall is what that keeps of the true top k of the rows as given, as far as that was measured.
+FlatResult = TypedDict(
+    "FlatResult",
+    {
+        "us_single": float,
+        "us_batch": float,
+        "bytes": int,
+        "recall": NotRequired[float],
+        "ndcg@10": NotRequired[float],
+        "recall@100": NotRequired[float],
+    },
+)
+
+# One recall budget: what was promised, which plan was served, what it gave. `recall` is that of the queries measured
+# on, `recall_error` its standard error; `predicted_recall` that of the calibration queries, and `recall_low` the lower
+# confidence bound of the same, None where nothing is certified or search is exact, which `exact` says; `speedup_*` is
+# flat's time over the funnel's.
+FunnelResult = TypedDict(
+    "FunnelResult",
+    {
+        "target": float,
+        "plan": str,
+        "recall": float,
+        "recall_error": float,
+        "recall_low": float | None,
+        "predicted_recall": float,
+        "certified": bool,
+        "exact": NotRequired[bool],
+        "us_single": float,
+        "us_batch": float,
+        "predicted_us_single": float,
+        "predicted_us_batch": float,
+        "speedup_single": float,
+        "speedup_batch": float,
+        "bytes": int,
+        "ndcg@10": NotRequired[float],
+        "recall@100": NotRequired[float],
+    },
+)
+
+
+class Results(TypedDict):
+    """Everything one benchmark found; `created` is a date and time in ISO 8601."""
+
+    title: str
+    created: str
+    index: IndexFacts
+    machine: MachineFacts
+    k: int
+    n_queries: int
+    queries: NotRequired[str]  # what they are, after their number
+    flat: FlatResult
+    funnel: list[FunnelResult]
+
 
 MISSING = "–"
 GAP = "  "
@@ -159,3 +248,54 @@ def _width(text: str) -> int:
 def _pad(text: str, width: int, left: bool) -> str:
     space = " " * (width - _width(text))
     return text + space if left else space + text
+
+
+RECALLS = (0.80, 0.90, 0.95, 0.99, 1.0)
+
+COLUMNS = (
+    Column("budget", "budget", left=True),
+    Column("recall", "estimate", ".4f"),
+    Column("bound", "lower bound", ".4f"),
+    Column("p50", "p50 ms", ".3f"),
+    Column("p95", "p95 ms", ".3f"),
+    Column("certified", "certified", left=True),
+    Column("plan", "plan", left=True),
+)
+
+
+def explain_budgets(
+    index: FunnelIndex, k: int, batch: int = 1, recalls: Sequence[float] = RECALLS, run: bool = False
+) -> list[Explanation]:
+    """The explanation of every recall budget. run: see `FunnelIndex.explain`."""
+    return [index.explain(k, recall=recall, batch=batch, run=run) for recall in recalls]
+
+
+def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
+    """A table of explanations, and under it what they rest on."""
+    rows = [
+        {
+            "budget": line.budget,
+            "recall": line.recall,
+            "bound": None if line.is_exact else line.recall_lower_bound,
+            "p50": line.p50_ms,
+            "p95": line.p95_ms,
+            "certified": _said_certified(line),
+            "plan": str(line.plan),
+        }
+        for line in explained
+    ]
+    first = explained[0]
+    said = dict.fromkeys(line.certificate.note for line in explained)
+    notes = [note for note in said if note not in ("", index.certification)]
+    heading = f"{index.path}: k={first.k}, {_calls(first.batch)}; {index.certification}"
+    return "\n".join([heading, "", text_table(rows, COLUMNS), "", *notes]).rstrip()
+
+
+def _said_certified(line: Explanation) -> str:
+    if line.is_exact:
+        return "exact"
+    return "yes" if line.certificate.certified else "no"
+
+
+def _calls(batch: int) -> str:
+    return "one query a call" if batch == 1 else f"{batch} queries a call"

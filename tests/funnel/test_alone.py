@@ -12,7 +12,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
-from funnel.engine.turn import turn_of
+from funnel.engine.cascade import turn_of
 from funnel.errors import InputError
 from indexes import CoarseIndexError, choose, symqg_installed
 from indexes.selection import FLAT_ROWS

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.beside import Beside
 from funnel.encoding.encoders import PROBE_TEXT
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.errors import BudgetError
+from funnel.search import Beside
 
 DIM = 8
 

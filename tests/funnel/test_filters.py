@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from funnel import FLAT, FunnelIndex
 from funnel.cli.main import cli
-from funnel.engine import filtered_search as searching
+from funnel.engine import allowed as searching
 from funnel.errors import InputError
 from tests.funnel.corpora import brute_force, documents, funnel_plan, hashed_words
 

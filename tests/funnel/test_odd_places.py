@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from funnel import FunnelIndex, Plan
-from funnel.building import folding, update
+from funnel.building import segment as folding
+from funnel.building import update
 from funnel.errors import InputError
 from funnel.planning import costs
 from tests.funnel.clustered import clustered_rows

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from funnel import FLAT, BudgetError, FunnelIndex
-from funnel.building import folding, update
+from funnel.building import segment as folding
+from funnel.building import update
 from funnel.cli.main import cli
 from funnel.errors import EncoderError, InputError
 from tests.funnel.clustered import clustered_rows

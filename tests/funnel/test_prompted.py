@@ -13,7 +13,7 @@ from funnel import FunnelIndex
 from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder
 from funnel.encoding.models import load_model
 from funnel.errors import DamagedIndexError, InputError
-from funnel.reports.write import bench_queries
+from funnel.reports.pages import bench_queries
 from tests.funnel.cli.test_main import refused, run
 from tests.funnel.corpora import documents
 from tests.funnel.engine.test_settings import crafted

@@ -12,7 +12,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.encoding.encoders import Encoder
-from funnel.encoding.stored import stored_encoder
+from funnel.encoding.query_encoder import stored_encoder
 from tests.funnel.corpora import documents
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from funnel.checks import checked_widths
 from funnel.errors import InputError
-from funnel.widths import checked_widths
 
 
 @given(st.sets(st.integers(1, 4096), min_size=1), st.booleans())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from funnel.adaptors import Adaptor
-from funnel.data.records import READERS
+from funnel.data.corpus import READERS
 from funnel.errors import DamagedIndexError, FormatVersionError, InputError
 from funnel.planning.records import Calibration
 from funnel.storage.manifest import parse

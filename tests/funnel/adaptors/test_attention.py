@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from funnel.adaptors.attention import Attention
+from funnel.adaptors.mlp import Attention
 from funnel.errors import InputError
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from funnel.adaptors import PCA, Judged
-from funnel.adaptors.heldout import HeldOutJudged, HeldOutRows, ndcg, own_rows
+from funnel.adaptors.sampling import HeldOutJudged, HeldOutRows, ndcg, own_rows
 from tests.funnel.adaptors.clusters import clustered
 
 pytrec_eval = pytest.importorskip("pytrec_eval")

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.adaptors import PCA, RECIPES, Adaptor, Phase, Recipe, adaptor_class, adaptor_kinds
-from funnel.adaptors.attention import Attention
 from funnel.adaptors.losses import pairwise_similarity_loss
-from funnel.adaptors.mlp import BLOCK_ROWS, MLP, DeepMLP, ResidualAdaptor
+from funnel.adaptors.mlp import BLOCK_ROWS, MLP, Attention, DeepMLP, ResidualAdaptor
 from funnel.adaptors.sampling import Batch
 from funnel.adaptors.training import losses_of
 from funnel.errors import DamagedIndexError, InputError

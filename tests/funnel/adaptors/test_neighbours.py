@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.adaptors import neighbours
-from funnel.adaptors.neighbours import nearest, scaled
+from funnel.adaptors import sampling as neighbours
+from funnel.adaptors.sampling import nearest, scaled
 
 
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 1000), st.integers(1, 500))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from funnel.adaptors import Judged, Phase, fit_adaptor
-from funnel.adaptors import heldout as module_of_figures
+from funnel.adaptors import sampling as module_of_figures
 from funnel.adaptors import training as module
 from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered

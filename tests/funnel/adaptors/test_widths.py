@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.adaptors import default_widths
-from funnel.widths import checked_widths
+from funnel.checks import checked_widths
 
 
 @given(st.integers(1, 4096))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.building.ladder import checked_ladder, choose_ladder, steps_above
+from funnel.building.segment import checked_ladder, choose_ladder, steps_above
 from funnel.errors import InputError
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from funnel import FLAT, FunnelIndex
-from funnel.building import folding
+from funnel.building import segment as folding
 from funnel.building.check import deep_check
 from funnel.errors import EncoderError, InputError
 from funnel.storage import check

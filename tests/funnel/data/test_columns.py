@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.data.columns import Columns
-from funnel.data.corpus import open_corpus
+from funnel.data.corpus import Columns, open_corpus
 from funnel.data.documents import Document
 from funnel.data.queries import open_queries
 from funnel.errors import InputError

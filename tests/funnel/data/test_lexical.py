@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.data.documents import Document, DocumentStore
-from funnel.data.lexical import MOST_WORDS, LexicalIndex, words_of
+from funnel.data.words import MOST_WORDS, LexicalIndex, words_of
 from funnel.errors import DamagedIndexError, InputError
 
 TEXTS = (
@@ -180,7 +180,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_sqlite_without_fts5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents are kept all the same; what needs the words says why there are none."""
-    monkeypatch.setattr("funnel.data.lexical.SCHEMA", "CREATE VIRTUAL TABLE lexical USING fts0({content})")
+    monkeypatch.setattr("funnel.data.words.SCHEMA", "CREATE VIRTUAL TABLE lexical USING fts0({content})")
     with DocumentStore.create(tmp_path / "documents.sqlite") as made:
         made.append([Document("a", "", "one")])
         assert made.lexical() is None

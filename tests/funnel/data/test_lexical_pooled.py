@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from funnel.data.connections import Bounded
 from funnel.data.documents import Document, DocumentStore
-from funnel.data.lexical import LexicalIndex, insert_texts, make_table
-from funnel.data.lexical_pooled import PooledIndex, _numbers
+from funnel.data.words import LexicalIndex, PooledIndex, _numbers, insert_texts, make_table
 from funnel.errors import DamagedIndexError
 
 Texts = Sequence[tuple[str, str]]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.data import norms
-from funnel.data.norms import Norms
+from funnel.data import corpus as norms
+from funnel.data.corpus import Norms
 
 ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 UNIT = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)

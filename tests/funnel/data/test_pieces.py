@@ -2,8 +2,7 @@ from collections import Counter
 
 import pytest
 
-from funnel.data.documents import Document
-from funnel.data.pieces import LEAST_WORDS, LONGEST, SHORTEST, pieces_of
+from funnel.data.documents import LEAST_WORDS, LONGEST, SHORTEST, Document, pieces_of
 
 
 def numbered(count, words=LEAST_WORDS, title="title"):

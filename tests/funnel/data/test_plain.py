@@ -24,10 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel import FunnelIndex
-from funnel.data.columns import Columns
-from funnel.data.corpus import open_corpus
-from funnel.data.documents import Document, DocumentStore
-from funnel.data.plain import plain
+from funnel.data.corpus import Columns, open_corpus
+from funnel.data.documents import Document, DocumentStore, plain
 from funnel.errors import InputError
 
 

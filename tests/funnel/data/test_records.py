@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from funnel.data.corpus import READERS, document_from_record, json_objects
 from funnel.data.documents import Document
-from funnel.data.records import READERS, document_from_record, json_objects
 from funnel.errors import InputError, MissingPackageError
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

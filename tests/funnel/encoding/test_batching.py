@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.encoding import batching
-from funnel.encoding.batching import BucketedModel, batch_rows, bucket_length, fast_dtype
+from funnel.encoding import packed as batching
 from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
+from funnel.encoding.packed import BucketedModel, batch_rows, bucket_length, fast_dtype
 from funnel.rows import unit_rows
 
 PROMISED_COSINE = 0.998  # what the README promises of half precision

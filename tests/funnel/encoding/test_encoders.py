@@ -122,7 +122,7 @@ def test_prompts_are_those_of_the_model(tiny_folder: Path, tiny_model: Any, exac
 
 
 def test_the_users_own_model_is_left_as_it_was(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("funnel.encoding.batching.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("funnel.encoding.packed.fast_dtype", lambda device: torch.bfloat16)
     before = tiny_model.encode(["the cat"])
     encoder = load_encoder(tiny_model)
     assert encoder.name.startswith("object:") and not encoder.reopenable

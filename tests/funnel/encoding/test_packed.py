@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from funnel.encoding import packed
-from funnel.encoding.batching import BucketedModel
 from funnel.encoding.encoders import ModelEncoder
-from funnel.encoding.packed import PackedModel
+from funnel.encoding.packed import BucketedModel, PackedModel
 
 WORDS = ("the", "cat", "dog", "sat", "on", "mat", "unknown")
 

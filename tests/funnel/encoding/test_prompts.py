@@ -12,7 +12,7 @@ import pytest
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import load_model, local_folder
 from funnel.encoding.prompts import LONGEST_PROMPT, TextOptions
-from funnel.encoding.stored import stored_encoder
+from funnel.encoding.query_encoder import stored_encoder
 from funnel.errors import InputError
 
 PROMISED_COSINE = 0.998  # what the README promises of half precision

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.encoding import query_encoder, stored
+from funnel.encoding import query_encoder
+from funnel.encoding import query_encoder as stored
 from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from funnel.encoding.models import local_folder
-from funnel.encoding.query_encoder import QueryEncoder
-from funnel.encoding.stored import stored_encoder
+from funnel.encoding.query_encoder import QueryEncoder, stored_encoder
 from funnel.errors import EncoderError
 
 

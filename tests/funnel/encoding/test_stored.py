@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.encoding import stored
+from funnel.encoding import query_encoder as stored
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import local_folder
-from funnel.encoding.stored import stored_encoder
+from funnel.encoding.query_encoder import stored_encoder
 from funnel.rows import unit_rows
 
 TEXTS = ["", " ", "A Café!", "日本語 テキスト", "\x00 🙂 don't", "x" * 300, "lime [SEP] ##tree", "how? " * 500]

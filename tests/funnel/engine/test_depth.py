@@ -9,7 +9,7 @@ import pytest
 
 from funnel.engine import rerank
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.depth import depths
+from funnel.engine.rerank import depths
 from funnel.plan import FLAT, Plan, Stage
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows

@@ -11,10 +11,8 @@ import pytest
 
 from funnel import BudgetError, FunnelIndex
 from funnel.budget import Budget
-from funnel.engine import filtered_plan as planning
-from funnel.engine.allowed import AllowedRows
-from funnel.engine.filter_sample import FilterSample
-from funnel.engine.filtered_plan import FilterChoice, Filtered, FilterPlanner, _holds
+from funnel.engine import allowed as planning
+from funnel.engine.allowed import AllowedRows, FilterChoice, Filtered, FilterPlanner, FilterSample, _holds
 from funnel.plan import FLAT, Plan
 
 K = 10

@@ -191,7 +191,7 @@ def test_a_deadline_stops_bm25(texts: FunnelIndex, monkeypatch: pytest.MonkeyPat
 def test_a_latency_leaves_room_for_bm25(texts: FunnelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found(texts.search("part 7", 3, hybrid=0.5, latency_ms=5_000))) == 3
     slow = FunnelIndex.open(texts.path, encoder=hashed_words)
-    monkeypatch.setattr("funnel.beside.times_ms", lambda call: (call(0), [500.0])[1])
+    monkeypatch.setattr("funnel.search.times_ms", lambda call: (call(0), [500.0])[1])
     with pytest.raises(BudgetError, match="BM25 for one query takes 500 ms"):
         slow._state.beside.ms(1, 10, False, True, 100.0, fused=3)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.building import folding
-from funnel.building.folding import fold_from
+from funnel.building import segment as folding
+from funnel.building.segment import fold_from
 from funnel.engine.segments import ExactRows, Segment, best_of, live_rows
 from funnel.storage.ids import Ids
 from indexes import VectorStore

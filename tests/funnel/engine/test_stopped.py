@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from funnel import BudgetError, FunnelIndex
 from funnel.cli.main import cli
-from funnel.engine.steps import Found
-from funnel.engine.stopped import served_each, served_in_all
+from funnel.engine.steps import Found, served_each, served_in_all
 from funnel.errors import InputError
 from funnel.plan import FLAT, Plan, Stage
 from funnel.results import Served

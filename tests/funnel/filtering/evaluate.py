@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from funnel.filtering.expression import And, Between, Comparison, Condition, In, IsNull, Like, Not
+from funnel.filtering.condition import And, Between, Comparison, Condition, In, IsNull, Like, Not
 
 __all__ = ["holds"]
 

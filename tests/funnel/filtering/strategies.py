@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from funnel.filtering.expression import And, Between, Column, Comparison, Condition, In, IsNull, Like, Not, Or
-from funnel.filtering.parser import kind_of
-from funnel.filtering.tokens import Literal
+from funnel.filtering.condition import (
+    And,
+    Between,
+    Column,
+    Comparison,
+    Condition,
+    In,
+    IsNull,
+    Like,
+    Literal,
+    Not,
+    Or,
+    kind_of,
+)
 
 __all__ = ["NAMES", "conditions", "records"]
 

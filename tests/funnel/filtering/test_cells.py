@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import InputError
-from funnel.filtering.cells import written_number
-from funnel.filtering.checking import check_columns
 from funnel.filtering.columns import ColumnCache, Values, merged
-from funnel.filtering.parser import parse
+from funnel.filtering.condition import parse
+from funnel.filtering.segment import check_columns
+from funnel.filtering.sql import written_number
 
 
 @pytest.mark.parametrize(

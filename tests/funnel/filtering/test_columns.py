@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import InputError, NoSpaceError
-from funnel.filtering import sidefile
-from funnel.filtering.checking import check_columns
+from funnel.filtering import columns as sidefile
 from funnel.filtering.columns import FORMAT, ColumnCache, Values, merged
-from funnel.filtering.expression import Condition
-from funnel.filtering.parser import parse
+from funnel.filtering.condition import Condition, parse
+from funnel.filtering.segment import check_columns
 from tests.funnel.filtering.evaluate import holds
 from tests.funnel.filtering.strategies import conditions, records
 

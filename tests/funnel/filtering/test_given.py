@@ -11,8 +11,7 @@ import pytest
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import InputError
 from funnel.filtering import segment
-from funnel.filtering.given import GivenIds
-from funnel.filtering.segment import SegmentRows
+from funnel.filtering.segment import GivenIds, SegmentRows
 from funnel.storage.ids import Ids
 
 TEXTS = ["5", "b", "07", str(2**63), "-1"]

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.filtering.like import NAME, add_like
+from funnel.filtering.sql import NAME, add_like
 
 SIGNS = st.text("aAbé%_!\n", max_size=8)
 

@@ -9,10 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.filtering.compiling import compiled
-from funnel.filtering.expression import And, Column, Comparison, Condition, In, Like, Not, Or, each_test
-from funnel.filtering.parser import MAX_DEPTH, MAX_TESTS, MAX_VALUES, parse
-from funnel.filtering.tokens import MAX_LENGTH
+from funnel.filtering.condition import (
+    MAX_DEPTH,
+    MAX_LENGTH,
+    MAX_TESTS,
+    MAX_VALUES,
+    And,
+    Column,
+    Comparison,
+    Condition,
+    In,
+    Like,
+    Not,
+    Or,
+    each_test,
+    parse,
+)
+from funnel.filtering.sql import compiled
 from tests.funnel.filtering.strategies import NAMES, conditions
 
 YEAR, LANG = Column("year"), Column("lang")

@@ -16,10 +16,9 @@ import pytest
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError
-from funnel.filtering import sidefile
-from funnel.filtering.columns import ColumnCache
-from funnel.filtering.parser import parse
-from funnel.filtering.sidefile import SideFile
+from funnel.filtering import columns as sidefile
+from funnel.filtering.columns import ColumnCache, SideFile
+from funnel.filtering.condition import parse
 
 COUNT, COLUMNS = 40, 6
 

@@ -31,4 +31,4 @@ def test_torch_and_numpy_are_all_it_needs():
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module)
     others = {name for name in imported - STANDARD if not name.startswith("funnel.matryoshka")}
-    assert others == {"torch", "numpy", "numpy.typing", "funnel.checks", "funnel.errors", "funnel.widths"}
+    assert others == {"torch", "numpy", "numpy.typing", "funnel.checks", "funnel.errors"}

@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.matryoshka.selection import _out_of_fold, certified, cross_validated, tail_probability
-from funnel.matryoshka.thresholds import Scored, confidences, exits, threshold_path
+from funnel.matryoshka.adaptive import (
+    Scored,
+    _out_of_fold,
+    certified,
+    confidences,
+    cross_validated,
+    exits,
+    tail_probability,
+    threshold_path,
+)
 from tests.funnel.matryoshka.made_up import made_up_logits
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.matryoshka.thresholds import BACK_OFF, Scored, cheapest_thresholds, confidences, exits, threshold_path
+from funnel.matryoshka.adaptive import BACK_OFF, Scored, cheapest_thresholds, confidences, exits, threshold_path
 
 MANY_DIMS = ((4, 8), (2, 8, 9), (1, 2, 4, 8))
 

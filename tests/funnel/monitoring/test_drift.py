@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from funnel.monitoring import drift as drift_module
-from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift
-from funnel.monitoring.waiting import Reference
+from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift, Reference
 from funnel.plan import FLAT, Plan
 
 Float32 = npt.NDArray[np.float32]

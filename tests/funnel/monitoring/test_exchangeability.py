@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.monitoring.exchangeability import CELLS_PER_UNIT, Exchangeability
+from funnel.monitoring.drift import CELLS_PER_UNIT, Exchangeability
 
 HORIZON = 1_000
 FEW = st.lists(st.integers(-20, 20).map(lambda n: n / 20), max_size=60)  # ties are common

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from funnel.engine.segments import ExactRows
-from funnel.monitoring.neighbours import DEPTH, Neighbours
+from funnel.monitoring.drift import DEPTH, Neighbours
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.monitoring.growing import DIM, Growing
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from funnel.engine.cascade import Cascade
-from funnel.engine.depth import depths
-from funnel.monitoring.reference import returned
+from funnel.engine.rerank import depths
+from funnel.monitoring.drift import returned
 from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.calibration import record
 from funnel.planning.records import Calibration

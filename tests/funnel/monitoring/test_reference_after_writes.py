@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from funnel import FLAT, FunnelIndex, Plan
-from funnel.engine.depth import depths
-from funnel.monitoring.neighbours import RANKS
-from funnel.monitoring.reference import Reference
-from funnel.state import State, _rows_of
+from funnel.engine.rerank import depths
+from funnel.monitoring.drift import RANKS, Reference
+from funnel.search import State, _rows_of
 from tests.funnel.corpora import funnel_plan
 from tests.funnel.living import named
 

@@ -95,13 +95,13 @@ def test_a_false_alarm_is_allowed_for_once() -> None:
 
 def test_a_small_write_keeps_the_reference_and_a_large_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     index, made = Growing(3_000, 600, 1), []
-    followed = "funnel.monitoring.reference.returned"
+    followed = "funnel.monitoring.drift.returned"
 
     def returned(*args: object) -> object:
         made.append(args)
         return original(*args)
 
-    import funnel.monitoring.reference as reference
+    import funnel.monitoring.drift as reference
 
     original = reference.returned
     monkeypatch.setattr(followed, returned)
@@ -120,7 +120,7 @@ def test_a_small_write_keeps_the_reference_and_a_large_one_does_not(monkeypatch:
 
 def test_an_index_that_is_only_written_to_reads_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     index = Growing(1_000, 300, 1)
-    monkeypatch.setattr("funnel.monitoring.neighbours.Neighbours.of", lambda *args: pytest.fail("was read"))
+    monkeypatch.setattr("funnel.monitoring.drift.Neighbours.of", lambda *args: pytest.fail("was read"))
     index.write(clustered_rows(5, DIM, seed=4))
     index.write(deleted=[3])
 

@@ -14,7 +14,7 @@ from funnel.engine.cascade import Cascade, Float32
 from funnel.plan import Plan, Stage
 from funnel.planning import calibration
 from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, hits, record
-from funnel.planning.grid import plans_of_effort, shortlists
+from funnel.planning.frontier import plans_of_effort, shortlists
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.planning.conftest import FAMILIES, QUERIES, Recorded
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.planning.grid import (
+from funnel.planning.frontier import (
     KEEP_STEPS,
     MOST_INTERMEDIATE_STAGES,
     SHORTLISTS,

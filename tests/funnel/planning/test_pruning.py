@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funnel.plan import Plan
-from funnel.planning import pruning
+from funnel.planning import frontier as pruning
 from funnel.planning.calibration import MISSING, Run, hits
 from funnel.planning.costs import BATCH_SIZES, Costs, Prices
-from funnel.planning.grid import plans_of_effort
-from funnel.planning.pruning import pareto, undominated
+from funnel.planning.frontier import pareto, plans_of_effort, undominated
 
 WIDTHS = (16, 32, 48, 64)
 QUERIES, CANDIDATES = 12, 160

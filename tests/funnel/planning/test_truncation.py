@@ -11,8 +11,7 @@ from funnel.engine.cascade import Cascade
 from funnel.engine.steps import StagedRun
 from funnel.plan import Plan, Stage
 from funnel.planning.calibration import TIE_TOLERANCE, Run
-from funnel.planning.records import Calibration
-from funnel.planning.truncation import step_recalls, truncations
+from funnel.planning.records import Calibration, step_recalls, truncations
 from tests.funnel.planning.conftest import Recorded
 from tests.funnel.planning.made_up import DIM, costs_of
 

@@ -1,6 +1,6 @@
 """Results as a benchmark gives them, with numbers made up."""
 
-from funnel.reports.results import FunnelResult, Results
+from funnel.reports.tables import FunnelResult, Results
 
 
 def point(target: float, recall: float, batch: float, single: float, **fields: object) -> FunnelResult:

@@ -1,7 +1,6 @@
 import pytest
 
-from funnel.reports.curves import Curve, by_step, by_width, legend
-from funnel.reports.plots import new_figure
+from funnel.reports.plots import Curve, by_step, by_width, legend, new_figure
 
 
 @pytest.fixture

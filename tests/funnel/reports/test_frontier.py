@@ -8,7 +8,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.errors import InputError
-from funnel.reports.frontier import Point, _labels, frontier_points, plot_frontier
+from funnel.reports.plots import Point, _labels, frontier_points, plot_frontier
 
 
 def test_every_plan_is_there_with_what_is_known_of_it(graph: FunnelIndex) -> None:

@@ -9,7 +9,7 @@ from funnel.adaptors import PCA, Identity
 from funnel.building.training import Embedded, EmbeddingCache
 from funnel.encoding.encoders import CallableEncoder
 from funnel.errors import EncoderError, InputError
-from funnel.reports.judged import JudgedSet, SetFigures, mean_shares, measure, ways_of
+from funnel.reports.adaptors import JudgedSet, SetFigures, mean_shares, measure, ways_of
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.corpora import hashed_words
 from tests.funnel.reports.beir_sets import beir_set, write_set

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError, MissingPackageError
-from funnel.reports.metrics import ranking_metrics, recall_at_k
+from funnel.reports.bench import ranking_metrics, recall_at_k
 
 TRUE = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32)
 

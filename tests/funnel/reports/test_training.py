@@ -4,7 +4,7 @@ import struct
 import pytest
 
 from funnel.adaptors import PCA, AdaptorChoice, Phase, Recipe, Rotation, TrainingLog, fit_adaptor
-from funnel.reports.training import show_training
+from funnel.reports.adaptors import show_training
 from tests.funnel.adaptors.clusters import clustered
 
 QUICK = Recipe(

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 
 from funnel import FunnelIndex
 from funnel.errors import InputError
+from funnel.reports.pages import bench_queries, write_results
 from funnel.reports.tables import COMPARISON_NOTE
-from funnel.reports.write import bench_queries, write_results
 from tests.funnel.corpora import hashed_words
 from tests.funnel.reports.samples import sample_results
 

@@ -8,12 +8,16 @@ a number as it is written, such as "2020", fills both cells.
 
 from __future__ import annotations
 
+import math
+import re
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from funnel.errors import InputError
-from funnel.filtering.expression import (
+from funnel.filtering.condition import (
+    LARGEST_INT,
     And,
     Between,
     Comparison,
@@ -21,16 +25,106 @@ from funnel.filtering.expression import (
     In,
     IsNull,
     Like,
+    Literal,
     Not,
     Or,
     Test,
     each_test,
+    kind_of,
 )
-from funnel.filtering.like import NAME
-from funnel.filtering.parser import kind_of
-from funnel.filtering.tokens import Literal
 
-__all__ = ["KINDS", "Statement", "compiled", "indexable"]
+__all__ = ["KINDS", "NAME", "add_like", "cells", "compiled", "indexable", "written_number"]
+
+NAME = "like_with_zeros"
+# SQLite ignores the case of A to Z alone.
+_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def add_like(connection: sqlite3.Connection) -> None:
+    """Make `like_with_zeros(text, pattern, escape)` known to a connection; escape may be NULL."""
+    connection.create_function(NAME, 3, _matches_like, deterministic=True)
+
+
+def _matches_like(text: str | None, pattern: str, escape: str | None) -> bool | None:
+    return None if text is None else _matches(text.translate(_LOWER), _signs(pattern, escape))
+
+
+def _signs(pattern: str, escape: str | None) -> list[str]:
+    """A pattern's signs: "%" and "_" as they are, a character to be found as two of it."""
+    signs, plain = [], False
+    for one in pattern:
+        if one == escape and not plain:
+            plain = True
+        else:
+            signs.append(one if one in "%_" and not plain else 2 * one.translate(_LOWER))
+            plain = False
+    return signs
+
+
+def _matches(text: str, signs: list[str]) -> bool:
+    """Whether all of the text fits, in steps of at most len(text) x len(signs)."""
+    at = sign = 0
+    star, begun = -1, 0
+    while at < len(text):
+        if sign < len(signs) and signs[sign] == "%":
+            star, begun = sign, at
+            sign += 1
+        elif sign < len(signs) and signs[sign] in ("_", 2 * text[at]):
+            at, sign = at + 1, sign + 1
+        elif star >= 0:
+            begun += 1
+            at, sign = begun, star + 1
+        else:
+            return False
+    return all(one == "%" for one in signs[sign:])
+
+
+Cells: TypeAlias = tuple[int | float | None, str | None, int | None, int | None]
+"""number, text, boolean (0 or 1), and 1 where there is a value at all."""
+
+MISSING: Cells = (None, None, None, None)
+MOST_CHARACTERS = 40  # of a number; what is longer is text
+# As programs write numbers. What begins with zeros or + is more often a code, 1e5 a name.
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?(e[+-][0-9]{2,3})?")
+
+
+def cells(value: object) -> Cells:
+    """A value of JSON in the cell of its kind, a text that is a number as it is written in both; NaN is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, bool):
+        return None, None, int(value), 1
+    if isinstance(value, int):
+        return _number(value), None, None, 1
+    if isinstance(value, float):
+        return value, None, None, 1
+    if isinstance(value, str):
+        return written_number(value), value, None, 1
+    return None, None, None, 1
+
+
+def written_number(text: str) -> int | float | None:
+    """The number that a text is as it is written, as every cell of a CSV file is a text; None where it is none.
+
+    "2020", "-3", "1.50" and "1e-05" are; "", "007", "+1", "1e5", "1,000", "nan" and what 64 bits do not hold are not.
+    """
+    match = _NUMBER.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
+    if match is None:
+        return None
+    if match[1] or match[2]:
+        return number if math.isfinite(number := float(text)) else None
+    return whole if abs(whole := int(text)) <= LARGEST_INT else None
+
+
+def _number(value: int) -> int | float:
+    """A whole number; as a float where SQLite's integers do not hold it."""
+    if -LARGEST_INT <= value <= LARGEST_INT:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
 
 KINDS = ("number", "text", "boolean")
 MOST_JOINED = 64  # tables: SQLite's limit, which no setting raises; more columns are looked up row by row
