@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
-from funnel.building.segment import build_coarse, write_norms
+from funnel.building.segment import write_norms
 from funnel.engine.cascade import Cascade
+from funnel.engine.coarse import build_coarse
 from funnel.engine.exact import pruning_of
 from funnel.engine.generation import make_cascade
 from funnel.reports.tables import Column, text_table

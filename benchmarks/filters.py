@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
 from funnel.data.documents import Document
-from funnel.planning.calibration import TIE_TOLERANCE
+from funnel.planning.run import TIE_TOLERANCE
 from funnel.reports.tables import Column, text_table
 
 __all__ = ["filters"]

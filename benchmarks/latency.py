@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import BudgetError, FunnelIndex
+from funnel.engine.timing import CALLERS, window_p95s
 from funnel.plan import FLAT, Plan, Stage
-from funnel.planning.windows import CALLERS, window_p95s
 from funnel.reports.bench import recall_at_k
 
 __all__ = ["latency"]

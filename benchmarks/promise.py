@@ -18,9 +18,8 @@ from benchmarks.texts import lines_of, wordllama_encoder
 from benchmarks.trials import Row, make_pool, run_trials
 from funnel import FunnelIndex
 from funnel.budget import Budget
-from funnel.building.calibrate import Certifying, calibrate
-from funnel.planning.calibration import record
-from funnel.planning.records import Calibration
+from funnel.engine.measuring import Certifying, calibrate, record
+from funnel.planning.calibration import Calibration
 from funnel.reports.plots import new_figure, save_figure
 from funnel.reports.tables import Column, text_table
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from funnel.budget import Budget
 from funnel.plan import FLAT, Plan
-from funnel.planning.calibration import Run, hits
+from funnel.planning.calibration import Calibration
 from funnel.planning.costs import Costs
 from funnel.planning.frontier import Frontier, build_frontier
 from funnel.planning.planner import Planner
-from funnel.planning.records import Calibration
+from funnel.planning.run import Run, hits
 
 __all__ = ["Pool", "Row", "make_pool", "recall_told_apart", "run_trials"]
 

@@ -31,13 +31,12 @@ if TYPE_CHECKING:
         NotAnIndexError,
         StorageError,
     )
-    from funnel.explanation import Explanation
     from funnel.index import FunnelIndex
     from funnel.monitoring import Health
     from funnel.plan import FLAT, Plan, Stage
     from funnel.planning.planner import Choice
     from funnel.request import Asked, SearchOptions
-    from funnel.results import Answers, Hit, Hits, Ranks, Served
+    from funnel.results import Answers, Explanation, Hit, Hits, Ranks, Served
     from funnel.storage import Manifest
     from indexes.errors import CoarseIndexError, MissingBackendError
 
@@ -105,7 +104,7 @@ _HOMES = {
     "Encoder": "funnel.encoding.encoders",
     "EncoderError": "funnel.errors",
     "EncoderSource": "funnel.encoding.encoders",
-    "Explanation": "funnel.explanation",
+    "Explanation": "funnel.results",
     "Exported": "funnel.building.export",
     "FLAT": "funnel.plan",
     "FormatVersionError": "funnel.errors",

@@ -33,12 +33,11 @@ from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.searcher import Searcher, device_of
 from funnel.engine.segments import Segment
 from funnel.errors import InputError
-from funnel.explanation import Explanation
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
 from funnel.request import Asked, SearchOptions, read_query, read_vectors, wanted_budget
-from funnel.results import Answers, Hits
+from funnel.results import Answers, Explanation, Hits
 from funnel.search import State, answer, answer_hits, padded
 from funnel.storage import IndexFolder, Manifest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from reprlib import repr as shown
 from time import perf_counter
@@ -11,15 +13,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from funnel.budget import Budget
-from funnel.data.corpus import as_array
-from funnel.engine.deadline import Deadline
+from funnel.budget import Budget, check_ms
 from funnel.errors import InputError
-from funnel.explanation import Explanation
 from funnel.plan import Plan
 from funnel.planning.costs import batch_class
+from funnel.results import Explanation
+from funnel.rows import as_array
 
-__all__ = ["Asked", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = ["Asked", "Deadline", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -231,3 +232,29 @@ def _numbers(items: Any) -> npt.NDArray[Any]:
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError("queries must be texts only, or numbers in rows of one length") from error
     return array
+
+
+class Deadline:
+    """`ms` milliseconds from now. Raises InputError for anything but milliseconds above 0."""
+
+    __slots__ = ("_ends",)
+
+    def __init__(self, ms: float) -> None:
+        self._ends: float = time.perf_counter() + check_ms("deadline_ms", ms, 20) / 1e3
+
+    def passed(self) -> bool:
+        """Whether the moment has come."""
+        return time.perf_counter() >= self._ends
+
+    def left_ms(self) -> float:
+        """Milliseconds up to the moment; negative after it."""
+        return (self._ends - time.perf_counter()) * 1e3
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For work that is done once and remembered, such as planning: its time does not count."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._ends += time.perf_counter() - started

@@ -1,6 +1,7 @@
 """Bare vectors: checked, scaled to unit length, and read from .npy files a piece at a time."""
 
 import math
+import sys
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from funnel.errors import InputError
 from funnel.identifiers import identifier, listed
 
-__all__ = ["NpyRows", "check_ids", "unit_rows", "unmasked"]
+__all__ = ["NpyRows", "as_array", "check_ids", "is_table", "table_library", "unit_rows", "unmasked"]
 
 NAMED_ROWS = 10  # bad rows an error names before it only counts
 NAMED_IDS = 5  # duplicate ids an error names before it only counts
@@ -195,3 +196,52 @@ def _is_wide(value: object) -> bool:
 def _few(values: Sequence[object], named: int) -> str:
     text = ", ".join(repr(value) for value in values[:named])
     return f"{text} and {len(values) - named} more" if len(values) > named else text
+
+
+def as_array(source: object) -> NDArray[Any] | None:
+    """The array behind a numpy array, a torch tensor or a column of a table; None for anything else.
+
+    InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say.
+    """
+    if isinstance(source, np.ndarray):
+        array = unmasked(source)
+        return _stacked(array) if array.dtype == object else array
+    torch = sys.modules.get("torch")  # a tensor cannot have come without it
+    if torch is not None and isinstance(source, torch.Tensor):
+        if source.layout != torch.strided:
+            raise InputError(f"the tensor is {source.layout}; expected a dense one: give tensor.to_dense()")
+        tensor = source.detach().cpu()
+        if tensor.dtype == torch.bfloat16:  # numpy has no such type
+            tensor = tensor.float()
+        rows: NDArray[Any] = tensor.numpy()
+        return rows
+    if hasattr(source, "__array__") and not is_table(source):
+        column = np.asarray(source)
+        return _stacked(column) if column.dtype == object else column
+    return None
+
+
+def is_table(source: object) -> bool:
+    """Whether it is a frame or table whose rows `records_of` gives, again and again."""
+    return table_library(source) is not None
+
+
+def _stacked(column: NDArray[Any]) -> NDArray[Any]:
+    """A column whose cells are lists of numbers as rows [n, d]; any other as it is."""
+    first = column[0] if column.ndim == 1 and len(column) else None
+    if not isinstance(first, list | tuple | np.ndarray):
+        return column
+    try:
+        return np.asarray(column.tolist())
+    except ValueError:
+        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
+
+
+def table_library(source: object) -> str | None:
+    """The library that a table is from; it is loaded where one came from it."""
+    kinds = {"pandas": ("DataFrame",), "polars": ("DataFrame",), "pyarrow": ("Table", "RecordBatch")}
+    for name, types in kinds.items():
+        module = sys.modules.get(name)
+        if module is not None and isinstance(source, tuple(getattr(module, kind) for kind in types)):
+            return name
+    return None

@@ -14,21 +14,22 @@ import numpy.typing as npt
 from funnel.budget import LARGEST_K, Budget, check_k
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.allowed import Filters
-from funnel.engine.deadline import Deadline
 from funnel.engine.generation import Opened
 from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.rerank import Kept
 from funnel.engine.segments import Documents, live_positions
 from funnel.engine.steps import served_each, served_in_all
+from funnel.engine.timing import held_ms, times_ms
 from funnel.errors import BudgetError, DamagedIndexError
 from funnel.monitoring import Monitor, Rows
 from funnel.plan import FLAT, Plan
-from funnel.planning.costs import batch_class, times_ms
+from funnel.planning.costs import batch_class
+from funnel.planning.latencies import Held
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
-from funnel.planning.windows import Held, held_ms
-from funnel.request import Asked
-from funnel.results import Hits, Served, make_hits
+from funnel.request import Asked, Deadline
+from funnel.results import Hit, Hits, Served
+from funnel.storage.ids import Ids, JoinedIds
 from indexes.forks import free_in_children
 
 __all__ = ["Beside", "State", "answer", "answer_hits", "padded"]
@@ -409,3 +410,33 @@ def _until(state: State, deadline: Deadline, prepared: Float32, asked: Asked, k:
 
 def _served(state: State, asked: Asked, k: int, n_queries: int) -> Served:
     return state.choice(asked, k, n_queries) if asked.plan is None else state.explicit(asked.explicit, k)
+
+
+def make_hits(
+    documents: Documents | None,
+    ids: Ids | JoinedIds,
+    scores: npt.NDArray[np.float32],
+    positions: npt.NDArray[np.int64],
+    served: Sequence[Served],
+) -> list[Hits]:
+    """Hits for each query, with the documents where there are any; positions below 0 give none.
+
+    scores, positions: [n, k]. served: one a query.
+    """
+    if documents is None:
+        return [
+            Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
+            for *row, how in zip(ids.at(positions), scores, positions, served, strict=True)
+        ]
+    result = []
+    for row_scores, row, how in zip(scores, positions, served, strict=True):
+        hits = (
+            Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
+            for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
+        )
+        result.append(Hits(hits, how))
+    return result
+
+
+def _plain(value: Any) -> str | int:
+    return value if isinstance(value, str) else int(value)

@@ -10,7 +10,7 @@ from indexes.lazy import loaded_on_first_use
 if TYPE_CHECKING:
     from indexes._faiss import FaissIndex, load_faiss, use_one_thread
     from indexes._placement import check_placement
-    from indexes.base import CoarseIndex, families, family
+    from indexes.base import CoarseIndex, families, family, only_allowed
     from indexes.baseline import FlatBaseline
     from indexes.errors import CoarseIndexError, MissingBackendError
     from indexes.exact import RunningTop, exact_search
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from indexes.ivf import IvfPqIndex, IvfSq8Index
     from indexes.ordering import ClusterTree, stored_order
     from indexes.pruned import PrunedSearch, Pruning
-    from indexes.restricted import only_allowed
     from indexes.selection import Choice, choose, hnsw_settings
     from indexes.symqg import SymqgIndex, symqg_installed
     from indexes.system import release_freed
@@ -95,7 +94,7 @@ _HOMES = {
     "family": "indexes.base",
     "hnsw_settings": "indexes.selection",
     "load_faiss": "indexes._faiss",
-    "only_allowed": "indexes.restricted",
+    "only_allowed": "indexes.base",
     "release_freed": "indexes.system",
     "stored_order": "indexes.ordering",
     "symqg_installed": "indexes.symqg",

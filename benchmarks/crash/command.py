@@ -70,7 +70,8 @@ def _one_thread() -> None:
     """Before any parallel region: a process that had one cannot be forked and go on with OpenMP."""
     import torch
 
-    from funnel.planning import costs, windows
+    from funnel.engine import timing as windows
+    from funnel.planning import costs
     from indexes._faiss import use_one_thread
 
     torch.set_num_threads(1)

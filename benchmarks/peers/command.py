@@ -83,7 +83,7 @@ def machine() -> dict[str, str]:
     """Processor and versions."""
     import torch
 
-    from funnel.planning.costs import fingerprint
+    from funnel.engine.timing import fingerprint
 
     return fingerprint(torch.device("cpu"))
 

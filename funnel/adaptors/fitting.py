@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from funnel.adaptors.base import Sample, adaptor_class, chunks_of, default_widths
 from funnel.adaptors.recipes import Phase, Recipe
-from funnel.adaptors.rotation import RotationStudent
 from funnel.adaptors.sampling import LEAST_PIECES, Judged, TrainingSet
 from funnel.adaptors.training import Student, Trained, train
 from funnel.checks import checked_widths
 from funnel.errors import InputError
 
-__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "recipe_for", "training_widths"]
+__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "fit_adaptor", "recipe_for", "training_widths", "whole"]
 
 # Neighbour distillation, weight 1 for every width. On held-out rows the figure is level after 200 steps; rankings of
 # real queries, which lie further from the rows, gain another point or two up to 600, so that the last state within the
@@ -131,7 +130,5 @@ def whole(sample: Sample) -> NDArray[Any]:
 
 
 def _student(kind: str, rows: torch.Tensor, widths: tuple[int, ...], seed: int, settings: Mapping[str, int]) -> Student:
-    if kind == "rotation":
-        return RotationStudent(rows, widths)
     started: Student = adaptor_class(kind).start(rows, widths, seed, **settings)  # type: ignore[attr-defined]
     return started

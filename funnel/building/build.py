@@ -16,12 +16,10 @@ import torch
 
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.budget import Budget
-from funnel.building.calibrate import CORPUS_ROWS, SMALLEST_PLANNED, Certifying, Given, Near, calibrate
 from funnel.building.intake import Intake, take_in
 from funnel.building.queries import EQUAL, SAME_COSINE, Asked, QrelsSource, encode_asked, judged_rows, open_asked
 from funnel.building.segment import (
     NARROWEST,
-    build_coarse,
     checked_ladder,
     choose_ladder,
     order_rows,
@@ -33,12 +31,14 @@ from funnel.checks import checked_name, checked_number, checked_path, checked_se
 from funnel.data.corpus import Corpus
 from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder
+from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
+from funnel.engine.measuring import CORPUS_ROWS, Certifying, Given, Near, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.errors import EncoderError, InputError
-from funnel.planning.calibration import NEAR, given_scores, without_own
+from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.planning.planner import Planner
-from funnel.planning.records import Calibration
+from funnel.planning.run import NEAR, given_scores, without_own
 from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
 from funnel.progress import Progress
 from funnel.storage import IndexFolder, Manifest, Transaction

@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
-from funnel.building.calibrate import SMALLEST_PLANNED, Near
 from funnel.building.intake import SAMPLE_BYTES, Intake
-from funnel.building.segment import build_coarse, choose_ladder, live_documents, write_ids, write_norms, write_rows
+from funnel.building.segment import choose_ladder, live_documents, write_ids, write_norms, write_rows
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
+from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import Opened, coarse_width, make_cascade, rerank_widths
+from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import check_finite, live_positions
 from funnel.errors import InputError
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.storage import Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids

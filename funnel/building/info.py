@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from funnel.building.calibrate import SMALLEST_PLANNED
 from funnel.engine.settings import check_settings
-from funnel.planning.records import check_record, read_json
+from funnel.planning.calibration import SMALLEST_PLANNED, check_record, read_json
 from funnel.storage import IndexFolder, Manifest
 from funnel.storage.layout import split_path
 from indexes import CoarseIndexError, MissingBackendError, family

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
-from funnel.engine.cascade import answers_alone, turn_of
+from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse, unit_prefixes
 from funnel.engine.generation import Opened, coarse_width
 from funnel.engine.segments import Segment, live_positions
 from funnel.progress import Progress
 from funnel.storage.ids import Ids
-from indexes import ClusterTree, CoarseIndex, RunningTop, VectorStore, family, release_freed, stored_order
+from indexes import ClusterTree, RunningTop, VectorStore, release_freed, stored_order
 
 __all__ = [
     "ADDED_DTYPE",
     "EXACT_ROWS",
     "NARROWEST",
-    "build_coarse",
     "checked_ladder",
     "choose_ladder",
     "fold_from",
@@ -33,7 +31,6 @@ __all__ = [
     "order_rows",
     "steps_above",
     "store_rows",
-    "unit_prefixes",
     "write_coarse",
     "write_folded",
     "write_ids",
@@ -43,12 +40,8 @@ __all__ = [
 
 # Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
 ORDERED_DIMS = 32
-# Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
-BLOCK_BYTES = 134_217_728
-CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 # Rows that are added are searched exactly, and kept as they are given, so that they cost the promise nothing.
 ADDED_DTYPE = "float32"
-TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
 
 
 class RowMap(Protocol):
@@ -62,14 +55,6 @@ class RowMap(Protocol):
     def unit_transform(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Rows [n, d], adapted and of unit length."""
         ...
-
-
-def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
-    prefixes = rows[:, :width]
-    norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
-    scaled: npt.NDArray[np.float32] = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
-    return scaled
 
 
 def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: int, progress: bool) -> None:
@@ -149,54 +134,6 @@ def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress:
             squares = [np.einsum("nd,nd->n", rows[:, a:b], rows[:, a:b]) for a, b in itertools.pairwise(edges)]
             np.sqrt(np.cumsum(np.stack(squares, axis=1), axis=1, dtype=np.float32)).tofile(file)
             bar.update(len(rows))
-
-
-def build_coarse(
-    store: VectorStore,
-    width: int,
-    name: str,
-    settings: Mapping[str, int],
-    seed: int,
-    progress: bool,
-    adaptor: Adaptor | None = None,
-) -> CoarseIndex:
-    """Train and fill a coarse index over the unit prefixes of the stored rows.
-
-    One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
-    user's own space where the adaptor allows that.
-    """
-    index = family(name)(width, **settings)
-    alone = answers_alone(index, store.dim)
-    turn = turn_of(adaptor) if alone and adaptor is not None else None
-    index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
-    release_freed()
-    block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
-    with Progress(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
-        for start in range(0, store.n, len(block)):
-            prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
-            index.add(prefixes if turn is None else turn.own(prefixes))
-            bar.update(len(prefixes))
-    return index
-
-
-def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: bool = True) -> npt.NDArray[np.float32]:
-    """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
-    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
-        width = block.shape[1]
-        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
-    return block
-
-
-def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[np.float32]:
-    """Unit prefixes of rows drawn evenly; read in runs, as rows that lie together come in one read."""
-    if store.n <= TRAINING_ROWS:
-        return _fill(np.empty((store.n, width), dtype=np.float32), store, 0)
-    chosen = np.sort(np.random.default_rng(seed).choice(store.n, TRAINING_ROWS, replace=False))
-    sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
-    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
-        begin, end = np.searchsorted(chosen, (first, first + len(rows)))
-        sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first], width)
-    return sample
 
 
 Float32: TypeAlias = npt.NDArray[np.float32]

@@ -10,16 +10,16 @@ import numpy.typing as npt
 import torch
 
 from funnel.building.build import calibrate_searcher
-from funnel.building.calibrate import Certifying, Given, Search
 from funnel.building.queries import EQUAL, SAME_COSINE, encode_asked, open_asked
 from funnel.building.segment import live_documents
 from funnel.checks import checked_flag, checked_seed
 from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.generation import Opened, open_generation
+from funnel.engine.measuring import Certifying, Given, Search
 from funnel.engine.searcher import Searcher
 from funnel.errors import InputError, StorageError
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
 from funnel.storage import IndexFolder, Manifest, Transaction
 
 __all__ = ["recorded", "tune_index"]

@@ -425,7 +425,7 @@ def check(index: Path, deep: bool) -> None:
 
     Example: funnel check my-index --deep
     """
-    from funnel.building.check import deep_check
+    from funnel.reports.check import deep_check
     from funnel.storage import check as check_files
 
     report = check_files(index, progress=True)

@@ -5,7 +5,6 @@ import gzip
 import itertools
 import json
 import re
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
@@ -24,7 +23,7 @@ from funnel.checks import checked_name
 from funnel.data.documents import Document
 from funnel.errors import InputError, MissingPackageError
 from funnel.identifiers import identifier
-from funnel.rows import NpyRows, check_ids, unit_rows, unmasked
+from funnel.rows import NpyRows, as_array, check_ids, is_table, table_library, unit_rows, unmasked
 
 __all__ = [
     "READERS",
@@ -33,11 +32,9 @@ __all__ = [
     "CorpusSource",
     "Located",
     "Norms",
-    "as_array",
     "as_rows",
     "decoded_lines",
     "document_from_record",
-    "is_table",
     "json_objects",
     "local_path",
     "located",
@@ -172,7 +169,7 @@ def records_of(source: Iterable[Any]) -> Iterator[Any]:
 
     Of a mapping, as BEIR's loader gives them, each key is the id of its text or record.
     """
-    kind = _library(source)
+    kind = table_library(source)
     if kind == "pandas":
         frame: Any = source
         for start in range(0, len(frame), TABLE_ROWS):
@@ -212,7 +209,7 @@ def bare_table(source: Any, columns: Columns) -> tuple[int, Any] | None:
 
     Tables are those of `is_table`, and datasets of Hugging Face.
     """
-    kind = _library(source)
+    kind = table_library(source)
     names: Any = getattr(source, "columns" if kind in ("pandas", "polars") else "column_names", None)
     if kind is None and not (isinstance(names, list) and isinstance(source, Sized)):
         return None
@@ -221,21 +218,6 @@ def bare_table(source: Any, columns: Columns) -> tuple[int, Any] | None:
         return None
     field = columns.ids_of(fields)
     return len(source), None if field is None else source[field]
-
-
-def is_table(source: object) -> bool:
-    """Whether it is a frame or table whose rows `records_of` gives, again and again."""
-    return _library(source) is not None
-
-
-def _library(source: object) -> str | None:
-    """The library that a table is from; it is loaded where one came from it."""
-    kinds = {"pandas": ("DataFrame",), "polars": ("DataFrame",), "pyarrow": ("Table", "RecordBatch")}
-    for name, types in kinds.items():
-        module = sys.modules.get(name)
-        if module is not None and isinstance(source, tuple(getattr(module, kind) for kind in types)):
-            return name
-    return None
 
 
 OFF = 0.01  # from 1: rows that were scaled and then stored as float16 are off by a tenth of it
@@ -796,40 +778,6 @@ def _only(own: Any, given: Any) -> Any:
     if own is not None and given is not None:
         raise InputError("ids are for bare vectors; documents carry their own in _id")
     return given if own is None else own
-
-
-def as_array(source: object) -> NDArray[Any] | None:
-    """The array behind a numpy array, a torch tensor or a column of a table; None for anything else.
-
-    InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say.
-    """
-    if isinstance(source, np.ndarray):
-        array = unmasked(source)
-        return _stacked(array) if array.dtype == object else array
-    torch = sys.modules.get("torch")  # a tensor cannot have come without it
-    if torch is not None and isinstance(source, torch.Tensor):
-        if source.layout != torch.strided:
-            raise InputError(f"the tensor is {source.layout}; expected a dense one: give tensor.to_dense()")
-        tensor = source.detach().cpu()
-        if tensor.dtype == torch.bfloat16:  # numpy has no such type
-            tensor = tensor.float()
-        rows: NDArray[Any] = tensor.numpy()
-        return rows
-    if hasattr(source, "__array__") and not is_table(source):
-        column = np.asarray(source)
-        return _stacked(column) if column.dtype == object else column
-    return None
-
-
-def _stacked(column: NDArray[Any]) -> NDArray[Any]:
-    """A column whose cells are lists of numbers as rows [n, d]; any other as it is."""
-    first = column[0] if column.ndim == 1 and len(column) else None
-    if not isinstance(first, list | tuple | np.ndarray):
-        return column
-    try:
-        return np.asarray(column.tolist())
-    except ValueError:
-        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
 
 
 def as_rows(source: object) -> NDArray[Any] | None:

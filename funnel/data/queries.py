@@ -18,7 +18,6 @@ from funnel.data.corpus import (
     Located,
     as_rows,
     decoded_lines,
-    is_table,
     local_path,
     located,
     records_of,
@@ -26,7 +25,7 @@ from funnel.data.corpus import (
 )
 from funnel.data.documents import Document
 from funnel.errors import InputError
-from funnel.rows import NpyRows, unit_rows
+from funnel.rows import NpyRows, is_table, unit_rows
 
 __all__ = ["Queries", "QueriesSource", "folded", "open_queries", "query_hashes", "read_qrels"]
 

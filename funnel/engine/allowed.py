@@ -19,12 +19,12 @@ import torch
 
 from funnel.budget import DEFAULT_RECALL, Budget
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.deadline import Deadline
 from funnel.engine.generation import Opened
 from funnel.engine.rerank import CELLS_AT_A_TIME, best, carry_on, gather_rows, rows_at_a_time
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import ExactRows, Segment, best_of
 from funnel.engine.steps import Found, run_until, served_each, served_in_all
+from funnel.engine.timing import times_ms
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
 from funnel.filtering.columns import merged
@@ -32,12 +32,12 @@ from funnel.filtering.condition import Condition, parse
 from funnel.filtering.segment import GivenIds, SegmentRows, check_columns
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound
-from funnel.planning.calibration import TIE_TOLERANCE, Run
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import BATCH_SIZES, batch_class, times_ms
+from funnel.planning.costs import BATCH_SIZES, batch_class
 from funnel.planning.frontier import hits_needed
 from funnel.planning.remembered import Remembered
-from funnel.request import Asked
+from funnel.planning.run import TIE_TOLERANCE, Run
+from funnel.request import Asked, Deadline
 from funnel.results import Served
 from indexes import RunningTop, VectorStore
 from indexes.forks import free_in_children

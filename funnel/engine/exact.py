@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
-from funnel.engine.deadline import Deadline
 from funnel.engine.steps import Found
 from funnel.engine.workers import workers
 from funnel.plan import Plan
+from funnel.request import Deadline
 from indexes import PrunedSearch, Pruning, exact_search
 
 __all__ = ["filled_up", "filled_up_until", "over_live", "pruned_exact", "pruning_of"]

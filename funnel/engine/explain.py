@@ -12,9 +12,9 @@ from funnel.checks import checked_whole
 from funnel.engine.allowed import FilterChoice, Filters
 from funnel.engine.searcher import Searcher
 from funnel.errors import InputError
-from funnel.explanation import Explanation, StageLine, stage_lines
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
+from funnel.results import Explanation, StageLine, stage_lines
 
 __all__ = ["checked_batch", "explain_budget", "explain_filtered"]
 

@@ -15,18 +15,18 @@ import numpy.typing as npt
 import torch
 
 from funnel.adaptors import Adaptor
-from funnel.building.calibrate import SMALLEST_PLANNED, Certifying, Given, calibrate
-from funnel.building.segment import build_coarse
 from funnel.data.documents import DocumentStore
 from funnel.engine.cascade import Cascade, Float32, Int64, answers_alone, turn_of
+from funnel.engine.coarse import build_coarse
 from funnel.engine.exact import pruned_exact
+from funnel.engine.measuring import Certifying, Given, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
 from funnel.engine.settings import check_order, check_settings
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.filtering.segment import SegmentRows
-from funnel.planning.calibration import LARGEST_K
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
+from funnel.planning.run import LARGEST_K
 from funnel.planning.updated import Updated
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
 from funnel.storage.arrays import map_npy

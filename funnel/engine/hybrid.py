@@ -19,12 +19,11 @@ import numpy.typing as npt
 from funnel.budget import LARGEST_K, check_k
 from funnel.data.documents import DocumentStore
 from funnel.data.words import LexicalIndex, PooledIndex
-from funnel.engine.deadline import Deadline
 from funnel.engine.workers import workers
 from funnel.errors import InputError
-from funnel.explanation import Explanation
 from funnel.plan import Plan
-from funnel.results import Hits, Ranks
+from funnel.request import Deadline
+from funnel.results import Explanation, Hits, Ranks
 from funnel.storage.files import remove_own
 from indexes.forks import free_in_children
 

@@ -14,25 +14,25 @@ import torch
 
 from funnel.adaptors import Adaptor
 from funnel.budget import Budget
-from funnel.building.calibrate import SMALLEST_PLANNED
 from funnel.checks import checked_name
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
-from funnel.engine.deadline import Deadline
 from funnel.engine.exact import filled_up, filled_up_until, pruning_of
 from funnel.engine.rerank import Kept
 from funnel.engine.segments import Others
-from funnel.engine.steps import Found, MeasuredStep, measure_steps, run_until
+from funnel.engine.steps import Found, measure_steps, run_until
+from funnel.engine.timing import fingerprint, held_ms, measure_costs, times_ms
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
-from funnel.planning.calibration import Run
+from funnel.planning.calibration import SMALLEST_PLANNED, Calibration, step_recalls
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import Costs, batch_class, fingerprint, measure_costs, times_ms
-from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.costs import Costs, batch_class
+from funnel.planning.latencies import Held, Latencies, Latency
 from funnel.planning.planner import Choice, Planner
-from funnel.planning.records import Calibration, step_recalls
 from funnel.planning.remembered import Remembered
-from funnel.planning.windows import Held, held_ms
+from funnel.planning.run import Run
+from funnel.request import Deadline
+from funnel.results import MeasuredStep
 from funnel.rows import unit_rows
 from funnel.storage.ids import Ids, JoinedIds
 from indexes import Pruning

@@ -18,11 +18,11 @@ import torch
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.deadline import Deadline
 from funnel.engine.exact import filled_up, filled_up_until, over_live
 from funnel.engine.steps import Found, run_until
 from funnel.errors import DamagedIndexError
 from funnel.plan import Plan
+from funnel.request import Deadline
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 

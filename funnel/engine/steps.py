@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 
 from funnel.engine.cascade import Cascade, Float32, Int64, final, some_missing
-from funnel.engine.deadline import Deadline
 from funnel.engine.rerank import best, carry_on, rows_at_a_time
 from funnel.plan import FLAT, Plan
-from funnel.planning.calibration import TIE_TOLERANCE, Run, given_scores
-from funnel.results import Served
+from funnel.planning.run import TIE_TOLERANCE, Run, given_scores
+from funnel.request import Deadline
+from funnel.results import MeasuredStep, Served
 from indexes import RunningTop, VectorStore
 
-__all__ = ["Found", "MeasuredStep", "StagedRun", "measure_steps", "run_until", "served_each", "served_in_all"]
+__all__ = ["Found", "StagedRun", "measure_steps", "run_until", "served_each", "served_in_all"]
 
 # Values compared between two looks at the clock by flat search: 10 MB as float32, 2 to 4 ms for one query.
 CELLS_BETWEEN_LOOKS = 2_621_440
@@ -180,14 +180,6 @@ def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, f
 
 QUERIES = 512  # measured on: recall to a standard error of .005 at .99
 FEWEST_CALLS = 5  # a step's time is the median over calls
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredStep:
-    """One step of a plan as it was run. ms: median of a call. recall: mean recall@k if stopped after it."""
-
-    ms: float
-    recall: float
 
 
 def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:

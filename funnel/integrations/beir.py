@@ -22,7 +22,6 @@ from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import EncoderSource
 from funnel.encoding.prompts import TextOptions
 from funnel.errors import InputError, MissingPackageError
-from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
 from funnel.integrations.beir_corpora import (
     Float32,
@@ -36,6 +35,7 @@ from funnel.integrations.beir_corpora import (
     vector_corpus,
 )
 from funnel.plan import FLAT
+from funnel.results import Explanation
 from funnel.storage import IndexFolder
 from funnel.storage.files import remove_own
 

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import InputError
-from funnel.planning.calibration import TIE_TOLERANCE
 from funnel.planning.remembered import Remembered
+from funnel.planning.run import TIE_TOLERANCE
 from funnel.planning.storage_cost import SHARE_OF_DELTA
 from indexes.forks import free_in_children
 

@@ -35,9 +35,9 @@ import torch
 from funnel.engine.rerank import Kept, depths
 from funnel.engine.segments import ExactRows, best_of
 from funnel.plan import Plan
-from funnel.planning.calibration import TIE_TOLERANCE, Run
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
 from funnel.planning.remembered import Remembered
+from funnel.planning.run import TIE_TOLERANCE, Run
 from funnel.planning.updated import Updated
 from indexes.forks import free_in_children
 

@@ -20,8 +20,8 @@ from funnel.monitoring.audit import Audit, AuditLine, checked_share, true_recall
 from funnel.monitoring.drift import ALARM, Drift, Neighbours, Reference, Rows
 from funnel.monitoring.punctuality import LatencyLine, Punctuality
 from funnel.plan import Plan
+from funnel.planning.calibration import Calibration
 from funnel.planning.certificate import Certificate
-from funnel.planning.records import Calibration
 from funnel.results import Served
 from indexes.forks import free_in_children
 

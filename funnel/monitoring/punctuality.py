@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from funnel.engine.timing import PERCENTILE
 from funnel.planning.remembered import Remembered
-from funnel.planning.windows import PERCENTILE
 from indexes.forks import free_in_children
 
 __all__ = ["FEWEST", "RECENT", "LatencyLine", "Punctuality"]

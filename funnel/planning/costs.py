@@ -2,84 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.plan import Plan
-from funnel.progress import Progress
-from indexes.system import processor, usable_cores
 
-__all__ = [
-    "BATCH_SIZES",
-    "Costs",
-    "Prices",
-    "batch_class",
-    "fingerprint",
-    "fit_rising",
-    "measure_costs",
-    "median_ms",
-    "times_ms",
-]
+__all__ = ["BATCH_SIZES", "Costs", "Prices", "batch_class", "fit_rising"]
 
 BATCH_SIZES = (1, 32, 256)
-USUAL = 16  # the shortlist of the whole call that is timed for what a call takes besides its stages
-RERANK_SIZES = (16, 64, 256, 1024)  # candidates at which a rerank is timed; between them, linear
-SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at least of three
-FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
-# Efforts are timed an octave apart, and a curve is laid through them. At 200,000 rows it missed what the others take
-# when timed themselves by 2 to 4 % (single queries, median) and 9 % (batches of 256) at best; by up to as much again in
-# batches while other processes disturbed the timings.
-TIMED_STEP = 2.0
-WIDTHS_TIMED = 4  # of the numbers of columns that stages gather, spread evenly; the others follow from a curve too
-SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
 
 
 def batch_class(n_queries: int) -> int:
     """The batch size that stands for a call of n_queries: the next larger measured one, then powers of two."""
     return next((size for size in BATCH_SIZES if size >= n_queries), 1 << (n_queries - 1).bit_length())
-
-
-def fingerprint(device: torch.device, placement: str = "mapped") -> dict[str, str]:
-    """What the costs depend on: processor, cores, threads, device, where the vectors lie, and library versions."""
-    try:
-        faiss_version = getattr(importlib.import_module("faiss"), "__version__", "none")
-    except ImportError:  # a device may be searched without it
-        faiss_version = "none"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "processor": processor(),
-        "cores": str(usable_cores()),
-        "threads": str(torch.get_num_threads()),
-        "device": name if placement in ("mapped", "device") else f"{name}, vectors {placement}",
-        "torch": torch.__version__.split("+")[0],
-        "faiss": str(faiss_version),
-    }
-
-
-def times_ms(call: Callable[[int], object], seconds: float = SECONDS_PER_TIMING) -> list[float]:
-    """Wall milliseconds of call(0), call(1), …: warmed once, then repeated for about `seconds`."""
-    call(0)
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < FEWEST_TIMINGS or (time.perf_counter() < until and len(times) < MOST_TIMINGS):
-        start = time.perf_counter()
-        call(len(times) + 1)
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def median_ms(call: Callable[[int], object]) -> float:
-    """The median of `times_ms`."""
-    return float(np.median(times_ms(call)))
 
 
 @dataclass(frozen=True)
@@ -202,92 +142,3 @@ def fit_rising(at: Sequence[float], ms: Sequence[float], wanted: Sequence[float]
 
 def _terms(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.stack([np.ones_like(x), np.sqrt(x), x, x * np.log2(x + 1.0)], axis=1)
-
-
-def timed_efforts(efforts: Sequence[int]) -> list[int]:
-    """The efforts to time: at most about an octave apart, the first and the last among them."""
-    timed = [efforts[0]]
-    for effort, following in pairwise(efforts):
-        if following > timed[-1] * TIMED_STEP and effort > timed[-1]:
-            timed.append(effort)
-    return timed if timed[-1] == efforts[-1] else [*timed, efforts[-1]]
-
-
-def measure_costs(
-    cascade: Cascade,
-    queries: Float32,
-    efforts: Sequence[int],
-    widths: Sequence[int],
-    search: Callable[[Float32, Plan, int], object],
-    progress: bool = False,
-) -> Costs:
-    """Time the coarse search at some efforts, reranks, flat search and a whole call, at every batch size.
-
-    queries: float32 [q, d] adapted unit rows, repeated where a batch needs more. widths: rerank widths.
-    search(queries, plan, k): one whole call as the user makes it, on vectors as the user gives them.
-    """
-    found = cascade.coarse.largest_shortlist(max(efforts))
-    longest = next(effort for effort in efforts if cascade.coarse.largest_shortlist(effort) == found)
-    sizes = (*tuple(size for size in RERANK_SIZES if size < found), found)
-    timed, columns = timed_efforts(efforts), sorted({*widths, *np.diff(sorted(widths)).tolist()})
-    gathered = [columns[round(i)] for i in np.linspace(0, len(columns) - 1, min(len(columns), WIDTHS_TIMED))]
-    costs = Costs(fingerprint(cascade.store.device, cascade.store.placement), sizes, {}, {}, {}, {})
-    usual = next((effort for effort in efforts if cascade.coarse.largest_shortlist(effort) >= USUAL), efforts[-1])
-    smallest = Plan(usual, min(USUAL, cascade.coarse.largest_shortlist(usual)))
-    k = min(10, smallest.shortlist)
-    for batch in Progress(BATCH_SIZES, desc="time the stages", unit="batch size", even=False, disable=not progress):
-        batches = _batches(queries, batch)
-        costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
-        shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]
-        reranks = {
-            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes]
-            for width in ([] if cascade.alone else gathered)
-        }
-        costs.rerank[batch] = {} if cascade.alone else _smooth(reranks, sizes, columns)
-        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.flat(rows, min(10, cascade.store.n)))
-        costs.base[batch] = 0.0
-        whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
-        costs.base[batch] = max(0.0, whole - costs.predict(smallest, batch, cascade.store.dim))
-    return costs
-
-
-def _curve(times: Sequence[float], timed: Sequence[int], efforts: Sequence[int]) -> dict[int, float]:
-    """The times of all efforts by those of some; an effort of 0 (flat) is one like the others."""
-    return dict(zip(efforts, fit_rising([e + 1 for e in timed], times, [e + 1 for e in efforts]), strict=True))
-
-
-def _smooth(reranks: dict[int, list[float]], sizes: Sequence[int], columns: Sequence[int]) -> dict[int, list[float]]:
-    """The times by columns and sizes, rising smoothly with either."""
-    by_size = {width: fit_rising(sizes, times, sizes) for width, times in reranks.items()}
-    widths = list(by_size)
-    by_width = [fit_rising(widths, [by_size[width][i] for width in widths], columns) for i in range(len(sizes))]
-    return {width: [times[i] for times in by_width] for i, width in enumerate(columns)}
-
-
-def _batches(queries: Float32, batch: int) -> list[Float32]:
-    repeated = np.resize(queries, (max(batch, len(queries)), queries.shape[1]))
-    count = min(MOST_TIMINGS, len(repeated) // batch)
-    return [np.ascontiguousarray(repeated[i * batch : (i + 1) * batch]) for i in range(count)]
-
-
-def _calls_ms(batches: list[Float32], call: Callable[[Float32], object]) -> float:
-    return median_ms(lambda i: call(batches[i % len(batches)]))
-
-
-def _shortlist(cascade: Cascade, queries: Float32, effort: int) -> Int64:
-    return cascade.shortlist(queries, cascade.coarse.largest_shortlist(effort), effort).clip(min=0)
-
-
-def _coarse_ms(cascade: Cascade, batches: list[Float32], effort: int) -> float:
-    size = cascade.coarse.largest_shortlist(effort)
-    return _calls_ms(batches, lambda rows: cascade.shortlist(rows, size, effort))
-
-
-def _rerank_ms(cascade: Cascade, batches: list[Float32], shortlists: list[Int64], size: int, columns: int) -> float:
-    """One stage over real shortlists (neighbours lie together in the matrix, random rows would not)."""
-
-    def stage(i: int) -> None:
-        number = i % len(shortlists)  # other rows each time: the same ones would lie in the cache
-        cascade.rerank(batches[number], shortlists[number][:, :size], 0, columns, max(1, size // 4))
-
-    return median_ms(stage)

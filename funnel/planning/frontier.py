@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.plan import Plan, Stage
-from funnel.planning.calibration import Run, hits
 from funnel.planning.costs import Costs, Prices
+from funnel.planning.run import Run, hits
 
 __all__ = [
     "SHORTLISTS",

@@ -10,10 +10,9 @@ from typing import Any
 
 from funnel.plan import Plan
 from funnel.planning.remembered import Remembered
-from funnel.planning.windows import Held
 from indexes.forks import free_in_children
 
-__all__ = ["Latencies", "Latency"]
+__all__ = ["Held", "Latencies", "Latency"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +108,22 @@ class Latencies:
 def _undecided(held: Held, allowed: float | None) -> bool:
     """Whether it takes more windows to know that so many milliseconds can be promised, or cannot."""
     return allowed is not None and held.largest <= allowed < held.ms
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the 95th percentile of calls was in short windows, in milliseconds.
+
+    callers: threads that called at once where it was largest. typical: of the median window; largest: of all of them.
+    ms: what can be promised; where measuring was given up, as too much was taken already, infinite.
+    """
+
+    callers: int
+    typical: float
+    largest: float
+    ms: float
+    windows: int
+
+    def __str__(self) -> str:
+        threads = "one thread" if self.callers == 1 else f"{self.callers} threads at once"
+        return f"{self.typical:.3g} to {self.largest:.3g} ms in {self.windows} windows, called by {threads}"

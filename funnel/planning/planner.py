@@ -13,14 +13,13 @@ from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence, queries_needed
-from funnel.planning.calibration import LARGEST_K
+from funnel.planning.calibration import Calibration
 from funnel.planning.certificate import Certificate
 from funnel.planning.costs import Costs, batch_class
 from funnel.planning.frontier import Frontier, hits_needed, tail_of
-from funnel.planning.latencies import Latencies, Latency
-from funnel.planning.records import Calibration
+from funnel.planning.latencies import Held, Latencies, Latency
 from funnel.planning.remembered import Remembered
-from funnel.planning.windows import Held
+from funnel.planning.run import LARGEST_K
 
 __all__ = ["Choice", "Latency", "Planner"]
 

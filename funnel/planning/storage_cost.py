@@ -7,19 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from funnel.engine.cascade import Cascade
 from funnel.planning.bounds import betting_lower_bound
-from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, given_scores, without_own
+from funnel.planning.run import TIE_TOLERANCE
 
-__all__ = ["EXACT_ENOUGH", "SHARE_OF_DELTA", "StorageCost", "measure_storage_cost"]
+__all__ = ["EXACT_ENOUGH", "SHARE_OF_DELTA", "StorageCost"]
 
 # Exact search over stored rows is called exact where it keeps this share of the true top k of the rows as given: of
 # 1,000 queries it then misses 5 of 10,000 neighbours.
 EXACT_ENOUGH = 0.9995
-MEASURED_ON = 5_000  # queries: with 5,000 that lose nothing the cost is at most .0012 with confidence .995
 # Of delta, for the bound on what storage costs, where it is taken off another bound: the two hold together.
 SHARE_OF_DELTA = 0.1
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -59,18 +56,3 @@ class StorageCost:
         if whole:
             kept = (kept >= 1.0).astype(np.float64)
         return float(1.0 - kept.mean()), 1.0 - betting_lower_bound(kept, delta)
-
-
-def measure_storage_cost(cascade: Cascade, run: Run) -> StorageCost | None:
-    """Search the rows as stored exactly, for the queries of a run whose truth is that of the rows as given.
-
-    None for float32, the type of that truth: a turned row moves a score by some 1e-7, which ties allow for; unless the
-    measurement says otherwise.
-    """
-    queries = np.ascontiguousarray(run.queries[:MEASURED_ON])
-    own, depth = run.own_rows[:MEASURED_ON], min(LARGEST_K, run.truth.shape[1])
-    scores, rows = without_own(*cascade.truth(queries, min(depth + 1, cascade.rows)), own, depth)
-    assert run.near_rows is not None and run.near_scores is not None, "kept since it is recorded"
-    near = run.near_scores[:MEASURED_ON], run.near_rows[:MEASURED_ON]
-    cost = StorageCost(given_scores(near, rows, scores), run.truth[:MEASURED_ON, :depth])
-    return None if cascade.store.dtype.itemsize == FLOAT32_BYTES and cost.exact(depth) else cost

@@ -19,9 +19,9 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from funnel.planning.calibration import LARGEST_K, NEAR, Float32, Int64, Run, hits
+from funnel.planning.calibration import Calibration
 from funnel.planning.frontier import Frontier
-from funnel.planning.records import Calibration
+from funnel.planning.run import LARGEST_K, NEAR, Float32, Int64, Run, hits
 from indexes.forks import free_in_children
 
 __all__ = ["Updated"]

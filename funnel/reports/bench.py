@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from funnel.budget import check_k
 from funnel.engine.explain import checked_batch
+from funnel.engine.timing import fingerprint, times_ms
 from funnel.errors import InputError, MissingPackageError
-from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
-from funnel.planning.costs import BATCH_SIZES, fingerprint, times_ms
+from funnel.planning.costs import BATCH_SIZES
 from funnel.progress import Progress
 from funnel.reports.tables import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
+from funnel.results import Explanation
 from indexes import FlatBaseline
 from indexes.system import free_bytes
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from funnel.explanation import Explanation
 from funnel.index import FunnelIndex
+from funnel.results import Explanation
 
 __all__ = ["RECALLS", "budgets_table", "explain_budgets"]
 

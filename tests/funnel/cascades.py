@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnel.building.segment import build_coarse, write_norms
+from funnel.building.segment import write_norms
 from funnel.engine.cascade import Cascade
+from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
 from indexes import VectorStore
 

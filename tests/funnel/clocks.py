@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from funnel.engine.deadline import Deadline
+from funnel.request import Deadline
 
 __all__ = ["Clock"]
 

@@ -21,8 +21,8 @@ Float32 = npt.NDArray[np.float32]
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies that are to be held are measured for tenths of a second instead of seconds."""
-    monkeypatch.setattr("funnel.planning.windows.WINDOW_SECONDS", 0.005)
-    monkeypatch.setattr("funnel.planning.windows.MOST_SECONDS", 0.2)
+    monkeypatch.setattr("funnel.engine.timing.WINDOW_SECONDS", 0.005)
+    monkeypatch.setattr("funnel.engine.timing.MOST_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="session")

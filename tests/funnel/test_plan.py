@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.errors import InputError
-from funnel.explanation import stage_lines
 from funnel.plan import FLAT, Plan, Stage
+from funnel.results import stage_lines
 
 WIDTHS = (32, 48, 64)
 

@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "funnel").rglob("*.py"), *(ROOT / "indexes").rglob("*
 # From the top down: each may import what stands under it.
 LAYERS = (
     ("funnel.cli.main", "funnel.cli.demo", "funnel.__main__"),
-    ("funnel.reports", "funnel.building.check"),
+    ("funnel.reports", "funnel.reports.check"),
     ("funnel.index",),
     ("funnel.building.build", "funnel.building.tune", "funnel.building.export"),
     ("funnel.engine.generation",),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from funnel.planning.records import write_arrays
+from funnel.planning.calibration import write_arrays
 from funnel.storage.checks import hash_file
 from tests.fuzz.mutation import mutated
 

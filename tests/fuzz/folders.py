@@ -75,8 +75,8 @@ def make_folders(into: Path) -> list[Path]:
 def use(root: Path, lazy: str) -> Iterator[Callable[[], Any]]:
     """What is done with a folder, call by call."""
     from funnel import FunnelIndex
-    from funnel.building.check import deep_check
     from funnel.building.info import read_info
+    from funnel.reports.check import deep_check
     from funnel.storage import check
 
     query = np.linspace(-1, 1, DIM, dtype=np.float32)

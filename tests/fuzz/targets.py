@@ -16,7 +16,7 @@ import numpy as np
 from funnel.adaptors import Adaptor
 from funnel.data.corpus import READERS
 from funnel.errors import DamagedIndexError, FormatVersionError, InputError
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
 from funnel.storage.manifest import parse
 
 __all__ = ["TARGETS", "Target"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.building.calibrate import Given, _carried
+from funnel.engine.measuring import Given, _carried
 from tests.funnel.building.test_build import outlying, shared, true_top
 
 ROWS, QUERIES = 2_000, 400

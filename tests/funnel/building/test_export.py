@@ -14,7 +14,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.adaptors import MLP
-from funnel.building.export import rows as exported_rows
+from funnel.building import export as exported_rows
 from funnel.errors import InputError, NoSpaceError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, brute_force, documents, hashed_words

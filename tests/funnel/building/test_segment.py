@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from funnel.adaptors import make_adaptor
 from funnel.building import segment as module
 from funnel.building.intake import take_in
-from funnel.building.segment import build_coarse, unit_prefixes, write_norms, write_rows
+from funnel.building.segment import write_norms, write_rows
 from funnel.data.corpus import open_corpus
+from funnel.engine.coarse import build_coarse, unit_prefixes
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 from funnel import FunnelIndex
 from funnel.errors import DriftWarning, EncoderError, InputError, StorageError
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
 from funnel.storage import IndexFolder, check
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, funnel_plan, segment_file

@@ -12,8 +12,8 @@ import pytest
 
 from funnel import FLAT, FunnelIndex
 from funnel.building import segment as folding
-from funnel.building.check import deep_check
 from funnel.errors import EncoderError, InputError
+from funnel.reports.check import deep_check
 from funnel.storage import check
 from tests.funnel.corpora import ROWS, documents, funnel_plan, hashed_words
 from tests.funnel.living import Model, named

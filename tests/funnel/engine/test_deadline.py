@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from funnel.engine.deadline import Deadline
 from funnel.errors import InputError
+from funnel.request import Deadline
 
 
 @pytest.mark.parametrize("ms", [0, -1.0, float("nan"), float("inf"), True, "5", None])

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from funnel import FunnelIndex
 from funnel.engine.cascade import Cascade, Float32
 from funnel.engine.device import to_device, to_host
+from funnel.engine.measuring import record
 from funnel.errors import InputError
 from funnel.plan import Plan, Stage
-from funnel.planning.calibration import record
 from indexes import VectorStore
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clustered import clustered_rows

@@ -11,10 +11,10 @@ import pytest
 
 from funnel import FLAT, BudgetError, FunnelIndex
 from funnel.data.documents import Document, DocumentStore
-from funnel.engine.deadline import Deadline
 from funnel.engine.hybrid import DEFAULT_WEIGHT, DEPTH, RRF_K, Lexical, fuse, list_depth
 from funnel.errors import EncoderError, InputError
 from funnel.plan import Plan, Stage
+from funnel.request import Deadline
 from funnel.results import Hits, Ranks
 from tests.funnel.corpora import documents, hashed_words
 

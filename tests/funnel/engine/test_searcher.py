@@ -8,11 +8,11 @@ import pytest
 
 from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
-from funnel.building.calibrate import Certifying, calibrate
+from funnel.engine.measuring import Certifying, calibrate
 from funnel.engine.searcher import Searcher, device_of
+from funnel.engine.timing import fingerprint
 from funnel.errors import InputError
 from funnel.plan import FLAT
-from funnel.planning.costs import fingerprint
 from funnel.storage.ids import Ids
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows

@@ -9,9 +9,9 @@ import pytest
 
 from funnel.engine import steps as staged
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.deadline import Deadline
 from funnel.engine.steps import StagedRun, run_until
 from funnel.plan import FLAT, Plan, Stage
+from funnel.request import Deadline
 from indexes import exact_search
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clocks import Clock

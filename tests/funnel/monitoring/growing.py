@@ -11,8 +11,8 @@ import torch
 from funnel.engine.segments import ExactRows
 from funnel.monitoring import Monitor, Rows
 from funnel.plan import FLAT
-from funnel.planning.calibration import LARGEST_K, NEAR, Run
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
+from funnel.planning.run import LARGEST_K, NEAR, Run
 from funnel.planning.updated import Updated
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.planning.made_up import K, make_calibration

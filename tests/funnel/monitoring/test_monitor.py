@@ -13,8 +13,8 @@ from funnel.budget import Budget
 from funnel.errors import DriftWarning, InputError
 from funnel.monitoring import Monitor
 from funnel.plan import FLAT, Plan
-from funnel.planning.calibration import Run
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
+from funnel.planning.run import Run
 from funnel.planning.storage_cost import StorageCost
 from funnel.results import Served
 from tests.funnel.planning.made_up import K, make_calibration, make_planner

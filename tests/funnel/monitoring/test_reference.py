@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from funnel.engine.cascade import Cascade
+from funnel.engine.measuring import record
 from funnel.engine.rerank import depths
 from funnel.monitoring.drift import returned
 from funnel.plan import FLAT, Plan, Stage
-from funnel.planning.calibration import record
-from funnel.planning.records import Calibration
+from funnel.planning.calibration import Calibration
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.planning.made_up import make_calibration

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from funnel.engine.cascade import Cascade, Float32
-from funnel.planning.calibration import Run, record
+from funnel.engine.measuring import record
+from funnel.planning.run import Run
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.plan import Plan
+from funnel.planning.calibration import Calibration
 from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.frontier import Frontier
 from funnel.planning.planner import Latency, Planner
-from funnel.planning.records import Calibration
 
 __all__ = ["DIM", "PLANS", "K", "costs_of", "hits_of", "make_calibration", "make_planner"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from funnel.errors import DamagedIndexError
-from funnel.planning.records import ALIGNED, map_arrays, write_arrays
+from funnel.planning.calibration import ALIGNED, map_arrays, write_arrays
 
 ARRAYS = st.dictionaries(
     st.text("abc/0ü", min_size=1, max_size=9),

@@ -11,21 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.plan import FLAT, Plan, Stage
-from funnel.planning.costs import (
-    BATCH_SIZES,
+from funnel.engine.timing import (
     FEWEST_TIMINGS,
     MOST_TIMINGS,
-    Costs,
-    Prices,
-    batch_class,
     fingerprint,
-    fit_rising,
     measure_costs,
     median_ms,
     timed_efforts,
     times_ms,
 )
+from funnel.plan import FLAT, Plan, Stage
+from funnel.planning.costs import BATCH_SIZES, Costs, Prices, batch_class, fit_rising
 from tests.funnel.planning.conftest import DIM, Recorded
 
 COSTS = Costs(

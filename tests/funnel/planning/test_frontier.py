@@ -8,9 +8,9 @@ import pytest
 
 from funnel.plan import Plan
 from funnel.planning import frontier as frontiers
-from funnel.planning.calibration import Run, hits
 from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.frontier import Frontier, build_frontier
+from funnel.planning.run import Run, hits
 from tests.funnel.planning.conftest import DIM, Recorded
 
 Recording = Callable[[str], Recorded]

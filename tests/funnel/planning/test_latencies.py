@@ -3,9 +3,8 @@ from __future__ import annotations
 import math
 
 from funnel.plan import FLAT, Plan
-from funnel.planning.latencies import Latencies, Latency
+from funnel.planning.latencies import Held, Latencies, Latency
 from funnel.planning.remembered import MOST
-from funnel.planning.windows import Held
 
 PLANS = tuple(Plan(effort, 100) for effort in (10, 20, 30, 40))
 

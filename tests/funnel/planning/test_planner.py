@@ -13,12 +13,11 @@ from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
+from funnel.planning.calibration import UNCERTIFIED
 from funnel.planning.certificate import Certificate
-from funnel.planning.latencies import Latency
+from funnel.planning.latencies import Held, Latency
 from funnel.planning.planner import Choice, Planner
-from funnel.planning.records import UNCERTIFIED
 from funnel.planning.storage_cost import StorageCost
-from funnel.planning.windows import Held
 from tests.funnel.planning.made_up import DIM, PLANS, K, hits_of, make_calibration, make_planner
 
 RECALLS = (0.998, 0.985, 0.96, 0.91, 0.80)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from funnel.plan import Plan
 from funnel.planning import frontier as pruning
-from funnel.planning.calibration import MISSING, Run, hits
 from funnel.planning.costs import BATCH_SIZES, Costs, Prices
 from funnel.planning.frontier import pareto, plans_of_effort, undominated
+from funnel.planning.run import MISSING, Run, hits
 
 WIDTHS = (16, 32, 48, 64)
 QUERIES, CANDIDATES = 12, 160

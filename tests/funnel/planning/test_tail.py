@@ -13,9 +13,9 @@ from funnel.budget import Budget
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence
+from funnel.planning.calibration import UNCERTIFIED, Calibration
 from funnel.planning.frontier import Frontier, TailFrontier, build_frontier, hits_needed, tail_of
 from funnel.planning.planner import Planner
-from funnel.planning.records import UNCERTIFIED, Calibration
 from tests.funnel.planning.conftest import DIM, Recorded
 from tests.funnel.planning.made_up import PLANS, K, make_calibration, make_planner
 from tests.funnel.planning.test_frontier import costs_for

@@ -10,8 +10,8 @@ import pytest
 from funnel.engine.cascade import Cascade
 from funnel.engine.steps import StagedRun
 from funnel.plan import Plan, Stage
-from funnel.planning.calibration import TIE_TOLERANCE, Run
-from funnel.planning.records import Calibration, step_recalls, truncations
+from funnel.planning.calibration import Calibration, step_recalls, truncations
+from funnel.planning.run import TIE_TOLERANCE, Run
 from tests.funnel.planning.conftest import Recorded
 from tests.funnel.planning.made_up import DIM, costs_of
 

@@ -14,7 +14,7 @@ import benchmarks
 import funnel
 import indexes
 from funnel.errors import DamagedIndexError
-from funnel.planning.records import map_arrays
+from funnel.planning.calibration import map_arrays
 from funnel.storage.arrays import map_npy
 
 PACKAGES = [Path(package.__file__).parent for package in (funnel, indexes, benchmarks)]

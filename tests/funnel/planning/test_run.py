@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.measuring import record
 from funnel.plan import Plan, Stage
-from funnel.planning import calibration
-from funnel.planning.calibration import LARGEST_K, TIE_TOLERANCE, Run, hits, record
+from funnel.planning import run as calibration
 from funnel.planning.frontier import plans_of_effort, shortlists
+from funnel.planning.run import LARGEST_K, TIE_TOLERANCE, Run, hits
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.planning.conftest import FAMILIES, QUERIES, Recorded
 

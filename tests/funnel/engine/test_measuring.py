@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.building.calibrate import CORPUS_ROWS, Certifying, calibrate, held_out_rows
 from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.measuring import CORPUS_ROWS, Certifying, calibrate, held_out_rows
+from funnel.engine.timing import measure_costs
 from funnel.errors import DamagedIndexError, FormatVersionError
-from funnel.planning.costs import measure_costs
-from funnel.planning.records import CACHED_KS, FORMAT_VERSION, REAL, UNCERTIFIED, Calibration, depth_of
+from funnel.planning.calibration import CACHED_KS, FORMAT_VERSION, REAL, UNCERTIFIED, Calibration, depth_of
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.planning.conftest import DIM, QUERIES, Recorded
@@ -200,7 +200,7 @@ def test_costs_are_timed_on_held_out_rows(queries: Float32, tmp_path: Path, monk
         timed.append(rows)
         return measure_costs(cascade, rows, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("funnel.building.calibrate.measure_costs", noted)
+    monkeypatch.setattr("funnel.engine.measuring.measure_costs", noted)
     calibrate(cascade, widths, Certifying(queries), cascade.run, seed=0, progress=False)
     np.testing.assert_array_equal(timed[0], held_out_rows(cascade, 0)[0])
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from funnel.building.segment import unit_prefixes
 from funnel.engine.cascade import Cascade
+from funnel.engine.coarse import unit_prefixes
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment
 from funnel.errors import DamagedIndexError

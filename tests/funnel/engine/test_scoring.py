@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.planning import scoring
-from funnel.planning.scoring import score
+from funnel.engine import measuring as scoring
+from funnel.engine.measuring import score
 from tests.funnel.cascades import cascade_over, stored_rows
 
 DIM, WIDTHS = 64, (16, 32, 48, 64)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.building.check import deep_check
 from funnel.errors import DamagedIndexError
+from funnel.reports.check import deep_check
 from funnel.storage import IndexFolder
 from funnel.storage.checks import hash_file
 from funnel.storage.layout import file_format

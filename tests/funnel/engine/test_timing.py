@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from funnel.planning import windows
-from funnel.planning.windows import CALLERS, Held, held_ms, window_p95s
+from funnel.engine import timing as windows
+from funnel.engine.timing import CALLERS, held_ms, window_p95s
+from funnel.planning.latencies import Held
 
 
 @pytest.fixture

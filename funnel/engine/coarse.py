@@ -1,0 +1,81 @@
+"""The coarse index of a segment, trained and filled from its stored rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from funnel.adaptors import Adaptor
+from funnel.engine.cascade import answers_alone, turn_of
+from funnel.progress import Progress
+from indexes import CoarseIndex, VectorStore, family, release_freed
+
+__all__ = ["BLOCK_BYTES", "CELLS_AT_A_TIME", "build_coarse", "unit_prefixes"]
+
+
+# Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
+BLOCK_BYTES = 134_217_728
+
+
+CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
+
+
+TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
+
+
+def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
+    prefixes = rows[:, :width]
+    norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
+    return scaled
+
+
+def build_coarse(
+    store: VectorStore,
+    width: int,
+    name: str,
+    settings: Mapping[str, int],
+    seed: int,
+    progress: bool,
+    adaptor: Adaptor | None = None,
+) -> CoarseIndex:
+    """Train and fill a coarse index over the unit prefixes of the stored rows.
+
+    One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
+    user's own space where the adaptor allows that.
+    """
+    index = family(name)(width, **settings)
+    alone = answers_alone(index, store.dim)
+    turn = turn_of(adaptor) if alone and adaptor is not None else None
+    index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
+    release_freed()
+    block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
+    with Progress(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
+        for start in range(0, store.n, len(block)):
+            prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
+            index.add(prefixes if turn is None else turn.own(prefixes))
+            bar.update(len(prefixes))
+    return index
+
+
+def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: bool = True) -> npt.NDArray[np.float32]:
+    """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
+        width = block.shape[1]
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
+    return block
+
+
+def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[np.float32]:
+    """Unit prefixes of rows drawn evenly; read in runs, as rows that lie together come in one read."""
+    if store.n <= TRAINING_ROWS:
+        return _fill(np.empty((store.n, width), dtype=np.float32), store, 0)
+    chosen = np.sort(np.random.default_rng(seed).choice(store.n, TRAINING_ROWS, replace=False))
+    sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+        begin, end = np.searchsorted(chosen, (first, first + len(rows)))
+        sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first], width)
+    return sample
