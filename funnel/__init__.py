@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from funnel.monitoring import Health
     from funnel.plan import FLAT, Plan, Stage
     from funnel.planning.planner import Choice
-    from funnel.request import Asked, SearchOptions
+    from funnel.request import Request, SearchOptions
     from funnel.results import Answers, Explanation, Hit, Hits, Ranks, Served
     from funnel.storage import Manifest
     from indexes.errors import CoarseIndexError, MissingBackendError
@@ -44,7 +44,6 @@ __all__ = [
     "FLAT",
     "Adaptor",
     "Answers",
-    "Asked",
     "Budget",
     "BudgetError",
     "Changes",
@@ -77,6 +76,7 @@ __all__ = [
     "QrelsSource",
     "QueriesSource",
     "Ranks",
+    "Request",
     "SearchOptions",
     "Searcher",
     "Segment",
@@ -92,7 +92,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adaptor": "funnel.adaptors",
     "Answers": "funnel.results",
-    "Asked": "funnel.request",
+    "Request": "funnel.request",
     "Budget": "funnel.budget",
     "BudgetError": "funnel.errors",
     "Changes": "funnel.building.update",

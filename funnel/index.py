@@ -18,6 +18,7 @@ from funnel.budget import Budget, check_k
 from funnel.building.build import BuildOptions, build_index
 from funnel.building.export import Exported, export_index
 from funnel.building.info import Info, read_info
+from funnel.building.intake import build_encoder
 from funnel.building.queries import QrelsSource
 from funnel.building.tune import tune_index
 from funnel.building.updates import Updates
@@ -26,7 +27,7 @@ from funnel.data.corpus import Columns, CorpusSource, open_corpus
 from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder, EncoderSource, check_source
 from funnel.encoding.prompts import TextOptions
-from funnel.encoding.query_encoder import QueryEncoder, build_encoder
+from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.explain import explain_budget, explain_filtered
 from funnel.engine.generation import Opened, coarse_width, open_generation
 from funnel.engine.hybrid import Hybrid, Lexical
@@ -36,7 +37,7 @@ from funnel.errors import InputError
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
-from funnel.request import Asked, SearchOptions, read_query, read_vectors, wanted_budget
+from funnel.request import Request, SearchOptions, read_query, read_vectors, wanted_budget
 from funnel.results import Answers, Explanation, Hits
 from funnel.search import State, answer, answer_hits, padded
 from funnel.storage import IndexFolder, Manifest
@@ -236,7 +237,7 @@ class FunnelIndex(Updates):
         texts, vectors, single = read_query(query, self.dim, text)
         allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
         fused = Hybrid.read(hybrid, texts, vectors, state.lexical, k, state.opened.searcher.rows, plan)
-        asked = Asked(
+        asked = Request(
             *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
             share=share,
             from_text=vectors is None and (fused is None or not fused.words_alone),
@@ -276,7 +277,7 @@ class FunnelIndex(Updates):
         queries: [n_queries, d]. ids are int64, or str in an object array; -1 or None, with a score of -inf, where a
         filter allows, or the index holds, fewer than k. Takes a deadline and filters, and raises, as `search` does.
         """
-        asked = Asked(
+        asked = Request(
             *(k, recall, latency_ms, budget, plan, deadline_ms), share=share, where=where, allowed_ids=allowed_ids
         )
         state = self._state
@@ -443,6 +444,6 @@ class FunnelIndex(Updates):
     def _searcher(self) -> Searcher:
         return self._state.opened.searcher
 
-    def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
+    def choose(self, asked: Request, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
         return self._state.choose(asked, k, n_queries)

@@ -20,7 +20,7 @@ from funnel.planning.costs import batch_class
 from funnel.results import Explanation
 from funnel.rows import as_array
 
-__all__ = ["Asked", "Deadline", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = ["Deadline", "Request", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -39,7 +39,7 @@ class SearchOptions(TypedDict, total=False):
     allowed_ids: Iterable[str] | Iterable[int] | None
 
 
-class Asked:
+class Request:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
     began: when, in seconds, where a latency is to be kept; 0 where none is, or where the call had to be planned first.

@@ -21,13 +21,13 @@ from funnel.engine.segments import Documents, live_positions
 from funnel.engine.steps import served_each, served_in_all
 from funnel.engine.timing import held_ms, times_ms
 from funnel.errors import BudgetError, DamagedIndexError
-from funnel.monitoring import Monitor, Rows
+from funnel.monitoring import LiveRows, Monitor
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
 from funnel.planning.latencies import Held
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
-from funnel.request import Asked, Deadline
+from funnel.request import Deadline, Request
 from funnel.results import Hit, Hits, Served
 from funnel.storage.ids import Ids, JoinedIds
 from indexes.forks import free_in_children
@@ -192,19 +192,19 @@ class State:
         kept = np.concatenate([part for part in parts if part is not None])
         return [one for one, there in zip(ids, kept, strict=True) if there]
 
-    def choose(self, asked: Asked, k: int, n_queries: int) -> Choice:
+    def choose(self, asked: Request, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
         wanted = asked.wanted
         return self.opened.searcher.choose(wanted, k, n_queries, self.beside_ms(asked, wanted, k, n_queries))
 
-    def beside_ms(self, asked: Asked, wanted: Budget, k: int, n_queries: int) -> float:
+    def beside_ms(self, asked: Request, wanted: Budget, k: int, n_queries: int) -> float:
         """What a latency must leave for encoder, words and documents; 0 where none is asked for."""
         if wanted.latency_ms is None:
             return 0.0
         batch = batch_class(n_queries)
         return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused, asked.texts)
 
-    def choice(self, asked: Asked, k: int, n_queries: int) -> Served:
+    def choice(self, asked: Request, k: int, n_queries: int) -> Served:
         """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
         choices, batch = self.choices, batch_class(n_queries)
         key = (
@@ -253,10 +253,10 @@ def lexical_of(opened: Opened) -> Lexical | None:
     return Lexical(stores, [live_positions(segment, opened.live) for segment in opened.segments])
 
 
-def _rows_of(opened: Opened) -> Rows:
+def _rows_of(opened: Opened) -> LiveRows:
     """The rows of a generation, as its monitor is told of them."""
     others, segments = opened.searcher.others, opened.segments
-    return Rows(
+    return LiveRows(
         tuple((segment.id, segment.stop) for segment in segments),
         None if others is None else others.exact,
         opened.live,
@@ -288,7 +288,7 @@ Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served]
 def answer_hits(
     state: State,
     vectors: npt.NDArray[Any],
-    asked: Asked,
+    asked: Request,
     audit: float | bool | None,
     fused: Hybrid | None,
     texts: Sequence[str] | None,
@@ -312,7 +312,7 @@ def answer_hits(
     return hits
 
 
-def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
+def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
     """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does.
 
     Scores are products with rows as they are stored, whose norms float16 leaves within 3e-4 of 1; every answer passes
@@ -331,7 +331,7 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float |
     return scores, positions, served, each
 
 
-def _answer(state: State, vectors: npt.NDArray[Any], asked: Asked, audit: float | bool | None) -> Answered:
+def _answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
     searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
     if not searcher.rows:
         return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, LARGEST_K))
@@ -372,7 +372,7 @@ def _nothing(n_queries: int, k: int) -> Answered:
     return scores, positions, Served(FLAT, 1.0), None
 
 
-def _no_dense(state: State, asked: Asked, n_queries: int, allowed: npt.NDArray[np.bool_] | None) -> Answered:
+def _no_dense(state: State, asked: Request, n_queries: int, allowed: npt.NDArray[np.bool_] | None) -> Answered:
     """The empty dense list of a search for words alone; BM25 must keep a latency by itself."""
     if asked.plan is not None:
         _ = asked.explicit
@@ -384,7 +384,7 @@ def _no_dense(state: State, asked: Asked, n_queries: int, allowed: npt.NDArray[n
     return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64), served, None
 
 
-def _filtered(state: State, prepared: Float32, asked: Asked, k: int, audit: float | bool | None) -> Answered:
+def _filtered(state: State, prepared: Float32, asked: Request, k: int, audit: float | bool | None) -> Answered:
     """As `answer`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
     monitor, n_queries = state.monitor, len(prepared)
     found = state.filters.search(prepared, asked, k, lambda wanted: state.beside_ms(asked, wanted, k, n_queries))
@@ -396,7 +396,7 @@ def _filtered(state: State, prepared: Float32, asked: Asked, k: int, audit: floa
     return found.scores, found.positions, monitor.served(found.served), each
 
 
-def _until(state: State, deadline: Deadline, prepared: Float32, asked: Asked, k: int) -> Answered:
+def _until(state: State, deadline: Deadline, prepared: Float32, asked: Request, k: int) -> Answered:
     """What was found by the deadline. Planning on first use does not count."""
     searcher = state.opened.searcher
     with deadline.paused():
@@ -408,7 +408,7 @@ def _until(state: State, deadline: Deadline, prepared: Float32, asked: Asked, k:
     return found.scores, found.rows, served_in_all(each, found, served), each
 
 
-def _served(state: State, asked: Asked, k: int, n_queries: int) -> Served:
+def _served(state: State, asked: Request, k: int, n_queries: int) -> Served:
     return state.choice(asked, k, n_queries) if asked.plan is None else state.explicit(asked.explicit, k)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from indexes.ivf import IvfPqIndex, IvfSq8Index
     from indexes.ordering import ClusterTree, stored_order
     from indexes.pruned import PrunedSearch, Pruning
-    from indexes.selection import Choice, choose, hnsw_settings
+    from indexes.selection import FamilyChoice, choose, hnsw_settings
     from indexes.symqg import SymqgIndex, symqg_installed
     from indexes.system import release_freed
     from indexes.torchbins import TorchBinsIndex
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CagraIndex",
-    "Choice",
     "ClusterTree",
     "CoarseIndex",
     "CoarseIndexError",
     "FaissGpuFlatIndex",
     "FaissGpuIvfIndex",
     "FaissIndex",
+    "FamilyChoice",
     "FlatBaseline",
     "FlatIndex",
     "HnswFloat16Index",
@@ -66,7 +66,7 @@ __all__ = [
 # Where each name is, loaded on its first use (PEP 562): FAISS and torch take seconds to import.
 _HOMES = {
     "CagraIndex": "indexes.gpu",
-    "Choice": "indexes.selection",
+    "FamilyChoice": "indexes.selection",
     "ClusterTree": "indexes.ordering",
     "CoarseIndex": "indexes.base",
     "CoarseIndexError": "indexes.errors",

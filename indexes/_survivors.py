@@ -18,7 +18,16 @@ from indexes.base import Float32Array, Int64Array
 from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
-__all__ = ["BLOCK_ROWS", "TILE_QUERIES", "Asked", "Found", "KeptCodes", "Reader", "RowSource", "survivors"]
+__all__ = [
+    "BLOCK_ROWS",
+    "TILE_QUERIES",
+    "KeptCodes",
+    "PreparedQueries",
+    "Reader",
+    "RowSource",
+    "Survivors",
+    "survivors",
+]
 
 # Rows coded at a time, and queries they are multiplied with: codes and products stay in a core's 1 MB of cache.
 BLOCK_ROWS = 2_048
@@ -29,7 +38,7 @@ FETCHED = 512  # rows fetched at a time where they are not at hand: 800 KB at 38
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQueries:
     """Queries float32 [q, d], their codes, and tau float64 [q], a lower bound of the k-th true score of each."""
 
     queries: Float32Array
@@ -92,7 +101,7 @@ class KeptCodes:
 
 
 def survivors(
-    store: VectorStore, source: RowSource, codes: PrefixCodes, asked: Asked, found: Found, starts: range
+    store: VectorStore, source: RowSource, codes: PrefixCodes, asked: PreparedQueries, found: Survivors, starts: range
 ) -> None:
     """Compare every query with the blocks of rows that begin at `starts`, and hand what survives to `found`."""
     size, count = starts.step, len(asked.queries)
@@ -126,7 +135,7 @@ def _score(
     at: Int64Array,
     start: int,
     block: torch.Tensor | None,
-    found: Found,
+    found: Survivors,
 ) -> None:
     """Score pairs of query and row of a block at full width. block: its rows as float32, None: fetch them."""
     if block is not None:
@@ -164,7 +173,7 @@ def _float32(stored: torch.Tensor, narrow: torch.Tensor | None, out: torch.Tenso
     return out[: len(stored)].copy_(stored)
 
 
-class Found:
+class Survivors:
     """Rows that reach what k rows are known to reach. Shared by workers. live: bool [n], rows to keep; None: all."""
 
     def __init__(self, count: int, k: int, lowest: Float32Array, live: npt.NDArray[np.bool_] | None = None) -> None:

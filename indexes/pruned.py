@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from indexes._prefixcodes import Float32Codes, Int8Codes, PrefixCodes, gamma, int8_products_are_exact, tail_norms
-from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, Asked, Found, KeptCodes, Reader, survivors
+from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, KeptCodes, PreparedQueries, Reader, Survivors, survivors
 from indexes.base import Float32Array, Int64Array
 from indexes.exact import exact_search
 from indexes.forks import free_in_children
@@ -327,10 +327,10 @@ class PrunedSearch:
         store, count = self._store, len(queries)
         kept = self._keep_codes(choice.width) if choice.kept else None
         codes = kept.codes if kept is not None else self._coded(choice.width, getattr(torch, choice.codes))
-        asked = Asked(queries, codes.queries(queries), tau)
+        asked = PreparedQueries(queries, codes.queries(queries), tau)
         # A row whose true score is tau may come out lower by what rounding its score takes.
         rounding = gamma(store.dim) * np.linalg.norm(queries.astype(np.float64), axis=1) * self._made.largest_norm
-        found = Found(count, k, (tau - rounding).astype(np.float32), self._live)
+        found = Survivors(count, k, (tau - rounding).astype(np.float32), self._live)
         few = count <= FEW_QUERIES
         size = BLOCK_ROWS_FEW if few else BLOCK_ROWS
         if kept is not None:

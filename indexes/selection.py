@@ -14,7 +14,7 @@ from indexes.ivf import PQ_DIMS, cells
 from indexes.symqg import SymqgIndex, symqg_installed
 from indexes.system import machine_bytes
 
-__all__ = ["Choice", "choose", "hnsw_settings"]
+__all__ = ["FamilyChoice", "choose", "hnsw_settings"]
 
 # Up to here a flat scan of a prefix costs little, is exact, and needs no build.
 FLAT_ROWS = 8_192
@@ -40,7 +40,7 @@ GPU_SHARE = 0.5  # of the memory that is free on the GPU: products, survivors an
 
 
 @dataclass(frozen=True)
-class Choice:
+class FamilyChoice:
     """One way to index the rows: a family's `name`, its `settings`, the width it is over, and its bytes once built."""
 
     name: str
@@ -62,7 +62,7 @@ def choose(
     memory_bytes: int | None = None,
     full: int | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008
-) -> list[Choice]:
+) -> list[FamilyChoice]:
     """The families that suit `n` rows of a `dim`-dimensional prefix, best first.
 
     Args:
@@ -90,17 +90,17 @@ def choose(
     return fitting if whole is None else [whole, *fitting]
 
 
-def _over_full_width(n: int, full: int, memory_bytes: int | None) -> Choice | None:
+def _over_full_width(n: int, full: int, memory_bytes: int | None) -> FamilyChoice | None:
     """SymphonyQG over whole rows, where it is installed and fits: it answers alone, in less time than any funnel."""
     if n <= FLAT_ROWS or not symqg_installed():
         return None
     settings = SymqgIndex.complete_settings(SYMQG_SETTINGS)
-    choice = Choice(SymqgIndex.name, settings, full, SymqgIndex.estimate_nbytes(n, full, settings))
+    choice = FamilyChoice(SymqgIndex.name, settings, full, SymqgIndex.estimate_nbytes(n, full, settings))
     allowed = MACHINE_SHARE * machine_bytes() if memory_bytes is None else memory_bytes
     return choice if choice.estimated_bytes <= allowed else None
 
 
-def _candidates(n: int, dim: int) -> list[Choice]:
+def _candidates(n: int, dim: int) -> list[FamilyChoice]:
     graph, inverted = hnsw_settings(n), {"nlist": cells(n)}
     settings: dict[str, dict[str, int]] = {"hnsw-sq8": graph, "ivf-sq8": inverted}
     if n <= FLAT_ROWS:
@@ -108,15 +108,16 @@ def _candidates(n: int, dim: int) -> list[Choice]:
     if dim % PQ_DIMS == 0:
         settings["ivf-pq"] = inverted
     return [
-        Choice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen)) for name, chosen in settings.items()
+        FamilyChoice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
+        for name, chosen in settings.items()
     ]
 
 
-def gpu_candidates(n: int, dim: int, free: int) -> list[Choice]:
+def gpu_candidates(n: int, dim: int, free: int) -> list[FamilyChoice]:
     """The families that search on a GPU of which `free` bytes are free: those that can be used here and fit."""
     settings = {"faiss-gpu-ivf": {"nlist": cells(n)}}
     choices = [
-        Choice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
+        FamilyChoice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
         for name in ON_GPU
         if family(name).missing() is None
         for chosen in [settings.get(name, {})]

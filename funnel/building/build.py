@@ -17,7 +17,15 @@ import torch
 from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.budget import Budget
 from funnel.building.intake import Intake, take_in
-from funnel.building.queries import EQUAL, SAME_COSINE, Asked, QrelsSource, encode_asked, judged_rows, open_asked
+from funnel.building.queries import (
+    EQUAL,
+    SAME_COSINE,
+    CertifyingQueries,
+    QrelsSource,
+    encode_asked,
+    judged_rows,
+    open_asked,
+)
 from funnel.building.segment import (
     NARROWEST,
     checked_ladder,
@@ -44,7 +52,7 @@ from funnel.progress import Progress
 from funnel.storage import IndexFolder, Manifest, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
-from indexes import Choice, CoarseIndexError, PrunedSearch, RunningTop, VectorStore, choose, family, release_freed
+from indexes import CoarseIndexError, FamilyChoice, PrunedSearch, RunningTop, VectorStore, choose, family, release_freed
 
 __all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "choose_coarse"]
 
@@ -238,7 +246,7 @@ def build_index(
 @dataclass(frozen=True)
 class _Built:
     ladder: tuple[int, ...]
-    choice: Choice
+    choice: FamilyChoice
     store: VectorStore
     coarse: Any
 
@@ -301,7 +309,7 @@ def _width(corpus: Corpus, encoder: Encoder | None) -> int:
     return corpus.dim
 
 
-def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked) -> AdaptorChoice:
+def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: CertifyingQueries) -> AdaptorChoice:
     """The adaptor that was asked for, or the best of those that were trained and compared."""
     asked, seed = options.adaptor, options.seed + ADAPTOR_SEED
     dims = None if options.dims is None else checked_ladder(options.dims, intake.dim)
@@ -328,7 +336,7 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Asked)
     return choice
 
 
-def _over_whole_rows(intake: Intake, options: BuildOptions) -> Choice | None:
+def _over_whole_rows(intake: Intake, options: BuildOptions) -> FamilyChoice | None:
     """The coarse index to come, where it is one over the full width; chosen again when the ladder is known."""
     if options.coarse is not None or options.dims is not None:
         return None
@@ -351,12 +359,12 @@ def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildO
     return _Built(ladder, choice, store, coarse)
 
 
-def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Choice:
+def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> FamilyChoice:
     """The coarse index to build: the user's, or the best that fits the memory."""
     width = ladder[0]
     if options.coarse is not None:
         settings = options.coarse_settings or _default_settings(n, width, options.coarse)
-        return Choice(options.coarse, settings, width, family(options.coarse).estimate_nbytes(n, width, settings))
+        return FamilyChoice(options.coarse, settings, width, family(options.coarse).estimate_nbytes(n, width, settings))
     # Widths that were asked for are kept to: one over the full width is built where these leave the choice.
     full = ladder[-1] if options.dims is None and options.device.type == "cpu" else None
     if options.memory_mb is None:
@@ -387,7 +395,7 @@ def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOpti
 
 def _calibrate(
     searcher: Searcher,
-    asked: Asked,
+    asked: CertifyingQueries,
     truth: RowsAsGiven,
     positions: npt.NDArray[np.int64],
     options: BuildOptions,

@@ -25,7 +25,7 @@ from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.storage import Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
-from indexes import Choice, VectorStore
+from indexes import FamilyChoice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction"]
 
@@ -144,7 +144,7 @@ def _index(
     opened: Opened,
     store: VectorStore,
     ladder: tuple[int, ...],
-    choice: Choice,
+    choice: FamilyChoice,
     folder: Path,
     seed: int,
     progress: bool,
@@ -179,9 +179,9 @@ def _options(opened: Opened, settings: Mapping[str, Any]) -> BuildOptions:
     )
 
 
-def _coarse_now(opened: Opened) -> Choice:
+def _coarse_now(opened: Opened) -> FamilyChoice:
     settings: dict[str, Any] = dict(opened.manifest.settings)
-    return Choice(settings["coarse"], dict(settings["coarse_settings"]), coarse_width(opened.manifest), 0)
+    return FamilyChoice(settings["coarse"], dict(settings["coarse_settings"]), coarse_width(opened.manifest), 0)
 
 
 def _coarse_asked(opened: Opened, settings: Mapping[str, Any]) -> bool:
@@ -198,7 +198,7 @@ def _coarse_asked(opened: Opened, settings: Mapping[str, Any]) -> bool:
 
 def _coarse_choice(
     opened: Opened, settings: Mapping[str, Any], asked: bool, rows: int, ladder: tuple[int, ...]
-) -> Choice:
+) -> FamilyChoice:
     """What was asked for at build, or what suits so many rows and these widths. settings: those to come."""
     if asked:
         return _coarse_now(opened)

@@ -30,7 +30,7 @@ CELLS_AT_A_TIME = 2_097_152  # 8 MB of vectors as float32
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExportedBatch:
     """Some rows that follow each other: ids int64 [c] or str in an object array [c], vectors float32 [c, d]."""
 
     ids: npt.NDArray[Any]
@@ -38,7 +38,7 @@ class Batch:
     documents: list[Document] | None
 
 
-class Rows:
+class ExportedRows:
     """All rows of an index that were not deleted. adapted: vectors as they are stored, in place of the user's own.
 
     Raises InputError where the user's own are asked for and the adaptor cannot be undone.
@@ -84,12 +84,12 @@ class Rows:
         for segment, positions in self._bar(progress):
             yield self._read(segment, positions)
 
-    def batches(self, progress: bool) -> Iterator[Batch]:
+    def batches(self, progress: bool) -> Iterator[ExportedBatch]:
         """Everything."""
         for segment, positions in self._bar(progress):
             documents = segment.documents
             found = None if documents is None else documents.get(positions)
-            yield Batch(segment.ids.at(positions), self._read(segment, positions), found)
+            yield ExportedBatch(segment.ids.at(positions), self._read(segment, positions), found)
 
     def _read(self, segment: Segment, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         store = segment.store
@@ -123,7 +123,7 @@ UNICODE_BYTES = 4  # a character of numpy's fixed-width texts
 MOST_PADDED_BYTES, MOST_PADDING = 1 << 30, 16
 
 
-def write_npy(rows: Rows, path: Path, progress: bool) -> None:
+def write_npy(rows: ExportedRows, path: Path, progress: bool) -> None:
     """The vectors in input order: float32 [n, d]."""
     with path.open("wb") as file:
         _header(file, "<f4", (rows.count, rows.dim))
@@ -131,7 +131,7 @@ def write_npy(rows: Rows, path: Path, progress: bool) -> None:
             file.write(vectors.data)
 
 
-def write_ids(rows: Rows, path: Path) -> None:
+def write_ids(rows: ExportedRows, path: Path) -> None:
     """The ids in input order: int64 [n], or texts [n] of numpy's fixed width, which need no pickle.
 
     Raises InputError where texts cannot be kept so.
@@ -158,7 +158,7 @@ def write_ids(rows: Rows, path: Path) -> None:
             file.write(ids.astype(kind).data)
 
 
-def write_parquet(rows: Rows, path: Path, progress: bool) -> None:
+def write_parquet(rows: ExportedRows, path: Path, progress: bool) -> None:
     """id, title, text and metadata (JSON) where there are documents, and vector (float32, fixed-size list).
 
     Raises MissingPackageError without pyarrow.
@@ -197,20 +197,20 @@ INNER_PRODUCT = 0  # faiss.METRIC_INNER_PRODUCT
 UNUSED = 1 << 20  # two fields of FAISS's header that hold nothing any more
 
 
-def takes_coarse(rows: Rows) -> bool:
+def takes_coarse(rows: ExportedRows) -> bool:
     """Whether the coarse index is one of FAISS's, as it lies on disk, over every row and no other."""
     opened = rows.opened
     whole = len(opened.segments) == 1 and opened.live is None and opened.rebuilt is None
     return whole and isinstance(opened.searcher.cascade.coarse, FaissIndex)
 
 
-def labels_of(rows: Rows) -> npt.NDArray[np.int64] | None:
+def labels_of(rows: ExportedRows) -> npt.NDArray[np.int64] | None:
     """The user's ids int64 [n] in input order, where they are whole numbers; None: input positions stand for them."""
     parts = list(rows.ids())
     return None if any(part.dtype == object for part in parts) else np.concatenate(parts)
 
 
-def write_flat(rows: Rows, path: Path, progress: bool) -> str:
+def write_flat(rows: ExportedRows, path: Path, progress: bool) -> str:
     """An IndexFlatIP at full width, in an IndexIDMap where ids are not 0, 1, …; what it is, in words.
 
     Written as FAISS 1.15's `write_index` would (its format since 1.5), but a batch at a time.
@@ -231,7 +231,7 @@ def write_flat(rows: Rows, path: Path, progress: bool) -> str:
     return f"IndexFlatIP over {rows.dim} dims, exact, of vectors {rows.space}"
 
 
-def write_coarse(rows: Rows, path: Path) -> str:
+def write_coarse(rows: ExportedRows, path: Path) -> str:
     """The coarse index, labelled by ids; before it, unless rows are adapted, what leads there from the user's vectors.
 
     Gives what it is, in words.
@@ -252,7 +252,7 @@ def write_coarse(rows: Rows, path: Path) -> str:
     return f"{type(index).__name__} ({coarse.name}) over {width} dims; it takes {taken}, and its scores are approximate"
 
 
-def _way(faiss: Any, rows: Rows, width: int) -> list[Any]:
+def _way(faiss: Any, rows: ExportedRows, width: int) -> list[Any]:
     """From the user's vectors to unit prefixes of adapted ones: FAISS's transforms."""
     searcher = rows.opened.searcher
     normalised = faiss.NormalizationTransform(width, 2.0)
@@ -322,7 +322,7 @@ def export_index(
         raise InputError(f"flat says which FAISS index is written, and {target} is none; leave it out")
     if folder.resolve() in target.resolve().parents:
         raise InputError(f"{target} lies inside the index {folder}; export to another folder")
-    rows, beside = Rows(opened, adapted), target.with_suffix(".ids.npy")
+    rows, beside = ExportedRows(opened, adapted), target.with_suffix(".ids.npy")
     wanted: dict[Path, Callable[[Path], None]]
     if target.suffix == ".parquet":
         wanted = {target: lambda file: write_parquet(rows, file, progress)}
@@ -336,7 +336,9 @@ def export_index(
     return Exported(tuple(wanted), rows.count, what)
 
 
-def _export_faiss(rows: Rows, target: Path, beside: Path, flat: bool, overwrite: bool, progress: bool) -> Exported:
+def _export_faiss(
+    rows: ExportedRows, target: Path, beside: Path, flat: bool, overwrite: bool, progress: bool
+) -> Exported:
     said: list[str] = []
     coarse = takes_coarse(rows) and not flat
     wanted: dict[Path, Callable[[Path], None]] = {

@@ -14,11 +14,17 @@ import numpy.typing as npt
 from funnel.data.corpus import Corpus
 from funnel.data.documents import Document, DocumentStore
 from funnel.data.queries import folded
-from funnel.encoding.encoders import Encoder
+from funnel.encoding.encoders import (
+    DEFAULT_ENCODER,
+    Encoder,
+    EncoderSource,
+    load_encoder,
+)
+from funnel.encoding.prompts import TextOptions
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
 
-__all__ = ["Intake", "TextIds", "take_in"]
+__all__ = ["SAMPLE_BYTES", "Intake", "TextIds", "build_encoder", "take_in"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
@@ -221,3 +227,20 @@ def _known(dim: int | None) -> int:
     if dim is None:
         raise InputError("the width of the vectors is not known; give rows [n, d]")
     return dim
+
+
+def build_encoder(
+    corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str, options: TextOptions
+) -> Encoder | None:
+    """The encoder to build with: the user's, or the default one where the corpus has no vectors.
+
+    Raises InputError where there is none that the options could be for.
+    """
+    if encoder is None and corpus.has_vectors:
+        if options != TextOptions():
+            raise InputError(
+                f"{corpus.name} has vectors, and query_prompt, document_prompt and truncate_dim are for an encoder; "
+                "give the encoder that made the vectors, or leave these out"
+            )
+        return None
+    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device, options=options)

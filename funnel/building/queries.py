@@ -21,7 +21,16 @@ from funnel.progress import Progress
 from funnel.rows import unit_rows
 from funnel.storage.ids import Ids
 
-__all__ = ["EQUAL", "MOST_QUERIES", "SAME_COSINE", "Asked", "QrelsSource", "encode_asked", "judged_rows", "open_asked"]
+__all__ = [
+    "EQUAL",
+    "MOST_QUERIES",
+    "SAME_COSINE",
+    "CertifyingQueries",
+    "QrelsSource",
+    "encode_asked",
+    "judged_rows",
+    "open_asked",
+]
 
 # Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
 MOST_QUERIES = 5_000
@@ -37,7 +46,7 @@ QrelsSource = str | Path | Qrels
 
 
 @dataclass(frozen=True)
-class Asked:
+class CertifyingQueries:
     """Encoded queries.
 
     Attributes:
@@ -57,7 +66,7 @@ class Asked:
     judged_hashes: frozenset[str] = frozenset()
     qrels: Qrels = field(default_factory=dict)
 
-    def without(self, those: npt.NDArray[np.bool_], why: str) -> Asked:
+    def without(self, those: npt.NDArray[np.bool_], why: str) -> CertifyingQueries:
         """The same without some of the certifying queries: bool [q], True for those to leave out."""
         if self.certifying is None or not those.any():
             return self
@@ -69,7 +78,7 @@ class Asked:
             left_out={**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())},
         )
 
-    def shuffled(self, generator: np.random.Generator) -> Asked:
+    def shuffled(self, generator: np.random.Generator) -> CertifyingQueries:
         """The same with the certifying queries in another order."""
         if self.certifying is None:
             return self
@@ -77,14 +86,14 @@ class Asked:
         texts = None if self.texts is None else [self.texts[i] for i in order]
         return replace(self, certifying=np.ascontiguousarray(self.certifying[order]), texts=texts)
 
-    def without_seen(self, seen: frozenset[str]) -> Asked:
+    def without_seen(self, seen: frozenset[str]) -> CertifyingQueries:
         """The same without those that an adaptor saw. seen: their hashes, see `query_hashes`."""
         if self.certifying is None or not seen:
             return self
         known = query_hashes(self.texts, self.certifying)
         return self.without(np.array([bool(mine & seen) for mine in known]), TRAINED)
 
-    def without_texts(self, texts: frozenset[str]) -> Asked:
+    def without_texts(self, texts: frozenset[str]) -> CertifyingQueries:
         """The same without those whose text is one of these, folded: the texts of documents."""
         if self.texts is None or not texts:
             return self
@@ -116,13 +125,13 @@ def _check_grades(qrels: Qrels) -> None:
 
 def encode_asked(
     queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int, progress: bool = False
-) -> Asked:
+) -> CertifyingQueries:
     """Encode the queries and part them into those judged and those that certify: each of these once, and none judged.
 
     Raises EncoderError where texts have no encoder, InputError for another width or rows that cannot be used.
     """
     if queries is None:
-        return Asked()
+        return CertifyingQueries()
     judged = [] if queries.ids is None else [i for i, name in enumerate(queries.ids) if name in qrels]
     others = np.setdiff1d(np.arange(len(queries)), judged)
     generator = np.random.default_rng(seed)
@@ -135,8 +144,8 @@ def encode_asked(
     training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
     hashes = query_hashes(None if texts is None else [texts[i] for i in judged], training)
     if not len(chosen):
-        return Asked(None, None, {}, names, training, frozenset().union(*hashes), qrels)
-    asked = Asked(
+        return CertifyingQueries(None, None, {}, names, training, frozenset().union(*hashes), qrels)
+    asked = CertifyingQueries(
         _encoded(queries, chosen, encoder, dim, progress),
         None if texts is None else [texts[i] for i in chosen],
         {REPEATED: len(others) - len(distinct)},
@@ -185,7 +194,7 @@ def _repeats(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 def judged_rows(
-    intake: Intake, segment: Path, asked: Asked, seed: int
+    intake: Intake, segment: Path, asked: CertifyingQueries, seed: int
 ) -> tuple[npt.NDArray[np.float32], Judged | None]:
     """What the adaptor is trained on: the sample of the corpus, or with judgements as many whole rows as fit.
 

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from funnel.data.corpus import Corpus
 from funnel.encoding.encoders import (
     AS_THE_MODEL_SAYS,
-    DEFAULT_ENCODER,
     Encoder,
     EncoderSource,
     Numbers,
@@ -29,10 +27,10 @@ from funnel.encoding.encoders import (
 from funnel.encoding.models import canonical_name, local_folder
 from funnel.encoding.packed import PackedBert, PackedModel, fast_dtype
 from funnel.encoding.prompts import TextOptions
-from funnel.errors import EncoderError, InputError
+from funnel.errors import EncoderError
 from indexes.forks import free_in_children
 
-__all__ = ["QueryEncoder", "build_encoder", "stored_encoder"]
+__all__ = ["QueryEncoder", "stored_encoder"]
 
 MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
@@ -173,23 +171,6 @@ class _Tokenizer:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def build_encoder(
-    corpus: Corpus, encoder: EncoderSource | None, exact: bool, device: str, options: TextOptions
-) -> Encoder | None:
-    """The encoder to build with: the user's, or the default one where the corpus has no vectors.
-
-    Raises InputError where there is none that the options could be for.
-    """
-    if encoder is None and corpus.has_vectors:
-        if options != TextOptions():
-            raise InputError(
-                f"{corpus.name} has vectors, and query_prompt, document_prompt and truncate_dim are for an encoder; "
-                "give the encoder that made the vectors, or leave these out"
-            )
-        return None
-    return load_encoder(DEFAULT_ENCODER if encoder is None else encoder, exact=exact, device=device, options=options)
 
 
 class QueryEncoder:

@@ -37,7 +37,7 @@ from funnel.planning.costs import BATCH_SIZES, batch_class
 from funnel.planning.frontier import hits_needed
 from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE, Run
-from funnel.request import Asked, Deadline
+from funnel.request import Deadline, Request
 from funnel.results import Served
 from indexes import RunningTop, VectorStore
 from indexes.forks import free_in_children
@@ -713,7 +713,7 @@ class Filters:
         """What chooses plans under filters."""
         return self._planner
 
-    def search(self, prepared: Float32, asked: Asked, k: int, beside_ms: Callable[[Budget], float]) -> FilteredSearch:
+    def search(self, prepared: Float32, asked: Request, k: int, beside_ms: Callable[[Budget], float]) -> FilteredSearch:
         """The best k allowed rows of each query. Raises InputError for the filter, BudgetError for the budget.
 
         prepared: float32 [n, d] as `Searcher.prepare` gives it, n from 1.
@@ -746,7 +746,7 @@ class Filters:
         return FilteredSearch(*answer, served_in_all(each, found, served), each, reach, exact)
 
     def _served(
-        self, filtered: Filtered, asked: Asked, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
+        self, filtered: Filtered, asked: Request, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
     ) -> Served:
         """How a call is answered: exactly, until planning for the filter pays."""
         count = filtered.count

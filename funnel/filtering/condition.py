@@ -23,7 +23,7 @@ __all__ = [
     "MAX_VALUES",
     "And",
     "Between",
-    "Column",
+    "ColumnName",
     "Comparison",
     "Condition",
     "In",
@@ -166,7 +166,7 @@ _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ColumnName:
     """A column by its name; start: where it stands in the text."""
 
     name: str
@@ -181,7 +181,7 @@ class Column:
 class Comparison:
     """column operator value; the operators are = <> < <= > >=."""
 
-    column: Column
+    column: ColumnName
     operator: str
     value: Literal
 
@@ -193,7 +193,7 @@ class Comparison:
 class In:
     """column [NOT] IN (values), all of one kind."""
 
-    column: Column
+    column: ColumnName
     values: tuple[Literal, ...]
     negated: bool = False
 
@@ -205,7 +205,7 @@ class In:
 class Between:
     """column [NOT] BETWEEN low AND high, both included."""
 
-    column: Column
+    column: ColumnName
     low: Literal
     high: Literal
     negated: bool = False
@@ -218,7 +218,7 @@ class Between:
 class Like:
     """column [NOT] LIKE pattern [ESCAPE sign]: % is any text, _ any character; A to Z match a to z, as in SQLite."""
 
-    column: Column
+    column: ColumnName
     pattern: str
     escape: str | None = None
     negated: bool = False
@@ -232,7 +232,7 @@ class Like:
 class IsNull:
     """column IS [NOT] NULL: the document lacks the field, or it is null."""
 
-    column: Column
+    column: ColumnName
     negated: bool = False
 
     def __str__(self) -> str:
@@ -419,13 +419,13 @@ class _Parser:
             "IN, BETWEEN or LIKE" if negated else f"a comparison (=, <, IN, BETWEEN, LIKE, IS NULL) after {column}"
         )
 
-    def _column(self) -> Column:
+    def _column(self) -> ColumnName:
         if self._now.kind != "name":
             raise self._expected("a column, a literal, NOT or (")
         token = self._next()
         if self._is("operator", "("):
             raise self._fault(token, f"{token.said}(…) is a function, and there are none in the subset")
-        return Column(str(token.value), token.start)
+        return ColumnName(str(token.value), token.start)
 
     def _flipped(self) -> Comparison:
         value = self._literal("a literal")
@@ -435,7 +435,7 @@ class _Parser:
         turned = Token("operator", FLIPPED[str(operator.value)], operator.start, operator.said)
         return self._comparison(self._column(), turned, value)
 
-    def _comparison(self, column: Column, operator: Token, value: Literal) -> Comparison:
+    def _comparison(self, column: ColumnName, operator: Token, value: Literal) -> Comparison:
         if isinstance(value, bool) and operator.value not in ("=", "<>"):
             raise self._fault(operator, f"TRUE and FALSE have no order: use = or <> instead of {operator.said}")
         return Comparison(column, str(operator.value), value)
@@ -463,7 +463,7 @@ class _Parser:
         self._need("operator", ")", ", or ) in the list of IN")
         return tuple(values)
 
-    def _between(self, column: Column, negated: bool) -> Between:
+    def _between(self, column: ColumnName, negated: bool) -> Between:
         first = self._now
         low = self._literal("a text or a number after BETWEEN")
         self._need("keyword", "AND", "AND in BETWEEN")
@@ -472,7 +472,7 @@ class _Parser:
             raise self._fault(first, "BETWEEN takes two numbers or two texts")
         return Between(column, low, high, negated)
 
-    def _like(self, column: Column, negated: bool) -> Like:
+    def _like(self, column: ColumnName, negated: bool) -> Like:
         token = self._now
         pattern = self._literal("a text after LIKE")
         if not isinstance(pattern, str):

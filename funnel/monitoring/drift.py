@@ -48,9 +48,9 @@ __all__ = [
     "WINDOW",
     "Drift",
     "Exchangeability",
+    "LiveRows",
     "Neighbours",
     "Reference",
-    "Rows",
     "returned",
 ]
 
@@ -147,7 +147,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LiveRows:
     """The rows of one generation, counted through its segments.
 
     segments: the identifier of each, and the number after that of its last row; the first is the one that was
@@ -160,7 +160,7 @@ class Rows:
     live: npt.NDArray[np.bool_] | None
     as_stored: Callable[[Float32], Float32]
 
-    def as_before(self, before: Rows) -> int:
+    def as_before(self, before: LiveRows) -> int:
         """How many rows have the numbers they had: those of the segments that both begin with."""
         count = 0
         for (one, stop), (other, _) in zip(self.segments, before.segments, strict=False):
@@ -191,12 +191,12 @@ class Neighbours:
     queries: Float32
     near_rows: npt.NDArray[np.int32]
     near_scores: Float32
-    rows: Rows
+    rows: LiveRows
     scores: Float32
     numbers: Int64
 
     @classmethod
-    def of(cls, calibration: Calibration, rows: Rows, most: int | None = None) -> Neighbours | None:
+    def of(cls, calibration: Calibration, rows: LiveRows, most: int | None = None) -> Neighbours | None:
         """Those of one generation by itself; None where the record does not name the rows that were near.
 
         most: of so many calibration queries, evenly spaced; None: of all.
@@ -212,7 +212,7 @@ class Neighbours:
         scores, numbers = made._looked_up(np.arange(len(queries)))
         return replace(made, scores=scores, numbers=numbers)
 
-    def then(self, rows: Rows) -> Neighbours:
+    def then(self, rows: LiveRows) -> Neighbours:
         """Those of a later generation with the same first segment."""
         kept = rows.as_before(self.rows)
         made = replace(self, rows=rows, scores=self.scores.copy(), numbers=self.numbers.copy())
@@ -279,7 +279,7 @@ class Reference:
     with the same first segment, whose neighbours are carried on where they are known.
     """
 
-    def __init__(self, calibration: Calibration, rows: Rows | None, before: Reference | None = None) -> None:
+    def __init__(self, calibration: Calibration, rows: LiveRows | None, before: Reference | None = None) -> None:
         self._calibration, self._rows = calibration, rows
         self._before = before.known if before is not None else None
 

@@ -17,7 +17,7 @@ from funnel.checks import checked_seed
 from funnel.engine.rerank import Kept
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import Audit, AuditLine, checked_share, true_recalls
-from funnel.monitoring.drift import ALARM, Drift, Neighbours, Reference, Rows
+from funnel.monitoring.drift import ALARM, Drift, LiveRows, Neighbours, Reference
 from funnel.monitoring.punctuality import LatencyLine, Punctuality
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
@@ -49,11 +49,11 @@ class Watch:
     now: Neighbours | None = None
 
     @classmethod
-    def of(cls, calibration: Calibration, rows: Rows | None) -> Watch:
+    def of(cls, calibration: Calibration, rows: LiveRows | None) -> Watch:
         """At the first generation."""
         return cls(Drift(reference := Reference(calibration, rows)), reference)
 
-    def then(self, calibration: Calibration, rows: Rows | None) -> Watch:
+    def then(self, calibration: Calibration, rows: LiveRows | None) -> Watch:
         """At a later generation. calibration: the same, as it speaks of that one."""
         if rows is None or not self.drift.seen or self.drift.changed:
             return Watch(self.drift, Reference(calibration, rows))
@@ -158,7 +158,7 @@ class Monitor:
     rows: those that are searched; None where none will ever be added or deleted.
     """
 
-    def __init__(self, calibration: Calibration | None, flat: Flat, rows: Rows | None = None) -> None:
+    def __init__(self, calibration: Calibration | None, flat: Flat, rows: LiveRows | None = None) -> None:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
@@ -170,7 +170,7 @@ class Monitor:
         if calibration is not None and calibration.certifies:
             self._watch = Watch.of(calibration, rows)
 
-    def then(self, calibration: Calibration | None, flat: Flat, rows: Rows | None, same: bool) -> Monitor:
+    def then(self, calibration: Calibration | None, flat: Flat, rows: LiveRows | None, same: bool) -> Monitor:
         """The monitor of the next generation. Audits and a void promise go on.
 
         same: whether it is the same calibration, of rows some of which were added or deleted: everything goes on then,

@@ -5,7 +5,7 @@ import pytest
 
 from funnel import FLAT, Budget, Plan
 from funnel.errors import InputError
-from funnel.request import Asked, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.request import Request, explicit_plan, read_query, read_vectors, wanted_budget
 
 
 def test_texts_and_vectors_one_or_several() -> None:
@@ -54,13 +54,13 @@ def test_a_budget_one_way_or_the_other() -> None:
 
 def test_what_an_audit_is_listed_under() -> None:
     plan = Plan(16, 16)
-    assert Asked(10, 0.9, None, None, None, None).name == ("recall 0.9", 0.9)
-    assert Asked(10, None, None, None, None, None).name == ("recall 0.95", 0.95)
-    assert Asked(10, None, 5.0, None, None, None).name == ("latency 5 ms", None)
-    assert Asked(10, None, None, Budget(0.8, 5.0), None, None).name == ("recall 0.8 and latency 5 ms", 0.8)
+    assert Request(10, 0.9, None, None, None, None).name == ("recall 0.9", 0.9)
+    assert Request(10, None, None, None, None, None).name == ("recall 0.95", 0.95)
+    assert Request(10, None, 5.0, None, None, None).name == ("latency 5 ms", None)
+    assert Request(10, None, None, Budget(0.8, 5.0), None, None).name == ("recall 0.8 and latency 5 ms", 0.8)
     # Half of the queries at .9, the others at 0 or more.
-    assert Asked(10, 0.9, None, None, None, None, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
-    assert Asked(10, None, None, None, plan, None).name == (f"plan {plan}", None)
+    assert Request(10, 0.9, None, None, None, None, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
+    assert Request(10, None, None, None, plan, None).name == (f"plan {plan}", None)
 
 
 def test_an_array_of_texts_is_texts() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from funnel.building import queries as module
-from funnel.building.queries import Asked, encode_asked
+from funnel.building.queries import CertifyingQueries, encode_asked
 from funnel.data.queries import open_queries
 from funnel.encoding.encoders import load_encoder
 from tests.funnel.corpora import DIM, hashed_words
@@ -70,7 +70,7 @@ def test_vectors_that_are_equal_up_to_length_are_one_query() -> None:
 
 def test_a_shuffle_keeps_texts_beside_their_vectors() -> None:
     rows = distinct_vectors()[:9]
-    asked = Asked(rows, [str(i) for i in range(9)]).shuffled(np.random.default_rng(0))
+    asked = CertifyingQueries(rows, [str(i) for i in range(9)]).shuffled(np.random.default_rng(0))
     assert asked.certifying is not None and asked.texts is not None
     np.testing.assert_array_equal(asked.certifying, rows[[int(text) for text in asked.texts]])
-    assert Asked().shuffled(np.random.default_rng(0)).certifying is None
+    assert CertifyingQueries().shuffled(np.random.default_rng(0)).certifying is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from funnel.filtering.condition import (
     And,
     Between,
-    Column,
+    ColumnName,
     Comparison,
     Condition,
     In,
@@ -29,7 +29,7 @@ numbers = st.one_of(
 )
 texts = st.text(SIGNS, max_size=4)
 literals: st.SearchStrategy[Literal] = st.one_of(numbers, texts, st.booleans())
-columns = st.sampled_from(NAMES).map(Column)
+columns = st.sampled_from(NAMES).map(ColumnName)
 flags = st.booleans()
 
 

@@ -15,7 +15,7 @@ from funnel.filtering.condition import (
     MAX_TESTS,
     MAX_VALUES,
     And,
-    Column,
+    ColumnName,
     Comparison,
     Condition,
     In,
@@ -28,7 +28,7 @@ from funnel.filtering.condition import (
 from funnel.filtering.sql import compiled
 from tests.funnel.filtering.strategies import NAMES, conditions
 
-YEAR, LANG = Column("year"), Column("lang")
+YEAR, LANG = ColumnName("year"), ColumnName("lang")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ YEAR, LANG = Column("year"), Column("lang")
             "year = 1 OR year = 2 AND lang = 'a'",
             Or((Comparison(YEAR, "=", 1), And((Comparison(YEAR, "=", 2), Comparison(LANG, "=", "a"))))),
         ),
-        ('"Not a ""plain"" name" = TRUE', Comparison(Column('Not a "plain" name'), "=", True)),
+        ('"Not a ""plain"" name" = TRUE', Comparison(ColumnName('Not a "plain" name'), "=", True)),
         ("year = -12345678901234567890", Comparison(YEAR, "=", -1.2345678901234567e19)),
     ],
 )

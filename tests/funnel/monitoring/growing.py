@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.engine.segments import ExactRows
-from funnel.monitoring import Monitor, Rows
+from funnel.monitoring import LiveRows, Monitor
 from funnel.plan import FLAT
 from funnel.planning.calibration import Calibration
 from funnel.planning.run import LARGEST_K, NEAR, Run
@@ -58,13 +58,13 @@ class Growing:
         best = np.argsort(-scores, axis=1)[:, :k]
         return np.take_along_axis(scores, best, axis=1), best
 
-    def now(self) -> Rows:
+    def now(self) -> LiveRows:
         """The rows as a monitor is told of them."""
         exact = None
         if len(self.segments) > 1:
             exact = ExactRows(self.count, len(self.rows) - self.count, torch.from_numpy(self.rows[self.count :]))
         live = None if self.live.all() else self.live.copy()
-        return Rows(tuple(self.segments), exact, live, lambda queries: queries)
+        return LiveRows(tuple(self.segments), exact, live, lambda queries: queries)
 
     def flat(self, queries: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
         """The best k of all live rows."""
