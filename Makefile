@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test quick fuzz folders model lint format types wheel clean
+.PHONY: install demo test quick fuzz folders model lint format types house wheel clean
 
 install: $(STAMP)
 
@@ -64,10 +64,14 @@ types: install
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
+# The plan of the house, measured: its rooms and the contracts of .importlinter, and how far a search runs.
+house: install
+	$(BIN)/python -m tests.house
+
 # Wheel and sdist, checked; the wheel installed into an empty environment by the README's commands, and used there.
 wheel: install
 	$(BIN)/python -m tests.wheel
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-index demo-report
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo-index demo-report
 	find funnel indexes benchmarks tests -type d -name __pycache__ -exec rm -rf {} +
