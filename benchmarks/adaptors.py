@@ -15,7 +15,17 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
-from funnel.adaptors import PCA, Adaptor, AdaptorChoice, Identity, Judged, Qrels, choose_adaptor, fit_adaptor
+from funnel.adaptors import (
+    PCA,
+    Adaptor,
+    AdaptorChoice,
+    Identity,
+    Judged,
+    Qrels,
+    TrainingQueries,
+    choose_adaptor,
+    fit_adaptor,
+)
 from funnel.adaptors.sampling import HeldOutRows, nearest
 from funnel.building.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 from funnel.data.corpus import open_corpus
@@ -98,13 +108,13 @@ def on_sets(folder: Path, figure: Path | None) -> Part:
     sets = []
     for name in SETS:
         judged = _precomputed(folder / name)
-        documents, pieces = judged.documents.vectors, judged.documents.pieces
+        documents, cut = judged.documents.vectors, TrainingQueries(pieces=judged.documents.pieces)
         ways = {
             "truncation": Identity(judged.dim),
             "pca": PCA.fit(documents),
             "rotation, vectors alone": fit_adaptor("rotation", documents, progress=True).adaptor,
-            "rotation": fit_adaptor("rotation", documents, pieces=pieces, progress=True).adaptor,
-            "auto": choose_adaptor(documents, pieces=pieces, progress=True).adaptor,
+            "rotation": fit_adaptor("rotation", documents, queries=cut, progress=True).adaptor,
+            "auto": choose_adaptor(documents, queries=cut, progress=True).adaptor,
             "mlp": fit_adaptor("mlp", documents, progress=True).adaptor,
         }
         sets.append(measure(judged, ways, WIDTHS))
@@ -191,8 +201,10 @@ def _with_and_without(
     training = Judged.read(qrels, queries.ids, queries.vectors, documents.ids)
     held_out = None if dev is None else Judged.read(dev, queries.ids, queries.vectors, documents.ids)
     choices = {
-        "unsupervised": choose_adaptor(documents.vectors, pieces=documents.pieces, progress=True),
-        "judged": choose_adaptor(documents.vectors, judged=training, dev=held_out, progress=True),
+        "unsupervised": choose_adaptor(
+            documents.vectors, queries=TrainingQueries(pieces=documents.pieces), progress=True
+        ),
+        "judged": choose_adaptor(documents.vectors, queries=TrainingQueries(training, held_out), progress=True),
     }
     ways: dict[str, Adaptor] = {"truncation": Identity(judged.dim), "pca": PCA.fit(documents.vectors)}
     ways |= {way: choice.adaptor for way, choice in choices.items()}

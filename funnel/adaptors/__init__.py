@@ -15,7 +15,7 @@ from funnel.adaptors.mlp import MLP, Attention, DeepMLP
 from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import Phase, Recipe
 from funnel.adaptors.rotation import Rotation
-from funnel.adaptors.sampling import Judged, Qrels, rows_to_train_on
+from funnel.adaptors.sampling import Judged, Qrels, TrainingQueries, rows_to_train_on
 from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
 from funnel.adaptors.training import Trained, TrainingLog
 
@@ -39,6 +39,7 @@ __all__ = [
     "SecondMoment",
     "Trained",
     "TrainingLog",
+    "TrainingQueries",
     "adaptor_class",
     "adaptor_kinds",
     "choose_adaptor",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from funnel.adaptors.base import Sample, adaptor_class, chunks_of, default_widths
 from funnel.adaptors.recipes import Phase, Recipe
-from funnel.adaptors.sampling import LEAST_PIECES, Judged, TrainingSet
+from funnel.adaptors.sampling import LEAST_PIECES, NO_QUERIES, TrainingQueries, TrainingSet
 from funnel.adaptors.training import Student, Trained, train
 from funnel.checks import checked_widths
 from funnel.errors import InputError
@@ -84,10 +84,7 @@ def fit_adaptor(
     sample: Sample,
     *,
     dims: Sequence[int] | None = None,
-    judged: Judged | None = None,
-    dev: Judged | None = None,
-    queries: NDArray[Any] | None = None,
-    pieces: NDArray[Any] | None = None,
+    queries: TrainingQueries = NO_QUERIES,
     recipe: Recipe | None = None,
     data: TrainingSet | None = None,
     seed: int = 0,
@@ -100,11 +97,7 @@ def fit_adaptor(
         kind: "rotation", "mlp", "deep-mlp" or "attention".
         sample: float [n, d], or chunks of such rows; with judgements, all documents, in the order their numbers mean.
         dims: widths to train for; default: half octaves up to half of d or 256.
-        judged: queries with relevant documents, for the supervised phase.
-        dev: others, held out to stop by their nDCG@10; by default a share of `judged`.
-        queries: float [q, d], real queries to be held out in place of rows.
-        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
-            of what a rotation is trained on, and held out where there are no queries. At least 1,000.
+        queries: judged ones, real ones and pieces of documents: what to train on and to stop by.
         recipe: losses, weights and steps; default: the kind's own.
         data: the training set of the sample, where it was made before.
         seed: of everything random.
@@ -114,10 +107,10 @@ def fit_adaptor(
     Raises:
         InputError: the kind is not trained, or rows or dims that cannot be used.
     """
-    recipe = recipe or recipe_for(kind, pieces)
+    recipe = recipe or recipe_for(kind, queries.pieces)
     vectors = whole(sample)
     widths = training_widths(dims, vectors.shape[1])
-    data = data or TrainingSet(vectors, recipe, widths[0], judged, seed, dev, queries, pieces)
+    data = data or TrainingSet(vectors, recipe, widths[0], queries, seed)
     student = _student(kind, data.rows, widths, seed, recipe.settings)
     return train(student, kind, data, recipe, widths, seed=seed, progress=progress, keep_on_interrupt=keep_on_interrupt)
 

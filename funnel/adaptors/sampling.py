@@ -15,12 +15,14 @@ from funnel.errors import InputError
 
 __all__ = [
     "LEAST_PIECES",
+    "NO_QUERIES",
     "Batch",
     "HeldOutJudged",
     "HeldOutRows",
     "Judged",
     "JudgedBatch",
     "Qrels",
+    "TrainingQueries",
     "TrainingSet",
     "checked_rows",
     "distinct_numbers",
@@ -369,6 +371,34 @@ class _Order:
         return self._order[self._next - size : self._next]
 
 
+@dataclass(frozen=True)
+class TrainingQueries:
+    """What is known of the queries that an adaptor is trained for; each may be None.
+
+    Attributes:
+        judged: queries with relevant documents, for the supervised phase.
+        dev: others of the same documents, held out to stop and to choose by their nDCG@10 in place of a share of
+            `judged`.
+        real: float [q, d], queries to be held out in place of rows; fewer than 40 are not used.
+        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
+            of what a rotation is trained on, and held out where there are no real queries; fewer than 1,000 are not
+            used.
+    """
+
+    judged: Judged | None = None
+    dev: Judged | None = None
+    real: NDArray[Any] | None = None
+    pieces: NDArray[Any] | None = None
+
+    @property
+    def note(self) -> str:
+        """What reading the judgements left out, in words."""
+        return "".join(given.note for given in (self.judged, self.dev) if given is not None)
+
+
+NO_QUERIES = TrainingQueries()
+
+
 class TrainingSet:
     """Rows, anchors and held-out queries of one training.
 
@@ -383,19 +413,13 @@ class TrainingSet:
         sample: NDArray[Any],
         recipe: Recipe,
         least: int,
-        judged: Judged | None = None,
+        queries: TrainingQueries = NO_QUERIES,
         seed: int = 0,
-        dev: Judged | None = None,
-        queries: NDArray[Any] | None = None,
-        pieces: NDArray[Any] | None = None,
     ) -> None:
         """Draw everything that is drawn once.
 
         sample: float [n, d]; with judgements, all documents, in the order their numbers mean. least: the narrowest
-        width. dev: judged queries of the same documents, to be held out in place of a share of `judged`. queries:
-        float [q, d], to be held out in place of rows; fewer than 40 are not used. pieces: float [p, d], texts like
-        queries that were cut from the documents: some of the anchors, and held out in place of rows where there are no
-        queries; fewer than 1,000 are not used.
+        width.
 
         Raises InputError for rows that cannot be used, and where fewer than `least` of them differ.
         """
@@ -409,8 +433,9 @@ class TrainingSet:
                 f"{max(least, LEAST_ROWS):,} (the narrowest width is {least}): give more, or narrower dims"
             )
         shuffled = distinct[torch.randperm(len(distinct), generator=self._generator)]
-        asked = None if queries is None or len(queries) < LEAST_ROWS else scaled(checked_rows(queries))
-        self._pieces = self._usable(pieces, rows.shape[1])
+        real, judged, dev = queries.real, queries.judged, queries.dev
+        asked = None if real is None or len(real) < LEAST_ROWS else scaled(checked_rows(real))
+        self._pieces = self._usable(queries.pieces, rows.shape[1])
         if asked is None and len(self._pieces):
             held_out = 2 * _held_out_of(len(self._pieces))
             asked, self._pieces = self._pieces[:held_out], self._pieces[held_out:]

@@ -6,17 +6,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, Sample
 from funnel.adaptors.fitting import JUDGED_MLP, fit_adaptor, recipe_for, training_widths, whole
 from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import Recipe
 from funnel.adaptors.rotation import blended
-from funnel.adaptors.sampling import HeldOutJudged, HeldOutRows, Judged, TrainingSet, checked_rows, distinct_numbers
+from funnel.adaptors.sampling import (
+    NO_QUERIES,
+    HeldOutJudged,
+    HeldOutRows,
+    TrainingQueries,
+    TrainingSet,
+    checked_rows,
+    distinct_numbers,
+)
 from funnel.adaptors.training import Trained, TrainingLog
 from funnel.plainjson import plain_json
 
@@ -67,10 +73,7 @@ def choose_adaptor(
     sample: Sample,
     *,
     dims: Sequence[int] | None = None,
-    judged: Judged | None = None,
-    dev: Judged | None = None,
-    queries: NDArray[Any] | None = None,
-    pieces: NDArray[Any] | None = None,
+    queries: TrainingQueries = NO_QUERIES,
     recipes: Mapping[str, Recipe] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -86,11 +89,7 @@ def choose_adaptor(
     Args:
         sample: float [n, d], or chunks of such rows; with judgements, all documents.
         dims: widths compared; default: half octaves up to half of d or 256.
-        judged: queries with relevant documents.
-        dev: others, held out to stop and to choose by their nDCG@10; by default a share of `judged`.
-        queries: float [q, d], real queries to be held out in place of rows.
-        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
-            of what a rotation is trained on, and held out where there are no queries. At least 1,000.
+        queries: judged ones, real ones and pieces of documents: what to train on, to stop and to choose by.
         recipes: by kind, in place of the default ones.
         seed: of everything random.
         progress: show bars on stderr.
@@ -105,9 +104,9 @@ def choose_adaptor(
     if different < max(LEAST_TO_TRAIN, widths[0]):
         why = f"pca: {different:,} different vectors are too few to train and compare on"
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
-    recipes = {"rotation": recipe_for("rotation", pieces), "mlp": JUDGED_MLP, **(recipes or {})}
-    kinds = ("rotation",) if judged is None else ("rotation", "mlp")
-    data = TrainingSet(vectors, recipes["rotation"], widths[0], judged, seed, dev, queries, pieces)
+    recipes = {"rotation": recipe_for("rotation", queries.pieces), "mlp": JUDGED_MLP, **(recipes or {})}
+    kinds = ("rotation",) if queries.judged is None else ("rotation", "mlp")
+    data = TrainingSet(vectors, recipes["rotation"], widths[0], queries, seed)
     trained: dict[str, Trained] = {}
     for kind in kinds:
         trained[kind] = fit_adaptor(
@@ -125,11 +124,11 @@ def choose_adaptor(
     compared = {kind: held_out.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
     moved = _towards_pca(candidates, compared, held_out, data.rows)
     kept, why = _best(compared)
-    left_out = "".join(given.note for given in (judged, dev) if given is not None)
+    asked = len(next(iter(compared[kept].values())))
     figure = "shortlist recall" if data.compared_judged is None else "nDCG@10"
     return AdaptorChoice(
         candidates[kept],
-        f"{kept}: {figure} on {len(next(iter(compared[kept].values()))):,} held-out queries, {why}{moved}{left_out}",
+        f"{kept}: {figure} on {asked:,} held-out queries, {why}{moved}{queries.note}",
         figure,
         {kind: {width: float(v.mean()) for width, v in found.items()} for kind, found in compared.items()},
         {kind: result.log for kind, result in trained.items()},

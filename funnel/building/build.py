@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.adaptors import Adaptor, AdaptorChoice, adaptor_kinds, choose_adaptor, make_adaptor
+from funnel.adaptors import Adaptor, AdaptorChoice, TrainingQueries, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.budget import Budget
 from funnel.building.intake import Intake, take_in
 from funnel.building.queries import (
@@ -320,7 +320,9 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
         return AdaptorChoice(make_adaptor("pca", intake.sample, seed=seed, progress=options.progress), why)
     if asked == AUTO:
         sample, judged = judged_rows(intake, segment, given, seed)
-        choice = choose_adaptor(sample, dims=dims, judged=judged, seed=seed, progress=options.progress)
+        choice = choose_adaptor(
+            sample, dims=dims, queries=TrainingQueries(judged), seed=seed, progress=options.progress
+        )
         if options.progress:
             Progress.write(f"adaptor: {choice.why}", file=sys.stderr)
         return choice

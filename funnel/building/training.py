@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from funnel.adaptors import (
     Judged,
     Qrels,
     Recipe,
+    TrainingQueries,
     choose_adaptor,
     fit_adaptor,
     rows_to_train_on,
@@ -32,7 +33,15 @@ from funnel.encoding.models import local_folder
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
 
-__all__ = ["Embedded", "EmbeddingCache", "embed_corpus", "embed_pieces", "embed_queries", "train_adaptor"]
+__all__ = [
+    "Embedded",
+    "EmbeddingCache",
+    "JudgedBy",
+    "embed_corpus",
+    "embed_pieces",
+    "embed_queries",
+    "train_adaptor",
+]
 
 AUTO = "auto"
 CACHE_VARIABLE = "FUNNEL_CACHE"
@@ -168,20 +177,34 @@ def embed_queries(
     return Embedded(opened.name, ids, vectors, hashes=hashes)
 
 
+class JudgedBy(TypedDict, total=False):
+    """Queries to train by, and what is judged of them; each may be left out, or None.
+
+    Attributes:
+        queries: real queries; without judgements they are only held out, to stop and to choose by.
+        qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
+            phase.
+        dev_qrels: judgements of other queries of that collection, held out to stop and to choose by their nDCG@10;
+            default: those in a folder's qrels/dev.tsv, else a share of `qrels`.
+    """
+
+    queries: QueriesSource | Queries | None
+    qrels: str | Path | Qrels | None
+    dev_qrels: str | Path | Qrels | None
+
+
 def train_adaptor(
     corpus: CorpusSource,
     out: str | os.PathLike[str],
     *,
     kind: str = AUTO,
     dims: Sequence[int] | None = None,
-    queries: QueriesSource | Queries | None = None,
-    qrels: str | Path | Qrels | None = None,
-    dev_qrels: str | Path | Qrels | None = None,
     encoder: EncoderSource | None = None,
     recipe: Recipe | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
+    **judged_by: Unpack[JudgedBy],
 ) -> AdaptorChoice:
     """Train an adaptor and save it, with training.json, into the folder `out`.
 
@@ -192,16 +215,12 @@ def train_adaptor(
         out: the folder to write.
         kind: "auto", "rotation", "mlp", "deep-mlp" or "attention".
         dims: widths to train for; default: half octaves up to half of d or 256.
-        queries: real queries; without judgements they are only held out, to stop and to choose by.
-        qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
-            phase.
-        dev_qrels: judgements of other queries of that collection, held out to stop and to choose by their nDCG@10;
-            default: those in a folder's qrels/dev.tsv, else a share of `qrels`.
         encoder: of the texts; default all-MiniLM-L6-v2.
         recipe: in place of the kind's own; not with "auto".
         cache: folder for embeddings; default $FUNNEL_CACHE, else ~/.cache/funnel-retrieval.
         seed: of everything random.
         progress: show bars on stderr.
+        **judged_by: queries, qrels and dev_qrels: see `JudgedBy`.
 
     Ctrl-C ends the training, and the best state so far is saved.
 
@@ -210,6 +229,7 @@ def train_adaptor(
         EncoderError: the encoder cannot be loaded, or gives another width.
     """
     checked_seed(seed)
+    queries, qrels, dev_qrels = judged_by.get("queries"), judged_by.get("qrels"), judged_by.get("dev_qrels")
     store = EmbeddingCache(cache)
     documents = embed_corpus(corpus, encoder, store, progress, seed if _takes_pieces(kind, recipe, qrels) else None)
     asked = None if queries is None else embed_queries(queries, encoder, store, progress)
@@ -226,18 +246,17 @@ def train_adaptor(
     documents = replace(documents, ids=[documents.ids[i] for i in numbers], vectors=documents.vectors[numbers])
     apart = {query: grades for query, grades in trained_on.items() if query not in held_out}
     judged, dev = (_joined(found, asked, documents) for found in (apart, held_out))
-    unjudged = None if asked is None else asked.vectors
+    given = TrainingQueries(judged, dev, None if asked is None else asked.vectors, documents.pieces)
     if kind == AUTO:
         choice = choose_adaptor(
-            documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, pieces=documents.pieces, seed=seed,
-            progress=progress, keep_on_interrupt=True,
-        )  # fmt: skip
+            documents.vectors, dims=dims, queries=given, seed=seed, progress=progress, keep_on_interrupt=True
+        )
     else:
         trained = fit_adaptor(
-            kind, documents.vectors, dims=dims, judged=judged, dev=dev, queries=unjudged, pieces=documents.pieces,
-            recipe=recipe, seed=seed, progress=progress, keep_on_interrupt=True,
+            kind, documents.vectors, dims=dims, queries=given, recipe=recipe, seed=seed, progress=progress,
+            keep_on_interrupt=True,
         )  # fmt: skip
-        why = f"{kind}: asked for" + "".join(given.note for given in (judged, dev) if given is not None)
+        why = f"{kind}: asked for{given.note}"
         choice = AdaptorChoice(trained.adaptor, why, trained.log.figure, {}, {kind: trained.log})
     if asked is not None:
         choice.adaptor.seen_queries = asked.hashes

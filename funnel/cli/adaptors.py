@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from funnel.cli.options import CACHE, ENCODER, PATH, QUIET, SEED, prompts, widths
+from funnel.cli.options import CACHE, PATH, QUIET, SEED, encodes, widths
 
 if TYPE_CHECKING:
+    from funnel.building.training import JudgedBy
     from funnel.encoding.encoders import EncoderSource
 
 __all__ = ["adaptor", "train"]
-
-
-def _encoder(
-    name: str | None, query_prompt: str | None, document_prompt: str | None, truncate_dim: int | None
-) -> EncoderSource | None:
-    """The model by its name, or with prompts the model itself."""
-    from funnel.encoding.encoders import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, load_encoder
-    from funnel.encoding.prompts import TextOptions
-
-    options = TextOptions(query_prompt, document_prompt, truncate_dim)
-    return name if options == AS_THE_MODEL_SAYS else load_encoder(name or DEFAULT_ENCODER, options=options)
 
 
 @click.command()
@@ -34,8 +24,7 @@ def _encoder(
 @click.option("--queries", type=PATH, help="Real queries, held out to stop and to choose by; with --qrels trained on.")
 @click.option("--qrels", type=PATH, help="Judgements of the queries (BEIR .tsv, or a folder): supervised training.")
 @click.option("--dev-qrels", type=PATH, help="Judgements held out to stop and to choose by.  [default: qrels/dev.tsv]")
-@ENCODER
-@prompts
+@encodes
 @CACHE
 @SEED
 @QUIET
@@ -44,16 +33,11 @@ def train(
     out: Path,
     kind: str,
     dims: list[int] | None,
-    queries: Path | None,
-    qrels: Path | None,
-    dev_qrels: Path | None,
-    encoder: str | None,
-    query_prompt: str | None,
-    document_prompt: str | None,
-    truncate_dim: int | None,
+    encoder: EncoderSource | None,
     cache: Path | None,
     seed: int,
     quiet: bool,
+    **judged_by: Unpack[JudgedBy],
 ) -> None:
     """Train an adaptor on CORPUS (texts or vectors) and save it in the folder OUT, with its log and a plot.
 
@@ -67,15 +51,21 @@ def train(
         out,
         kind=kind,
         dims=dims,
-        queries=None if queries is None else str(queries),
-        qrels=qrels,
-        dev_qrels=dev_qrels,
-        encoder=_encoder(encoder, query_prompt, document_prompt, truncate_dim),
+        encoder=encoder,
         cache=cache,
         seed=seed,
         progress=not quiet,
+        **judged_by,
     )
     click.echo(show_training(choice, out))
+
+
+class _Sets(TypedDict):
+    """The judged data sets to measure on: folders, names of BEIR, and which of their judgements."""
+
+    data: tuple[Path, ...]
+    beir: tuple[str, ...]
+    split: str
 
 
 @click.group()
@@ -94,8 +84,7 @@ def adaptor() -> None:
 @click.option("--train-qrels", is_flag=True, help="With --train: train on qrels/train.tsv as well, where there is one.")
 @click.option("--dims", callback=widths, help="Widths to measure, such as 32,64,128. [default: the adaptor's]")
 @click.option("--split", default="test", show_default=True, help="The judgements to measure by.")
-@ENCODER
-@prompts
+@encodes
 @CACHE
 @click.option(
     "--report", "folder", type=PATH, default=Path("adaptor-report"), show_default=True, help="Results go here."
@@ -104,20 +93,15 @@ def adaptor() -> None:
 @QUIET
 def report(
     out: Path | None,
-    data: tuple[Path, ...],
-    beir: tuple[str, ...],
     kind: str | None,
     train_qrels: bool,
     dims: list[int] | None,
-    split: str,
-    encoder: str | None,
-    query_prompt: str | None,
-    document_prompt: str | None,
-    truncate_dim: int | None,
+    encoder: EncoderSource | None,
     cache: Path | None,
     folder: Path,
     seed: int,
     quiet: bool,
+    **sets: Unpack[_Sets],
 ) -> None:
     """Measure the adaptor in folder OUT on judged data sets, beside truncation, PCA and the full embedding.
 
@@ -134,18 +118,18 @@ def report(
         raise click.UsageError("give either the folder OUT of an adaptor, or --train KIND to train one on each set")
     if train_qrels and kind is None:
         raise click.UsageError("--train-qrels goes with --train; the adaptor in OUT is trained already")
-    if not data and not beir:
+    if not sets["data"] and not sets["beir"]:
         raise click.UsageError("give at least one data set: --data FOLDER or --beir NAME")
-    used = _encoder(encoder, query_prompt, document_prompt, truncate_dim)
     downloads = EmbeddingCache(cache).folder.parent / "beir"
-    folders = [*data, *(beir_folder(name, downloads) for name in beir)]
+    folders = [*sets["data"], *(beir_folder(name, downloads) for name in sets["beir"])]
+    split = sets["split"]
     if kind is not None:
         made = report_on_training(
-            kind, folders, folder, with_qrels=train_qrels, dims=dims, split=split, encoder=used, cache=cache,
+            kind, folders, folder, with_qrels=train_qrels, dims=dims, split=split, encoder=encoder, cache=cache,
             seed=seed, progress=not quiet,
         )  # fmt: skip
     else:
         made = report_on_adaptor(
-            Adaptor.load(str(out)), folders, dims=dims, split=split, encoder=used, cache=cache, progress=not quiet
+            Adaptor.load(str(out)), folders, dims=dims, split=split, encoder=encoder, cache=cache, progress=not quiet
         )
     click.echo(write_report(made, folder))

@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; the other commands lie in cli_*."""
+"""The command line: funnel build, search, explain, bench, check, demo; the others lie beside it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
     from funnel.budget import Budget
+    from funnel.data.corpus import Columns
+    from funnel.encoding.prompts import TextOptions
     from funnel.index import FunnelIndex
     from funnel.results import Hits
 
@@ -148,15 +150,9 @@ def build(
     coarse: str | None,
     corpus_like_queries: bool,
     dtype: str,
-    query_prompt: str | None,
-    document_prompt: str | None,
-    truncate_dim: int | None,
+    prompts: TextOptions,
     exact_encoding: bool,
-    text: str | None,
-    title: str | None,
-    id_field: str | None,
-    vector: str | None,
-    metadata: tuple[str, ...],
+    columns: Columns,
     seed: int,
     overwrite: bool,
     quiet: bool,
@@ -180,15 +176,15 @@ def build(
         coarse=coarse,
         corpus_like_queries=corpus_like_queries,
         dtype=dtype,
-        query_prompt=query_prompt,
-        document_prompt=document_prompt,
-        truncate_dim=truncate_dim,
+        query_prompt=prompts.query_prompt,
+        document_prompt=prompts.document_prompt,
+        truncate_dim=prompts.truncate_dim,
         exact_encoding=exact_encoding,
-        text=text,
-        title=title,
-        id=id_field,
-        vector=vector,
-        metadata=metadata or None,
+        text=columns.text,
+        title=columns.title,
+        id=columns.id,
+        vector=columns.vector,
+        metadata=columns.metadata,
         seed=seed,
         overwrite=overwrite,
         progress=not quiet,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 if TYPE_CHECKING:
+    from funnel.encoding.prompts import TextOptions
     from funnel.index import FunnelIndex
 
-__all__ = ["CACHE", "ENCODER", "PATH", "QUIET", "SEED", "OpenIndex", "fields", "opens", "prompts", "widths"]
+__all__ = ["CACHE", "PATH", "QUIET", "SEED", "OpenIndex", "encodes", "fields", "opens", "prompts", "widths"]
 
 OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
@@ -27,9 +28,6 @@ class _Path(click.Path):
 
 
 PATH = _Path(path_type=Path)
-ENCODER = click.option(
-    "--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]"
-)
 CACHE = click.option(
     "--cache", type=PATH, help="Folder for embeddings. [default: $FUNNEL_CACHE or ~/.cache/funnel-retrieval]"
 )
@@ -55,19 +53,58 @@ def opens(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def prompts(command: Callable[..., None]) -> Callable[..., None]:
-    """For commands that encode a corpus: query_prompt, document_prompt and truncate_dim."""
+    """For commands that encode a corpus: `prompts`, how texts are read (a `TextOptions`)."""
+
+    @wraps(command)
+    def with_options(
+        *args: Any, query_prompt: str | None, document_prompt: str | None, truncate_dim: int | None, **kwargs: Any
+    ) -> None:
+        from funnel.encoding.prompts import TextOptions
+
+        command(*args, prompts=TextOptions(query_prompt, document_prompt, truncate_dim), **kwargs)
+
     said = "Put before every {}: a text, or the name of a prompt of the model. [default: the model's own]"
     for option in (
         click.option("--truncate-dim", type=int, help="How many dims of the model's vectors to keep. [default: all]"),
         click.option("--document-prompt", help=said.format("document")),
         click.option("--query-prompt", help=said.format("query")),
     ):
-        command = option(command)
-    return command
+        with_options = option(with_options)
+    return with_options
+
+
+def encodes(command: Callable[..., None]) -> Callable[..., None]:
+    """For commands that encode texts and keep no index: `encoder`, the model by its name, or with prompts itself."""
+
+    @click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
+    @prompts
+    @wraps(command)
+    def with_options(*args: Any, encoder: str | None, prompts: TextOptions, **kwargs: Any) -> None:
+        from funnel.encoding.encoders import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, load_encoder
+
+        used = encoder if prompts == AS_THE_MODEL_SAYS else load_encoder(encoder or DEFAULT_ENCODER, options=prompts)
+        command(*args, encoder=used, **kwargs)
+
+    return with_options
 
 
 def fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the names of a corpus's fields."""
+    """For commands that read a corpus: `columns`, the names of its fields (a `Columns`)."""
+
+    @wraps(command)
+    def with_options(
+        *args: Any,
+        text: str | None,
+        title: str | None,
+        id_field: str | None,
+        vector: str | None,
+        metadata: tuple[str, ...],
+        **kwargs: Any,
+    ) -> None:
+        from funnel.data.corpus import Columns
+
+        command(*args, columns=Columns(text, title, id_field, vector, metadata or None), **kwargs)
+
     options = (
         click.option("--text", help="The field that holds the text, where it is not called text."),
         click.option("--title", help="The field that holds the title, where it is not called title."),
@@ -76,8 +113,8 @@ def fields(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]"),
     )
     for option in reversed(options):
-        command = option(command)
-    return command
+        with_options = option(with_options)
+    return with_options
 
 
 def widths(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

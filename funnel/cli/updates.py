@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from funnel.cli.options import PATH, QUIET, SEED, OpenIndex, fields, opens
 from funnel.errors import InputError
 from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
+
+if TYPE_CHECKING:
+    from funnel.data.corpus import Columns
 
 __all__ = ["add", "compact", "delete", "tune"]
 
@@ -28,11 +32,7 @@ def add(
     corpus: Path,
     upsert: bool,
     ids: Path | None,
-    text: str | None,
-    title: str | None,
-    id_field: str | None,
-    vector: str | None,
-    metadata: tuple[str, ...],
+    columns: Columns,
     quiet: bool,
 ) -> None:
     """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
@@ -45,11 +45,11 @@ def add(
     changes = change(
         str(corpus),
         ids=given,
-        text=text,
-        title=title,
-        id=id_field,
-        vector=vector,
-        metadata=metadata or None,
+        text=columns.text,
+        title=columns.title,
+        id=columns.id,
+        vector=columns.vector,
+        metadata=columns.metadata,
         progress=not quiet,
     )
     click.echo(f"{index}: {changes}; {len(opened):,} rows")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from funnel.adaptors import Judged, Recipe
-from funnel.adaptors.sampling import TrainingSet, checked_rows, distinct_numbers
+from funnel.adaptors.sampling import TrainingQueries, TrainingSet, checked_rows, distinct_numbers
 from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered
 
@@ -39,7 +39,7 @@ def test_the_rows_are_copied_once():
 
 def test_real_queries_are_held_out_in_place_of_rows():
     rows, queries = clustered(400, 12), clustered(50, 12, seed=1)
-    data = TrainingSet(rows, RECIPE, 4, queries=queries)
+    data = TrainingSet(rows, RECIPE, 4, TrainingQueries(real=queries))
     assert len(data.rows) == 400
     found = torch.cat([data.held_out.queries, data.compared.queries])
     assert sorted(among(found, torch.from_numpy(queries)).tolist()) == list(range(50))
@@ -93,19 +93,19 @@ def test_dev_queries_are_held_out_and_every_judged_one_trains():
         Judged(torch.from_numpy(clustered(count, 12, seed=count)), [torch.tensor([3])] * count, [torch.ones(1)] * count)
         for count in (30, 9)
     )
-    data = TrainingSet(rows, RECIPE, 4, judged, dev=dev)
+    data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged, dev))
     assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
     assert torch.equal(data.judged.queries, judged.queries)
     held = torch.cat([data.held_out_judged.judged.queries, data.compared_judged.judged.queries])
     assert torch.equal(held.sort(dim=0).values, dev.queries.sort(dim=0).values)
-    alone = TrainingSet(rows, RECIPE, 4, dev=dev)
+    alone = TrainingSet(rows, RECIPE, 4, TrainingQueries(dev=dev))
     assert alone.judged is None and alone.held_out_judged is not None and len(alone.rows) == 200
 
 
 def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows():
     rows, pieces = clustered(300, 8), clustered(1_200, 8, seed=1)
     pieces[:400] = pieces[400:800]  # twice the same: counted once
-    data = TrainingSet(rows, replace(RECIPE, pieces=0.5, batch=20, anchors=720), 4, pieces=pieces)
+    data = TrainingSet(rows, replace(RECIPE, pieces=0.5, batch=20, anchors=720), 4, TrainingQueries(pieces=pieces))
     assert len(data.rows) == 300
     held = torch.cat([data.held_out.queries, data.compared.queries])
     assert len(held) == 80
@@ -126,7 +126,7 @@ def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows():
 
 def test_a_piece_that_is_a_row_is_not_its_own_neighbour():
     rows = clustered(1_100, 8)
-    batch = TrainingSet(rows, replace(RECIPE, pieces=1.0), 4, pieces=rows).draw()
+    batch = TrainingSet(rows, replace(RECIPE, pieces=1.0), 4, TrainingQueries(pieces=rows)).draw()
     assert (batch.own.sum(1) == 1).all()
     assert torch.equal(batch.candidates[batch.own.int().argmax(1)], batch.anchors)
 
@@ -134,7 +134,7 @@ def test_a_piece_that_is_a_row_is_not_its_own_neighbour():
 @pytest.mark.parametrize(("share", "count"), [(0.0, 1_200), (0.5, 999)])
 def test_pieces_that_are_too_few_or_not_wanted_change_nothing(share, count):
     rows = clustered(300, 8)
-    data = TrainingSet(rows, replace(RECIPE, pieces=share), 4, pieces=clustered(count, 8, seed=1))
+    data = TrainingSet(rows, replace(RECIPE, pieces=share), 4, TrainingQueries(pieces=clustered(count, 8, seed=1)))
     plain = TrainingSet(rows, RECIPE, 4)
     for with_pieces, without in ((data.draw(), plain.draw()), (data.draw(), plain.draw())):
         assert torch.equal(with_pieces.anchors, without.anchors)
@@ -147,7 +147,7 @@ def test_a_judged_batch_holds_answers_grades_and_negatives():
     documents = [torch.from_numpy(rng.choice(200, 3, replace=False)) for _ in range(30)]
     queries = torch.from_numpy(np.concatenate([rows[:1], clustered(29, 12, seed=1)]))
     judged = Judged(queries, documents, [torch.tensor([1.0, 2.0, 3.0])] * 30)
-    data = TrainingSet(rows, RECIPE, 4, judged)
+    data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged))
     assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
     assert len(data.judged) + len(data.held_out_judged.judged) + len(data.compared_judged.judged) == 30
     assert len(data.rows) == 200

@@ -6,7 +6,7 @@ import torch
 
 from funnel.adaptors import PCA, Adaptor, Identity, Rotation, choose_adaptor, fit_adaptor
 from funnel.adaptors import selection as module
-from funnel.adaptors.sampling import TrainingSet
+from funnel.adaptors.sampling import TrainingQueries, TrainingSet
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
 from tests.funnel.adaptors.test_training import interrupted_at, judged_rows
@@ -38,7 +38,7 @@ def test_a_training_that_harms_is_not_kept():
 def test_a_rotation_worse_than_pca_somewhere_goes_part_of_the_way():
     """Narrow widths gain by what it learnt, and the widest loses."""
     rows = clustered(4_000)
-    data = TrainingSet(rows, SHORT, 4, None, 0)
+    data = TrainingSet(rows, SHORT, 4)
     pca = PCA.fit(data.rows.numpy(), dims=(4, 8, 16))
     trained = fit_adaptor("rotation", rows, dims=(4, 8, 16), recipe=SHORT, data=data).adaptor
     spoilt = trained.matrix.clone()
@@ -102,7 +102,9 @@ def test_too_few_rows_are_no_error():
 def test_with_judgements_an_mlp_takes_part():
     rows, judged = judged_rows(1_200)
     quick = replace(SHORT, phases=(replace(SHORT.phases[0], steps=2),))
-    choice = choose_adaptor(rows, dims=(4, 8), judged=judged, recipes={"rotation": quick, "mlp": quick})
+    choice = choose_adaptor(
+        rows, dims=(4, 8), queries=TrainingQueries(judged), recipes={"rotation": quick, "mlp": quick}
+    )
     assert set(choice.figures) == {"identity", "pca", "rotation", "mlp"}
     assert choice.figure == "nDCG@10"
 
@@ -112,7 +114,11 @@ def test_an_interrupt_begins_no_further_training(monkeypatch):
     interrupted_at(25, monkeypatch)
     slow = replace(SHORT, phases=(replace(SHORT.phases[0], steps=60),))
     choice = choose_adaptor(
-        rows, dims=(4, 8), judged=judged, recipes={"rotation": slow, "mlp": slow}, keep_on_interrupt=True
+        rows,
+        dims=(4, 8),
+        queries=TrainingQueries(judged),
+        recipes={"rotation": slow, "mlp": slow},
+        keep_on_interrupt=True,
     )
     assert set(choice.figures) == {"identity", "pca", "rotation"}
     assert choice.logs["rotation"].interrupted and choice.logs["rotation"].best_step in (0, 20)

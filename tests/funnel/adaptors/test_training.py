@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from funnel.adaptors import Judged, Phase, fit_adaptor
+from funnel.adaptors import Judged, Phase, TrainingQueries, fit_adaptor
 from funnel.adaptors import sampling as module_of_figures
 from funnel.adaptors import training as module
 from funnel.errors import InputError
@@ -129,7 +129,9 @@ def test_the_second_phase_trains_on_judgements():
         replace(SHORT.phases[0], steps=20),
         Phase("supervised", {"ranking": 1.0}, steps=60, learning_rate=1e-2, judged=True),
     )
-    log = fit_adaptor("rotation", rows, dims=(4, 8), judged=judged, recipe=replace(SHORT, phases=phases)).log
+    log = fit_adaptor(
+        "rotation", rows, dims=(4, 8), queries=TrainingQueries(judged), recipe=replace(SHORT, phases=phases)
+    ).log
     assert log.figure == "nDCG@10"
     assert {step["phase"] for step in log.steps} == {"unsupervised", "supervised"}
     assert log.judged > 30
