@@ -144,7 +144,7 @@ def _build(matrix: str, index: str, coarse: str, queries: str | None = None) -> 
         "peak_with_records_mb": peak.with_records,
         "peak_with_mapped_files_mb": peak.everything,
         "coarse_mb": built.searcher.cascade.coarse.nbytes / 1e6,
-        "coarse": built.manifest.settings["coarse"],
+        "coarse": built.manifest.settings.coarse,
         "build_seconds": seconds,
     }
     print(json.dumps(facts))

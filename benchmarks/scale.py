@@ -16,7 +16,6 @@ from benchmarks.common import Target, data_folder, report
 from benchmarks.peers.measure import times_us
 from benchmarks.texts import UNSEEN, lines_of, wordllama_encoder
 from funnel import FunnelIndex
-from funnel.engine.generation import coarse_width
 from funnel.monitoring.audit import true_recalls
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline
@@ -104,7 +103,7 @@ def _measured(
         result.append(
             {
                 "rows": len(index),
-                "coarse": f"{index.manifest.settings['coarse']} over {coarse_width(index.manifest)}",
+                "coarse": f"{index.manifest.settings.coarse} over {index.manifest.coarse_width}",
                 "build_s": build_seconds,
                 "flat_us": flat_us,
                 "recall": recall,

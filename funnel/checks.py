@@ -15,6 +15,7 @@ import numpy as np
 from funnel.errors import InputError
 
 __all__ = [
+    "LONGEST_PROMPT",
     "checked_flag",
     "checked_flags",
     "checked_name",
@@ -25,6 +26,7 @@ __all__ = [
     "checked_widths",
 ]
 
+LONGEST_PROMPT = 4096  # characters; instructions have some hundred
 LARGEST_SEED = 2**32 - 1  # what the generators of numpy, torch and FAISS all take, with what is added for each draw
 
 

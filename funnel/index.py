@@ -29,7 +29,7 @@ from funnel.encoding.encoders import Encoder, EncoderSource, check_source
 from funnel.encoding.prompts import TextOptions
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.explain import explain_budget, explain_filtered
-from funnel.engine.generation import Opened, coarse_width, open_generation
+from funnel.engine.generation import Opened, open_generation
 from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.searcher import Searcher, device_of
 from funnel.engine.segments import Segment
@@ -389,8 +389,8 @@ class FunnelIndex(Updates):
             return f"FunnelIndex({str(self.path)!r}, closed)"
         manifest = self.manifest
         return (
-            f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings['coarse']} over "
-            f"{coarse_width(manifest)} dims, {self.certification})"
+            f"FunnelIndex({str(self.path)!r}, {len(self):,} x {manifest.d}, {manifest.settings.coarse} over "
+            f"{manifest.coarse_width} dims, {self.certification})"
         )
 
     @property

@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks.peers.measure import freed_resident_bytes, recall, times_us
 from funnel import FunnelIndex
-from funnel.engine.generation import coarse_width
 
 RECALLS = (0.90, 0.95, 0.99)
 
@@ -26,11 +25,10 @@ def _measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     before = freed_resident_bytes()
     index = FunnelIndex.open(folder)
     resident = freed_resident_bytes() - before
-    settings = index.manifest.settings
     return {
         "peer": "funnel" if job["memory_mb"] is None else f"funnel, {job['memory_mb']:.0f} MB",
         "memory_mb": job["memory_mb"],
-        "coarse": f"{settings['coarse']} over {coarse_width(index.manifest)} dims",
+        "coarse": f"{index.manifest.settings.coarse} over {index.manifest.coarse_width} dims",
         "build_seconds": build_seconds,
         "resident_bytes": resident,
         "points": [_point(index, target, job) for target in RECALLS],

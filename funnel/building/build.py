@@ -49,7 +49,7 @@ from funnel.planning.planner import Planner
 from funnel.planning.run import NEAR, given_scores, without_own
 from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
 from funnel.progress import Progress
-from funnel.storage import IndexFolder, Manifest, Transaction
+from funnel.storage import AdaptorNote, IndexFolder, Manifest, PartEntry, Settings, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
 from indexes import CoarseIndexError, FamilyChoice, PrunedSearch, RunningTop, VectorStore, choose, family, release_freed
@@ -466,28 +466,28 @@ def _commit(
         "d": intake.dim,
         "ladder": list(built.ladder),
         "counts": {"rows": intake.count},
-        "segments": [{"id": transaction.identifier(segment), "rows": intake.count}],
+        "segments": [PartEntry(transaction.identifier(segment), intake.count)],
         "adaptor": transaction.identifier(adaptor_folder),
-        "settings": {
-            "adaptor": {"kind": chosen.adaptor.kind, "isometric": chosen.adaptor.isometric, "why": chosen.why},
-            "coarse": built.choice.name,
-            "coarse_settings": dict(built.choice.settings),
-            "coarse_width": built.choice.dim,
-            "coarse_asked": options.coarse is not None or options.dims is not None,
-            "documents": intake.has_documents,
-            "dtype": options.dtype,
-            "kept": None if calibration is None else _kept(calibration),
-            "float16_kept": narrow_kept,
-            "encoder": None if encoder is None else encoder.name,
-            "encoder_reopenable": encoder is not None and encoder.reopenable,
-            "exact_encoding": bool(getattr(encoder, "exact", False)),
-            "query_prompt": None if encoder is None else encoder.options.query_prompt,
-            "document_prompt": None if encoder is None else encoder.options.document_prompt,
-            "truncate_dim": None if encoder is None else encoder.options.truncate_dim,
-            "coarse_library": built.coarse.library(),
-            "memory_mb": options.memory_mb,
-            "seed": options.seed,
-        },
+        "settings": Settings(
+            adaptor=AdaptorNote(chosen.adaptor.kind, chosen.adaptor.isometric, chosen.why),
+            coarse=built.choice.name,
+            coarse_settings=dict(built.choice.settings),
+            coarse_width=built.choice.dim,
+            coarse_asked=options.coarse is not None or options.dims is not None,
+            documents=intake.has_documents,
+            dtype=options.dtype,
+            kept=None if calibration is None else _kept(calibration),
+            float16_kept=narrow_kept,
+            encoder=None if encoder is None else encoder.name,
+            encoder_reopenable=encoder is not None and encoder.reopenable,
+            exact_encoding=bool(getattr(encoder, "exact", False)),
+            query_prompt=None if encoder is None else encoder.options.query_prompt,
+            document_prompt=None if encoder is None else encoder.options.document_prompt,
+            truncate_dim=None if encoder is None else encoder.options.truncate_dim,
+            coarse_library=built.coarse.library(),
+            memory_mb=options.memory_mb,
+            seed=options.seed,
+        ),
     }
     if calibration is not None:
         folder = transaction.folder("calibrations")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
 from funnel.building.intake import SAMPLE_BYTES, Intake
@@ -16,13 +16,13 @@ from funnel.building.segment import choose_ladder, live_documents, write_ids, wr
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
 from funnel.engine.coarse import build_coarse
-from funnel.engine.generation import Opened, coarse_width, make_cascade, rerank_widths
+from funnel.engine.generation import Opened, make_cascade, rerank_widths
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import check_finite, live_positions
 from funnel.errors import InputError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
-from funnel.storage import Transaction
+from funnel.storage import PartEntry, Settings, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
 from indexes import FamilyChoice, VectorStore
@@ -65,21 +65,21 @@ def compact_index(
     count = opened.searcher.rows
     if not count:
         raise InputError("every row of this index was deleted: add some before compacting, or build it again")
-    settings = dict(opened.manifest.settings)
+    settings = opened.manifest.settings
     if memory_mb is not None:
-        settings["memory_mb"] = float(memory_mb)
+        settings = structs.replace(settings, memory_mb=float(memory_mb))
     asked = _coarse_asked(opened, settings)
     _coarse_choice(opened, settings, asked, count, opened.manifest.ladder)  # before the rows are written, not after
-    seed = int(str(settings["seed"])) if seed is None else seed
+    seed = settings.seed if seed is None else seed
     folder = transaction.folder("segments")
     intake = Intake(
         count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), opened.documents is not None
     )
-    write_rows(intake, _AsStored(intake.dim), folder, str(settings["dtype"]), seed, progress)
+    write_rows(intake, _AsStored(intake.dim), folder, settings.dtype, seed, progress)
     _number_by_input(opened, folder)
     alive = [live_positions(segment, opened.live) for segment in opened.segments]
     write_ids(folder, [segment.ids for segment in opened.segments], alive)
-    if settings["documents"]:
+    if settings.documents:
         with DocumentStore.create(folder / "documents.sqlite") as documents:
             for part in live_documents(opened.segments, opened.live):
                 documents.append(part)
@@ -89,12 +89,13 @@ def compact_index(
     choice = _coarse_choice(opened, settings, asked, count, ladder)
     searcher = _index(opened, store, ladder, choice, folder, seed, progress)
     calibration = _calibration(opened, searcher, alive, seed, progress)
-    settings |= {
-        "coarse": choice.name,
-        "coarse_settings": dict(choice.settings),
-        "coarse_width": choice.dim,
-        "coarse_library": searcher.cascade.coarse.library(),
-    }
+    settings = structs.replace(
+        settings,
+        coarse=choice.name,
+        coarse_settings=dict(choice.settings),
+        coarse_width=choice.dim,
+        coarse_library=searcher.cascade.coarse.library(),
+    )
     _commit(transaction, opened, folder, ladder, calibration, settings, progress)
 
 
@@ -164,15 +165,14 @@ def _index(
     )
 
 
-def _options(opened: Opened, settings: Mapping[str, Any]) -> BuildOptions:
-    memory = settings["memory_mb"]
+def _options(opened: Opened, settings: Settings) -> BuildOptions:
     return BuildOptions(
         adaptor="identity",
         dims=None,
-        memory_mb=None if memory is None else float(memory),
+        memory_mb=settings.memory_mb,
         coarse=None,
         coarse_settings=None,
-        dtype=str(settings["dtype"]),
+        dtype=settings.dtype,
         seed=0,
         device=opened.searcher.cascade.store.device,
         progress=False,
@@ -180,25 +180,23 @@ def _options(opened: Opened, settings: Mapping[str, Any]) -> BuildOptions:
 
 
 def _coarse_now(opened: Opened) -> FamilyChoice:
-    settings: dict[str, Any] = dict(opened.manifest.settings)
-    return FamilyChoice(settings["coarse"], dict(settings["coarse_settings"]), coarse_width(opened.manifest), 0)
+    settings = opened.manifest.settings
+    return FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
 
 
-def _coarse_asked(opened: Opened, settings: Mapping[str, Any]) -> bool:
+def _coarse_asked(opened: Opened, settings: Settings) -> bool:
     """Whether the coarse index or the widths were asked for at build.
 
     Where that is not on record, whether the coarse index is another one than would have been chosen.
     """
-    if "coarse_asked" in settings:
-        return bool(settings["coarse_asked"])
+    if settings.coarse_asked is not None:
+        return settings.coarse_asked
     then = choose_coarse(opened.segments[0].rows, opened.manifest.ladder, _options(opened, settings))
     now = _coarse_now(opened)
     return (then.name, dict(then.settings), then.dim) != (now.name, dict(now.settings), now.dim)
 
 
-def _coarse_choice(
-    opened: Opened, settings: Mapping[str, Any], asked: bool, rows: int, ladder: tuple[int, ...]
-) -> FamilyChoice:
+def _coarse_choice(opened: Opened, settings: Settings, asked: bool, rows: int, ladder: tuple[int, ...]) -> FamilyChoice:
     """What was asked for at build, or what suits so many rows and these widths. settings: those to come."""
     if asked:
         return _coarse_now(opened)
@@ -257,16 +255,16 @@ def _commit(
     folder: Path,
     ladder: tuple[int, ...],
     calibration: Calibration | None,
-    settings: dict[str, Any],
+    settings: Settings,
     progress: bool,
 ) -> None:
     manifest, count = opened.manifest, opened.searcher.rows
-    body: dict[str, Any] = {
-        "d": manifest.d,
-        "ladder": list(ladder),
+    body = manifest.body() | {
+        "ladder": ladder,
         "counts": {"rows": count, "deleted": 0},
-        "segments": [{"id": transaction.identifier(folder), "rows": count}],
-        "adaptor": manifest.adaptor,
+        "segments": [PartEntry(transaction.identifier(folder), count)],
+        "tombstones": [],
+        "calibration": None,
         "settings": settings,
     }
     if calibration is not None:

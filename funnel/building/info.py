@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from funnel.engine.settings import check_settings
+from msgspec import structs
+
+from funnel.engine.coarse import check_coarse
 from funnel.planning.calibration import SMALLEST_PLANNED, check_record, read_json
 from funnel.storage import IndexFolder, Manifest
 from funnel.storage.layout import split_path
@@ -78,8 +80,8 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
     """
     folder = IndexFolder(path)
     manifest = folder.manifest()
-    check_settings(manifest, folder.path)
-    settings: dict[str, Any] = dict(manifest.settings)
+    check_coarse(manifest, folder.path)
+    settings = manifest.settings
     deleted = sum(part.rows for part in manifest.tombstones)
     sizes: dict[str, int] = {}
     for name, entry in manifest.files.items():
@@ -94,19 +96,19 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         segments=len(manifest.segments),
         dims=manifest.d,
         ladder=manifest.ladder,
-        dtype=str(settings.get("dtype")),
-        kept=settings.get("kept"),
-        float16_kept=settings.get("float16_kept"),
-        documents=bool(settings.get("documents")),
-        encoder=settings.get("encoder"),
-        query_prompt=settings.get("query_prompt"),
-        document_prompt=settings.get("document_prompt"),
-        adaptor=dict(settings.get("adaptor") or {}),
+        dtype=settings.dtype,
+        kept=settings.kept,
+        float16_kept=settings.float16_kept,
+        documents=settings.documents,
+        encoder=settings.encoder,
+        query_prompt=settings.query_prompt,
+        document_prompt=settings.document_prompt,
+        adaptor=structs.asdict(settings.adaptor),
         coarse={
-            "name": settings.get("coarse"),
-            "dims": settings.get("coarse_width", manifest.ladder[0]),
-            "settings": settings.get("coarse_settings"),
-            "library": settings.get("coarse_library"),
+            "name": settings.coarse,
+            "dims": manifest.coarse_width,
+            "settings": settings.coarse_settings,
+            "library": settings.coarse_library,
         },
         calibration=_calibration(folder.path, manifest),
         sizes=dict(sorted(sizes.items(), key=lambda item: -item[1])),
@@ -134,11 +136,10 @@ def _calibration(path: Path, manifest: Manifest) -> dict[str, Any] | None:
 
 def _estimated(manifest: Manifest) -> int | None:
     """Coarse index and norms as the settings give them; what exact search keeps once it was used is not in it."""
-    settings: dict[str, Any] = dict(manifest.settings)
+    settings, width = manifest.settings, manifest.coarse_width
     rows, ladder = sum(part.rows for part in manifest.segments), manifest.ladder
-    width = int(settings.get("coarse_width", ladder[0]))
     try:
-        coarse = family(str(settings["coarse"])).estimate_nbytes(rows, width, settings["coarse_settings"])
+        coarse = family(settings.coarse).estimate_nbytes(rows, width, settings.coarse_settings)
     except (CoarseIndexError, MissingBackendError, KeyError):
         return None
     return coarse + FLOAT32_BYTES * rows * sum(w > width for w in ladder[:-1])
@@ -170,15 +171,15 @@ def _lines(info: Info) -> list[tuple[str, str]]:
     if info.dtype == "float32":  # the rows as given
         share, over, of = info.float16_kept, "float16 would keep", " of held-out rows"
     kept = "" if share is None else f" ({over} {share:.4f} of the true top 10{of})"
-    settings = ", ".join(f"{name} {value}" for name, value in (coarse["settings"] or {}).items())
-    full = "full width unchanged" if adaptor.get("isometric") else "full width changed"
+    settings = ", ".join(f"{name} {value}" for name, value in coarse["settings"].items())
+    full = "full width unchanged" if adaptor["isometric"] else "full width changed"
     lines = [
         ("index", f"{info.path}, generation {info.generation}, format {info.format_version}, made {info.created}"),
         ("rows", f"{info.rows:,} of {info.dims} dims as {info.dtype}{kept}{many}{gone}"),
         ("documents", "titles, texts, metadata" if info.documents else "none: bare vectors"),
         ("encoder", _encoder(info)),
         ("ladder", ", ".join(map(str, info.ladder))),
-        ("adaptor", f"{adaptor.get('why')}; {full}"),
+        ("adaptor", f"{adaptor['why']}; {full}"),
         ("coarse", f"{coarse['name']} over {coarse['dims']} dims{f' ({settings})' if settings else ''}"),
     ]
     if calibration is None:

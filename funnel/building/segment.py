@@ -14,7 +14,7 @@ from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse, unit_prefixes
-from funnel.engine.generation import Opened, coarse_width
+from funnel.engine.generation import Opened
 from funnel.engine.segments import Segment, live_positions
 from funnel.progress import Progress
 from funnel.storage.ids import Ids
@@ -278,7 +278,7 @@ def write_folded(
                 done += len(rows)
     sources = [*(segment.ids for segment in segments), Ids.open(newest)]
     write_ids(folder, sources, alive)
-    if opened.manifest.settings["documents"]:
+    if opened.manifest.settings.documents:
         with DocumentStore.create(folder / "documents.sqlite") as target:
             for documents in live_documents(segments, live):
                 target.append(documents)
@@ -319,9 +319,7 @@ def write_coarse(opened: Opened, folder: Path, progress: bool) -> None:
     settings, ladder = opened.manifest.settings, opened.manifest.ladder
     store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
     write_norms(store, ladder, folder / "norms.npy", progress)
-    chosen = settings["coarse_settings"]
-    assert isinstance(chosen, dict)
-    name, seed = str(settings["coarse"]), int(str(settings["seed"]))
-    coarse = build_coarse(store, coarse_width(opened.manifest), name, chosen, seed, progress, opened.searcher.adaptor)
+    made = (settings.coarse, settings.coarse_settings, settings.seed)
+    coarse = build_coarse(store, opened.manifest.coarse_width, *made, progress, opened.searcher.adaptor)
     coarse.save(folder / "coarse.faiss")
     np.save(folder / "order.npy", np.arange(store.n, dtype=np.int64))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import structs
 
 from funnel.building.build import calibrate_searcher
 from funnel.building.queries import EQUAL, SAME_COSINE, encode_asked, open_asked
@@ -161,26 +162,16 @@ def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, 
     folder = transaction.folder("calibrations")
     calibration.save(folder)
     kept = [path for path in manifest.files if path.split("/")[0] != "calibrations"]
-    segments = [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.segments]
-    settings = dict(manifest.settings)
+    body = manifest.body() | {"calibration": transaction.identifier(folder)}
     if opened.rebuilt is not None:  # the graph that was measured is the one to keep
         prefix = f"segments/{manifest.segments[0].id}/"
-        segments[0]["id"] = _with_coarse(transaction, opened, prefix)
+        first = replace(manifest.segments[0], id=_with_coarse(transaction, opened, prefix))
+        body["segments"] = (first, *manifest.segments[1:])
         kept = [path for path in kept if not path.startswith(prefix)]
-        settings["coarse_library"] = opened.searcher.cascade.coarse.library()
-        settings.pop("faiss", None)  # what the first indexes named in its place
+        library = opened.searcher.cascade.coarse.library()
+        body["settings"] = structs.replace(manifest.settings, coarse_library=library)
     for path in kept:
         transaction.reuse(path)
-    body: Mapping[str, object] = {
-        "d": manifest.d,
-        "ladder": list(manifest.ladder),
-        "counts": dict(manifest.counts),
-        "segments": segments,
-        "tombstones": [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.tombstones],
-        "adaptor": manifest.adaptor,
-        "calibration": transaction.identifier(folder),
-        "settings": settings,
-    }
     return transaction.commit(body, progress=progress)
 
 

@@ -20,7 +20,7 @@ from funnel.engine.generation import Opened
 from funnel.engine.segments import Segment
 from funnel.errors import EncoderError, InputError
 from funnel.identifiers import identifier, identifiers
-from funnel.storage import Transaction
+from funnel.storage import PartEntry, Transaction
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 
@@ -101,7 +101,7 @@ def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
 def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None, columns: Columns) -> Corpus:
     """What is to be added, as the index keeps it: documents, or bare vectors with ids of their own."""
     kept = opened.segments[0].ids
-    if opened.manifest.settings["documents"]:
+    if opened.manifest.settings.documents:
         corpus = open_corpus(source, ids, columns, numbered=False)  # numbers would be those of documents there
         return open_corpus(_bare_documents(corpus)) if corpus.kind == "vectors" else corpus
     corpus = open_corpus(source, ids, columns)
@@ -225,7 +225,7 @@ def _missing(opened: Opened, wanted: Sequence[Any]) -> list[Any]:
 
 def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.int64]) -> None:
     """Commit tombstones for these rows."""
-    body = _body(opened)
+    body = opened.manifest.body()
     kept = _kept_files(opened, opened.segments)
     body["tombstones"] = _tombstones(transaction, opened, rows, opened.segments[-1].stop, kept)
     _commit(transaction, opened, body, kept, -len(rows))
@@ -240,11 +240,9 @@ def _commit_added(
     progress: bool,
 ) -> None:
     """Commit the segment written in `folder`, small ones before it folded into one with it where there are many."""
-    segments, body = opened.segments, _body(opened)
+    segments, body = opened.segments, opened.manifest.body()
     start = fold_from(segments, count)
-    entries: list[dict[str, Any]] = list(body["segments"])[:start]
     below = segments[start].first if start < len(segments) else segments[-1].stop
-    details: dict[str, object] = {"exact": True}
     if start < len(segments):
         live = _live_after(opened, replaced)
         merged = transaction.folder("segments")
@@ -253,10 +251,9 @@ def _commit_added(
         folder = merged
     if count > EXACT_ROWS:
         write_coarse(opened, folder, progress)
-        details = {}
-    entries.append({"id": transaction.identifier(folder), "rows": count, **details})
+    added = PartEntry(transaction.identifier(folder), count, exact=count <= EXACT_ROWS)
     kept = _kept_files(opened, segments[:start])
-    body["segments"] = entries
+    body["segments"] = (*opened.manifest.segments[:start], added)
     body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
     _commit(transaction, opened, body, kept, count)
 
@@ -270,38 +267,21 @@ def _live_after(opened: Opened, deleted: npt.NDArray[np.int64]) -> npt.NDArray[n
 
 def _tombstones(
     transaction: Transaction, opened: Opened, new: npt.NDArray[np.int64], below: int, kept: list[str]
-) -> list[dict[str, Any]]:
+) -> list[PartEntry]:
     """The entries of all tombstones on rows up to `below`; sets that stay as they are are named in `kept`."""
     old = list(opened.manifest.tombstones)
     dead = NO_IDS if opened.live is None else np.flatnonzero(~opened.live)
     cut = bool(len(dead)) and int(dead[-1]) >= below
     if not cut and len(old) + bool(len(new)) <= MOST_SETS:
         kept += [f"tombstones/{part.id}.npy" for part in old]
-        entries = [{**part.details, "id": part.id, "rows": part.rows} for part in old]
     else:
-        entries, new = [], np.union1d(dead, new)
+        old, new = [], np.union1d(dead, new)
     new = np.sort(new[new < below]).astype(np.int64)
     if len(new):
         folder = transaction.folder("tombstones")
         np.save(folder / "tombstones.npy", new)
-        entries.append({"id": transaction.identifier(folder), "rows": len(new)})
-    return entries
-
-
-def _body(opened: Opened) -> dict[str, Any]:
-    """The live generation's body, to be changed."""
-    manifest = opened.manifest
-    return {
-        "d": manifest.d,
-        "ladder": list(manifest.ladder),
-        "counts": dict(manifest.counts),
-        "segments": [{**part.details, "id": part.id, "rows": part.rows} for part in manifest.segments],
-        "tombstones": [],
-        "adaptor": manifest.adaptor,
-        "calibration": manifest.calibration,
-        "settings": dict(manifest.settings),
-        "versions": {},
-    }
+        old.append(PartEntry(transaction.identifier(folder), len(new)))
+    return old
 
 
 def _kept_files(opened: Opened, segments: Sequence[Segment]) -> list[str]:
@@ -315,8 +295,8 @@ def _kept_files(opened: Opened, segments: Sequence[Segment]) -> list[str]:
 
 
 def _commit(transaction: Transaction, opened: Opened, body: dict[str, Any], kept: Iterable[str], more: int) -> None:
-    total = sum(int(part["rows"]) for part in body["segments"])
-    deleted = sum(int(part["rows"]) for part in body["tombstones"])
+    total = sum(part.rows for part in body["segments"])
+    deleted = sum(part.rows for part in body["tombstones"])
     body["counts"] = {"rows": total - deleted, "deleted": deleted}
     transaction.keep(kept)
     transaction.commit(body)

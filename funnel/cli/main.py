@@ -191,11 +191,11 @@ def build(
     )
     manifest = built.manifest
     click.echo(
-        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings['coarse']} over "
-        f"{manifest.settings['coarse_width']} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
+        f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings.coarse} over "
+        f"{manifest.coarse_width} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
     )
     if quiet:  # else it was said on the way
-        click.echo(f"adaptor: {built.manifest.settings['adaptor']['why']}")  # type: ignore[index]
+        click.echo(f"adaptor: {built.manifest.settings.adaptor.why}")
 
 
 @cli.command()

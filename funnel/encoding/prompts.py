@@ -5,20 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
-from funnel.checks import checked_whole
+from funnel.checks import LONGEST_PROMPT, checked_whole
 from funnel.errors import InputError
 
-__all__ = ["LONGEST_PROMPT", "TextOptions"]
+__all__ = ["TextOptions", "TextSettings"]
 
-LONGEST_PROMPT = 4096  # characters; instructions have some hundred
 # What models call their prompts for search. sentence-transformers looks for the first of each list, which it gives to
 # every model, empty where the model has none; others it takes where they are asked for by name.
 QUERY_NAMES = ("query", "search_query", "web_search_query", "retrieval.query", "Retrieval-query", "s2p_query")
 DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document", "retrieval.passage", "Retrieval-document")
 # One word: a text that is put before others ends in a colon, a space or a line.
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class TextSettings(Protocol):
+    """What the settings of an index say of the encoder that it was built with."""
+
+    documents: bool
+    encoder: str | None
+    encoder_reopenable: bool
+    exact_encoding: bool
+    query_prompt: str | None
+    document_prompt: str | None
+    truncate_dim: int | None
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,11 @@ class TextOptions:
             checked_whole("truncate_dim", width)
 
     @classmethod
-    def of_manifest(cls, settings: Mapping[str, Any]) -> TextOptions:
+    def of_manifest(cls, settings: TextSettings) -> TextOptions:
         """Those an index was built with; of an index of vectors alone there are none."""
-        if settings.get("encoder") is None:
+        if settings.encoder is None:
             return cls()
-        names = ("query_prompt", "document_prompt", "truncate_dim")
-        return cls(**{name: settings.get(name) for name in names}, kept=True)
+        return cls(settings.query_prompt, settings.document_prompt, settings.truncate_dim, kept=True)
 
     @classmethod
     def of_model(cls, prompts: Mapping[str, str | None]) -> TextOptions:

@@ -26,7 +26,7 @@ from funnel.encoding.encoders import (
 )
 from funnel.encoding.models import canonical_name, local_folder
 from funnel.encoding.packed import PackedBert, PackedModel, fast_dtype
-from funnel.encoding.prompts import TextOptions
+from funnel.encoding.prompts import TextOptions, TextSettings
 from funnel.errors import EncoderError
 from indexes.forks import free_in_children
 
@@ -187,7 +187,7 @@ class QueryEncoder:
     def __init__(
         self,
         given: EncoderSource | Encoder | None,
-        settings: Mapping[str, object],
+        settings: TextSettings,
         dim: int,
         device: str,
         path: Path | None = None,
@@ -212,13 +212,13 @@ class QueryEncoder:
             return self._given.name if self._given.reopenable else None
         return self._given if isinstance(self._given, str) else None
 
-    def then(self, settings: Mapping[str, object], dim: int) -> QueryEncoder:
+    def then(self, settings: TextSettings, dim: int) -> QueryEncoder:
         """That of an index that was built anew in the same folder."""
         made = QueryEncoder(self._given, settings, dim, self._device, self._path, self._allow_download)
-        if self._given is not None and settings["encoder"] != self._settings["encoder"]:
+        if self._given is not None and settings.encoder != self._settings.encoder:
             made._refused = (
-                f"the index was built again, with the encoder {settings['encoder']} instead of "
-                f"{self._settings['encoder']}; open it again, with encoder= where it cannot be loaded by name"
+                f"the index was built again, with the encoder {settings.encoder} instead of "
+                f"{self._settings.encoder}; open it again, with encoder= where it cannot be loaded by name"
             )
         return made
 
@@ -252,25 +252,25 @@ class QueryEncoder:
         return loaded
 
     def _name_of_index(self) -> str:
-        name = self._settings["encoder"]
+        name = self._settings.encoder
         if name is None:
-            words = "; hybrid=1 looks for its words alone" if self._settings["documents"] else ""
+            words = "; hybrid=1 looks for its words alone" if self._settings.documents else ""
             raise EncoderError(
                 "this index was built from vectors, so it cannot read texts; search with a vector, or open it "
                 f"with encoder={words}"
             )
-        if not self._settings["encoder_reopenable"]:
+        if not self._settings.encoder_reopenable:
             raise EncoderError(
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
-        return str(name)
+        return name
 
     def _refuse_inside(self, name: str) -> None:
         if self._path is not None and Path(name).is_dir() and Path(name).is_relative_to(self._path.resolve()):
             raise EncoderError(f"the encoder {name} lies inside of the index {self._path}; give one from elsewhere")
 
     def _named(self, name: str, of_index: bool) -> Encoder:
-        exact = bool(self._settings.get("exact_encoding"))
+        exact = self._settings.exact_encoding
         if not exact and self._device == "cpu":
             stored = stored_encoder(name, options=self._options, of_index=of_index)
             if stored is not None:

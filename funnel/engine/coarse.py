@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from funnel.adaptors import Adaptor
 from funnel.engine.cascade import answers_alone, turn_of
+from funnel.errors import DamagedIndexError
 from funnel.progress import Progress
-from indexes import CoarseIndex, VectorStore, family, release_freed
+from funnel.storage import Manifest
+from indexes import CoarseIndex, CoarseIndexError, VectorStore, family, release_freed
 
-__all__ = ["BLOCK_BYTES", "CELLS_AT_A_TIME", "build_coarse", "unit_prefixes"]
+__all__ = ["BLOCK_BYTES", "CELLS_AT_A_TIME", "build_coarse", "check_coarse", "unit_prefixes"]
 
 
 # Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
@@ -31,6 +33,20 @@ def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.f
     norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
     scaled: npt.NDArray[np.float32] = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
     return scaled
+
+
+def check_coarse(manifest: Manifest, path: object) -> None:
+    """Check the name and the settings of the coarse index, before it is made. path: of the index, for messages.
+
+    Raises DamagedIndexError naming the file, the key, the value and what was expected.
+    """
+    # A segment that is searched exactly has no coarse index; those that have one are each as large as its settings.
+    rows = min((part.rows for part in manifest.segments if not part.exact), default=0)
+    try:
+        family(manifest.settings.coarse).bound_settings(manifest.settings.coarse_settings, rows)
+    except CoarseIndexError as error:
+        file = f"generations/{manifest.generation:06d}.json in {path}"
+        raise DamagedIndexError(f"{file}: settings.coarse_settings: {error}; restore the file") from error
 
 
 def build_coarse(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +15,11 @@ import torch
 from funnel.adaptors import Adaptor
 from funnel.data.documents import DocumentStore
 from funnel.engine.cascade import Cascade, Float32, Int64, answers_alone, turn_of
-from funnel.engine.coarse import build_coarse
+from funnel.engine.coarse import build_coarse, check_coarse
 from funnel.engine.exact import pruned_exact
 from funnel.engine.measuring import Certifying, Given, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
-from funnel.engine.settings import check_order, check_settings
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.filtering.segment import SegmentRows
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
@@ -42,7 +39,7 @@ from indexes import (
     family,
 )
 
-__all__ = ["Opened", "coarse_width", "make_cascade", "open_generation", "rerank_widths"]
+__all__ = ["Opened", "make_cascade", "open_generation", "rerank_widths"]
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,6 @@ class Opened:
 def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
     """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
     return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
-
-
-def coarse_width(manifest: Manifest) -> int:
-    """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
-    return int(str(manifest.settings.get("coarse_width", manifest.ladder[0])))
 
 
 def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -148,7 +140,7 @@ def open_generation(
     except CoarseIndexError as error:
         raise InputError(str(error)) from error
     manifest, lock = folder.read()
-    check_settings(manifest, folder.path)
+    check_coarse(manifest, folder.path)
     if before is not None and same_generation(manifest, before.manifest):
         return before
     known = {} if before is None else before.manifest.files
@@ -162,13 +154,12 @@ def open_generation(
     live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
     first = segments[0]
     assert first.order is not None, "a first segment has an order"
-    settings: dict[str, Any] = dict(manifest.settings)
     searcher = Searcher(
         cascade=first.over(live),
         adaptor=adaptor,
         ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
         order=first.order,
-        widths=rerank_widths(manifest.ladder, settings["coarse"], coarse_width(manifest)),
+        widths=rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width),
         others=_others(segments, live, before),
     )
     if searcher.adaptor.dim != manifest.d:
@@ -178,7 +169,7 @@ def open_generation(
     stored = _stored(folder, manifest, searcher, first, before)
     searcher.calibration = None if stored is None else updated(stored, segments, live, searcher, before)
     documents: Documents | None = None
-    if settings["documents"]:
+    if manifest.settings.documents:
         simple = len(segments) == 1 and live is None
         documents = first.documents if simple else JoinedDocuments(segments, live)
     return Opened(manifest, searcher, documents, first.rebuilt, segments, live, stored, lock)
@@ -240,7 +231,7 @@ def _open_segment(
     _guard(store, verification, f"segments/{part.id}/vectors.npy")
     order = cascade = rebuilt = None
     norms = f"segments/{part.id}/norms.npy"
-    if not part.details.get("exact"):
+    if not part.exact:
         _require(manifest, part, "norms.npy", "order.npy")
         if norms in verification.verifiers:  # read whole, below
             verification.verifiers[norms].ensure(0, manifest.files[norms].size)
@@ -250,20 +241,27 @@ def _open_segment(
             raise DamagedIndexError(
                 f"order.npy holds {len(order)} rows, the manifest says {part.rows}; build the index again"
             )
-        check_order(order, part.rows, part.id)
-        settings = manifest.settings
+        _check_order(order, part.rows, part.id)
         coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
-        widths = rerank_widths(manifest.ladder, str(settings["coarse"]), coarse_width(manifest))
-        keep = settings.get("memory_mb") is None  # who states a memory gets no more than was chosen at build
+        widths = rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width)
+        keep = manifest.settings.memory_mb is None  # who states a memory gets no more than was chosen at build
         cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
     documents = None
-    if manifest.settings["documents"]:
+    if manifest.settings.documents:
         _require(manifest, part, "documents.sqlite")
         documents = DocumentStore.open(path / "documents.sqlite")
     ids = Ids.open(path, f"segments/{part.id}/id_offsets.npy" in manifest.files)
     segment = Segment(part.id, first, store, ids, order, cascade, documents, rebuilt)
     _check_agreement(segment, part.rows)
     return segment
+
+
+def _check_order(order: npt.NDArray[np.int64], rows: int, segment: str) -> None:
+    outside = rows > 0 and (order.min() < 0 or order.max() >= rows)
+    if outside or np.bincount(order, minlength=rows).max(initial=0) > 1:
+        raise DamagedIndexError(
+            f"order.npy of segment {segment} is no permutation of 0 to {rows - 1}; build the index again"
+        )
 
 
 def _added(others: Others, cascade: Cascade, queries: Float32) -> Float32:
@@ -321,7 +319,7 @@ def _stored(
     if first.rebuilt is None:
         return stored
     searcher.calibration = stored
-    return _calibrate_again(searcher, int(str(manifest.settings["seed"])))
+    return _calibrate_again(searcher, manifest.settings.seed)
 
 
 def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Searcher, first: Segment) -> None:
@@ -399,34 +397,29 @@ def _coarse(
     adaptor: Adaptor,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
-    name, settings = str(manifest.settings["coarse"]), manifest.settings["coarse_settings"]
-    assert isinstance(settings, dict)
+    settings, width = manifest.settings, manifest.coarse_width
     relative = f"segments/{part.id}/coarse.faiss"
     why = verification.damaged_caches.get(relative)
     if relative not in manifest.files:
         why = f"{relative} is missing"
     try:
-        installed, built_with = family(name).library(), _built_with(manifest.settings)
+        installed, built_with = family(settings.coarse).library(), settings.coarse_library
     except MissingBackendError as error:
         raise MissingPackageError(f"{folder.path} cannot be opened here: {error}") from error
     if why is None and built_with != installed:
         why = f"{relative} was written by {built_with}, and {installed} is installed"
     if why is None:
         try:
-            return family(name).load(store.path.parent / "coarse.faiss", coarse_width(manifest), settings), None
+            path = store.path.parent / "coarse.faiss"
+            return family(settings.coarse).load(path, width, settings.coarse_settings), None
         except CoarseIndexError as error:
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
-    seed = int(str(manifest.settings["seed"]))
+    made = (settings.coarse, settings.coarse_settings, settings.seed)
     try:
-        return build_coarse(store, coarse_width(manifest), name, settings, seed, progress=False, adaptor=adaptor), why
+        return build_coarse(store, width, *made, progress=False, adaptor=adaptor), why
     except CoarseIndexError as error:
         raise DamagedIndexError(f"{relative} cannot be made again by the settings: {error}; {REMEDY}") from error
-
-
-def _built_with(settings: Mapping[str, object]) -> str:
-    """The library that wrote the coarse index; the first indexes named the version of FAISS alone."""
-    return str(settings.get("coarse_library") or f"faiss {settings.get('faiss')}")
 
 
 def _calibrate_again(searcher: Searcher, seed: int) -> Calibration:

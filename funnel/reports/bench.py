@@ -24,6 +24,7 @@ from funnel.planning.costs import BATCH_SIZES
 from funnel.progress import Progress
 from funnel.reports.tables import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
 from funnel.results import Explanation
+from funnel.storage import Settings
 from indexes import FlatBaseline
 from indexes.system import free_bytes
 
@@ -365,14 +366,14 @@ def index_facts(index: FunnelIndex) -> IndexFacts:
         "adaptor": index.searcher.adaptor.kind,
         "ladder": list(manifest.ladder),
         "resident_mb": index.resident_bytes / 1e6,
-        "encoder": str(manifest.settings["encoder"] or "none (vectors given)"),
+        "encoder": (manifest.settings.encoder or "none (vectors given)"),
         "certificate": index.certification,
     }
 
 
-def _coarse_name(settings: Mapping[str, Any]) -> str:
-    chosen = ", ".join(f"{name} {value}" for name, value in settings["coarse_settings"].items())
-    return f"{settings['coarse']} ({chosen})" if chosen else str(settings["coarse"])
+def _coarse_name(settings: Settings) -> str:
+    chosen = ", ".join(f"{name} {value}" for name, value in settings.coarse_settings.items())
+    return f"{settings.coarse} ({chosen})" if chosen else settings.coarse
 
 
 def machine_facts(index: FunnelIndex) -> MachineFacts:

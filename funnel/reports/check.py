@@ -46,7 +46,7 @@ def deep_check(path: Path) -> Iterator[str]:
         yield f"{name}{_order(segment)}"
         yield f"{name}{_norms(segment, manifest.ladder)}"
         yield f"{name}{_coarse(segment.cascade)}"
-    if manifest.settings["documents"]:
+    if manifest.settings.documents:
         yield _documents(index)
     if searcher.calibration is not None:
         yield _truth(searcher)

@@ -12,11 +12,13 @@ from funnel.storage.folder import IndexFolder
 from funnel.storage.layout import BLOCK_BYTES, FORMAT_VERSION
 from funnel.storage.locks import ReaderLock
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest, PartEntry
+from funnel.storage.settings import AdaptorNote, Settings
 from funnel.storage.transactions import Transaction
 
 __all__ = [
     "BLOCK_BYTES",
     "FORMAT_VERSION",
+    "AdaptorNote",
     "BlockHashes",
     "BlockVerifier",
     "CheckReport",
@@ -26,6 +28,7 @@ __all__ = [
     "Manifest",
     "PartEntry",
     "ReaderLock",
+    "Settings",
     "Transaction",
     "Verification",
     "check",

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from funnel.errors import FormatVersionError, InputError
 from funnel.storage.layout import BOUNDS, FORMAT_VERSION, KINDS, FileFormat, is_identifier, split_path
+from funnel.storage.settings import Settings
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)", re.ASCII)
@@ -48,11 +49,21 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PartEntry:
-    """A segment or a set of tombstones: its identifier, its number of rows, and the writer's own details."""
+    """A segment or a set of tombstones.
+
+    exact: of a segment without a coarse index, all of whose rows are compared. unknown: keys of other versions, left as
+    they are.
+    """
 
     id: str
     rows: int
-    details: Mapping[str, object]
+    exact: bool = False
+    unknown: Mapping[str, object] = field(default_factory=dict)
+
+    def document(self) -> dict[str, object]:
+        """The entry as it stands in the manifest."""
+        exact = {"exact": True} if self.exact else {}
+        return {**self.unknown, "id": self.id, "rows": self.rows, **exact}
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Manifest:
     """One generation: everything that makes up one state of an index.
 
     `d` is the full width, `ladder` the rising prefix widths, `counts` named row counts, `files` every file
-    by its path relative to the index folder, `settings` whatever the writer needs to open it again.
+    by its path relative to the index folder, `settings` what else is needed to open it again.
     """
 
     generation: int
@@ -73,9 +84,19 @@ class Manifest:
     tombstones: tuple[PartEntry, ...]
     adaptor: str | None
     calibration: str | None
-    settings: Mapping[str, object]
+    settings: Settings
     files: Mapping[str, FileEntry]
     format_version: int = FORMAT_VERSION
+
+    @property
+    def coarse_width(self) -> int:
+        """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
+        return self.settings.coarse_width or self.ladder[0]
+
+    def body(self) -> dict[str, Any]:
+        """What `Transaction.commit` takes to commit the same again, to be changed."""
+        names = ("d", "ladder", "counts", "segments", "tombstones", "adaptor", "calibration", "settings")
+        return {name: getattr(self, name) for name in names}
 
     def paths(self, kind: str, identifier: str) -> dict[str, str]:
         """The files of one part: `{file name: path relative to the index folder}`."""
@@ -132,7 +153,7 @@ def parse(data: bytes) -> Manifest:
         tombstones=_parts(document["tombstones"], "tombstones"),
         adaptor=_optional_identifier(document["adaptor"], "adaptor"),
         calibration=_optional_identifier(document["calibration"], "calibration"),
-        settings=_mapping(document["settings"], "settings"),
+        settings=Settings.read(_mapping(document["settings"], "settings")),
         files=_files(document["files"]),
     )
     _check_references(manifest)
@@ -140,6 +161,8 @@ def parse(data: bytes) -> Manifest:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, PartEntry | Settings):
+        return value.document()
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} {value!r} is not plain; give numbers, text, lists or dicts")
@@ -167,6 +190,12 @@ def _refuse_constant(name: str) -> object:
 def _integer(value: object, name: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"{name} is {_short(value)}, expected a whole number from {low:,} to {high:,}")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {_short(value)}, expected true or false")
     return value
 
 
@@ -218,7 +247,8 @@ def _parts(value: object, name: str) -> tuple[PartEntry, ...]:
             PartEntry(
                 id=_text(entry.get("id"), f"{name}[{place}].id", is_identifier),
                 rows=_integer(entry.get("rows"), f"{name}[{place}].rows", 0, BOUNDS.rows),
-                details={key: detail for key, detail in entry.items() if key not in ("id", "rows")},
+                exact=_flag(entry.get("exact", False), f"{name}[{place}].exact"),
+                unknown={key: value for key, value in entry.items() if key not in ("id", "rows", "exact")},
             )
         )
     if len({part.id for part in parts}) != len(parts):
@@ -259,7 +289,10 @@ def _blocks(path: str, size: int, value: object) -> BlockHashes:
 
 
 def _check_references(manifest: Manifest) -> None:
-    """Every part that is named has its files, and every file belongs to a part that is named."""
+    """Every part that is named has its files, every file belongs to a part that is named, and widths are known."""
+    width, known = manifest.settings.coarse_width, {*manifest.ladder, manifest.d}
+    if width is not None and width not in known:
+        raise InputError(f"settings.coarse_width is {width}, expected one of {sorted(known)}; restore the file")
     named = {("segments", part.id) for part in manifest.segments}
     named |= {("tombstones", part.id) for part in manifest.tombstones}
     named |= {("adaptor", manifest.adaptor)} if manifest.adaptor else set()

@@ -179,8 +179,8 @@ class Transaction:
     def commit(self, body: Mapping[str, object], progress: bool = False) -> Manifest:
         """Make what was written and reused the live generation; gives its manifest.
 
-        `body` holds `d` and `ladder`, and where they apply `counts`, `segments` and `tombstones` (lists of
-        `{"id", "rows", ...}`), `adaptor` and `calibration` (identifiers), `settings` (free) and `versions`.
+        `body` holds `d` and `ladder`, and where they apply `counts`, `segments` and `tombstones` (of
+        `PartEntry`), `adaptor` and `calibration` (identifiers), `settings` (a `Settings`) and `versions`.
         Raises InputError for a body or files that do not fit the layout, StorageError or NoSpaceError where
         the disk refuses; the old generation then stays.
         """
@@ -267,7 +267,6 @@ class Transaction:
             "tombstones": [],
             "adaptor": None,
             "calibration": None,
-            "settings": {},
         }
         document |= body
         versions = document.get("versions", {})

@@ -59,7 +59,7 @@ def overlap(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
 
 def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Float32, asked: Float32) -> None:
     index = FunnelIndex.open(folder)
-    assert index.manifest.settings["coarse"] == "symqg" and index.manifest.settings["coarse_width"] == DIM
+    assert index.manifest.settings.coarse == "symqg" and index.manifest.settings.coarse_width == DIM
     assert index.searcher.cascade.alone and index.searcher.cascade.turn is not None
     plan = next(plan for plan in index.searcher.calibration.frontier(K).plans if not plan.is_flat)  # type: ignore[union-attr]
     ids, scores = index.search_vectors(asked, K, plan=plan)
@@ -72,12 +72,12 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
 
 
 def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_path: Path) -> None:
-    adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings["adaptor"]
-    assert adaptor["kind"] == "pca" and adaptor["isometric"] and "symqg over all 64 dims" in adaptor["why"]
+    adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings.adaptor
+    assert adaptor.kind == "pca" and adaptor.isometric and "symqg over all 64 dims" in adaptor.why
     for number, given in enumerate(({"memory_mb": 3.0}, {"dims": (32,)}, {"coarse": "flat"})):
         built = FunnelIndex.build(rows, tmp_path / str(number), progress=False, **given)  # type: ignore[arg-type]
         settings = built.manifest.settings
-        assert settings["coarse_width"] < DIM and "held-out" in settings["adaptor"]["why"], given
+        assert settings.coarse_width < DIM and "held-out" in settings.adaptor.why, given
 
 
 def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_rows_come_and_go(folder: Path, rows: Float32, asked: Float32, tmp_path:
     assert exported.rows == kept.sum()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), held[kept], atol=1e-5)
     np.testing.assert_array_equal(np.load(tmp_path / "out.ids.npy"), ids[kept])
-    assert index.compact() and index.manifest.settings["coarse"] == "flat"  # so few rows are left
+    assert index.compact() and index.manifest.settings.coarse == "flat"  # so few rows are left
     assert overlap(index.search_vectors(asked, K, recall=1.0).ids, true) > 0.999
 
 

@@ -12,6 +12,7 @@ from funnel.encoding.encoders import PROBE_TEXT
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.errors import BudgetError
 from funnel.search import Beside
+from tests.funnel.storage.helpers import settings
 
 DIM = 8
 
@@ -34,7 +35,7 @@ def slow() -> Slow:
 
 
 def beside(encode: Slow) -> Beside:
-    return Beside(QueryEncoder(encode, {}, DIM, "cpu"), None, 100)
+    return Beside(QueryEncoder(encode, settings(), DIM, "cpu"), None, 100)
 
 
 def test_encoding_is_measured_once_for_each_batch_size(slow: Slow) -> None:
@@ -72,7 +73,7 @@ def test_encoding_is_timed_on_texts_of_the_user_alone(texts: FunnelIndex, slow: 
     assert slow.calls == []  # there are none
     documents = texts._state.opened.documents
     assert documents is not None
-    Beside(QueryEncoder(slow, {}, DIM, "cpu"), documents, len(texts)).ms(
+    Beside(QueryEncoder(slow, settings(), DIM, "cpu"), documents, len(texts)).ms(
         2, 10, from_text=True, hits=False, latency_ms=10_000, texts=["one"]
     )
     contents = [" ".join(one.content.split()) for one in documents.get(range(len(texts)))]

@@ -91,7 +91,7 @@ def test_exact_answers_are_those_of_numpy(make: Callable[[Path], tuple[Any, np.n
 def test_vectors_of_documents_need_no_encoder(tmp_path: Path) -> None:
     path, rows = as_jsonl(tmp_path)
     index = build(path, tmp_path / "index")
-    assert index.manifest.settings["encoder"] is None
+    assert index.manifest.settings.encoder is None
     with pytest.raises(EncoderError, match="built from vectors"):
         index.search("a text")
     assert index.search(rows[3], 1)[0].id == "3"  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_real_texts_with_the_default_model(minilm: Encoder, tmp_path: Path) -> N
     assert index.dim == 384
     found = index.search(["load a spreadsheet table", "checksum of a message", "order a sequence"], 1)
     assert [hits[0].id for hits in found] == ["csv", "sha", "sort"]  # type: ignore[index]
-    assert index.manifest.settings["encoder_reopenable"]
+    assert index.manifest.settings.encoder_reopenable
 
 
 # Ids.
@@ -282,7 +282,7 @@ def test_memory_decides_the_coarse_index(tmp_path: Path) -> None:
 def test_dims_are_kept(graph: FunnelIndex) -> None:
     assert graph.manifest.ladder == (32, 48, DIM)
     assert graph.searcher.cascade.width == 32
-    assert graph.manifest.settings["coarse"] == "hnsw-sq8"
+    assert graph.manifest.settings.coarse == "hnsw-sq8"
 
 
 def test_the_stored_type(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_memory_that_was_stated_for_fewer_rows_can_be_stated_again(tmp_path: Pat
     shown = CliRunner().invoke(cli, ["compact", str(index.path), "--memory-mb", "1", "--quiet"])
     assert shown.exit_code == 0, shown.output
     assert index.refresh()
-    assert (len(index), len(index.segments), index.manifest.settings["memory_mb"]) == (4_000, 1, 1.0)
+    assert (len(index), len(index.segments), index.manifest.settings.memory_mb) == (4_000, 1, 1.0)
 
 
 def test_an_index_that_began_small_says_what_plans_for_its_rows(

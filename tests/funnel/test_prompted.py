@@ -16,7 +16,7 @@ from funnel.errors import DamagedIndexError, InputError
 from funnel.reports.pages import bench_queries
 from tests.funnel.cli.test_main import refused, run
 from tests.funnel.corpora import documents
-from tests.funnel.engine.test_settings import crafted
+from tests.funnel.storage.test_settings import crafted
 
 WIDTH = 128
 QUESTIONS = ["how do I open a file", "sort a list"]
@@ -107,7 +107,7 @@ def test_the_command_line_takes_them(minilm: Encoder, texts: list[str], tmp_path
     options = ["--query-prompt", "query: ", "--document-prompt", "passage: ", "--truncate-dim", WIDTH]
     run(["build", corpus, path, "--adaptor", "identity", "--quiet", *options])
     settings = FunnelIndex.open(path).manifest.settings
-    assert {name: settings[name] for name in PROMPTS} == PROMPTS
+    assert {name: getattr(settings, name) for name in PROMPTS} == PROMPTS
     assert "query: " in run(["info", path]).stdout
     said = refused(["build", corpus, tmp_path / "other", "--quiet", "--query-prompt", "search_query"])
     assert "'search_query', which is no prompt of the encoder" in said

@@ -98,7 +98,7 @@ def use(root: Path, lazy: str) -> Iterator[Callable[[], Any]]:
     yield lambda: index.health()
     yield lambda: index.export(root.parent / "out.npy", overwrite=True, progress=False)
     row = {"_id": "added", "text": "red tree", "vector": query, "year": 3}
-    documents = bool(index.manifest.settings["documents"])
+    documents = bool(index.manifest.settings.documents)
     ids = None if documents or not index.searcher.ids.text else ["added"]
     yield lambda: index.add([row] if documents else query[None], ids=ids)
     yield lambda: index.delete(index.ids()[:2])

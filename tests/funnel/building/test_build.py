@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_what_a_generation_holds(graph: FunnelIndex, graph_folder: Path) -> None:
     manifest = graph.manifest
     assert (manifest.d, manifest.counts["rows"], manifest.segments[0].rows) == (64, 3_000, 3_000)
-    assert manifest.settings["encoder"] is None
-    assert manifest.settings["dtype"] == "float32"
-    assert not manifest.settings["documents"]
+    assert manifest.settings.encoder is None
+    assert manifest.settings.dtype == "float32"
+    assert not manifest.settings.documents
     assert manifest.calibration is not None
     report = check(graph_folder)
     assert report.ok
@@ -239,7 +239,7 @@ def test_truth_is_that_of_the_rows_as_given(tmp_path: Path) -> None:
     rows, queries = outlying(2_000, 0), outlying(600, 1)
     build = partial(FunnelIndex.build, rows, queries=queries, adaptor="pca", progress=False)
     wide = build(tmp_path / "auto")
-    assert wide.manifest.settings["dtype"] == "float32"
+    assert wide.manifest.settings.dtype == "float32"
     said = f"as float32 (float16 would keep {wide.info().float16_kept:.4f} of the true top 10 of held-out rows)"
     assert said in str(wide.info())
     true = true_top(rows, queries, 10)
@@ -262,7 +262,7 @@ def test_truth_is_that_of_the_rows_as_given(tmp_path: Path) -> None:
 
 def test_float16_is_kept_where_it_costs_nothing(tmp_path: Path) -> None:
     index = FunnelIndex.build(clustered_rows(400), tmp_path / "index", adaptor="pca", progress=False)
-    assert index.manifest.settings["dtype"] == "float16"
+    assert index.manifest.settings.dtype == "float16"
     assert (index.info().kept or 0.0) >= 0.9995
     assert "as float16 (exact search over it keeps" in str(index.info())
 
@@ -277,7 +277,7 @@ def test_rows_that_tie_for_each_other_and_not_for_queries_are_kept_wide(tmp_path
 
     rows, queries = around(2_000, 1e-4), around(300, 0.3)
     index = FunnelIndex.build(rows, tmp_path / "index", queries=queries, adaptor="pca", progress=False)
-    assert index.manifest.settings["dtype"] == "float32"
+    assert index.manifest.settings.dtype == "float32"
     true, found = queries @ rows.T, index.search_vectors(queries, 10, recall=1.0).ids
     last = np.sort(true, axis=1)[:, -10]
     assert (np.take_along_axis(true, np.asarray(found), axis=1) >= last[:, None] - 1e-6).mean() > 0.999

@@ -153,7 +153,7 @@ def test_a_trained_adaptor_is_saved_and_an_index_built_with_it(tmp_path):
     assert json.loads((tmp_path / "adaptor" / "training.json").read_text())["logs"]["rotation"]["rows"] == 1_500
     index = FunnelIndex.build(rows, tmp_path / "index", adaptor=tmp_path / "adaptor", progress=False)
     assert index.searcher.adaptor.checksum == Adaptor.load(tmp_path / "adaptor").checksum
-    assert index.manifest.settings["adaptor"]["why"] == f"loaded from {tmp_path / 'adaptor'}"
+    assert index.manifest.settings.adaptor.why == f"loaded from {tmp_path / 'adaptor'}"
     ids, scores = index.search_vectors(rows[:20], 5, recall=1.0)
     np.testing.assert_allclose(scores, -np.sort(-(rows[:20] @ rows.T), axis=1)[:, :5], atol=5e-4)
     assert (ids[:, 0] == np.arange(20)).all()

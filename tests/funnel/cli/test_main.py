@@ -89,7 +89,7 @@ def test_build_and_search_by_vector(tmp_path: Path) -> None:
     assert "certified on 40 real queries" in built.stdout
     opened = FunnelIndex.open(index)
     assert opened.manifest.ladder == (16, 32, 64)
-    assert opened.manifest.settings["seed"] == 3
+    assert opened.manifest.settings.seed == 3
     found = run(["search", index, "--vector", tmp_path / "queries.npy", "-k", 3, "--recall", 1, "--json"])
     lines = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(lines) == 40

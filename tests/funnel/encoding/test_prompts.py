@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from funnel.checks import LONGEST_PROMPT
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import load_model, local_folder
-from funnel.encoding.prompts import LONGEST_PROMPT, TextOptions
+from funnel.encoding.prompts import TextOptions
 from funnel.encoding.query_encoder import stored_encoder
 from funnel.errors import InputError
+from tests.funnel.storage.helpers import settings
 
 PROMISED_COSINE = 0.998  # what the README promises of half precision
 TEXTS = ["how do plants grow", "A Café!", "x" * 300]
@@ -158,12 +160,14 @@ def test_more_dims_than_there_are(tiny_folder: Path) -> None:
 def test_a_manifest_of_before_prompts_were_kept() -> None:
     """Its queries are encoded as its documents were: with the names alone that sentence-transformers looks for."""
     own = {"query": "query: ", "search_query": "s: ", "passage": "passage: "}
-    before = TextOptions.of_manifest({"encoder": "some/model"}).resolved(TextOptions.of_model(own), own, "some/model")
+    before = TextOptions.of_manifest(settings(encoder="some/model")).resolved(
+        TextOptions.of_model(own), own, "some/model"
+    )
     assert (before.query_prompt, before.document_prompt) == ("query: ", "")
-    assert TextOptions.of_manifest({"encoder": None}) == TextOptions()  # vectors: the model's own, as for a build
+    assert TextOptions.of_manifest(settings()) == TextOptions()  # vectors: the model's own, as for a build
 
 
 def test_what_a_manifest_keeps_is_a_text() -> None:
-    kept = TextOptions.of_manifest({"encoder": "some/model", "query_prompt": "query", "document_prompt": ""})
+    kept = TextOptions.of_manifest(settings(encoder="some/model", query_prompt="query", document_prompt=""))
     own = {"query": "query: ", "document": "document: "}
     assert kept.resolved(TextOptions.of_model(own), own, "some/model").query_prompt == "query"

@@ -15,6 +15,7 @@ from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from funnel.encoding.models import local_folder
 from funnel.encoding.query_encoder import QueryEncoder, stored_encoder
 from funnel.errors import EncoderError
+from tests.funnel.storage.helpers import settings
 
 
 def test_it_is_loaded_once_however_many_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +27,7 @@ def test_it_is_loaded_once_however_many_threads_wait(monkeypatch: pytest.MonkeyP
         return load_encoder(lambda texts: np.ones((len(texts), 2)))
 
     monkeypatch.setattr(query_encoder, "load_encoder", slowly)
-    encoder = QueryEncoder("name", {}, 2, "cpu")
+    encoder = QueryEncoder("name", settings(), 2, "cpu")
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda _: encoder.load(), range(8)))
     assert loads == ["name"]
@@ -71,8 +72,7 @@ def test_an_object_with_ways_of_its_own_for_queries_and_documents() -> None:
 
 
 def _named(name: str, path: Path, given: str | None = None) -> QueryEncoder:
-    settings = {"encoder": name, "encoder_reopenable": True, "exact_encoding": False}
-    return QueryEncoder(given, settings, 384, "cpu", path)
+    return QueryEncoder(given, settings(encoder=name, encoder_reopenable=True), 384, "cpu", path)
 
 
 @pytest.fixture

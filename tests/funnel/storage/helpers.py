@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from funnel.storage import Manifest, Transaction
+from funnel.storage import AdaptorNote, Manifest, PartEntry, Settings, Transaction
 from funnel.storage.files import Files
 
 OPERATIONS = ("make_folder", "write", "sync", "replace", "link", "remove", "remove_folder")
@@ -32,12 +32,19 @@ def write_calibration(folder: Path) -> None:
     np.savez(folder / "calibration.npz", truth=np.zeros((2, 3), dtype=np.int64))
 
 
-def segment_entry(transaction: Transaction, folder: Path, rows: int = 3) -> dict[str, object]:
-    return {"id": transaction.identifier(folder), "rows": rows}
+def segment_entry(transaction: Transaction, folder: Path, rows: int = 3) -> PartEntry:
+    return PartEntry(transaction.identifier(folder), rows)
+
+
+def settings(**given: object) -> Settings:
+    """Those of an index of bare vectors under a flat search, unless others are given."""
+    known: dict[str, object] = {"coarse": "flat", "coarse_settings": {}, "documents": False, "dtype": "float16"}
+    known |= {"encoder": None, "encoder_reopenable": False, "exact_encoding": False, "memory_mb": None, "seed": 0}
+    return Settings(**known | {"adaptor": AdaptorNote(kind="pca")} | given)
 
 
 def body(**parts: object) -> dict[str, object]:
-    return {"d": DIMENSIONS, "ladder": [2, 4], "counts": {"rows": 3}, **parts}
+    return {"d": DIMENSIONS, "ladder": [2, 4], "counts": {"rows": 3}, "settings": settings(), **parts}
 
 
 def commit_all(transaction: Transaction, rows: int = 3) -> Manifest:
@@ -51,10 +58,10 @@ def commit_all(transaction: Transaction, rows: int = 3) -> Manifest:
     return transaction.commit(
         body(
             segments=[segment_entry(transaction, segment, rows)],
-            tombstones=[{"id": transaction.identifier(tombstones), "rows": 1}],
+            tombstones=[PartEntry(transaction.identifier(tombstones), 1)],
             adaptor=transaction.identifier(adaptor),
             calibration=transaction.identifier(calibration),
-            settings={"seed": rows},
+            settings=settings(seed=rows),
         )
     )
 
@@ -70,7 +77,7 @@ def commit_second(transaction: Transaction) -> Manifest:
     (segment / "coarse.faiss").write_bytes(b"another coarse index")
     transaction.reuse("adaptor")
     return transaction.commit(
-        body(segments=[segment_entry(transaction, segment)], adaptor=previous.adaptor, settings={"seed": 2})
+        body(segments=[segment_entry(transaction, segment)], adaptor=previous.adaptor, settings=settings(seed=2))
     )
 
 

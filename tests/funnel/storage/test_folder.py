@@ -5,7 +5,7 @@ import pytest
 
 from funnel.errors import DamagedIndexError, NotAnIndexError, StorageError
 from funnel.storage import IndexFolder
-from tests.funnel.storage.helpers import commit_all, commit_second
+from tests.funnel.storage.helpers import commit_all, commit_second, settings
 
 
 def test_a_folder_comes_into_being_with_its_first_commit(tmp_path):
@@ -19,7 +19,7 @@ def test_a_folder_comes_into_being_with_its_first_commit(tmp_path):
     assert folder.exists()
     assert folder.manifest() == written
     assert written.generation == 1
-    assert written.settings == {"seed": 3}
+    assert written.settings == settings(seed=3)
     assert {"numpy", "torch", "faiss"} <= written.versions.keys()
 
 

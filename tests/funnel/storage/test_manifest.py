@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from funnel.errors import FormatVersionError, InputError
 from funnel.storage.layout import BOUNDS, FORMAT_VERSION
 from funnel.storage.manifest import BlockHashes, FileEntry, encode, parse
+from tests.funnel.storage.helpers import settings
 
 ID = "000001-0123abcd"
 SHA = "0" * 63 + "a"
@@ -32,7 +33,7 @@ def document():
         "tombstones": [],
         "adaptor": None,
         "calibration": None,
-        "settings": {"seed": 0, "coarse": {"name": "hnsw"}},
+        "settings": settings(coarse="hnsw", unknown={"later": {"a": 1}}).document(),
         "files": files,
     }
 
@@ -48,7 +49,13 @@ GOLDEN = (
     f'      "sha256": "{SHA}"\n    }}\n  }},\n'
     '  "format_version": 1,\n  "generation": 1,\n  "ladder": [\n    2,\n    4\n  ],\n'
     f'  "segments": [\n    {{\n      "coarse": "hnsw",\n      "id": "{ID}",\n      "rows": 3\n    }}\n  ],\n'
-    '  "settings": {\n    "coarse": {\n      "name": "hnsw"\n    },\n    "seed": 0\n  },\n'
+    '  "settings": {\n    "adaptor": {\n      "isometric": false,\n      "kind": "pca",\n      "why": ""\n'
+    '    },\n    "coarse": "hnsw",\n    "coarse_asked": null,\n    "coarse_library": null,\n'
+    '    "coarse_settings": {},\n    "coarse_width": null,\n    "document_prompt": null,\n'
+    '    "documents": false,\n    "dtype": "float16",\n    "encoder": null,\n'
+    '    "encoder_reopenable": false,\n    "exact_encoding": false,\n    "float16_kept": null,\n'
+    '    "kept": null,\n    "later": {\n      "a": 1\n    },\n    "memory_mb": null,\n'
+    '    "query_prompt": null,\n    "seed": 0,\n    "truncate_dim": null\n  },\n'
     '  "tombstones": [],\n  "versions": {\n    "numpy": "2.0"\n  }\n}\n'
 ).encode()
 
@@ -61,8 +68,8 @@ def test_golden_bytes_are_read():
     manifest = parse(GOLDEN)
     assert (manifest.d, manifest.ladder, manifest.counts) == (4, (2, 4), {"rows": 3})
     assert manifest.segments[0].id == ID
-    assert manifest.segments[0].details == {"coarse": "hnsw"}
-    assert manifest.settings == {"seed": 0, "coarse": {"name": "hnsw"}}
+    assert manifest.segments[0].unknown == {"coarse": "hnsw"}
+    assert manifest.settings == settings(coarse="hnsw", unknown={"later": {"a": 1}})
     assert manifest.paths("segments", ID)["ids.npy"] == f"segments/{ID}/ids.npy"
     assert manifest.paths("segments", "000001-99999999") == {}
     blocks = manifest.files[f"segments/{ID}/vectors.npy"].blocks
@@ -129,6 +136,8 @@ FILE = f"segments/{ID}/vectors.npy"
         (change(("adaptor",), "../../home"), "adaptor"),
         (change(("calibration",), ID), "has no calibration.json"),
         (change(("settings",), None), "settings"),
+        (change(("settings", "seed"), "0"), "settings.seed is '0': Expected `int`"),
+        (change(("segments", 0, "exact"), 1), "exact is 1, expected true or false"),
         (change(("files",), []), "files"),
         (change(("files", FILE, "sha256"), SHA.upper()), "sha256"),
         (change(("files", FILE, "sha256"), 5), "sha256"),
@@ -182,8 +191,8 @@ def test_a_newer_format_names_both_versions_and_the_remedy():
 
 def test_numpy_numbers_are_written_as_plain_ones():
     changed = document()
-    changed["settings"] = {"seed": np.int64(3), "scale": np.float32(0.5)}
-    assert parse(encode(changed)).settings == {"seed": 3, "scale": 0.5}
+    changed["settings"] |= {"seed": np.int64(3), "kept": np.float32(0.5)}
+    assert parse(encode(changed)).settings == settings(coarse="hnsw", seed=3, kept=0.5, unknown={"later": {"a": 1}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes", np.zeros(2)])

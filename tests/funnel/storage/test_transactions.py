@@ -30,6 +30,7 @@ from tests.funnel.storage.helpers import (
     commit_all,
     commit_second,
     segment_entry,
+    settings,
     write_segment,
 )
 
@@ -327,7 +328,7 @@ def commit_with(transaction, spoil, **changes):
         (lambda folder: None, {"d": 0}, "d is 0"),
         (lambda folder: None, {"colour": "red"}, "colour"),
         (lambda folder: None, {"adaptor": "000001-00000000"}, "has no adaptor.json"),
-        (lambda folder: None, {"settings": {"x": float("inf")}}, "JSON"),
+        (lambda folder: None, {"settings": settings(memory_mb=float("inf"))}, "JSON"),
     ],
 )
 def test_what_does_not_fit_the_layout_is_refused_before_anything_moves(index, spoil, changes, words):

@@ -1,0 +1,98 @@
+"""What the settings of a manifest hold: the one schema, checked once when a manifest is read.
+
+A new setting is one line of `Settings`, with a default, so that older indexes open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from funnel.checks import LONGEST_PROMPT
+from funnel.errors import InputError
+
+LONGEST_NAME = 4096  # characters: PATH_MAX of Linux, since an encoder may be a folder
+LARGEST_SEED = 2**63 - 1  # what torch's generators take
+LARGEST_SHOWN = 80  # characters of a bad value in a message
+
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
+Prompt = Annotated[str, msgspec.Meta(max_length=LONGEST_PROMPT)]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)]
+Width = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Megabytes = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
+
+
+class AdaptorNote(msgspec.Struct):
+    """What was said of the adaptor when it was chosen."""
+
+    kind: Name = ""
+    isometric: bool = False
+    why: str = ""
+
+
+class Settings(msgspec.Struct, kw_only=True):
+    """The settings of one generation.
+
+    coarse_width: None: the first of the ladder. coarse_asked: whether the coarse index or the widths were asked for at
+    build. coarse_library: which wrote the coarse index, and its version. query_prompt, document_prompt: None where
+    there is no encoder, or the index is of before prompts were kept. unknown: keys of other versions, left as they are.
+    """
+
+    coarse: Name
+    coarse_settings: dict[Name, Whole]
+    documents: bool
+    dtype: Name
+    encoder: Name | None
+    encoder_reopenable: bool
+    exact_encoding: bool
+    memory_mb: Megabytes | None
+    seed: Whole
+    adaptor: AdaptorNote
+    query_prompt: Prompt | None = None
+    document_prompt: Prompt | None = None
+    truncate_dim: Width | None = None
+    kept: Share | None = None
+    float16_kept: Share | None = None
+    coarse_width: Width | None = None
+    coarse_asked: bool | None = None
+    coarse_library: Name | None = None
+    unknown: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Settings:
+        """As they stand in a manifest. Raises InputError naming the key, the value and what was expected."""
+        known = {key: value for key, value in document.items() if key in _KEYS}
+        if "faiss" in document:  # of the first indexes, in place of coarse_library
+            known.setdefault("coarse_library", f"faiss {document['faiss']}")
+        try:
+            settings = msgspec.convert(known, cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            said, _, place = str(error).partition(" - at `$")
+            key = place.rstrip("`").lstrip(".")
+            value = f" is {_short(_at(document, key))}" if key else ""
+            raise InputError(f"settings{'.' if key else ''}{key}{value}: {said}; restore the file") from None
+        settings.unknown = {key: value for key, value in document.items() if key not in (*_KEYS, "faiss")}
+        return settings
+
+    def document(self) -> dict[str, Any]:
+        """As they stand in a manifest."""
+        known = {key: getattr(self, key) for key in _KEYS}
+        return {**self.unknown, **known, "adaptor": msgspec.structs.asdict(self.adaptor)}
+
+
+_KEYS = frozenset(Settings.__struct_fields__) - {"unknown"}
+
+
+def _at(settings: Mapping[str, Any], key: str) -> object:
+    value: object = settings
+    for step in key.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else value
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LARGEST_SHOWN else f"{text[: LARGEST_SHOWN - 3]}..."
