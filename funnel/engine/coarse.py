@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,8 @@ def build_coarse(
 
     One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
     user's own space where the adaptor allows that.
+
+    Raises DamagedIndexError where stored values are not finite.
     """
     index = family(name)(width, **settings)
     alone = answers_alone(index, store.dim)
@@ -77,10 +79,18 @@ def build_coarse(
     return index
 
 
+def _read(store: VectorStore, start: int, stop: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """The rows from `start` to `stop`, some at a time, with the number of the first."""
+    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, stop):
+        if not np.isfinite(rows).all():
+            raise DamagedIndexError(f"{store.path} holds values that are not finite; build the index again")
+        yield first, rows
+
+
 def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: bool = True) -> npt.NDArray[np.float32]:
     """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
-    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim), start, start + len(block)):
-        width = block.shape[1]
+    width = block.shape[1]
+    for first, rows in _read(store, start, start + len(block)):
         block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
     return block
 
@@ -91,7 +101,7 @@ def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[n
         return _fill(np.empty((store.n, width), dtype=np.float32), store, 0)
     chosen = np.sort(np.random.default_rng(seed).choice(store.n, TRAINING_ROWS, replace=False))
     sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
-    for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+    for first, rows in _read(store, 0, store.n):
         begin, end = np.searchsorted(chosen, (first, first + len(rows)))
         sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first], width)
     return sample

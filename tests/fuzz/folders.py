@@ -128,7 +128,7 @@ def one_trial(folders: list[Path], into: Path, seed: int) -> tuple[str, Counter[
     source = folders[int(random.integers(len(folders)))]
     shutil.copytree(source, into / source.name)
     said, results = source.name, Counter[str]()
-    with suppress(RecursionError, ValueError):  # the second change of a file may find it no longer readable
+    with suppress(RecursionError, ValueError):  # the second change may find a manifest that is no longer readable
         said += f": {alter(into / source.name, folders, random)}"
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + LARGEST, resource.RLIM_INFINITY))
     began = time.process_time()

@@ -13,7 +13,9 @@ from funnel.building import segment as module
 from funnel.building.intake import take_in
 from funnel.building.segment import write_norms, write_rows
 from funnel.data.corpus import open_corpus
+from funnel.engine import coarse
 from funnel.engine.coarse import build_coarse, unit_prefixes
+from funnel.errors import DamagedIndexError
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows
 
@@ -72,15 +74,25 @@ def test_norms(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_coarse_index_holds_every_row_in_order(
     name: str, store: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 50)
-    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 16 * 100)  # a hundred rows at a time
-    monkeypatch.setattr(module, "TRAINING_ROWS", 300)
+    monkeypatch.setattr(coarse, "CELLS_AT_A_TIME", 64 * 50)
+    monkeypatch.setattr(coarse, "BLOCK_BYTES", 4 * 16 * 100)  # a hundred rows at a time
+    monkeypatch.setattr(coarse, "TRAINING_ROWS", 300)
     settings = {"nlist": 8} if name == "ivf-sq8" else {}
     index = build_coarse(store, 16, name, settings, 0, False)
     assert index.ntotal == 700
     prefixes = unit_prefixes(store.matrix.numpy(), 16)
     _, found = index.search(prefixes, 5, index.efforts()[-1])
     assert (found == np.arange(700)[:, None]).any(axis=1).mean() > 0.98
+
+
+@pytest.mark.parametrize("most", [100, 1_000])
+def test_rows_that_are_not_finite_are_damage(most: int, store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse, "TRAINING_ROWS", most)
+    rows = store.matrix.numpy().copy()
+    rows[699, 3] = np.nan
+    np.save(store.path, rows)
+    with pytest.raises(DamagedIndexError, match=r"vectors\.npy holds values that are not finite"):
+        build_coarse(VectorStore.open(store.path), 16, "ivf-sq8", {"nlist": 8}, 0, False)
 
 
 def test_unit_prefixes() -> None:
