@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from funnel.budget import LARGEST_K, check_k
 from funnel.data.documents import DocumentStore
-from funnel.data.words import LexicalIndex, PooledIndex
+from funnel.data.words import Bm25, LexicalIndex
 from funnel.engine.workers import workers
 from funnel.errors import InputError
 from funnel.plan import Plan
@@ -81,18 +81,15 @@ class Lexical:
         self.stores: tuple[tuple[int, DocumentStore], ...] = tuple(stores)
         self._allowed = tuple(allowed) if allowed is not None else (None,) * len(self.stores)
         self._lock = free_in_children(Lock())
-        self._indexes: tuple[LexicalIndex, ...] | None = None
-        self._pooled: PooledIndex | None = None
+        self._bm25: Bm25 | None = None
 
-    def open(self) -> tuple[LexicalIndex, ...]:
-        """The table of every store; where a store has none it is made in a temporary file, once."""
+    def open(self) -> Bm25:
+        """The tables of all stores; where a store has none it is made in a temporary file, once."""
         with self._lock:
-            if self._indexes is None:
-                indexes = tuple(store.lexical() or self._beside(store) for _, store in self.stores)
-                if sum(index.rows > 0 for index in indexes) > 1:
-                    self._pooled = PooledIndex([first for first, _ in self.stores], indexes)
-                self._indexes = indexes
-            return self._indexes
+            if self._bm25 is None:
+                tables = [store.lexical() or self._beside(store) for _, store in self.stores]
+                self._bm25 = Bm25([first for first, _ in self.stores], tables)
+            return self._bm25
 
     def among(self, allowed: npt.NDArray[np.bool_]) -> Lexical:
         """The same, over the documents that are allowed too: bool by position in the index."""
@@ -101,7 +98,7 @@ class Lexical:
             mask = allowed[first : first + store.count()]
             masks.append(mask if own is None else mask & own)
         narrowed = Lexical(self.stores, masks)
-        narrowed._indexes, narrowed._pooled = self.open(), self._pooled
+        narrowed._bm25 = self.open()
         return narrowed
 
     def _beside(self, store: DocumentStore) -> LexicalIndex:
@@ -111,13 +108,7 @@ class Lexical:
 
     def rank(self, text: str, depth: int, deadline: Deadline | None = None) -> Ranking | None:
         """The best `depth` positions of all stores together; None where the deadline came first."""
-        stopped = None if deadline is None else deadline.passed
-        indexes = self.open()
-        if self._pooled is not None:
-            return self._pooled.rank(text, depth, self._allowed, stopped)
-        number = next((number for number, index in enumerate(indexes) if index.rows), 0)  # the one that has words
-        found = indexes[number].rank(text, depth, self._allowed[number], stopped)
-        return None if found is None else (found[0] + self.stores[number][0], found[1])
+        return self.open().rank(text, depth, self._allowed, None if deadline is None else deadline.passed)
 
     def rank_all(self, texts: Sequence[str], depth: int, deadline: Deadline | None = None) -> list[Ranking | None]:
         """`rank` of every text, several at once."""
