@@ -255,13 +255,8 @@ def lexical_of(opened: Opened) -> Lexical | None:
 
 def _rows_of(opened: Opened) -> LiveRows:
     """The rows of a generation, as its monitor is told of them."""
-    others, segments = opened.searcher.others, opened.segments
-    return LiveRows(
-        tuple((segment.id, segment.stop) for segment in segments),
-        None if others is None else others.exact,
-        opened.live,
-        opened.searcher.cascade.as_stored,
-    )
+    count = opened.segments[-1].stop
+    return LiveRows(count, 0 if opened.live is None else count - int(np.count_nonzero(opened.live)))
 
 
 def _of_latency(key: tuple[object, ...]) -> bool:

@@ -23,33 +23,29 @@ queries, does not speak of most calls then.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cached_property
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from funnel.engine.rerank import Kept, depths
-from funnel.engine.segments import ExactRows, best_of
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
 from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE, Run
-from funnel.planning.updated import Updated
 from indexes.forks import free_in_children
 
 __all__ = [
     "ALARM",
-    "DEPTH",
     "RANKS",
     "WINDOW",
     "Drift",
     "Exchangeability",
     "LiveRows",
-    "Neighbours",
     "Reference",
     "returned",
 ]
@@ -140,131 +136,20 @@ def _log(value: float) -> float:
 
 
 RANKS = (0, 9)  # the hits whose scores are compared: the best and the tenth
-DEPTH = 20  # neighbours of each query: a plan that misses half of them still has its tenth hit among so many
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class LiveRows:
-    """The rows of one generation, counted through its segments.
+class LiveRows(NamedTuple):
+    """How many rows a generation has, and how many of them were deleted."""
 
-    segments: the identifier of each, and the number after that of its last row; the first is the one that was
-    calibrated. exact: those beside it, searched exactly. live: bool [all rows]; None: nothing was deleted. as_stored:
-    takes queries to the space of the rows.
-    """
+    total: int
+    deleted: int
 
-    segments: tuple[tuple[str, int], ...]
-    exact: ExactRows | None
-    live: npt.NDArray[np.bool_] | None
-    as_stored: Callable[[Float32], Float32]
-
-    def as_before(self, before: LiveRows) -> int:
-        """How many rows have the numbers they had: those of the segments that both begin with."""
-        count = 0
-        for (one, stop), (other, _) in zip(self.segments, before.segments, strict=False):
-            if one != other:
-                break
-            count = stop
-        return count
-
-    def exact_from(self, number: int) -> ExactRows | None:
-        """Those searched exactly, from this row number on; None where there are none."""
-        exact = self.exact
-        left_out = 0 if exact is None else max(0, number - exact.first)
-        if exact is None or left_out >= exact.count:
-            return None
-        first, count = exact.first + left_out, exact.count - left_out
-        return replace(exact, first=first, count=count, buffer=exact.buffer[left_out:])
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The best DEPTH of all live rows for each calibration query.
-
-    queries: float32 [q, d], as rows are stored. near_rows, near_scores: int32 and float32 [q, any], the best of the
-    first segment as recorded, falling. scores, numbers: float32 and int64 [q, DEPTH], falling, -inf and -1 at the end
-    where there are fewer.
-    """
-
-    queries: Float32
-    near_rows: npt.NDArray[np.int32]
-    near_scores: Float32
-    rows: LiveRows
-    scores: Float32
-    numbers: Int64
-
-    @classmethod
-    def of(cls, calibration: Calibration, rows: LiveRows, most: int | None = None) -> Neighbours | None:
-        """Those of one generation by itself; None where the record does not name the rows that were near.
-
-        most: of so many calibration queries, evenly spaced; None: of all.
-        """
-        stored = calibration.stored if isinstance(calibration, Updated) else calibration
-        run = stored.runs()[1]
-        if run is None or run.near_rows is None or run.near_scores is None:
-            return None
-        few = slice(None, None, 1 if most is None else -(-len(run.queries) // most))
-        queries = rows.as_stored(np.ascontiguousarray(run.queries[few]))
-        none = np.empty((len(queries), 0), dtype=np.float32)
-        made = cls(queries, run.near_rows[few], run.near_scores[few], rows, none, none.astype(np.int64))
-        scores, numbers = made._looked_up(np.arange(len(queries)))
-        return replace(made, scores=scores, numbers=numbers)
-
-    def then(self, rows: LiveRows) -> Neighbours:
-        """Those of a later generation with the same first segment."""
-        kept = rows.as_before(self.rows)
-        made = replace(self, rows=rows, scores=self.scores.copy(), numbers=self.numbers.copy())
-        made._join(rows.exact_from(kept))
-        lost = self.numbers >= kept
-        if rows.live is not None:
-            there = ~lost & (self.numbers >= 0)
-            lost[there] = ~rows.live[self.numbers[there]]
-        again = np.flatnonzero(lost.any(axis=1))
-        if len(again):
-            made.scores[again], made.numbers[again] = made._looked_up(again)
-        return made
-
-    def _join(self, new: ExactRows | None) -> None:
-        """Put rows among the neighbours that none of them is yet."""
-        if new is None:
-            return
-        scores, numbers = new.search(self.queries, DEPTH, self.rows.live)
-        nearer = np.flatnonzero(scores[:, 0] > self.scores[:, -1])
-        old = self.scores[nearer], self.numbers[nearer]
-        self.scores[nearer], self.numbers[nearer] = best_of([old, (scores[nearer], numbers[nearer])], DEPTH)
-
-    def _looked_up(self, asked: Int64) -> tuple[Float32, Int64]:
-        """Scores and row numbers of the neighbours of some queries, from the record and the rows beside it."""
-        live, exact = self.rows.live, self.rows.exact
-        few = slice(DEPTH) if live is None else slice(None)
-        numbers = self.near_rows[asked, few].astype(np.int64)
-        gone = numbers < 0
-        if live is not None:
-            gone |= ~live[numbers]
-        answers = [(np.where(gone, np.float32(-np.inf), self.near_scores[asked, few]), numbers)]
-        if exact is not None:
-            answers.append(exact.search(np.ascontiguousarray(self.queries[asked]), DEPTH, live))
-        scores, numbers = best_of(answers, DEPTH)
-        return scores, np.where(np.isneginf(scores), -1, numbers)
-
-    @property
-    def added(self) -> Float32 | None:
-        """The scores of neighbours that were added since calibration, float32 [q, DEPTH]; -inf in place of others."""
-        if self.rows.exact is None:
-            return None
-        return np.where(self.numbers >= self.rows.segments[0][1], self.scores, np.float32(-np.inf))
-
-    def moved_since(self, before: Neighbours) -> float:
-        """By how much the scores at RANKS are others: the largest difference of their distribution functions."""
-        most = 0.0
-        for rank in RANKS:
-            now, then = self.scores[:, rank], before.scores[:, rank]
-            if (now != then).any():
-                counts = (np.bincount(cells_of(scores), minlength=CELLS) for scores in (now, then))
-                most = max(most, float(np.abs(np.cumsum(next(counts) - next(counts))).max()) / len(now))
-        return most
+    def changed_since(self, before: LiveRows) -> int:
+        """How many rows were added or deleted, at least."""
+        return abs(self.total - before.total) + abs(self.deleted - before.deleted)
 
 
 # Share of the calibration queries whose hits tie with other candidates, up to which their depth is compared: which of
@@ -273,40 +158,20 @@ MOST_TIED = 0.01
 
 
 class Reference:
-    """What plans return for the calibration queries at one generation. Nothing is read before it is asked for.
+    """What plans return for the calibration queries at one generation. Nothing is read before it is asked for."""
 
-    rows: those of the generation; None where nothing was ever added or deleted. before: that of an earlier generation
-    with the same first segment, whose neighbours are carried on where they are known.
-    """
-
-    def __init__(self, calibration: Calibration, rows: LiveRows | None, before: Reference | None = None) -> None:
-        self._calibration, self._rows = calibration, rows
-        self._before = before.known if before is not None else None
-
-    @property
-    def known(self) -> Neighbours | None:
-        """Neighbours that were worked out already, here or before."""
-        found: Neighbours | None = self.__dict__.get("neighbours", self._before)
-        return found
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
 
     @cached_property
-    def neighbours(self) -> Neighbours | None:
-        """Of the calibration queries among the rows; None where they cannot be told."""
-        if self._rows is None:
-            return None
-        before = self._before
-        return Neighbours.of(self._calibration, self._rows) if before is None else before.then(self._rows)
-
-    def some(self, most: int) -> Neighbours | None:
-        """Those of at most so many calibration queries, evenly spaced."""
-        return None if self._rows is None else Neighbours.of(self._calibration, self._rows, most)
+    def _added(self) -> Float32 | None:
+        """The best scores among rows added since calibration, float32 [q, any]; None where there are none."""
+        added, run = self._calibration.added, self._calibration.runs()[1]
+        return None if added is None or run is None else added(np.ascontiguousarray(run.queries))
 
     def __call__(self, plan: Plan, k: int) -> Float32 | None:
         """See `returned`."""
-        added = None
-        if self._calibration.added is not None and self.neighbours is not None:
-            added = self.neighbours.added
-        return returned(self._calibration, plan, k, RANKS, added)
+        return returned(self._calibration, plan, k, RANKS, self._added)
 
 
 def returned(
@@ -321,8 +186,6 @@ def returned(
     _, run = calibration.runs()
     if run is None:
         return None
-    if added is None and calibration.added is not None:
-        added = calibration.added(np.ascontiguousarray(run.queries))
     found = _followed(calibration, run, plan, k, ranks, added)
     # Where the coarse order is that of the hits they have no depth; where rows were deleted it is not on record.
     if found is not None and (not calibration.costs.reranked or run.live is not None):

@@ -60,11 +60,7 @@ class Growing:
 
     def now(self) -> LiveRows:
         """The rows as a monitor is told of them."""
-        exact = None
-        if len(self.segments) > 1:
-            exact = ExactRows(self.count, len(self.rows) - self.count, torch.from_numpy(self.rows[self.count :]))
-        live = None if self.live.all() else self.live.copy()
-        return LiveRows(tuple(self.segments), exact, live, lambda queries: queries)
+        return LiveRows(len(self.rows), int(np.count_nonzero(~self.live)))
 
     def flat(self, queries: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
         """The best k of all live rows."""
@@ -92,16 +88,16 @@ class Growing:
         self._move()
 
     def _move(self) -> None:
-        live, rows = self.live[: self.count].copy(), self.now()
+        live, everywhere = self.live[: self.count].copy(), self.live.copy()
         if live.all():
             made = replace(self.stored)
         else:
             made = Updated.of(self.stored, live, self._truth(live), self.calibration)
         made.updates = "changed"
-        exact = rows.exact
-        if exact is not None:
-            made.added = lambda queries: exact.search(queries, LARGEST_K, rows.live)[0]
-        self.calibration, self.monitor = made, self.monitor.then(made, self.flat, rows, True)
+        if len(self.rows) > self.count:
+            exact = ExactRows(self.count, len(self.rows) - self.count, torch.from_numpy(self.rows[self.count :]))
+            made.added = lambda queries: exact.search(queries, LARGEST_K, everywhere)[0]
+        self.calibration, self.monitor = made, self.monitor.then(made, self.flat, self.now(), True)
 
     def _truth(self, live: npt.NDArray[np.bool_]):  # type: ignore[no-untyped-def]
         return lambda queries, k: self._best(queries, self.rows[: self.count], live, k)

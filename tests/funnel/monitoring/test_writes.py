@@ -120,19 +120,9 @@ def test_a_small_write_keeps_the_reference_and_a_large_one_does_not(monkeypatch:
 
 def test_an_index_that_is_only_written_to_reads_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     index = Growing(1_000, 300, 1)
-    monkeypatch.setattr("funnel.monitoring.drift.Neighbours.of", lambda *args: pytest.fail("was read"))
+    monkeypatch.setattr("funnel.monitoring.drift.returned", lambda *args: pytest.fail("was read"))
     index.write(clustered_rows(5, DIM, seed=4))
     index.write(deleted=[3])
-
-
-def test_records_that_name_no_near_rows_have_a_reference_for_every_generation() -> None:
-    index = Growing(3_000, 600, 1)
-    run = index.stored.queries
-    assert run is not None
-    index.stored.queries = index.stored.corpus = replace(run, near_rows=None, near_scores=None)
-    assert live(index, queries_of(500, 3), 50, 20, 0) is None
-    with pytest.warns(DriftWarning):
-        assert live(index, queries_of(500, 4, "another"), 50, 20, 0) is not None
 
 
 def test_a_search_that_began_before_a_write_counts() -> None:
