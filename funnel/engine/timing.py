@@ -45,12 +45,10 @@ WINDOWS = 19
 WINDOW_SECONDS = 0.3
 MOST_SECONDS = 20.0  # of calls so slow that a window holds one, fewer windows are measured
 FEWEST_WINDOWS = 3
-# After how many windows it is looked at whether more are needed. One above what is allowed decides against a plan, as
-# would the largest of 19. For it decide n of them where their largest, times 20 / (n + 1), is allowed: with a Pareto
-# tail of exponent 1, which has no mean, the next is above that as often as above the largest of 19. Looking at each of
-# these four, a latency was granted and then exceeded with a probability of .04 there, .024 at exponent 2 and .019 on
-# lognormal windows, as with all 19 (simulated; see the tests).
-LOOKS = (3, 7, 13, WINDOWS)
+# After three it is looked at whether more are needed. One above what is allowed decides against a plan, as would the
+# largest of 19. For it decide three where their largest, times 20 / (3 + 1), is allowed: with a Pareto tail of exponent
+# 1, which has no mean, the next is above that as often as above the largest of 19.
+CAUTION = (WINDOWS + 1) / (FEWEST_WINDOWS + 1)
 
 
 def held_ms(call: Callable[[int], object], allowed: float | None = None) -> Held:
@@ -69,29 +67,18 @@ def held_ms(call: Callable[[int], object], allowed: float | None = None) -> Held
 
 def _held(call: Callable[[int], object], callers: int, allowed: float | None) -> Held:
     """What so many callers hold."""
-    found: list[float] = []
-    asked, enough = 0, WINDOWS
-    for look in LOOKS if allowed is not None else (WINDOWS,):
-        more, started = min(look, enough) - asked, time.perf_counter()
-        found += window_p95s(call, callers, more, WINDOW_SECONDS, MOST_SECONDS)
-        asked += more
-        if allowed is None or max(found) > allowed:
-            break
-        if look == LOOKS[0]:  # calls may be so slow that all of the windows would take too long
-            seconds = (time.perf_counter() - started) / more
-            enough = max(FEWEST_WINDOWS, min(WINDOWS, int(MOST_SECONDS / seconds)))
-        if asked >= enough or max(found) * _caution(len(found)) <= allowed:
-            break
-    if allowed is None or max(found) <= allowed:
-        ms = max(found) * (_caution(len(found)) if allowed is not None and asked < enough else 1.0)
-    else:
-        ms = math.inf
+
+    def windows(count: int) -> list[float]:
+        return window_p95s(call, callers, count, WINDOW_SECONDS, MOST_SECONDS)
+
+    found = windows(WINDOWS if allowed is None else FEWEST_WINDOWS)
+    factor = 1.0
+    if allowed is not None and max(found) <= allowed < CAUTION * max(found):
+        found += windows(WINDOWS - len(found))
+    elif allowed is not None:
+        factor = CAUTION
+    ms = math.inf if allowed is not None and max(found) > allowed else factor * max(found)
     return Held(callers, float(np.median(found)), max(found), ms, len(found))
-
-
-def _caution(windows: int) -> float:
-    """What the largest of so few windows is multiplied by, see LOOKS."""
-    return (WINDOWS + 1) / (windows + 1)
 
 
 def window_p95s(
