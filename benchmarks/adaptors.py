@@ -225,7 +225,7 @@ def _precomputed(folder: Path) -> JudgedSet:
     return _judged_set(documents, queries, read_qrels(folder, "test"))
 
 
-def _judged_set(documents: Embedded, queries: Embedded, qrels: Mapping[str, Mapping[str, int]]) -> JudgedSet:
+def _judged_set(documents: Embedded, queries: Embedded, qrels: Qrels) -> JudgedSet:
     kept = {query: judged for query, judged in qrels.items() if max(judged.values()) > 0}
     at = {name: number for number, name in enumerate(queries.ids)}
     asked = Embedded(queries.name, list(kept), queries.vectors[[at[query] for query in kept]])

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> d
 
 
 def _watching(found: ByPlan, sample: npt.NDArray[np.int64], seed: int) -> Drift:
-    return Drift(lambda plan, k: found[plan].statistics(sample), seed)
+    return Drift(lambda plan, _k: found[plan].statistics(sample), seed)
 
 
 def _feed(
@@ -264,7 +265,7 @@ def _audits(found: ByPlan, generator: np.random.Generator, targets: list[Target]
 
 def _live(index: FunnelIndex, pool: Float32, others: Float32, targets: list[Target], facts: dict[str, Any]) -> None:
     """Searches of the index itself, one query a call: no alarm, then one soon, and none once it was tuned."""
-    calls = [lambda row, r=r: index.search_vectors(row, K, recall=r) for r in (0.9, 0.95)]
+    calls = [partial(index.search_vectors, k=K, recall=recall) for recall in (0.9, 0.95)]
     known = pool[np.random.default_rng(1).permutation(len(pool))[:3_000]]
     index.audit(0.02)
     facts["live, known kind: alarm at"] = _until_warned(calls, known)
@@ -291,8 +292,8 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     prepared = index.searcher.prepare(pool[:STREAM])
     single = [index.searcher.traced(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
     known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
-    watch = Drift(lambda plan, k: known)
-    taken = np.array([_us(lambda one=one: watch.see(one[0], plan, one[2])) for one in single])
+    watch = Drift(lambda _plan, _k: known)
+    taken = np.array([_us(partial(watch.see, one[0], plan, one[2])) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),
@@ -302,7 +303,7 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     targets.append(Target.at_most("watching single queries, us a query in the mean", float(taken.mean()), WATCHING_US))
 
 
-def _until_warned(calls: list[Callable[[Float32], object]], rows: Float32) -> int | None:
+def _until_warned(calls: Sequence[Callable[[Float32], object]], rows: Float32) -> int | None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DriftWarning)
         for number in range(len(rows)):

@@ -124,10 +124,8 @@ def _check(cascade: Cascade, queries: Float32, rows: list[dict[str, Any]]) -> No
     """Put into each row how many of the true top k of all queries are missed at its batch size."""
     truth, _ = cascade.truth(cascade.as_asked(queries), K)
     for row in rows:
-        found = []
-        for start in range(0, len(queries), row["batch"]):
-            found.append(cascade.exact(np.ascontiguousarray(queries[start : start + row["batch"]]), K)[1])
-        numbers = np.concatenate(found)
+        batches = [queries[start : start + row["batch"]] for start in range(0, len(queries), row["batch"])]
+        numbers = np.concatenate([cascade.exact(np.ascontiguousarray(part), K)[1] for part in batches])
         scores = np.empty(numbers.shape, dtype=np.float32)
         for start in range(0, len(queries), 500):
             part = slice(start, start + 500)
@@ -144,7 +142,7 @@ def _panorama(store: VectorStore) -> Search:
     index = faiss.IndexFlatIPPanorama(store.dim, PANORAMA_LEVELS, PANORAMA_ROWS)
     for _, rows in store.chunks(65_536):
         index.add(rows)
-    return index.search  # type: ignore[no-any-return]
+    return index.search
 
 
 def _structureless(folder: Path) -> tuple[Cascade, Float32]:

@@ -158,4 +158,4 @@ def _margin(row: dict[str, Any]) -> float:
 
 
 def _slowest(table: list[dict[str, Any]]) -> float:
-    return max(row["batch_us"] / row["exact_us"] for row in table)
+    return max(float(row["batch_us"] / row["exact_us"]) for row in table)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
+from funnel.adaptors import Qrels
 from funnel.building.training import EmbeddingCache, embed_corpus, embed_queries
 from funnel.data.corpus import open_corpus
 from funnel.data.documents import Document
@@ -41,7 +42,7 @@ class Asked:
     ids: Sequence[str]
     texts: Sequence[str]
     vectors: npt.NDArray[np.float32]
-    qrels: Mapping[str, Mapping[str, int]]
+    qrels: Qrels
 
 
 @click.command()
@@ -98,9 +99,10 @@ class _Known:
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Asked]]:
     queries = open_queries(str(folder))
-    assert queries.texts is not None and queries.ids is not None
+    assert queries.texts is not None
+    assert queries.ids is not None
     texts = [document for batch in open_corpus(str(folder)).documents(4096) for document in batch]
-    rows, every = _vectors(folder, queries.ids)
+    rows, every = _vectors(folder)
     at = {str(name): number for number, name in enumerate(queries.ids)}
     splits = {}
     for file in sorted((folder / "qrels").glob("*.tsv")):
@@ -114,7 +116,7 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Asked]]:
     return [_record(document, row) for document, row in zip(texts, rows, strict=True)], splits
 
 
-def _vectors(folder: Path, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+def _vectors(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
     """Embeddings of the documents, and of all queries where they lie beside the texts."""
     made = folder / "minilm-corpus.f16.npy"
     if made.is_file():

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -61,7 +62,7 @@ def limited(
         _write(matrix, load_rows(next(folder.glob("corpus.*npy"))), rows, 0)
         _write(asked, load_rows(next(folder.glob("queries.*npy"))), QUERIES + UNSEEN, 1)
         index = Path(temporary) / "index"
-        facts = {
+        facts: dict[str, Any] = {
             deed: _child(deed, matrix, asked, index, limit, by, coarse) for deed in ("build", "search", "read it whole")
         }
     facts |= {"limit_mb": limit, "by": by, "matrix_mb": rows * DIM * 4 / MB, "rows": rows, "dim": DIM}
@@ -95,7 +96,7 @@ def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, by: st
     with _group(limit) if by == CGROUP else nullcontext("") as group:
         command = [deed, str(matrix), str(asked), str(index), str(limit), coarse, group]
         done = subprocess.run([sys.executable, "-m", "benchmarks.limited", *command], capture_output=True, text=True)
-        peak = _peak_mb(group) if group else {}
+        peak: dict[str, object] = dict(_peak_mb(group)) if group else {}
     if done.returncode:
         killed = f"killed ({done.returncode})"
         return {"failed": (done.stderr.strip().splitlines() or [killed])[-1] if done.returncode > 0 else killed} | peak

@@ -72,12 +72,13 @@ def scale(data: Path | None, sizes: str, coarse: str | None, out: Path | None) -
 
 
 def _encoded(path: Path, count: int, encode: Any) -> npt.NDArray[np.float32]:
-    lines, parts = lines_of(path), []
-    while sum(map(len, parts)) < count:
-        batch = list(islice(lines, min(TEXTS_AT_A_TIME, count - sum(map(len, parts)))))
+    lines, parts, done = lines_of(path), [], 0
+    while done < count:
+        batch = list(islice(lines, min(TEXTS_AT_A_TIME, count - done)))
         if not batch:
-            raise click.ClickException(f"{path} holds {sum(map(len, parts)):,} texts, fewer than {count:,}")
+            raise click.ClickException(f"{path} holds {done:,} texts, fewer than {count:,}")
         parts.append(encode(batch))
+        done += len(batch)
     return np.concatenate(parts)
 
 
@@ -118,7 +119,7 @@ def _measured(
 
 
 def _exponent(rows: list[dict[str, Any]]) -> float:
-    """b of cost = a n^b, by least squares on logarithms."""
+    """The exponent b of cost = a n^b, by least squares on logarithms."""
     if len(rows) < 2:
         return float("nan")
     sizes, costs = np.log([row["rows"] for row in rows]), np.log([row["us"] for row in rows])

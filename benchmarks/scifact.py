@@ -29,7 +29,8 @@ def scifact(data: Path | None, out: Path | None) -> None:
     """
     folder = data_folder(data) / "scifact"
     queries = open_queries(str(folder / "queries.jsonl"))
-    assert queries.texts is not None and queries.ids is not None
+    assert queries.texts is not None
+    assert queries.ids is not None
     qrels = read_qrels(folder, "test")
     texts = dict(zip(map(str, queries.ids), queries.texts, strict=True))
     known = [text for id_, text in texts.items() if id_ not in qrels]

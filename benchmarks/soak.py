@@ -129,10 +129,10 @@ def _searches(index: FunnelIndex, texts: list[str], count: int, seed: int) -> It
         batch = 1  # with a latency, as calls of each size are first timed for a minute
         if "latency_ms" not in options:
             batch = int(rng.choice([1, 1, 1, 1, 2, 8, 33]))
-            options["k"] = int(rng.choice([1, 5, 10, rng.integers(1, 101)]))
+            options["k"] = int(rng.choice([1, 5, 10, int(rng.integers(1, 101))]))
             options["where"] = wheres[rng.integers(len(wheres))]
             if rng.random() < 0.1:
-                options["allowed_ids"] = [str(one) for one in rng.choice(ids, 200)]
+                options["allowed_ids"] = [str(ids[at]) for at in rng.choice(len(ids), 200)]
         if rng.random() < 0.2:
             options["deadline_ms"] = float(rng.uniform(0.01, 50)) + options.get("latency_ms", 0.0)
         if options.get("where") is not None and "recall" in options:
@@ -179,7 +179,7 @@ def _rounds(path: Path, documents: list[dict[str, Any]], encoder: FunnelIndex, c
     writer = FunnelIndex.build(inside, path, queries=vectors[:CERTIFYING], adaptor="pca", seed=seed, progress=False)
     reader = FunnelIndex.open(path)
     for _ in range(count):
-        rng.shuffle(inside)  # type: ignore[arg-type]
+        rng.shuffle(inside)
         inside, gone = inside[ADDED:], inside[:ADDED]
         outside, came = outside[ADDED:] + gone, outside[:ADDED]
         inside += came

@@ -27,11 +27,12 @@ TOKENIZER = "l2_supercat_tokenizer_config.json"
 
 
 def wordllama_encoder(cache: Path) -> Callable[[list[str]], npt.NDArray[np.float32]]:
-    """wordllama's 256-dim model, loaded from the installed package without a network."""
+    """The 256-dim model of wordllama, loaded from the installed package without a network."""
     from wordllama import WordLlama
 
     spec = find_spec("wordllama")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     for name in ("tokenizers", "tokenizer"):
         (cache / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(spec.origin).parent / "tokenizers" / TOKENIZER, cache / name / TOKENIZER)

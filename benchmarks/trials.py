@@ -100,7 +100,7 @@ def _planner(pool: Pool, calibration: Calibration, drawn: npt.NDArray[np.int64])
     frontier = replace(pool.frontier, query_hits=np.ascontiguousarray(found[:, drawn]))
     own = replace(calibration, n_queries=len(drawn), frontiers={pool.k: frontier})
 
-    def unmeasured(plan: Plan, k: int, batch: int) -> NoReturn:
+    def unmeasured(_plan: Plan, _k: int, _batch: int) -> NoReturn:
         raise AssertionError("a recall budget alone measures no latency")
 
     return Planner(own, calibration.costs, unmeasured)
@@ -147,8 +147,8 @@ def recall_told_apart(recall: float, n: int, delta: float) -> float:
     all queries. None of them keeps the recall then, so that one is certified with probability delta at most; and with
     probability (recall / m) ** n no such query is drawn, and everything looks as it does without them.
     """
-    return min(1.0, recall * (0.5 / delta) ** (1.0 / n))
+    return min(1.0, float(recall * (0.5 / delta) ** (1.0 / n)))
 
 
 def _cheapest(pool: Pool, costs: Costs, dim: int, recall: float, batch: int) -> float:
-    return min(costs.predict(plan, batch, dim) for plan, truth in pool.best.items() if truth >= recall)
+    return float(min(costs.predict(plan, batch, dim) for plan, truth in pool.best.items() if truth >= recall))

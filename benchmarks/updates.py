@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -50,8 +51,8 @@ def updates(vectors: Path | None, data: Path | None, rows: int, coarse: str | No
         index = FunnelIndex.build(first, path, queries=known, adaptor="pca", coarse=coarse)
         recalls = {"built": _recalls(index, unseen)}
         click.echo(f"built: {recalls['built']}")
-        one_ms = [_ms(lambda at=at: index.add(single[at : at + 1])) for at in range(SINGLE)]
-        batch_ms = [_ms(lambda at=at: index.add(then[at : at + BATCH])) for at in range(0, more, BATCH)]
+        one_ms = [_ms(partial(index.add, single[at : at + 1])) for at in range(SINGLE)]
+        batch_ms = [_ms(partial(index.add, then[at : at + BATCH])) for at in range(0, more, BATCH)]
         click.echo(
             f"single adds {_quantiles(one_ms)} ms, batches {_quantiles(batch_ms)} ms, all {sum(batch_ms):.0f} ms"
         )
@@ -62,7 +63,7 @@ def updates(vectors: Path | None, data: Path | None, rows: int, coarse: str | No
         click.echo(f"deleted in {delete_ms:.0f} ms, planned in {planned_ms:.0f} ms")
         recalls["30 % deleted"] = _recalls(index, unseen)
         certified = {str(recall): str(index.explain(K, recall=recall).certificate) for recall in RECALLS}
-        one_deleted_ms = [_ms(lambda at=at: _delete_and_search(index, at, unseen)) for at in index.ids()[:20]]
+        one_deleted_ms = [_ms(partial(_delete_and_search, index, at, unseen)) for at in index.ids()[:20]]
         click.echo(f"{recalls['30 % deleted']}; one deleted, and a search: {_quantiles(one_deleted_ms)} ms")
         reopened = _recalls(FunnelIndex.open(path), unseen)
         alone, beside, compact_s = _searches_beside_compaction(path, unseen)

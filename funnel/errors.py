@@ -65,8 +65,9 @@ def reason(error: BaseException) -> str:
 
 
 class FunnelError(Exception):
-    """The base of every error that funnel raises on purpose. Its message is one line that can be read, whatever value
-    it quotes: of a very long one the middle is left out.
+    """The base of every error that funnel raises on purpose.
+
+    Its message is one line that can be read, whatever value it quotes: of a very long one the middle is left out.
     """
 
     def __init__(self, *args: object) -> None:

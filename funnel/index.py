@@ -272,7 +272,7 @@ class FunnelIndex(Updates):
         where: str | None = None,
         allowed_ids: Iterable[str] | Iterable[int] | None = None,
     ) -> Answers:
-        """ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
+        """Ids [n_queries, k] and scores float32 [n_queries, k], best first; no documents are touched.
 
         queries: [n_queries, d]. ids are int64, or str in an object array; -1 or None, with a score of -inf, where a
         filter allows, or the index holds, fewer than k. Takes a deadline and filters, and raises, as `search` does.
@@ -417,8 +417,10 @@ class FunnelIndex(Updates):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held in memory while open, mapped files apart: coarse index, norms, vectors on a device, and the rows
-        on which exact search is judged."""
+        """Bytes held in memory while open, mapped files apart.
+
+        They are the coarse index, norms, vectors on a device, and the rows on which exact search is judged.
+        """
         cascade = self._searcher.cascade
         norms = sum(values.nbytes for values in cascade.inverse_norms.values())
         sample = getattr(cascade.exact, "resident_bytes", 0)

@@ -118,7 +118,8 @@ class Beside:
     def _rank(self, batch: int, depth: int) -> Callable[[int], object]:
         """BM25 for a batch of the first words of documents, other ones each time."""
         documents, lexical = self._documents, self._lexical
-        assert documents is not None and lexical is not None
+        assert documents is not None
+        assert lexical is not None
         texts = self._beginnings(documents, batch)
         lexical.open()
         return lambda number: lexical.rank_all(texts[number % SETS], depth)
@@ -156,9 +157,9 @@ class State:
         return cls._made(opened, encoder, Monitor(searcher.calibration, searcher.truth, _rows_of(opened)), {})
 
     def then(self, opened: Opened, encoder: QueryEncoder) -> State:
-        """The next generation: audits and a void promise go on, and what else is watched where its calibration does;
-        choices too, where nothing was deleted or tuned.
+        """The next generation: audits and a void promise go on, and what else is watched where its calibration does.
 
+        Choices go on too, where nothing was deleted or tuned.
         Rows that were only added are searched exactly, and no plan's recall becomes less by them.
         """
         searcher, before = opened.searcher, self.opened.searcher

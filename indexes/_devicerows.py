@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError
@@ -147,10 +148,12 @@ class DeviceRows(CoarseIndex):
             self._rows, self._order = torch.cat([self._rows, new[places]]), torch.cat([self._order, numbers])
             self._pending.clear()
 
+    @override
     def largest_shortlist(self, effort: int) -> int:
         """The same at every effort, but for few rows."""
         return min(LONGEST_SHORTLIST, self.ntotal)
 
+    @override
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
         """Every row, whatever the effort."""
         return self.nbytes

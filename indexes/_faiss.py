@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from typing_extensions import override
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
@@ -148,6 +149,7 @@ class FaissIndex(CoarseIndex):
     def _bitmap(self, allowed: Allowed) -> Any:
         return self._faiss.IDSelectorBitmap(np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little"))
 
+    @override
     def largest_shortlist(self, effort: int) -> int:
         return min(MAX_SHORTLIST, self.ntotal)
 

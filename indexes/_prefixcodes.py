@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 
 from indexes.base import Float32Array
 
@@ -143,6 +144,7 @@ class Float32Codes(PrefixCodes):
         self.width = self.columns = width
         self._largest_norm = largest_norm
 
+    @override
     def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
         return RowCodes(prefixes, tails, 0.0)
 
@@ -162,6 +164,7 @@ class Float32Codes(PrefixCodes):
             torch.mm(codes, rows.codes.T, out=out)
             out.addr_(tails, rows.tails)
 
+    @override
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
         limit = (tau - queries.error - MARGIN).astype(np.float32)
         return np.nextafter(limit, np.float32(-np.inf))

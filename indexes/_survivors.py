@@ -50,8 +50,9 @@ class RowSource(Protocol):
     """Where the codes of rows come from."""
 
     def __call__(self, start: int, stop: int) -> tuple[RowCodes, torch.Tensor | None]:
-        """Codes of rows `start` to `stop`, valid until the next call, and the rows themselves as float32 [r, d] where
-        they were read whole.
+        """Codes of rows `start` to `stop`, valid until the next call.
+
+        With them the rows themselves as float32 [r, d], where they were read whole.
         """
         ...
 

@@ -190,9 +190,11 @@ class CoarseIndex(ABC):
         return cast(CoarseIndex, RestrictedIndex(self, allowed_mask(allowed, self.ntotal)))
 
     def near_keys(self, queries: Float32Array) -> Int64Array | None:
-        """Numbers int64 [n_queries] such that queries with near numbers look at the same rows; None where the
-        order of a batch makes no difference. Safe to call for parts of a batch, in several threads.
+        """Numbers int64 [n_queries] such that queries with near numbers look at the same rows.
+
+        None where the order of a batch makes no difference. Safe to call for parts of a batch, in several threads.
         """
+        del queries  # families whose search has an order take them
         return None
 
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int | None:
@@ -200,6 +202,7 @@ class CoarseIndex(ABC):
 
         Counted for the whole process: searches in other threads meanwhile count too. None where a family cannot tell.
         """
+        del queries, shortlist, effort  # families that count take them
         return None
 
     @property
@@ -232,8 +235,9 @@ class CoarseIndex(ABC):
     @classmethod
     @abstractmethod
     def load(cls: type[IndexType], path: Path, dim: int, settings: Mapping[str, int]) -> IndexType:
-        """Read an index that `save` wrote with the same `dim` and `settings`. Files are trusted: check
-        their hash first.
+        """Read an index that `save` wrote with the same `dim` and `settings`.
+
+        Files are trusted: check their hash first.
 
         Raises:
             CoarseIndexError: The file cannot be read, or holds another index than the settings say.
@@ -368,9 +372,7 @@ class RestrictedIndex:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._of, name)
 
-    def search_tensors(
-        self, queries: torch.Tensor, shortlist: int, effort: int, allowed: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def search_tensors(self, queries: torch.Tensor, shortlist: int, effort: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `CoarseIndex.search_tensors`."""
         if self._of.supports_filter:
             mask = torch.from_numpy(self._mask).to(queries.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from indexes._faiss import FaissIndex
 from indexes.base import Float32Array, register
 
@@ -23,12 +25,15 @@ class FlatIndex(FaissIndex):
     def _make(self) -> Any:
         return self._faiss.IndexFlatIP(self.dim)
 
+    @override
     def _search_parameters(self, effort: int, selector: Any) -> Any:
         return None if selector is None else self._faiss.SearchParameters(sel=selector)
 
+    @override
     def _signature(self, index: Any) -> dict[str, object]:
         return {}
 
+    @override
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
         """Every row."""
         return self.nbytes
@@ -42,6 +47,7 @@ class FlatIndex(FaissIndex):
         """Bytes of the float32 rows."""
         return int(self._index.codes.size())
 
+    @override
     @classmethod
     def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
         """Exactly n * dim * 4."""

@@ -32,5 +32,5 @@ def _begin_child() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-assert hasattr(Lock(), "_at_fork_reinit") and hasattr(RLock(), "_at_fork_reinit"), "CPython's own locks have it"
+assert all(hasattr(lock, "_at_fork_reinit") for lock in (Lock(), RLock())), "CPython's own locks have it"
 at_fork(after_in_child=_begin_child)

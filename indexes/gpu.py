@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
@@ -99,6 +100,7 @@ class FaissGpuFlatIndex(DeviceRows):
         """Flat search has no effort to choose: (0,)."""
         return (0,)
 
+    @override
     def _scan(
         self, queries: torch.Tensor, shortlist: int, effort: int, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,6 +232,7 @@ class FaissGpuIvfIndex(_OnGpu, IvfSq8Index):
     name: ClassVar[str] = "faiss-gpu-ivf"
     host_family: ClassVar[type[FaissIndex]] = IvfSq8Index
 
+    @override
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int | None:  # type: ignore[override]
         """FAISS does not count on a GPU."""
         return None
@@ -375,6 +378,7 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
         index.add(rows)
         return index
 
+    @override
     def _search_parameters(self, effort: int, selector: Any) -> Any:
         return self._faiss.SearchParametersCagra(itopk_size=effort)
 

@@ -119,7 +119,7 @@ class SymqgIndex(CoarseIndex):
 
     @classmethod
     def library(cls) -> str:
-        """rabitqlib and its version."""
+        """The name rabitqlib and its version."""
         load_rabitqlib()
         return f"rabitqlib {metadata.version('rabitqlib')}"
 
@@ -271,7 +271,7 @@ class SymqgIndex(CoarseIndex):
 
     @classmethod
     def _check_links(cls, path: Path, size: int, rows: int, dim: int, settings: Mapping[str, int]) -> None:
-        """rabitqlib follows links wherever they lead. They end each row, and a rotation ends the file."""
+        """The library follows links wherever they lead. They end each row, and a rotation ends the file."""
         taken = cls._row_bytes(dim, settings)
         start = size - ROTATIONS * _coded(max(dim, SMALLEST_WIDTH)) // 8 - rows * taken
         if start < GRAPH_HEAD.size:
@@ -337,8 +337,10 @@ class SymqgIndex(CoarseIndex):
 
 
 class _Pending:
-    """Rows [n, width] that wait for the graph: in a file without a name once they are many, so that they do not stand
-    in memory beside the graph, which copies them."""
+    """Rows [n, width] that wait for the graph.
+
+    Once they are many they lie in a file without a name, and not in memory beside the graph, which copies them.
+    """
 
     def __init__(self, width: int) -> None:
         self._width, self._blocks = width, [np.empty((0, width), dtype=np.float32)]
@@ -438,7 +440,7 @@ def _read_footer(path: Path) -> tuple[dict[str, int], int]:
 
 
 def _read_graph(library: Any, path: Path, size: int) -> Any:
-    """rabitqlib takes a file that ends with the graph: without the footer it is a copy, which the system may drop."""
+    """The library takes a file that ends with the graph: without the footer it is a copy, which the system may drop."""
     with temporary_file() as (copy, name), open(path, "rb") as file:
         shutil.copyfileobj(file, copy, 1 << 20)
         copy.truncate(size)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import TypeIs
 
 from funnel import FunnelIndex
 
@@ -176,7 +177,7 @@ def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def is_function(node: ast.AST) -> bool:
+def is_function(node: ast.AST) -> TypeIs[ast.FunctionDef]:
     """Whether it defines a function or method, overloads apart."""
     return isinstance(node, ast.FunctionDef) and not any("overload" in ast.unparse(one) for one in node.decorator_list)
 

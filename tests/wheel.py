@@ -79,7 +79,8 @@ def installed(place: Path, wheel: Path) -> dict[str, str]:
     print(f"{size / 1e6:,.0f} MB on disk", flush=True)
     code = "import funnel, torch; print(funnel.__file__, torch.version.cuda)"
     where = run("import", ["python", "-c", code], variables, place)
-    assert str(place) in where and where.split()[-1] == "None", f"{where}: another package, or no CPU build of torch"
+    assert str(place) in where, f"{where}: another package"
+    assert where.split()[-1] == "None", f"{where}: no CPU build of torch"
     return variables
 
 
@@ -119,7 +120,7 @@ def write(path: Path, records: Sequence[Mapping[str, str]]) -> None:
 def check_types(folder: Path, variables: Mapping[str, str]) -> None:
     """What pyright makes of the public names, as installed: no type is unknown, or left to each checker's inference."""
     pyright = Path(sys.executable).with_name("pyright")
-    command = [pyright, "--verifytypes", "funnel", "--ignoreexternal", "--outputjson"]
+    command = [str(pyright), "--verifytypes", "funnel", "--ignoreexternal", "--outputjson"]
     started = perf_counter()
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)  # 1: any flaw anywhere
     symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]

@@ -24,9 +24,8 @@ RANDOM_TIMES = 50  # of them at least
 FILE_SIZES = 40  # edges of files that may not grow
 DEEDS: tuple[Deed, ...] = ("kill", "ENOSPC", "EIO", "short")
 WRITTEN_EVERY = 5  # in one trial of so many the next writer does something, and must end with nothing stray
-MEMORY = Path(
-    "/dev/shm"
-)  # what a killed process leaves behind is the same in a file system in memory, and sooner there
+# What a killed process leaves behind is the same in a file system in memory, and sooner there.
+MEMORY = Path("/dev/shm")
 
 
 @click.command()
@@ -54,12 +53,12 @@ def crash(
         for start in {operation.start for operation in chosen}:
             prepare(STARTS[start], folder / start)
         for operation in chosen:
-            start = folder / operation.start
-            points, seconds, largest = measure(operation, start, folder)
+            before = folder / operation.start
+            points, seconds, largest = measure(operation, before, folder)
             counts[operation.name] = points
             stops = list(_stops(points, seconds, largest, (sample, faults or sample), np.random.default_rng(seed)))
             for number, stop in enumerate(tqdm(stops, desc=operation.name, unit="trials", mininterval=5)):
-                trial = run_trial(operation, start, folder, stop, number % WRITTEN_EVERY == 0)
+                trial = run_trial(operation, before, folder, stop, number % WRITTEN_EVERY == 0)
                 trials.append(trial)
                 if trial.fault:
                     click.echo(f"{operation.name}, {stop}: {trial.fault}")
@@ -70,15 +69,14 @@ def _one_thread() -> None:
     """Before any parallel region: a process that had one cannot be forked and go on with OpenMP."""
     import torch
 
-    from funnel.engine import timing as windows
-    from funnel.planning import costs
+    from funnel.engine import timing
     from indexes._faiss import use_one_thread
 
     torch.set_num_threads(1)
     use_one_thread()
     # Latencies are measured for milliseconds instead of seconds: what is written is the same.
-    windows.WINDOW_SECONDS, windows.MOST_SECONDS = 0.001, 0.01
-    costs.MOST_TIMINGS = costs.FEWEST_TIMINGS
+    timing.WINDOW_SECONDS, timing.MOST_SECONDS = 0.001, 0.01
+    timing.MOST_TIMINGS = timing.FEWEST_TIMINGS
 
 
 def _stops(
@@ -110,7 +108,7 @@ def _say(
     for operation in chosen:
         own = [trial for trial in trials if trial.operation == operation.name]
         kills = [trial for trial in own if trial.stop.deed == "kill"]
-        row = {
+        row: dict[str, object] = {
             "operation": operation.name,
             "file operations": counts[operation.name],
             "kills there": sum(trial.stop.at is not None for trial in kills),
@@ -121,13 +119,13 @@ def _say(
         table.append(row)
         click.echo(f"| {' | '.join(str(value) for value in row.values())} |")
     faults = [trial for trial in trials if trial.fault is not None]
-    kills = [sum(t.stop.deed == "kill" for t in trials if t.operation == one.name) for one in chosen]
+    killed = [sum(t.stop.deed == "kill" for t in trials if t.operation == one.name) for one in chosen]
     targets = [
         Target.at_most("broken opens and lost or foreign rows after a kill", _of(faults, ("kill",)), 0),
         Target.at_most("the same after ENOSPC, EIO and short writes", _of(faults, DEEDS[1:]), 0),
     ]
     if sample is None:
-        targets.append(Target.at_least("kills of an operation, at least", min(kills), KILLS))
+        targets.append(Target.at_least("kills of an operation, at least", min(killed), KILLS))
     facts = {"table": table, "trials": len(trials), "faults": [asdict(trial) for trial in faults]}
     report("crash", targets, facts, out)
     if faults:

@@ -56,7 +56,8 @@ def vectors(content: dict[str, int]) -> npt.NDArray[np.float32]:
         noise = np.random.default_rng((number, version)).standard_normal(DIM)
         rows.append(centres[number % SUBJECTS] + 0.5 * noise)
     found = np.stack(rows)
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def _numbered(first: int, count: int, version: int = 0) -> dict[str, int]:
@@ -95,7 +96,7 @@ def _grown(path: Path) -> None:
 
 
 STARTS: dict[str, Callable[[Path], None]] = {
-    "nothing": lambda path: None,
+    "nothing": lambda _path: None,
     "built": lambda path: _built(path, BUILT),
     "grown": _grown,
 }

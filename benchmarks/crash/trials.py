@@ -15,14 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from benchmarks.crash.operations import Content, Operation, grow, vectors
 from benchmarks.crash.points import Deed, Points, limit_file_size
-from funnel import FLAT, FunnelIndex
+from funnel import FLAT, FunnelIndex, Hits
 from funnel.errors import DamagedIndexError, FunnelError, NoSpaceError, NotAnIndexError
 from funnel.storage import check
 
@@ -86,15 +86,19 @@ def _be_child(deed: Callable[[Callable[[object], None]], None], writing: int) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            deed(lambda said: os.write(writing, json.dumps(said).encode() + b"\n") and None)
+            deed(lambda said: _send(writing, said))
     except BaseException:
-        os.write(writing, json.dumps({"failed": traceback.format_exc()[-600:]}).encode() + b"\n")
+        _send(writing, {"failed": traceback.format_exc()[-600:]})
     os._exit(0)
+
+
+def _send(writing: int, said: object) -> None:
+    os.write(writing, json.dumps(said).encode() + b"\n")
 
 
 def prepare(start: Callable[[Path], None], folder: Path) -> None:
     """Make the index that operations begin with. Raises RuntimeError where that fails."""
-    said, killed = in_child(lambda send: start(folder))
+    said, killed = in_child(lambda _send: start(folder))
     if said or killed:
         raise RuntimeError(f"{folder.name} could not be made: {said}")
 
@@ -208,7 +212,8 @@ def _content(index: FunnelIndex) -> dict[str, int]:
     for version in (0, 1):
         wanted = [name for name in names if name not in content]
         asked = vectors(dict.fromkeys(wanted, version)) if wanted else np.empty((0, index.dim), np.float32)
-        for name, hits in zip(wanted, index.search(asked, 1, plan=FLAT), strict=True):
+        answers = cast("list[Hits]", index.search(asked, 1, plan=FLAT))
+        for name, hits in zip(wanted, answers, strict=True):
             hit = hits[0]
             if hit.id == name and hit.score > SAME and hit.text == f"{name} in version {version}":
                 content[name] = version

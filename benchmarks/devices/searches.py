@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,7 @@ def best_plans(
     found = []
     for plan in _reaching(cascade, chosen_with, true, asked):
         search, queries = search_by(cascade, plan), np.ascontiguousarray(chosen_with[:batch])
-        found.append((wall_seconds(lambda s=search, q=queries: s(q), cascade.store.device, seconds), plan))
+        found.append((wall_seconds(partial(search, queries), cascade.store.device, seconds), plan))
     return found
 
 

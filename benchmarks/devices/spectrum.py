@@ -45,7 +45,7 @@ def spectrum(dim: int) -> torch.Tensor:
 
 
 def make_rows(n: int, dim: int, n_queries: int, device: torch.device, seed: int = 0) -> Made:
-    """n rows and some queries; see `MADE`."""
+    """Rows [n, d] and some queries; see `MADE`."""
     generator = torch.Generator(device).manual_seed(seed)
     scale = spectrum(dim).to(device)
     groups, topics = max(1, n // ROWS_PER_GROUP), max(1, n // ROWS_PER_TOPIC)
@@ -60,7 +60,7 @@ def make_rows(n: int, dim: int, n_queries: int, device: torch.device, seed: int 
         made += GROUP * own_group[group_of[topic]].float() + TOPIC * own_topic[topic].float()
         made *= scale
         made[:, 0] += MEAN_SHARE**0.5
-        return made / made.norm(dim=1, keepdim=True)
+        return torch.nn.functional.normalize(made, dim=1)
 
     for start in range(0, n, ROWS_AT_A_TIME):
         part = rows[start : start + ROWS_AT_A_TIME]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 __all__ = ["PEERS", "Peer"]
 
@@ -53,21 +54,28 @@ class Peer(ABC):
         """Row numbers [q, k]."""
 
 
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
+
+
 class _Faiss(Peer):
     factory: ClassVar[str]
 
+    @property
+    def faiss(self) -> Any:
+        """The library, which is imported when it is first asked for, and has few types."""
+        return _faiss()
+
     @staticmethod
     def version() -> str:
-        import faiss
-
-        return f"faiss {faiss.__version__}"
+        return f"faiss {_faiss().__version__}"
 
     def build(self, rows: Float32, settings: Mapping[str, Any]) -> None:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
+        self.faiss.omp_set_num_threads(self.threads)
         description = self.factory.format(lists=_lists(len(rows)), half=self.dim // 2, **settings)
-        self.index = faiss.index_factory(self.dim, description, faiss.METRIC_INNER_PRODUCT)
+        self.index = self.faiss.index_factory(self.dim, description, self.faiss.METRIC_INNER_PRODUCT)
         self.prepare(settings)
         self.index.train(rows)
         self.index.add(rows)
@@ -80,8 +88,7 @@ class _Faiss(Peer):
         return found
 
     def parameters(self, knob: Knob) -> Any:
-        """FAISS's search parameters."""
-        return None
+        """FAISS's search parameters; None: its own."""
 
 
 class FaissFlat(_Faiss):
@@ -89,13 +96,12 @@ class FaissFlat(_Faiss):
 
     factory = "Flat"
 
+    @override
     def knobs(self, n: int) -> Sequence[Knob]:
         return [{"threshold": threshold} for threshold in (1, 1_600, 128_000)]
 
     def search(self, queries: Float32, knob: Knob) -> Int64:
-        import faiss
-
-        faiss.cvar.distance_compute_blas_threshold = knob["threshold"]
+        self.faiss.cvar.distance_compute_blas_threshold = knob["threshold"]
         return super().search(queries, {})
 
 
@@ -105,16 +111,16 @@ class FaissHnsw(_Faiss):
     factory = "HNSW{degree}"
     builds: ClassVar[Mapping[str, Mapping[str, Any]]] = {"degree 16": {"degree": 16}, "degree 32": {"degree": 32}}
 
+    @override
     def prepare(self, settings: Mapping[str, Any]) -> None:
         self.index.hnsw.efConstruction = 200
 
+    @override
     def knobs(self, n: int) -> Sequence[Knob]:
         return [{"ef": ef} for ef in EFS]
 
     def parameters(self, knob: Knob) -> Any:
-        import faiss
-
-        return faiss.SearchParametersHNSW(efSearch=knob["ef"], bounded_queue=False)
+        return self.faiss.SearchParametersHNSW(efSearch=knob["ef"], bounded_queue=False)
 
 
 class _FaissIvf(_Faiss):
@@ -122,9 +128,7 @@ class _FaissIvf(_Faiss):
         return [{"nprobe": probes} for probes in PROBES if probes <= _lists(n)]
 
     def parameters(self, knob: Knob) -> Any:
-        import faiss
-
-        return faiss.SearchParametersIVF(nprobe=knob["nprobe"])
+        return self.faiss.SearchParametersIVF(nprobe=knob["nprobe"])
 
 
 class FaissPanorama(_FaissIvf):
@@ -138,10 +142,8 @@ class _Refined(_FaissIvf):
         return [{**knob, "factor": factor} for knob in super().knobs(n) for factor in REFINED]
 
     def parameters(self, knob: Knob) -> Any:
-        import faiss
-
-        inner = faiss.SearchParametersIVF(nprobe=knob["nprobe"])
-        return faiss.IndexRefineSearchParameters(k_factor=knob["factor"], base_index_params=inner)
+        inner = self.faiss.SearchParametersIVF(nprobe=knob["nprobe"])
+        return self.faiss.IndexRefineSearchParameters(k_factor=knob["factor"], base_index_params=inner)
 
 
 class FaissPq(_Refined):
@@ -177,6 +179,7 @@ class Hnswlib(Peer):
         self.index.set_num_threads(self.threads)
         self.index.add_items(rows)
 
+    @override
     def knobs(self, n: int) -> Sequence[Knob]:
         return [{"ef": ef} for ef in EFS]
 
@@ -204,6 +207,7 @@ class Usearch(Peer):
         self.index = Index(ndim=self.dim, metric="cos", dtype=settings["dtype"], connectivity=16, expansion_add=200)
         self.index.add(np.arange(len(rows)), rows, threads=self.threads)
 
+    @override
     def knobs(self, n: int) -> Sequence[Knob]:
         return [{"ef": ef} for ef in EFS]
 
@@ -224,6 +228,7 @@ class Scann(Peer):
 
         return f"scann {version('scann')}"
 
+    @override
     def build(self, rows: Float32, settings: Mapping[str, Any]) -> None:
         import scann
 
@@ -294,15 +299,18 @@ class SemanticSearch(Peer):
 
         return f"sentence-transformers {sentence_transformers.__version__}"
 
+    @override
     def build(self, rows: Float32, settings: Mapping[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(self.threads)
         self.rows = torch.from_numpy(rows)
 
+    @override
     def knobs(self, n: int) -> Sequence[Knob]:
         return [{}]
 
+    @override
     def search(self, queries: Float32, knob: Knob) -> Int64:
         import torch
         from sentence_transformers.util import dot_score, semantic_search

@@ -57,7 +57,7 @@ def plot(facts: dict[str, Any], path: Path) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(12, 5.2), sharey=False)
     for panel, clock, title in zip(panels, ("us_batch", "us_single"), ("in batch", "one query at a time"), strict=True):
-        colours = iter(plt.get_cmap("tab20").colors)
+        colours = iter(matplotlib.color_sequences["tab20"])
         for peer in facts["peers"]:
             curve = [(recall, 1e6 / us) for recall, us in best_points(peer["points"], clock) if recall >= 0.8]
             name = peer["peer"] if peer["build"] == "default" else f"{peer['peer']}, {peer['build']}"

@@ -327,6 +327,7 @@ class Adaptor(torch.nn.Module, ABC):
         Raises:
             InputError: the kind cannot be inverted.
         """
+        del adapted  # kinds that can be inverted take it
         raise InputError(f"an adaptor of kind {self.kind!r} cannot be inverted; give the original vectors")
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -101,7 +101,7 @@ class ResidualAdaptor(Adaptor):
         return adaptor
 
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
-        """c + f(c), not normalised."""
+        """The sum c + f(c), not normalised."""
         start = self.unchanged(vectors)
         scale: torch.Tensor = torch.linalg.vector_norm(start, dim=-1, keepdim=True) / math.sqrt(self.dim)
         return start + scale * self.change(start / scale.clamp_min(torch.finfo(scale.dtype).tiny))

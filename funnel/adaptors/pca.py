@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from funnel.adaptors.base import Adaptor, FloatArray, Sample, chunks_of, register
 from funnel.errors import InputError
@@ -52,7 +53,7 @@ class OrthogonalAdaptor(Adaptor):
         return self.matrix.device
 
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
-        """vectors @ matrix."""
+        """The product vectors @ matrix."""
         # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
         return vectors @ self.matrix
 
@@ -105,6 +106,7 @@ class Identity(Adaptor):
     kind: ClassVar[str] = "identity"
     isometric: ClassVar[bool] = True
 
+    @override
     @classmethod
     def fit(
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
@@ -148,6 +150,7 @@ class PCA(OrthogonalAdaptor):
 
     kind: ClassVar[str] = "pca"
 
+    @override
     @classmethod
     def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> "PCA":
         """Fit on a sample, chunk by chunk; nothing is random, so the seed is not used."""

@@ -36,7 +36,7 @@ class Rotation(OrthogonalAdaptor):
         return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
     @classmethod
-    def start(cls, rows: torch.Tensor, widths: tuple[int, ...], seed: int) -> RotationStudent:
+    def start(cls, rows: torch.Tensor, widths: tuple[int, ...], _seed: int) -> RotationStudent:
         """What is trained, at the uncentred PCA of rows float32 [n, d]; nothing of it is random."""
         return RotationStudent(rows, widths)
 
@@ -93,7 +93,7 @@ class RotationStudent(torch.nn.Module):
         columns = _orthonormal(self.free)
         return tuple(block @ columns for block in blocks)
 
-    def unchanged(self, rows: torch.Tensor) -> torch.Tensor:
+    def unchanged(self, _: torch.Tensor, /) -> torch.Tensor:
         """Nothing that a rotation could be kept near to. Raises InputError."""
         raise InputError("a rotation loses nothing of a vector; leave the reconstruction loss out of its recipe")
 

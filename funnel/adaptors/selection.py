@@ -144,7 +144,8 @@ def _towards_pca(
     """Put the first step towards PCA that is nowhere clearly worse in place of a rotation that is; said in words."""
     worse = _worse_at("rotation", compared)
     trained, pca = candidates["rotation"], candidates["pca"]
-    assert isinstance(trained, OrthogonalAdaptor) and isinstance(pca, OrthogonalAdaptor)
+    assert isinstance(trained, OrthogonalAdaptor)
+    assert isinstance(pca, OrthogonalAdaptor)
     if worse is None or worse[0] != "pca":
         return ""
     moment = SecondMoment(trained.dim)

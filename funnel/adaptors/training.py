@@ -39,7 +39,7 @@ class Student(Protocol):
     def project(self, *blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map blocks [..., d] -> [..., w], w at least the widest width trained for."""
 
-    def unchanged(self, rows: torch.Tensor) -> torch.Tensor:
+    def unchanged(self, rows: torch.Tensor, /) -> torch.Tensor:
         """What rows [b, d] map to before anything is learnt: what `reconstruction` keeps them near to.
 
         Raises InputError where the kind has no such thing.
@@ -103,8 +103,9 @@ def train(
     progress: bool = False,
     keep_on_interrupt: bool = False,
 ) -> Trained:
-    """Train until the held-out figure stops rising, and give back the best state there was; the last of those that are
-    no worse by more than the recipe's tolerance.
+    """Train until the held-out figure stops rising, and give back the best state there was.
+
+    That is the last of those that are no worse than the best by more than the recipe's tolerance.
 
     The figure is nDCG@10 of held-out judged queries where there are judgements, else the share of the true top 10 of
     held-out rows in a shortlist; averaged over the widths. The untrained state takes part. A loss that is not finite

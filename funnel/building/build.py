@@ -238,7 +238,7 @@ def build_index(
         store_rows(intake, adaptor, positions, segment, options.dtype, options.progress)
         intake.finish()
         built = _index_rows(segment, intake, adaptor, options)
-        searcher = _searcher(segment, adaptor, built, options)
+        searcher = _searcher(segment, adaptor, built)
         calibration = _calibrate(searcher, asked, truth, positions, options)
         return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options, narrow_kept)
 
@@ -384,7 +384,7 @@ def _default_settings(n: int, width: int, name: str) -> dict[str, int]:
     return next((dict(choice.settings) for choice in choose(n, width) if choice.name == name), {})
 
 
-def _searcher(segment: Path, adaptor: Adaptor, built: _Built, options: BuildOptions) -> Searcher:
+def _searcher(segment: Path, adaptor: Adaptor, built: _Built) -> Searcher:
     widths = rerank_widths(built.ladder, built.choice.name, built.choice.dim)
     return Searcher(
         cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, adaptor, release=True),

@@ -238,7 +238,7 @@ Live = npt.NDArray[np.bool_]
 
 
 def _level(rows: int) -> int:
-    """The size class: 0 for fewer than 8 rows, 1 for fewer than 64, …"""
+    """The size class: 0 for fewer than 8 rows, 1 for fewer than 64, …."""
     return max(0, (max(1, rows).bit_length() - 1) // 3)
 
 

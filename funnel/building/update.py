@@ -228,7 +228,7 @@ def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.i
     body = opened.manifest.body()
     kept = _kept_files(opened, opened.segments)
     body["tombstones"] = _tombstones(transaction, opened, rows, opened.segments[-1].stop, kept)
-    _commit(transaction, opened, body, kept, -len(rows))
+    _commit(transaction, body, kept)
 
 
 def _commit_added(
@@ -255,7 +255,7 @@ def _commit_added(
     kept = _kept_files(opened, segments[:start])
     body["segments"] = (*opened.manifest.segments[:start], added)
     body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
-    _commit(transaction, opened, body, kept, count)
+    _commit(transaction, body, kept)
 
 
 def _live_after(opened: Opened, deleted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -294,7 +294,7 @@ def _kept_files(opened: Opened, segments: Sequence[Segment]) -> list[str]:
     ]
 
 
-def _commit(transaction: Transaction, opened: Opened, body: dict[str, Any], kept: Iterable[str], more: int) -> None:
+def _commit(transaction: Transaction, body: dict[str, Any], kept: Iterable[str]) -> None:
     total = sum(part.rows for part in body["segments"])
     deleted = sum(part.rows for part in body["tombstones"])
     body["counts"] = {"rows": total - deleted, "deleted": deleted}

@@ -456,8 +456,6 @@ def main() -> None:
     cli()
 
 
-def _warning_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
     """One line, as errors are, and not where in the source it was raised."""
     return f"Warning: {' '.join(str(message).split())}\n"

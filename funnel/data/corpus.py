@@ -603,6 +603,7 @@ class Corpus:
         Raises:
             InputError: these are bare vectors; or a record cannot be used, which is named by file and line.
         """
+        del batch_size  # corpora of documents take it
         raise InputError(f"{self.name} holds bare vectors and no documents; read it with vectors()")
 
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
@@ -611,6 +612,7 @@ class Corpus:
         Raises:
             InputError: these are documents; or rows are NaN, infinite or zero, which are named by number.
         """
+        del batch_rows  # corpora of vectors take it
         raise InputError(f"{self.name} holds documents and no bare vectors; read it with documents()")
 
 

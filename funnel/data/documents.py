@@ -37,8 +37,10 @@ NO_LENGTH = ("Y", "M", "generic")  # a year and a month have no fixed number of 
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A value of metadata as JSON keeps it: see the table. Raises TypeError for what is refused, ValueError for nested
-    too deep."""
+    """A value of metadata as JSON keeps it: see the table.
+
+    Raises TypeError for what is refused, ValueError for nested too deep.
+    """
     if value is None or isinstance(value, str):
         return None if value is None else str.__str__(value)
     if isinstance(value, enum.Enum):

@@ -99,7 +99,8 @@ def load_encoder(
             has no prompts by name.
         exact: Run the model's own `encode` in its own precision instead of half precision in fixed batches.
         device: "auto" (CUDA where there is any), or a torch device; for models by name or folder only.
-        of_index, fetch: Of a model by name: see `load_model`.
+        of_index: Of a model by name: see `load_model`.
+        fetch: Of a model by name: see `load_model`.
 
     Raises:
         EncoderError: the model is not found or does not load, or the source is none of these.

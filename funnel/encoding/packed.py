@@ -299,7 +299,7 @@ class PackedModel:
         for start in range(0, len(texts), WINDOW_TEXTS):
             window = texts[start : start + WINDOW_TEXTS]
             for numbers, groups in _batches(window, prompt, task, self._tokenize):
-                vectors = self._forward(groups, task)
+                vectors = self._forward(groups)
                 if result is None:
                     result = np.empty((len(texts), vectors.shape[1]), dtype=np.float32)
                 result[start + numbers] = vectors
@@ -307,7 +307,7 @@ class PackedModel:
         assert result is not None
         return result
 
-    def _forward(self, groups: "list[_Group]", task: str) -> NDArray[np.float32]:
+    def _forward(self, groups: "list[_Group]") -> NDArray[np.float32]:
         with torch.inference_mode():
             features = {"sentence_embedding": torch.cat([self._pooled(hidden) for hidden in self._bert(groups)])}
             for module in self._following:

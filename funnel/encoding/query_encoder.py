@@ -60,6 +60,7 @@ class StoredEncoder:
 
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
         """Encode documents: see `Encoder.encode`."""
+        del progress  # as it is for queries, there are few
         return self._run(texts, "document", self.options.document_prompt, numbers)
 
     def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
@@ -163,7 +164,7 @@ class _Tokenizer:
         tokenizer.enable_truncation(limit)
         tokenizer.enable_padding()
 
-    def __call__(self, texts: list[str], prompt: str | None, task: str) -> dict[str, torch.Tensor]:
+    def __call__(self, texts: list[str], prompt: str | None, _task: str) -> dict[str, torch.Tensor]:
         found = self._tokenizer.encode_batch([f"{prompt or ''}{text}" for text in texts])
         kinds = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         return {name: torch.tensor([getattr(one, kind) for one in found]) for name, kind in kinds.items()}

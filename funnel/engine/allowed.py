@@ -75,7 +75,7 @@ class AllowedRows:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """bool [n]."""
+        """A mask, bool [n]."""
         mask = np.zeros(self.of.store.n, dtype=np.bool_)
         mask[self.rows] = True
         return mask
@@ -510,8 +510,10 @@ class FilterPlanner:
     def _measured(
         self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
     ) -> Iterator[tuple[Plan, Groups, npt.NDArray[np.int64]]]:
-        """Plans at rising effort with what each group of the sample gets, while the coarse search costs less than exact
-        search over the allowed rows."""
+        """Plans at rising effort with what each group of the sample gets.
+
+        They end where the coarse search costs as much as exact search over the allowed rows.
+        """
         base = self._base(budget, k, batch)
         if base is None:
             return

@@ -104,7 +104,6 @@ def make_cascade(
     over the user's own. release: give mapped pages back after passes over the matrix
     (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
     """
-
     coarse.place(store.device)
 
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
@@ -130,8 +129,10 @@ def make_cascade(
 def open_generation(
     folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None, placement: str = "auto"
 ) -> Opened:
-    """Open the live generation. before: one of the same folder, whose parts need not be opened again; given back where
-    it is the live one. placement: where the vectors lie, see `VectorStore`.
+    """Open the live generation.
+
+    before: one of the same folder, whose parts need not be opened again; given back where it is the live one.
+    placement: where the vectors lie, see `VectorStore`.
 
     Raises NotAnIndexError, FormatVersionError, DamagedIndexError naming the file, or InputError for the placement.
     """
@@ -167,7 +168,7 @@ def open_generation(
             f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
         )
     stored = _stored(folder, manifest, searcher, first, before)
-    searcher.calibration = None if stored is None else updated(stored, segments, live, searcher, before)
+    searcher.calibration = None if stored is None else updated(stored, searcher, before)
     documents: Documents | None = None
     if manifest.settings.documents:
         simple = len(segments) == 1 and live is None
@@ -343,8 +344,6 @@ def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Search
 
 def updated(
     stored: Calibration,
-    segments: tuple[Segment, ...],
-    live: npt.NDArray[np.bool_] | None,
     searcher: Searcher,
     before: Opened | None,
 ) -> Calibration | None:

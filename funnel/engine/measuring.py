@@ -427,7 +427,8 @@ def measure_storage_cost(cascade: Cascade, run: Run) -> StorageCost | None:
     queries = np.ascontiguousarray(run.queries[:MEASURED_ON])
     own, depth = run.own_rows[:MEASURED_ON], min(LARGEST_K, run.truth.shape[1])
     scores, rows = without_own(*cascade.truth(queries, min(depth + 1, cascade.rows)), own, depth)
-    assert run.near_rows is not None and run.near_scores is not None, "kept since it is recorded"
+    assert run.near_rows is not None, "kept since it is recorded"
+    assert run.near_scores is not None, "kept since it is recorded"
     near = run.near_scores[:MEASURED_ON], run.near_rows[:MEASURED_ON]
     cost = StorageCost(given_scores(near, rows, scores), run.truth[:MEASURED_ON, :depth])
     return None if cascade.store.dtype.itemsize == FLOAT32_BYTES and cost.exact(depth) else cost

@@ -174,7 +174,7 @@ class Searcher:
         return np.where(rows < 0, -1, positions) if some_missing(rows) else positions
 
     def search(self, queries: npt.NDArray[np.generic], plan: Plan, k: int) -> tuple[npt.NDArray[np.object_], Float32]:
-        """ids [n, k] and scores float32 [n, k]: one whole call."""
+        """Ids [n, k] and scores float32 [n, k]: one whole call."""
         scores, positions = self.run(self.prepare(queries), plan, k)
         return self.ids.at(positions), scores
 

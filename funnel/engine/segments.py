@@ -100,7 +100,7 @@ class Segment:
 
 
 def live_rows(total: int, deleted: Sequence[Int64]) -> Live | None:
-    """bool [total], False for what was deleted; None where nothing was."""
+    """A mask, bool [total], False for what was deleted; None where nothing was."""
     if not any(len(part) for part in deleted):
         return None
     live = np.ones(total, dtype=np.bool_)
@@ -229,7 +229,7 @@ Documents = DocumentStore | JoinedDocuments
 
 
 def live_positions(segment: Segment, live: Live | None) -> Live | None:
-    """bool [rows of the segment], by input position inside it: what was not deleted; None: everything."""
+    """A mask, bool [rows of the segment], by input position inside it: what was not deleted; None: all."""
     if live is None:
         return None
     mine = live[segment.first : segment.stop]

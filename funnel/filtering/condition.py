@@ -315,7 +315,7 @@ def parse(where: str) -> Condition:
 
 
 def kind_of(value: Literal) -> str:
-    """ "number", "text" or "boolean"."""
+    """One of "number", "text" and "boolean"."""
     return "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
 
 

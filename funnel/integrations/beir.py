@@ -181,11 +181,13 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         code when they are read.
 
         Args:
-            corpus, queries: as `search` takes them.
+            corpus: as `search` takes it.
+            queries: as `search` takes them.
             encode_output_path: the folder.
             overwrite: write files that exist again.
-            query_filename, corpus_filename: names in the folder; the star stands for the file's number.
-            kwargs: as `search` takes them.
+            query_filename: a name in the folder.
+            corpus_filename: names in the folder; the star stands for the file's number.
+            **kwargs: as `search` takes them.
         """
         _check_arguments("cos_sim", kwargs)
         check_texts(queries)

@@ -1,5 +1,6 @@
-"""Matryoshka representation learning, for those who train a model: one loss at every nested width, classification from
-any of them, and early exit at the narrowest that is sure.
+"""Matryoshka representation learning, for those who train a model.
+
+One loss at every nested width, classification from any of them, and early exit at the narrowest that is sure.
 
 Source: Kusupati et al. 2022, Matryoshka Representation Learning, arXiv 2205.13147.
 """

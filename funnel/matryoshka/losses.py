@@ -79,7 +79,8 @@ class MultiGranularityLoss(torch.nn.Module):
 
         Args:
             embeddings: float [n, d], or several of them (queries and documents, say): each is cut.
-            targets, options: handed to the base loss as they are.
+            *targets: handed to the base loss as they are.
+            **options: as targets.
 
         Raises:
             InputError: embeddings narrower than the widest of dims, or not finite.

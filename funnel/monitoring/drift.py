@@ -23,10 +23,10 @@ queries, does not speak of most calls then.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ __all__ = [
     "returned",
 ]
 
+Returned: TypeAlias = "Callable[[Plan, int], Float32 | None]"  # of the calibration queries, by plan and k
 Floats = npt.NDArray[np.float64]
 
 # Cosines are ranked in cells of this width: rounding (1e-7) must make no rank, and a hundredth of the usual spread
@@ -186,16 +187,14 @@ def returned(
     _, run = calibration.runs()
     if run is None:
         return None
-    found = _followed(calibration, run, plan, k, ranks, added)
+    found = _followed(run, plan, k, ranks, added)
     # Where the coarse order is that of the hits they have no depth; where rows were deleted it is not on record.
     if found is not None and (not calibration.costs.reranked or run.live is not None):
         found[:, -1] = math.nan
     return found
 
 
-def _followed(
-    calibration: Calibration, run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None
-) -> Float32 | None:
+def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32 | None) -> Float32 | None:
     result = np.full((len(run.queries), len(ranks) + 1), math.nan, dtype=np.float32)
     if plan.is_flat:
         result[:, :-1] = _at_ranks(run.truth, added, k, ranks)
@@ -261,7 +260,7 @@ class Waiting:
         self.groups: list[Group] = []
         self._count = 0
 
-    def add(self, scores: Float32, kept: Kept, plan: Plan, reference: Reference) -> int:
+    def add(self, scores: Float32, kept: Kept, plan: Plan, reference: Returned) -> int:
         """Take in one call, float32 [n, k]; gives how many queries wait."""
         groups = self.groups
         if not groups or not groups[-1].takes(plan, reference):
@@ -276,14 +275,14 @@ class Waiting:
 class Group:
     """Searches under one plan. Single queries are noted as numbers: half a microsecond each."""
 
-    def __init__(self, plan: Plan, reference: Reference) -> None:
+    def __init__(self, plan: Plan, reference: Returned) -> None:
         self.plan, self.reference = plan, reference
         self._best: list[float] = []
         self._tenth: list[float] = []
         self._kept: list[Kept] = []
         self._parts: list[Float32] = []
 
-    def takes(self, plan: Plan | None, reference: Reference | None) -> bool:
+    def takes(self, plan: Plan | None, reference: Returned | None) -> bool:
         """Whether searches under this plan, compared by this reference, belong here."""
         return reference is self.reference and (plan is self.plan or plan == self.plan)
 
@@ -349,7 +348,7 @@ class Drift:
     bound, as all of them meet the same calibration sample.
     """
 
-    def __init__(self, reference: Reference, seed: int = 0) -> None:
+    def __init__(self, reference: Returned, seed: int = 0) -> None:
         self._reference = reference
         self._generator = np.random.default_rng(seed)
         self._watched: dict[tuple[Plan, int], _Watched | None] = {}
@@ -360,7 +359,7 @@ class Drift:
         self.compared = 0
         self.p_value = 1.0
 
-    def see(self, scores: Float32, plan: Plan, kept: Kept = (), reference: Reference | None = None) -> bool:
+    def see(self, scores: Float32, plan: Plan, kept: Kept = (), reference: Returned | None = None) -> bool:
         """Note the exact scores of one call, float32 [n, k], falling; True where they raised the alarm.
 
         kept: as `Cascade.traced` gives it; () where the depth is not known. reference: that of the rows which were
@@ -458,7 +457,7 @@ class _Watched:
 
     def __init__(self, places: _Places, number: int, generator: np.random.Generator) -> None:
         self.plan: Plan | None = None
-        self.reference: Reference | None = None
+        self.reference: Returned | None = None
         self._places = places
         self._counts = {i: len(cells) for i, cells in places.cells.items()}
         self._share = math.log(max(1, len(self._counts)) * number * (number + 1))
@@ -466,7 +465,7 @@ class _Watched:
         self._window = 0
         self._begin()
 
-    def go_on(self, plan: Plan, reference: Reference, places: _Places) -> None:
+    def go_on(self, plan: Plan, reference: Returned, places: _Places) -> None:
         """From now on places are those among what this reference gave of this plan."""
         self.plan, self.reference, self._places = plan, reference, places
         if places.apart(self._first) > FAR:

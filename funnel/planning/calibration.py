@@ -276,7 +276,7 @@ class Calibration:
 
     @property
     def kind(self) -> str:
-        """ "real queries", or why nothing is certified."""
+        """Either "real queries", or why nothing is certified."""
         if self.void:
             return f"void: {self.void}"
         if self.certifies:

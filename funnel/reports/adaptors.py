@@ -527,7 +527,11 @@ def report_on_training(
         out: each adaptor is saved in out/adaptors/NAME.
         with_qrels: train on qrels/train.tsv as well, where a folder has it.
         seed: of everything random.
-        dims, split, encoder, cache, progress: as of `report_on_adaptor`.
+        dims: widths, as of `report_on_adaptor`.
+        split: the judgements to measure by.
+        encoder: of the texts, as of `report_on_adaptor`.
+        cache: folder of embeddings.
+        progress: show bars on stderr.
 
     Raises as `report_on_adaptor` does, and InputError for a kind that is not trained.
     """

@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_without_a_gpu_the_same_code_runs_small_and_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(gpu, ["--device", "cpu", "--out", str(tmp_path), "--only", "3000x48"])
     assert result.exit_code == 0, result.output
-    assert "no figure of these is one of a GPU" in result.output and "MISSED" not in result.output
+    assert "no figure of these is one of a GPU" in result.output
+    assert "MISSED" not in result.output
     facts = json.loads((tmp_path / "gpu.json").read_text())
-    assert facts["targets"] == [] and facts["left_out"].keys() == {"faiss-cagra", "faiss-gpu-ivf", "faiss-gpu-flat"}
+    assert facts["targets"] == []
+    assert facts["left_out"].keys() == {"faiss-cagra", "faiss-gpu-ivf", "faiss-gpu-flat"}
     one = facts["sets"][0]
     served = [row for row in one["searches"] if row["search"].startswith("funnel")]
     assert [row["batch"] for row in served] == [1, 4, 64]
@@ -58,13 +60,15 @@ def test_the_targets_are_those_of_the_largest_sets_and_batch() -> None:
 
 def test_an_unknown_set_is_refused() -> None:
     result = CliRunner().invoke(gpu, ["--device", "cpu", "--only", "5x5"])
-    assert result.exit_code == 1 and "no set is called '5x5'; choose among: 3000x48, 6000x96" in result.output
+    assert result.exit_code == 1
+    assert "no set is called '5x5'; choose among: 3000x48, 6000x96" in result.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_full_run_is_refused() -> None:
     result = CliRunner().invoke(gpu, [])
-    assert result.exit_code == 1 and "torch finds no CUDA device here; --device cpu" in result.output
+    assert result.exit_code == 1
+    assert "torch finds no CUDA device here; --device cpu" in result.output
 
 
 @pytest.mark.parametrize("dim", [384, 1_024])
@@ -92,4 +96,5 @@ def test_it_runs_where_faiss_is_not_installed(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("['torch-bins']")
     left_out = json.loads((tmp_path / "gpu.json").read_text())["left_out"]
-    assert all("FAISS, which is not installed" in why for why in left_out.values()) and len(left_out) == 3
+    assert all("FAISS, which is not installed" in why for why in left_out.values())
+    assert len(left_out) == 3

@@ -27,7 +27,7 @@ def cascade_over(
 ) -> tuple[Cascade, tuple[int, ...]]:
     """A cascade over the rows in the order given, and its rerank widths."""
     folder.mkdir(parents=True, exist_ok=True)
-    with VectorStore.create(folder / "vectors.npy", *rows.shape, dtype) as writer:
+    with VectorStore.create(folder / "vectors.npy", len(rows), rows.shape[1], dtype) as writer:
         writer.write(np.arange(len(rows)), rows)
     store = VectorStore.open(folder / "vectors.npy")
     write_norms(store, ladder, folder / "norms.npy", progress=False)

@@ -55,7 +55,7 @@ def graph_folder(rows: Float32, queries: Float32, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def index(graph_folder: Path, tmp_path: Path) -> FunnelIndex:
-    """A copy of the graph that may be written to, its ids "row 0", "row 1", …"""
+    """A copy of the graph that may be written to, its ids "row 0", "row 1", …."""
     shutil.copytree(graph_folder, tmp_path / "index")
     return FunnelIndex.open(tmp_path / "index")
 

@@ -46,7 +46,7 @@ def opened(folder: Path) -> FunnelIndex:
 
 
 def found(index: FunnelIndex, **options: object) -> list[tuple[object, str]]:
-    return [(hit.id, hit.text) for hit in index.search("the parser of part 44", 5, **options)]  # type: ignore[arg-type]
+    return [(hit.id, hit.text) for hit in index.search("the parser of part 44", 5, **options)]  # type: ignore[call-overload]
 
 
 def checked(folder: Path) -> object:

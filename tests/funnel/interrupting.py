@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -64,7 +65,7 @@ class Interrupter:
         self.raised = False
         signal.signal(signal.SIGALRM, self._strike)
 
-    def _strike(self, number: int, frame: FrameType | None) -> None:
+    def _strike(self, _number: int, _frame: FrameType | None) -> None:
         self.raised = True
         raise KeyboardInterrupt
 
@@ -85,6 +86,24 @@ def fresh(home: Path) -> FunnelIndex:
 
 def ids(index: FunnelIndex) -> list[str]:
     return sorted(map(str, index.ids()))
+
+
+def interrupted(interrupter: Interrupter, moment: float, label: str, operation: Callable[[], object]) -> bool:
+    """Do it, with Ctrl-C after so many seconds; False, and a line, where another error comes out than that."""
+    try:
+        interrupter.after(moment)
+        operation()
+        interrupter.stop()
+    except KeyboardInterrupt:
+        pass
+    except BaseException as error:
+        interrupter.stop()
+        # NumPy goes on where Ctrl-C ends its look at what it is to write to, and says this instead.
+        if not (interrupter.raised and "os.PathLike" in str(error)):
+            print(f"{label}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            return False
+    interrupter.stop()
+    return True
 
 
 def main(home: Path, seed: int, times: int) -> None:
@@ -108,20 +127,7 @@ def main(home: Path, seed: int, times: int) -> None:
         index = fresh(home)
         moment = draw.random() * took[name]
         label = f"{name} after {1e3 * moment:.2f} of {1e3 * took[name]:.2f} ms"
-        try:
-            interrupter.after(moment)
-            OPERATIONS[name](folder, index)
-            interrupter.stop()
-        except KeyboardInterrupt:
-            pass
-        except BaseException as error:
-            interrupter.stop()
-            if interrupter.raised and "os.PathLike" in str(error):
-                pass  # NumPy goes on where Ctrl-C ends its look at what it is to write to, and says this instead
-            else:
-                wrong += 1
-                print(f"{label}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-        interrupter.stop()
+        wrong += not interrupted(interrupter, moment, label, partial(OPERATIONS[name], folder, index))
         struck += interrupter.raised
         try:
             if not index.closed:

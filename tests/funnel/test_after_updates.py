@@ -49,7 +49,8 @@ def test_given_ids(index: FunnelIndex) -> None:
 
 def test_a_filter_over_added_rows_alone_is_explained(index: FunnelIndex) -> None:
     explained = index.explain(5, where="year = 3000")
-    assert explained.plan.is_flat and "20 allowed rows" in str(explained)
+    assert explained.plan.is_flat
+    assert "20 allowed rows" in str(explained)
 
 
 def test_words_are_found_in_every_segment_and_in_no_deleted_row(index: FunnelIndex) -> None:
@@ -64,7 +65,7 @@ def test_what_is_exported_is_what_is_there(index: FunnelIndex, tmp_path: Path) -
     index.export(tmp_path / "out.npy")
     assert np.load(tmp_path / "out.ids.npy").tolist() == index.ids()
     vectors = np.load(tmp_path / "out.npy")
-    texts = {hit.id: f"{hit.title} {hit.text}" for hit in index.search("river", len(index), recall=1.0)}  # type: ignore[union-attr]
+    texts = {hit.id: f"{hit.title} {hit.text}" for hit in index.search("river", len(index), recall=1.0)}
     expected = hashed_words([texts[one] for one in index.ids()])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, expected, atol=2e-3)  # float16 as stored

@@ -29,7 +29,8 @@ def made_up(count: int, seed: int) -> Float32:
     centres = np.random.default_rng(0).standard_normal((60, DIM))
     rows = centres[generator.integers(0, 60, count)] + 0.7 * generator.standard_normal((count, DIM))
     rows = rows * np.linspace(1, 0.1, DIM)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result: Float32 = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,10 @@ def overlap(found: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> float:
 
 def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Float32, asked: Float32) -> None:
     index = FunnelIndex.open(folder)
-    assert index.manifest.settings.coarse == "symqg" and index.manifest.settings.coarse_width == DIM
-    assert index.searcher.cascade.alone and index.searcher.cascade.turn is not None
+    assert index.manifest.settings.coarse == "symqg"
+    assert index.manifest.settings.coarse_width == DIM
+    assert index.searcher.cascade.alone
+    assert index.searcher.cascade.turn is not None
     plan = next(plan for plan in index.searcher.calibration.frontier(K).plans if not plan.is_flat)  # type: ignore[union-attr]
     ids, scores = index.search_vectors(asked, K, plan=plan)
     np.testing.assert_allclose(scores, np.take_along_axis(asked @ rows.T, ids, axis=1), atol=1e-5)
@@ -73,17 +76,22 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
 
 def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_path: Path) -> None:
     adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings.adaptor
-    assert adaptor.kind == "pca" and adaptor.isometric and "symqg over all 64 dims" in adaptor.why
+    assert adaptor.kind == "pca"
+    assert adaptor.isometric
+    assert "symqg over all 64 dims" in adaptor.why
     for number, given in enumerate(({"memory_mb": 3.0}, {"dims": (32,)}, {"coarse": "flat"})):
         built = FunnelIndex.build(rows, tmp_path / str(number), progress=False, **given)  # type: ignore[arg-type]
         settings = built.manifest.settings
-        assert settings.coarse_width < DIM and "held-out" in settings.adaptor.why, given
+        assert settings.coarse_width is not None, given
+        assert settings.coarse_width < DIM, given
+        assert "held-out" in settings.adaptor.why, given
 
 
 def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
     explained = FunnelIndex.open(folder).explain(K, recall=0.9, run=True)
     measured = [line.measured_recall for line in explained.stages]
-    assert measured[-1] is not None and measured[-1] > 0.85
+    assert measured[-1] is not None
+    assert measured[-1] > 0.85
 
 
 def test_queries_that_are_unit_rows_are_not_copied(folder: Path, rows: Float32) -> None:
@@ -137,7 +145,8 @@ def test_rows_come_and_go(folder: Path, rows: Float32, asked: Float32, tmp_path:
     assert exported.rows == kept.sum()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), held[kept], atol=1e-5)
     np.testing.assert_array_equal(np.load(tmp_path / "out.ids.npy"), ids[kept])
-    assert index.compact() and index.manifest.settings.coarse == "flat"  # so few rows are left
+    assert index.compact()
+    assert index.manifest.settings.coarse == "flat"
     assert overlap(index.search_vectors(asked, K, recall=1.0).ids, true) > 0.999
 
 
@@ -147,7 +156,9 @@ def test_a_query_whose_neighbours_are_gone_still_gets_k(folder: Path, rows: Floa
     near = np.argsort(-(query @ rows.T)[0])[:400]
     index.delete(near)
     ids, scores = index.search_vectors(query, K, recall=0.8)
-    assert (ids >= 0).all() and np.isfinite(scores).all() and not set(ids[0].tolist()) & set(near.tolist())
+    assert (ids >= 0).all()
+    assert np.isfinite(scores).all()
+    assert not set(ids[0].tolist()) & set(near.tolist())
 
 
 def test_memory_that_is_too_little_takes_another() -> None:

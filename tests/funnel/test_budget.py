@@ -87,7 +87,7 @@ def test_numpy_numbers_are_numbers_and_come_back_plain(number: Any) -> None:
     budget = Budget(number, number, number)
     assert budget == Budget(0.5, 0.5, 0.5)
     assert {type(budget.recall), type(budget.latency_ms), type(budget.confidence)} == {float}
-    assert type(Budget(latency_ms=np.int64(5)).latency_ms) is float
+    assert type(Budget(latency_ms=np.int64(5)).latency_ms) is float  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 1000), st.integers(-10, 1100))

@@ -12,7 +12,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import RECIPES, selection
 from funnel.adaptors.fitting import JUDGED_MLP
-from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from tests.funnel.adaptors.test_rotation import SHORT
 from tests.funnel.cli.test_main import refused, run
 from tests.funnel.clustered import clustered_rows
@@ -57,7 +57,8 @@ def test_queries_with_judgements_train_and_the_others_certify(tmp_path: Path) ->
     assert "certified on 60 real queries" in run([*command, "--adaptor", "pca", "--overwrite"]).stdout
 
 
-def test_exact_encoding_gives_the_models_own_vectors(minilm: Encoder, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_exact_encoding_gives_the_models_own_vectors(tmp_path: Path) -> None:
     texts = [document["text"] for document in documents(20)]
     (tmp_path / "docs.jsonl").write_text(
         "\n".join(json.dumps({"_id": f"d{i}", "text": text}) for i, text in enumerate(texts))
@@ -82,7 +83,8 @@ def test_dev_judgements_choose(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in refused([*command, "--dev-qrels", tmp_path / "nowhere"])
 
 
-def test_embeddings_are_kept_where_the_cache_is(minilm: Encoder, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_embeddings_are_kept_where_the_cache_is(tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps(document) for document in documents(300)))
     command = ["train", tmp_path / "docs.jsonl", tmp_path / "out", "--kind", "rotation", "--dims", "32,64", "--quiet"]
     run([*command, "--cache", tmp_path / "here"])

@@ -48,7 +48,8 @@ def test_nothing_stays_open(opened: FunnelIndex, by_with: bool) -> None:
     try:
         if by_with:
             with opened as index:
-                assert index is opened and len(index)
+                assert index is opened
+                assert len(index)
         else:
             opened.close()
         assert held(folder) == []
@@ -56,7 +57,8 @@ def test_nothing_stays_open(opened: FunnelIndex, by_with: bool) -> None:
         gc.enable()
     assert threading.active_count() <= before
     opened.close()
-    assert opened.closed and repr(opened) == f"FunnelIndex({str(folder)!r}, closed)"
+    assert opened.closed
+    assert repr(opened) == f"FunnelIndex({str(folder)!r}, closed)"
 
 
 def test_any_use_of_a_closed_index_is_one_line(opened: FunnelIndex) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER
 from funnel.encoding.models import local_folder
 from funnel.encoding.prompts import DOCUMENT_NAMES, QUERY_NAMES
 
@@ -16,7 +16,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 MODELS = re.compile(r'"(?:intfloat|BAAI|nomic-ai)/[\w.-]+"')
 
 
-def test_the_examples_run(minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     assert len(BLOCKS) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -99,14 +100,14 @@ def few_files(more: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda folder, index: FunnelIndex.open(folder),
-        lambda folder, index: index.search("the parser of part 44"),
-        lambda folder, index: index.search("the parser of part 44", where="year > 1910"),
-        lambda folder, index: index.search("the parser of part 44", hybrid=0.5),
-        lambda folder, index: index.add(NEW),
-        lambda folder, index: index.delete("d7"),
-        lambda folder, index: index.compact(),
-        lambda folder, index: check(folder),
+        lambda folder, _index: FunnelIndex.open(folder),
+        lambda _folder, index: index.search("the parser of part 44"),
+        lambda _folder, index: index.search("the parser of part 44", where="year > 1910"),
+        lambda _folder, index: index.search("the parser of part 44", hybrid=0.5),
+        lambda _folder, index: index.add(NEW),
+        lambda _folder, index: index.delete("d7"),
+        lambda _folder, index: index.compact(),
+        lambda folder, _index: check(folder),
     ],
     ids=["open", "search", "where", "hybrid", "add", "delete", "compact", "check"],
 )
@@ -115,17 +116,18 @@ def test_too_many_open_files(
 ) -> None:
     folder = copied(text_folder)
     index = FunnelIndex.open(folder, encoder=hashed_words)
-    refused = 0
+    refused: list[Exception] = []
     for more in range(40):
         try:
             with few_files(more):
                 operation(folder, index)
         except (FunnelError, OSError) as error:
-            assert "oo many open files" in str(error) or "SQLITE_CANTOPEN" in str(error), error
-            assert not isinstance(error, DamagedIndexError | NotAnIndexError)
-            refused += 1
+            refused.append(error)
         else:
             break
+    for found in refused:
+        assert "oo many open files" in str(found) or "SQLITE_CANTOPEN" in str(found), found
+        assert not isinstance(found, DamagedIndexError | NotAnIndexError)
     assert more < 39
     index.refresh()
     assert len(FunnelIndex.open(folder)) == len(index) >= 299
@@ -193,11 +195,10 @@ def test_a_disk_that_is_full(mounted: Callable[[str], Path], text_folder: Path) 
     index = FunnelIndex.open(folder, encoder=hashed_words)
     filling = folder.parent / "filling"
     with filling.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(PAGE_BYTES))
+        file.writelines(itertools.repeat(bytes(PAGE_BYTES)))
     for change in (lambda: index.add(NEW), lambda: index.delete("d3"), lambda: index.upsert(NEW)):
         with pytest.raises(NoSpaceError, match="no space left"):
-            change()
+            change()  # type: ignore[no-untyped-call]
     assert len(index.search("the parser of part 44", hybrid=0.5)) == 10
     assert check(folder).ok
     filling.unlink()

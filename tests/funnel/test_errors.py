@@ -11,7 +11,8 @@ from funnel.errors import LONGEST, DamagedIndexError, InputError
 def test_a_long_value_loses_its_middle_and_a_message_keeps_what_to_do(error: type[Exception]) -> None:
     said = str(error(f"format is {'x' * 100_000}; build the index again"))
     assert len(said) <= LONGEST + 3
-    assert said.startswith("format is xxx") and said.endswith("xxx; build the index again")
+    assert said.startswith("format is xxx")
+    assert said.endswith("xxx; build the index again")
 
 
 def test_a_message_is_one_line() -> None:

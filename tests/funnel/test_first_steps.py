@@ -20,16 +20,21 @@ def three(tmp_path: Path) -> FunnelIndex:
 @pytest.mark.parametrize("options", [{}, {"deadline_ms": 1000}, {"allowed_ids": [0, 1, 2]}, {"recall": 1.0}])
 def test_k_above_the_rows_gives_all_rows(three: FunnelIndex, options: dict[str, object]) -> None:
     query = np.eye(3, 8, dtype=np.float32)[1:2]
-    assert len(three.search(query[0], **options)) == 3  # type: ignore[arg-type]  # the default k is 10
+    assert len(three.search(query[0], **options)) == 3  # type: ignore[call-overload]  # the default k is 10
     ids, scores = three.search_vectors(query, 5, **options)  # type: ignore[arg-type]
     assert ids.shape == scores.shape == (1, 5)
-    assert ids[0, 0] == 1 and sorted(ids[0, :3]) == [0, 1, 2] and ids[0, 3:].tolist() == [-1, -1]
-    assert scores[0, 0] == pytest.approx(1, abs=1e-3) and np.isneginf(scores[0, 3:]).all()
-    assert scores.dtype == np.float32 and three.search_vectors(query[:0], 5).ids.shape == (0, 5)
+    assert ids[0, 0] == 1
+    assert sorted(ids[0, :3]) == [0, 1, 2]
+    assert ids[0, 3:].tolist() == [-1, -1]
+    assert scores[0, 0] == pytest.approx(1, abs=1e-3)
+    assert np.isneginf(scores[0, 3:]).all()
+    assert scores.dtype == np.float32
+    assert three.search_vectors(query[:0], 5).ids.shape == (0, 5)
     assert "exact" in str(three.explain())
 
 
-def test_a_folder_that_holds_an_index_is_overwritten_only_when_asked(three: FunnelIndex, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("three")
+def test_a_folder_that_holds_an_index_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     rows = np.eye(4, 8, dtype=np.float32)
     (tmp_path / "three" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"three holds an index already; .*overwrite=True \(--overwrite\)"):

@@ -51,15 +51,15 @@ def answered_in_child(call: object) -> bool:
 @pytest.mark.parametrize("options", [{}, {"where": "n > 10"}, {"hybrid": True}, {"recall": 1.0}])
 def test_a_forked_child_answers_while_the_parent_searches(index: FunnelIndex, options: dict[str, object]) -> None:
     texts = ["word " * (n + 1) for n in range(64)]
-    expected = [[hit.id for hit in hits] for hits in index.search(texts, k=3, **options)]
+    expected = [[hit.id for hit in hits] for hits in index.search(texts, k=3, **options)]  # type: ignore[call-overload]
     over = threading.Event()
 
     def busy() -> None:
         while not over.is_set():
-            index.search("word word", k=3, **options)
+            index.search("word word", k=3, **options)  # type: ignore[call-overload]
 
     def again() -> None:
-        assert [[hit.id for hit in hits] for hits in index.search(texts, k=3, **options)] == expected
+        assert [[hit.id for hit in hits] for hits in index.search(texts, k=3, **options)] == expected  # type: ignore[call-overload]
 
     thread = threading.Thread(target=busy)
     thread.start()

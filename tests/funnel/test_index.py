@@ -59,12 +59,12 @@ def as_parquet(folder: Path) -> tuple[Path, np.ndarray]:
     return folder / "rows.parquet", rows
 
 
-def as_iterable(folder: Path) -> tuple[Any, np.ndarray]:
+def as_iterable(_: Path) -> tuple[Any, np.ndarray]:
     rows = clustered_rows(SMALL)
     return ({"_id": str(i), "vector": row} for i, row in enumerate(rows)), rows
 
 
-def as_array(folder: Path) -> tuple[Any, np.ndarray]:
+def as_array(_: Path) -> tuple[Any, np.ndarray]:
     rows = clustered_rows(SMALL)
     return rows.astype(np.float64), rows
 
@@ -94,7 +94,7 @@ def test_vectors_of_documents_need_no_encoder(tmp_path: Path) -> None:
     assert index.manifest.settings.encoder is None
     with pytest.raises(EncoderError, match="built from vectors"):
         index.search("a text")
-    assert index.search(rows[3], 1)[0].id == "3"  # type: ignore[union-attr]
+    assert index.search(rows[3], 1)[0].id == "3"
 
 
 def test_an_encoder_of_another_width_than_the_vectors(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_texts_with_a_callable_encoder(write: Callable[[Path], Any], tmp_path: P
     assert str(best.metadata["year"]) == "1902"
     contents = [f"{document['title']} {document['text']}" for document in wanted]
     truth, cosines = brute_force(hashed_words(contents), hashed_words(["it opens the matrix of part 2"]), 3)
-    assert [hit.id for hit in hits] == [f"d{number}" for number in truth[0]]  # type: ignore[union-attr]
-    assert_allclose([hit.score for hit in hits], cosines[0], atol=2e-3)  # type: ignore[union-attr]
+    assert [hit.id for hit in hits] == [f"d{number}" for number in truth[0]]
+    assert_allclose([hit.score for hit in hits], cosines[0], atol=2e-3)
 
 
 def test_real_texts_with_the_default_model(minilm: Encoder, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_real_texts_with_the_default_model(minilm: Encoder, tmp_path: Path) -> N
     index = FunnelIndex.open(tmp_path / "index", encoder=minilm)
     assert index.dim == 384
     found = index.search(["load a spreadsheet table", "checksum of a message", "order a sequence"], 1)
-    assert [hits[0].id for hits in found] == ["csv", "sha", "sort"]  # type: ignore[index]
+    assert [hits[0].id for hits in found] == ["csv", "sha", "sort"]
     assert index.manifest.settings.encoder_reopenable
 
 
@@ -183,7 +183,7 @@ def test_ids_are_the_users_in_input_order(tmp_path: Path) -> None:
     assert_array_equal(found[:, 0], numbers)
     plain = build(rows, tmp_path / "plain")
     assert plain.ids() == list(range(SMALL))
-    assert plain.search(rows[5], 2)[0].id == 5  # type: ignore[union-attr]
+    assert plain.search(rows[5], 2)[0].id == 5
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 255, 256])
@@ -216,14 +216,14 @@ def test_one_query_gives_hits_and_several_give_lists(texts: FunnelIndex) -> None
     one = texts.search("it reads the clock", 4)
     many = texts.search(["it reads the clock", "password 9"], 4)
     assert isinstance(one[0], Hit)
-    assert [len(hits) for hits in many] == [4, 4]  # type: ignore[arg-type]
-    assert [hit.id for hit in many[0]] == [hit.id for hit in one]  # type: ignore[union-attr]
+    assert [len(hits) for hits in many] == [4, 4]
+    assert [hit.id for hit in many[0]] == [hit.id for hit in one]
     assert texts.search(["it reads the clock"], 4) == [one]
     assert texts.search([], 4) == []
     vector = hashed_words(["it reads the clock"])
     for given in (vector[0], vector[0].tolist(), vector[0].astype(np.float64)):
-        assert [hit.id for hit in texts.search(given, 4)] == [hit.id for hit in one]  # type: ignore[union-attr]
-    assert [hit.id for hit in texts.search(vector.tolist(), 4)[0]] == [hit.id for hit in one]  # type: ignore[union-attr]
+        assert [hit.id for hit in texts.search(given, 4)] == [hit.id for hit in one]
+    assert [hit.id for hit in texts.search(vector.tolist(), 4)[0]] == [hit.id for hit in one]
 
 
 def test_search_vectors_takes_lists_and_tensors(graph: FunnelIndex, unseen: np.ndarray) -> None:

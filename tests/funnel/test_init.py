@@ -79,8 +79,8 @@ def test_every_type_of_a_public_method_is_public() -> None:
             if name.startswith("_"):
                 continue
             function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            for each in (function, *get_overloads(function)):
-                for annotation in inspect.get_annotations(each).values():
+            for each in (function, *get_overloads(function)):  # type: ignore[arg-type]
+                for annotation in inspect.get_annotations(each).values():  # type: ignore[arg-type]
                     seen |= set(re.findall(r"(?<![\w.])[A-Z]\w+", str(annotation)))
     assert {"Plan", "SearchOptions"} <= seen
     assert seen - KNOWN_ELSEWHERE <= set(funnel.__all__)

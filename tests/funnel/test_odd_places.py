@@ -52,7 +52,7 @@ def around(centres: Rows, seed: int, count: int, spread: float) -> Rows:
 def outliers(seed: int, count: int) -> Rows:
     """Norms from 1e-12 to 1e12; a few dimensions that hold nearly all of every row."""
     lengths = 10.0 ** np.random.default_rng(seed).integers(-12, 13, size=(count, 1))
-    rows = drawn(seed, count) + np.float32([[30.0, -20.0] + [0.0] * (DIM - 2)])
+    rows = drawn(seed, count) + np.array([[30.0, -20.0] + [0.0] * (DIM - 2)], dtype=np.float32)
     return np.asarray(rows * lengths, np.float32)
 
 
@@ -274,7 +274,8 @@ def test_after_many_changes(
     change(index, rows)
     check(index, rows, live, (10,) if change is tenfold else KS)
     ids, scores = index.search_vectors(live[:3], len(rows) + 5, recall=1.0)
-    assert (ids[:, len(rows) :] == -1).all() and np.isneginf(scores[:, len(rows) :]).all()
+    assert (ids[:, len(rows) :] == -1).all()
+    assert np.isneginf(scores[:, len(rows) :]).all()
     assert all(set(row[: len(rows)].tolist()) == set(rows) for row in ids)
     assert len(index.search(live[0], 5, deadline_ms=10_000, recall=0.8)) == 5
     if renewed:
@@ -355,7 +356,7 @@ def test_arrays_that_lie_or_are_stored_otherwise_hold_the_same(tmp_path: Path) -
     }
     _, expected = brute_force(rows, queries, 10)
     for name, array in arrays.items():
-        index = built(tmp_path / name, array, None, dtype="float32")
+        index = built(tmp_path / name, array, None, dtype="float32")  # type: ignore[arg-type]
         for asked in (queries, np.asfortranarray(queries), queries.astype(">f8"), queries[:, ::-1][:, ::-1]):
             np.testing.assert_allclose(
                 index.search_vectors(asked, 10, recall=1.0).scores, expected, atol=2e-6, err_msg=name

@@ -108,7 +108,7 @@ def test_an_index_built_anew_in_the_same_folder_has_its_own_encoder(tmp_path: Pa
             call()
     assert len(index.search(other_words(["sort a list"])[0], 3)) == 3
     again = FunnelIndex.open(index.path, encoder=other_words)
-    assert again.search("sort a list", 3)[0].id == index.search(other_words(["sort a list"])[0], 3)[0].id  # type: ignore[union-attr]
+    assert again.search("sort a list", 3)[0].id == index.search(other_words(["sort a list"])[0], 3)[0].id
 
 
 def test_what_was_noted_of_another_index_is_not_carried_over(tmp_path: Path) -> None:

@@ -102,8 +102,10 @@ def test_a_widened_plan_has_room_for_one_more_at_each_step() -> None:
 def test_a_coarse_index_that_answers_alone_has_no_step_behind_it() -> None:
     plan = Plan(16, 8)
     alone = plan.answering_alone()
-    assert str(alone) == "effort 16, shortlist 8" and str(plan) == "effort 16, shortlist 8 → exact"
-    assert alone == plan and hash(alone) == hash(plan)
+    assert str(alone) == "effort 16, shortlist 8"
+    assert str(plan) == "effort 16, shortlist 8 → exact"
+    assert alone == plan
+    assert hash(alone) == hash(plan)
     assert (alone.steps, alone.widened().steps) == (1, 1)
     (line,) = stage_lines(alone, 5, 100, (64, 64), 2, [0.1], [0.9])
     assert (line.name, line.candidates_out, line.recall) == ("coarse", 8, 0.9)

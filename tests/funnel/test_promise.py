@@ -57,14 +57,15 @@ def test_answers_say_how_they_were_found(graph: FunnelIndex, unseen: np.ndarray)
     answers = graph.search_vectors(unseen[:200], recall=0.9)
     assert answers.served.plan == explained.plan
     assert answers.served.estimated_recall == pytest.approx(explained.recall)
-    assert graph.search(unseen[0], plan=FLAT).served.estimated_recall == 1.0  # type: ignore[union-attr]
+    assert graph.search(unseen[0], plan=FLAT).served.estimated_recall == 1.0
 
 
 def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:
     explained = graph.explain(10, recall=0.9, share=0.8, batch=256)
     assert explained.certificate.certified
     assert explained.certificate.share == 0.8
-    assert explained.share is not None and explained.share_lower_bound is not None
+    assert explained.share is not None
+    assert explained.share_lower_bound is not None
     assert 0.8 <= explained.share_lower_bound <= explained.share
     assert "for 80 % of queries at k=10" in str(explained)
     assert json.loads(json.dumps(explained.to_json(), allow_nan=False))["share"] == explained.share
@@ -76,7 +77,7 @@ def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, rows: np.ndarray
     met = (answers.scores >= scores[:, [9]] - 1e-6).sum(axis=1) >= 9
     assert met.mean() >= 0.8 - 2 * (0.8 * 0.2 / 256) ** 0.5
     hits = graph.search(unseen[0], recall=0.9, share=0.8)
-    assert hits.served.plan.check(graph.searcher.widths) is None  # type: ignore[union-attr]
+    assert hits.served.plan.check(graph.searcher.widths) is None
 
 
 def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:
@@ -93,7 +94,7 @@ def test_explicit_plans(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray
     with pytest.raises(InputError, match="either a plan or a budget"):
         graph.search(unseen[0], 10, plan=FLAT, recall=0.9)
     with pytest.raises(InputError, match="expected a Plan"):
-        graph.search(unseen[0], 10, plan="flat")  # type: ignore[arg-type]
+        graph.search(unseen[0], 10, plan="flat")  # type: ignore[call-overload]
 
 
 def test_budgets(graph: FunnelIndex, unseen: np.ndarray) -> None:
@@ -119,7 +120,8 @@ def test_without_real_queries_nothing_is_certified(texts: FunnelIndex) -> None:
     told = json.loads(json.dumps(explained.to_json(), allow_nan=False))
     if not explained.plan.is_flat:  # which is exact; of so few rows it may be the fastest
         assert math.isnan(explained.recall_lower_bound)
-        assert told["recall_lower_bound"] is None and told["certificate"]["lower_bound"] is None
+        assert told["recall_lower_bound"] is None
+        assert told["certificate"]["lower_bound"] is None
     share = texts.explain(10, recall=0.9, share=0.8)
     assert "lower bound" not in str(share)
     assert share.plan.is_flat or share.share_lower_bound is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from funnel import FunnelIndex
-from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER
 from funnel.encoding.models import load_model
 from funnel.errors import DamagedIndexError, InputError
 from funnel.reports.pages import bench_queries
@@ -29,7 +29,8 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(minilm: Encoder, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    request.getfixturevalue("minilm")  # skips where the encoder is not at hand
     path = tmp_path_factory.mktemp("prompted") / "index"
     FunnelIndex.build(
         texts[:30], path, encoder=DEFAULT_ENCODER, adaptor="identity", dtype="float32", progress=False, **PROMPTS
@@ -59,7 +60,8 @@ def test_they_are_used_again_by_every_call_that_encodes(folder: Path, texts: lis
     assert "'query: ' before queries, 'passage: ' before documents" in said
 
 
-def test_an_index_that_is_built_again_has_the_prompts_of_then(minilm: Encoder, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_an_index_that_is_built_again_has_the_prompts_of_then(tmp_path: Path) -> None:
     options: dict[str, Any] = {"encoder": DEFAULT_ENCODER, "adaptor": "identity", "progress": False}
     FunnelIndex.build(QUESTIONS, tmp_path, query_prompt="query: ", **options)
     index = FunnelIndex.open(tmp_path)
@@ -69,7 +71,8 @@ def test_an_index_that_is_built_again_has_the_prompts_of_then(minilm: Encoder, t
     assert cosines(index.encode_queries(QUESTIONS), QUESTIONS, "question: ", None) >= 0.998
 
 
-def test_an_index_of_before_prompts_were_kept_opens(minilm: Encoder, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_an_index_of_before_prompts_were_kept_opens(tmp_path: Path) -> None:
     FunnelIndex.build(QUESTIONS, tmp_path, encoder=DEFAULT_ENCODER, adaptor="identity", progress=False)
 
     def older(manifest: dict[str, Any]) -> None:
@@ -101,7 +104,8 @@ def test_without_an_encoder_there_is_nothing_that_they_could_be_for(tmp_path: Pa
     assert not (tmp_path / "index").exists()
 
 
-def test_the_command_line_takes_them(minilm: Encoder, texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_the_command_line_takes_them(texts: list[str], tmp_path: Path) -> None:
     corpus, path = tmp_path / "docs.jsonl", tmp_path / "index"
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     options = ["--query-prompt", "query: ", "--document-prompt", "passage: ", "--truncate-dim", WIDTH]

@@ -19,9 +19,12 @@ def test_cosines_stay_between_minus_1_and_1(tmp_path: Path) -> None:
     _, cosines = brute_force(rows, rows, 250)
     for options in ({}, {"where": "id != 'none'"}, {"deadline_ms": 60_000}):
         scores = index.search_vectors(rows, k=250, **options).scores
-        assert -1 <= scores.min() < -1 + 1e-3 and 1 - 1e-6 < scores.max() <= 1
+        assert -1 <= scores.min() < -1 + 1e-3
+        assert 1 - 1e-6 < scores.max() <= 1
         np.testing.assert_allclose(scores, cosines, atol=5e-4)
     for hit in index.search(rows[0], text="t0", hybrid=0.5, k=5):
-        assert hit.ranks is not None and (hit.ranks.cosine is None or hit.ranks.cosine <= 1)
+        assert hit.ranks is not None
+        assert hit.ranks.cosine is None or hit.ranks.cosine <= 1
     short = index.search_vectors(rows[:1], k=300, where="id IN ('1', '2')").scores
-    assert np.isneginf(short[0, 2:]).all() and np.isfinite(short[0, :2]).all()
+    assert np.isneginf(short[0, 2:]).all()
+    assert np.isfinite(short[0, :2]).all()

@@ -51,7 +51,7 @@ def test_a_search_from_text_imports_no_transformers(folder: Path, minilm: Encode
     assert not imported.intersection(NEVER)
     expected = FunnelIndex.open(folder, encoder=minilm).search("a text to find", 3)
     scores = [hit["score"] for hit in answer["hits"]]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(scores, [hit.score for hit in expected], atol=2e-3)  # type: ignore[union-attr]
+    np.testing.assert_allclose(scores, [hit.score for hit in expected], atol=2e-3)
 
 
 def test_a_search_with_a_vector_imports_no_tokeniser_either(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_searching_changes_no_count(graph: FunnelIndex, unseen: np.ndarray) -> N
         for name, call in searches(graph, unseen).items():
             before, after = before_and_after(call)
             assert after == before, name
-            before, after = in_a_thread(lambda call=call: before_and_after(call))
+            before, after = in_a_thread(partial(before_and_after, call))
             assert after == before, f"{name}, in a client thread"
             assert in_a_thread(counts) == fresh, f"{name}, for a thread that starts later"
     finally:

@@ -34,10 +34,10 @@ def bad_calls(index: FunnelIndex, more: Float32) -> Iterator[tuple[Any, str]]:
     yield lambda: index.add([{"_id": "a", "vector": more[0]}]), "bare vectors and no documents"
     yield lambda: index.add({"_id": str(n), "text": "x"} for n in range(3)), "bare vectors and no documents"
     yield lambda: index.delete(["row 1", "nowhere"], strict=True), "'nowhere'.*nothing was deleted"
-    yield lambda: index.delete([1.5]), r"1.5 \(float\)"  # type: ignore[list-item]
+    yield lambda: index.delete([1.5]), r"1.5 \(float\)"  # type: ignore[arg-type]
     yield lambda: index.delete(None), r"ids is None \(NoneType\); expected a list"  # type: ignore[arg-type]
     yield lambda: index.delete(1.5), r"ids is 1.5 \(float\); expected a list"  # type: ignore[arg-type]
-    yield lambda: index.search(more[0], budget=0.9), "budget is 0.9; expected a Budget"  # type: ignore[arg-type]
+    yield lambda: index.search(more[0], budget=0.9), "budget is 0.9; expected a Budget"  # type: ignore[call-overload]
 
 
 def test_bad_input_changes_nothing(index: FunnelIndex, more: Float32) -> None:
@@ -69,7 +69,8 @@ def test_a_second_writer_is_refused(index: FunnelIndex, more: Float32) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(index.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
         with pytest.raises(StorageError, match=f"being written by process {process.pid}"):
             index.add(more[:1], ids=["x"])
         process.kill()
@@ -86,7 +87,7 @@ def test_a_writer_goes_on_from_what_another_committed(index: FunnelIndex, more: 
 
 
 def test_a_folder_that_cannot_be_written(index: FunnelIndex, more: Float32, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Files, path: Path) -> None:
+    def refuse(_: Files, path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Files, "make_folder", refuse)
@@ -95,7 +96,7 @@ def test_a_folder_that_cannot_be_written(index: FunnelIndex, more: Float32, monk
 
 
 def test_a_full_disk(index: FunnelIndex, model: Model, more: Float32, unseen: Float32, monkeypatch: Any) -> None:
-    def full(self: Files, path: Path) -> None:
+    def full(_: Files, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
@@ -129,7 +130,8 @@ def test_a_newer_version_is_refused(index: FunnelIndex) -> None:
 def test_searches_in_threads_while_rows_come_and_go(index: FunnelIndex, more: Float32, unseen: Float32) -> None:
     """Each search sees one state as a whole: of a pair that is swapped in one step, it finds exactly one."""
     index.add(np.stack([more[0]]), ids=["a"])
-    stop, wrong = threading.Event(), []
+    stop = threading.Event()
+    wrong: list[object] = []
 
     def search() -> None:
         try:
@@ -155,7 +157,7 @@ def test_searches_in_threads_while_rows_come_and_go(index: FunnelIndex, more: Fl
     assert wrong == []
 
 
-def test_generations_stay_as_long_as_a_reader_has_them(index: FunnelIndex, more: Float32, unseen: Float32) -> None:
+def test_generations_stay_as_long_as_a_reader_has_them(index: FunnelIndex, more: Float32) -> None:
     """Another process reads the first generation through compactions; when it ends, the files go."""
     reader = "\n".join(
         (
@@ -170,7 +172,8 @@ def test_generations_stay_as_long_as_a_reader_has_them(index: FunnelIndex, more:
     with subprocess.Popen(
         [sys.executable, "-c", reader, str(index.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         first = index.segments[0].folder
         index.delete(["row 0"])

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 USAGE = "usage: python -m tests.fuzz TARGET SECONDS"
 SEED = 1  # so that two runs of the same length try the same inputs
@@ -39,7 +40,7 @@ def main() -> None:
         atheris.Fuzz()  # ends the process
 
 
-def _target(name: str):
+def _target(name: str) -> Any:
     from tests.fuzz.targets import TARGETS
 
     if name not in TARGETS:

@@ -60,7 +60,7 @@ TEXTS = (
     "cuda",
     "x" * 100_000,
 )
-OTHERS = (None, True, False, [], {}, [[]], [0], {"": 0}, [None] * 1_000)
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [0], {"": 0}, [None] * 1_000)
 STATEMENTS = (
     "UPDATE documents SET {column} = {value}",
     "UPDATE documents SET {column} = {value} WHERE position = {row}",
@@ -134,7 +134,7 @@ def _one(choices: Any, random: Random) -> Any:
 
 def _seal(root: Path, manifest: Any, random: Random) -> None:
     """Write the manifest with the hashes of the files as they are, and CURRENT with its own."""
-    files = manifest.get("files") if isinstance(manifest, dict) else None
+    files: Any = manifest.get("files") if isinstance(manifest, dict) else None
     for name in list(files) if isinstance(files, dict) else []:
         with suppress(OSError, ValueError, UnicodeError):
             if name.endswith("adaptor.json"):
@@ -322,7 +322,8 @@ def _sqlite_file(path: Path, random: Random) -> str:
         return f"{statement[:100]} ({error})"
     finally:
         connection.close()
-    return statement[:120]
+    result: str = statement[:120]
+    return result
 
 
 def _tensors_file(path: Path, random: Random) -> str:

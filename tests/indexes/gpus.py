@@ -15,13 +15,14 @@ __all__ = ["in_host_memory"]
 
 def in_host_memory(patch: pytest.MonkeyPatch) -> None:
     """Leave indexes where they are instead of copying them to a GPU and back."""
-    patch.setattr(gpu, "missing_gpu", lambda cuvs=False: None)
+    patch.setattr(gpu, "missing_gpu", lambda _cuvs=False: None)
     patch.setattr(gpu, "to_gpu", lambda index: index)
     patch.setattr(gpu, "to_host", lambda index: index)
     patch.setattr(gpu, "build_cagra", _graph)
 
 
 def _graph(rows: Float32Array, degree: int) -> Any:
-    index = faiss.IndexHNSWCagra(rows.shape[1], degree // gpu.CAGRA_DEGREE_STEP, faiss.METRIC_INNER_PRODUCT)
+    library: Any = faiss  # whose types lack it
+    index = library.IndexHNSWCagra(rows.shape[1], degree // gpu.CAGRA_DEGREE_STEP, faiss.METRIC_INNER_PRODUCT)
     index.add(rows)
     return index

@@ -42,7 +42,8 @@ def test_settings_are_whole_numbers(value: object) -> None:
 @given(st.integers(1, 3000))
 def test_rising_numbers_end_where_they_must_in_small_steps(largest: int) -> None:
     numbers = rising(largest, ((0.07, 256), (0.25, 1024)))
-    assert numbers[0] == 1 and numbers[-1] == min(largest, 1024)
+    assert numbers[0] == 1
+    assert numbers[-1] == min(largest, 1024)
     assert list(numbers) == sorted(set(numbers))
     for one, following in itertools.pairwise(numbers):
         share = 0.07 if following <= 256 else 0.25

@@ -54,7 +54,8 @@ def test_the_best_of_every_bin_survive(rows: int, size: int, kept: int) -> None:
     scores = torch.rand((3, rows), generator=torch.Generator().manual_seed(0))
     found, places = survivors(scores, size, kept, rows, size * 4)
     real = ~found.isneginf()
-    assert (places >= 0).all() and (places < rows).all()
+    assert (places >= 0).all()
+    assert (places < rows).all()
     for query in range(3):
         kept_rows = places[query][real[query]].tolist()
         assert len(set(kept_rows)) == len(kept_rows)

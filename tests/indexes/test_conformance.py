@@ -87,7 +87,7 @@ def assert_same(
 
 def test_results_are_float32_scores_and_int64_rows_best_first(index: CoarseIndex, queries: Float32Array) -> None:
     scores, rows = index.search(queries, SHORTLIST, best(index))
-    assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+    assert (scores.dtype, rows.dtype) == (np.float32, np.int64)  # type: ignore[comparison-overlap]
     assert scores.shape == rows.shape == (len(queries), SHORTLIST)
     assert (np.diff(scores, axis=1) <= 0).all()
     assert all(len(set(found)) == SHORTLIST for found in rows.tolist())
@@ -148,7 +148,8 @@ def test_short_results_are_padded(name: str, rows: Float32Array) -> None:
         scores, found = index.search(rows[:count], 30, best(index))
         assert (np.sort(found[:, :20], axis=1) == np.arange(20)).all()
         assert (found[:, 20:] == -1).all()
-        assert np.isneginf(scores[:, 20:]).all() and np.isfinite(scores[:, :20]).all()
+        assert np.isneginf(scores[:, 20:]).all()
+        assert np.isfinite(scores[:, :20]).all()
 
 
 def test_an_empty_index_finds_nothing(name: str, rows: Float32Array) -> None:
@@ -156,7 +157,8 @@ def test_an_empty_index_finds_nothing(name: str, rows: Float32Array) -> None:
     index.train(rows)
     scores, found = index.search(rows[:2], 3, best(index))
     assert index.ntotal == 0
-    assert (found == -1).all() and np.isneginf(scores).all()
+    assert (found == -1).all()
+    assert np.isneginf(scores).all()
 
 
 def test_rows_added_in_chunks_are_all_held(name: str, rows: Float32Array, queries: Float32Array) -> None:
@@ -261,7 +263,8 @@ def test_a_filter_leaves_the_next_search_alone(filtering: CoarseIndex, queries: 
 def test_a_filter_that_allows_nothing_finds_nothing(filtering: CoarseIndex, queries: Float32Array) -> None:
     index = filtering
     scores, found = index.search(queries, TOP, best(index), np.zeros(index.ntotal, np.bool_))
-    assert (found == -1).all() and np.isneginf(scores).all()
+    assert (found == -1).all()
+    assert np.isneginf(scores).all()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +293,7 @@ def test_a_restricted_index_returns_allowed_rows_only(
     true = numbers[truth(rows[numbers], queries)]
     for count in (1, len(queries)):
         scores, found = view.search(queries[:count], SHORTLIST, best(index))
-        assert (scores.dtype, found.dtype, found.shape) == (np.float32, np.int64, (count, SHORTLIST))
+        assert (scores.dtype, found.dtype, found.shape) == (np.float32, np.int64, (count, SHORTLIST))  # type: ignore[comparison-overlap]
         assert np.isin(found, [-1, *numbers]).all()
         np.testing.assert_array_equal(found < 0, np.isneginf(scores))
         assert (scores[:, 1:] <= scores[:, :-1]).all()
@@ -301,7 +304,8 @@ def test_a_restricted_index_returns_allowed_rows_only(
 
 def test_an_index_restricted_to_nothing_finds_nothing(index: CoarseIndex, queries: Float32Array) -> None:
     scores, found = index.restricted(np.zeros(index.ntotal, np.bool_)).search(queries, TOP, best(index))
-    assert (found == -1).all() and np.isneginf(scores).all()
+    assert (found == -1).all()
+    assert np.isneginf(scores).all()
 
 
 def test_a_restriction_of_the_wrong_shape_is_refused(index: CoarseIndex) -> None:
@@ -327,7 +331,7 @@ def test_wrong_rows_are_refused(name: str, rows: Float32Array) -> None:
     with pytest.raises(CoarseIndexError, match=r"rows of shape \[1500, 16\]; this index takes \[n, 32\]"):
         index.train(np.ascontiguousarray(rows[:, :16]))
     with pytest.raises(CoarseIndexError, match="rows of type float64; give float32"):
-        index.train(rows.astype(np.float64))  # type: ignore[arg-type]
+        index.train(rows.astype(np.float64))
     with pytest.raises(CoarseIndexError, match="0 rows to train on"):
         index.train(rows[:0])
     index.train(rows)

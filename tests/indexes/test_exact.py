@@ -12,13 +12,14 @@ from indexes.base import Float32Array
 @pytest.fixture(scope="module", params=["float16", "float32"])
 def store(request: pytest.FixtureRequest, rows: Float32Array, tmp_path_factory: pytest.TempPathFactory) -> VectorStore:
     path: Path = tmp_path_factory.mktemp("exact") / "vectors.npy"
-    with VectorStore.create(path, *rows.shape, request.param) as writer:
+    with VectorStore.create(path, len(rows), rows.shape[1], request.param) as writer:
         writer.write(np.arange(len(rows)), rows)
     return VectorStore.open(path)
 
 
 def scores_of(store: VectorStore, queries: Float32Array) -> np.ndarray:
-    return queries.astype(np.float64) @ store.matrix.double().numpy().T
+    result: np.ndarray = queries.astype(np.float64) @ store.matrix.double().numpy().T
+    return result
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 7, 256, 1499, 1500, 10_000])
@@ -30,7 +31,7 @@ def test_however_many_rows_at_a_time_it_is_brute_force(
     queries = queries[:20]
     true = scores_of(store, queries)
     scores, rows = exact_search(store, queries, k)
-    assert (scores.dtype, rows.dtype, scores.shape, rows.shape) == (np.float32, np.int64, (20, k), (20, k))
+    assert (scores.dtype, rows.dtype, scores.shape, rows.shape) == (np.float32, np.int64, (20, k), (20, k))  # type: ignore[comparison-overlap]
     np.testing.assert_allclose(scores, -np.sort(-true, axis=1)[:, :k], atol=2e-6)
     np.testing.assert_allclose(np.take_along_axis(true, rows, axis=1), scores, atol=2e-6)
     assert all(len(set(row)) == k for row in rows.tolist())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from indexes import TorchBinsIndex, _fusedbins, torchbins
+from indexes._bins import rows_of_a_bin
 from indexes.base import Float32Array
 from tests.interpreted import run_check
 
@@ -60,13 +61,14 @@ def test_its_bins_serve_as_well_as_those_block_by_block(rows: Float32Array, quer
     index = TorchBinsIndex(rows.shape[1])
     index.add(rows)
     index.place(torch.device("cpu"))
-    size = torchbins.rows_of_a_bin(len(rows), bins)
+    size = rows_of_a_bin(len(rows), bins)
     tensor = torch.from_numpy(queries)
     found = index._best_of_bins(plain, tensor, 100, size)
     block = index._blockwise(tensor, 100, size, None)
     true = torch.topk(tensor @ index._rows.float().T, 100, dim=1).indices
     shares = [np.mean([np.isin(t, f).mean() for t, f in zip(true, each[1], strict=True)]) for each in (found, block)]
-    assert abs(shares[0] - shares[1]) < 0.03 and shares[0] > 0.8
+    assert abs(shares[0] - shares[1]) < 0.03
+    assert shares[0] > 0.8
     torch.testing.assert_close(found[0], (tensor @ index._rows.float().T).gather(1, found[1]))
 
 
@@ -76,7 +78,7 @@ def test_it_is_used_where_it_was_quicker(monkeypatch: pytest.MonkeyPatch, rows: 
     asked: list[bool] = []
     monkeypatch.setattr(torchbins, "fused_bins", lambda: plain)
     for answer in (True, False):
-        monkeypatch.setattr(torchbins, "quicker", lambda first, second, answer=answer: asked.append(answer) or answer)
+        monkeypatch.setattr(torchbins, "quicker", lambda _first, _second, answer=answer: asked.append(answer) or answer)  # type: ignore[func-returns-value]
         for count, size in ((1, 2), (1, 2), (30, 2), (31, 2), (30, 4)):
             fused = index._fused(torch.zeros(count, rows.shape[1]), 10, size + 10 * answer)
             assert fused is (plain if answer else None)

@@ -188,7 +188,7 @@ def test_links_of_a_symqg_file_lead_to_its_rows(bits: int, tmp_path: Path) -> No
             load_again(index, path)
 
 
-def footer(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+def footer(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
     def changed(good: bytes) -> bytes:
         end = len(good) - len(FOOTER_MAGIC) - 4
         length = int.from_bytes(good[end : end + 4], "little")
@@ -209,7 +209,7 @@ def footer(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
         (footer(lambda record: record.update(rows="many")), "has the footer"),
         (footer(lambda record: record.pop("rows") and None), "has the footer"),
         (footer(lambda record: record.update(graph=False)), "bytes before its footer"),
-        (footer(lambda record: [1]), "has the footer"),
+        (footer(lambda _record: [1]), "has the footer"),
         (lambda good: struct.pack("<Q", 2**40) + good[8:], "begins with sizes"),
         (lambda good: good[:32] + struct.pack("<I", 400) + good[36:], "begins with sizes"),
         (lambda good: good[:-20] + b"{" * 10 + good[-10:], "is not JSON"),

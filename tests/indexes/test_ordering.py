@@ -21,8 +21,10 @@ MATRICES = npst.arrays(
 def test_any_rows_get_leaves_of_the_tree(rows: Float32Array, leaf_size: int) -> None:
     tree = ClusterTree.fit(rows, leaf_size=leaf_size)
     leaves = tree.assign(rows)
-    assert leaves.shape == (len(rows),) and leaves.dtype == np.int64
-    assert leaves.min() >= 0 and leaves.max() < tree.leaves
+    assert leaves.shape == (len(rows),)
+    assert leaves.dtype == np.int64
+    assert leaves.min() >= 0
+    assert leaves.max() < tree.leaves
 
 
 def test_rows_that_are_alike_make_one_leaf() -> None:

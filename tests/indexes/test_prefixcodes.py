@@ -30,7 +30,8 @@ def largest_norm(rows: Float32Array) -> float:
 
 def stored_norms(rows: Float32Array, width: int) -> Float32Array:
     """As norms.npy has them: float32 throughout."""
-    return np.sqrt(np.einsum("nd,nd->n", rows[:, :width], rows[:, :width])).astype(np.float32)
+    result: Float32Array = np.sqrt(np.einsum("nd,nd->n", rows[:, :width], rows[:, :width])).astype(np.float32)
+    return result
 
 
 def upper_tails(rows: Float32Array, width: int) -> Float32Array:
@@ -65,7 +66,8 @@ def matrices(draw: st.DrawFn) -> tuple[Float32Array, Float32Array, int]:
 
 def unit(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    result: np.ndarray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return result
 
 
 @pytest.mark.parametrize("make", [float32_codes, pytest.param(int8_codes, marks=needs_int8)])

@@ -26,7 +26,7 @@ def spectrum(count: int, seed: int, decay: float) -> Float32Array:
 
 def store_of(rows: Float32Array, folder: Path, dtype: str = "float16") -> VectorStore:
     path = folder / "vectors.npy"
-    with VectorStore.create(path, *rows.shape, dtype) as writer:
+    with VectorStore.create(path, len(rows), rows.shape[1], dtype) as writer:
         writer.write(np.arange(len(rows)), rows)
     return VectorStore.open(path)
 
@@ -82,9 +82,11 @@ def test_it_finds_what_brute_force_finds(
     scores, rows = search(queries, k)
     assert_exact(store, queries, scores, rows, k)
     choice = search.choose(queries, k)
-    assert choice is not None and choice.share < 0.5
+    assert choice is not None
+    assert choice.share < 0.5
     int8 = count >= pruned.FEWEST_INT8 and int8_products_are_exact()
-    assert choice.codes == ("int8" if int8 else "float32") and not choice.kept
+    assert choice.codes == ("int8" if int8 else "float32")
+    assert not choice.kept
 
 
 @pytest.mark.skipif(not int8_products_are_exact(), reason="no exact int8 products on this processor")
@@ -102,8 +104,11 @@ def test_codes_that_are_kept_answer_from_memory(
         queries = spectrum(count, 2 + count, 1.0)
         assert_exact(store, queries, *search(queries, k), k)
         choice = search.choose(queries, k)
-        assert choice is not None and choice.kept and "in memory" in str(choice)
+        assert choice is not None
+        assert choice.kept
+        assert "in memory" in str(choice)
         held = search.resident_bytes
+    assert choice is not None
     assert held - 4 * pruned.SAMPLED * LADDER[-2] == ROWS * (choice.width + 4)
     assert sample == 0
 
@@ -118,7 +123,8 @@ def test_the_width_that_is_kept_does_not_hang_on_the_first_query(
         search = searcher(store, keep=True)
         search(query[None], 10)
         choice = search.choose(query[None], 10)
-        assert choice is not None and choice.kept
+        assert choice is not None
+        assert choice.kept
         kept.add(choice.width)
     assert len(kept) == 1
 
@@ -168,7 +174,7 @@ def test_zero_tails_and_zero_rows(tmp_path: Path) -> None:
 
 
 def test_a_query_for_which_nothing_is_known_is_still_exact(store: VectorStore) -> None:
-    def nothing(queries: Float32Array, k: int) -> Float32Array:
+    def nothing(queries: Float32Array, _k: int) -> Float32Array:
         return np.where(np.arange(len(queries)) % 2, -np.inf, -1.0).astype(np.float32)
 
     queries = spectrum(20, 9, 1.0)
@@ -209,7 +215,9 @@ def test_it_uses_float32_where_int8_is_not_exact(store: VectorStore, monkeypatch
     queries = spectrum(50, 2, 1.0)
     search = searcher(store)
     choice = search.choose(queries, 10)
-    assert choice is not None and choice.codes == "float32" and "pruned at" in str(choice)
+    assert choice is not None
+    assert choice.codes == "float32"
+    assert "pruned at" in str(choice)
     assert_exact(store, queries, *search(queries, 10), 10)
     assert search.resident_bytes == 4 * pruned.SAMPLED * LADDER[-2]
 

@@ -63,7 +63,8 @@ def test_choices_keep_their_order_and_fit(n: int, dim: int, memory_bytes: int) -
 def test_a_gpu_is_offered_what_can_be_used_there_and_fits() -> None:
     usable = [name for name in ON_GPU if family(name).missing() is None]
     choices = gpu_candidates(1_000_000, 128, 10**12)
-    assert [choice.name for choice in choices] == usable and usable[0] == "torch-bins"
+    assert [choice.name for choice in choices] == usable
+    assert usable[0] == "torch-bins"
     held = choices[0].estimated_bytes
     assert held == 1_000_000 * (128 * 2 + 4)
     assert gpu_candidates(1_000_000, 128, int(held / GPU_SHARE) + 1)[0].name == "torch-bins"
@@ -71,7 +72,8 @@ def test_a_gpu_is_offered_what_can_be_used_there_and_fits() -> None:
 
 
 def test_on_a_gpu_its_families_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.selection.free_bytes", lambda device: 10**12)
+    monkeypatch.setattr("indexes.selection.free_bytes", lambda _device: 10**12)
     names = [choice.name for choice in choose(1_000_000, 128, device=torch.device("cuda"))]
-    assert names[0] == "torch-bins" and names[-3:] == ["hnsw-sq8", "ivf-sq8", "ivf-pq"]
+    assert names[0] == "torch-bins"
+    assert names[-3:] == ["hnsw-sq8", "ivf-sq8", "ivf-pq"]
     assert names[-3:] == [choice.name for choice in choose(1_000_000, 128)]

@@ -94,7 +94,7 @@ def test_no_other_module_asks_which_system_it_is() -> None:
     assert asking == {Path(system.__file__)}
 
 
-def test_a_temporary_file_is_reached_by_its_path_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_temporary_file_is_reached_by_its_path_and_leaves_nothing() -> None:
     with system.temporary_file() as (file, path):
         file.write(b"rows")
         file.flush()

@@ -58,7 +58,7 @@ def test_a_filter_on_the_device_holds(rows: Float32Array, queries: Float32Array)
     allowed = torch.zeros(len(rows), dtype=torch.bool, device=index.device)
     allowed[7:19] = True
     scores, found = index.search_tensors(torch.from_numpy(queries).to(index.device), 20, index.efforts()[0], allowed)
-    assert set(found.cpu().unique().tolist()) == {-1, *range(7, 19)}
+    assert set(found.cpu().unique().tolist()) == {-1, *range(7, 19)}  # type: ignore[no-untyped-call]
     assert torch.equal(found < 0, scores.isneginf())
 
 

@@ -22,7 +22,7 @@ DEVICES = [
 
 
 def written(path: Path, rows: Float32Array, dtype: npt.DTypeLike = np.float16) -> Path:
-    with VectorStore.create(path, *rows.shape, dtype) as writer:
+    with VectorStore.create(path, len(rows), rows.shape[1], dtype) as writer:
         writer.write(np.arange(len(rows)), rows)
     return path
 
@@ -38,7 +38,7 @@ def test_a_store_gives_back_what_was_written(
     tmp_path: Path, rows: Float32Array, dtype: npt.DTypeLike, device: str
 ) -> None:
     store = VectorStore.open(written(tmp_path / "vectors.npy", rows, dtype), device)
-    assert (store.n, store.dim, store.dtype) == (*rows.shape, np.dtype(dtype))
+    assert (store.n, store.dim, store.dtype) == (len(rows), rows.shape[1], np.dtype(dtype))
     assert store.device.type == device
     assert store.nbytes == rows.size * np.dtype(dtype).itemsize
     assert store.resident_bytes == (0 if device == "cpu" else store.nbytes)
@@ -93,7 +93,7 @@ def test_a_row_that_a_large_matrix_is_given_twice_is_refused(
 
 def test_rows_are_scattered_to_their_positions(tmp_path: Path, rows: Float32Array) -> None:
     order = np.random.default_rng(0).permutation(len(rows))
-    with VectorStore.create(tmp_path / "v.npy", *rows.shape, np.float32) as writer:
+    with VectorStore.create(tmp_path / "v.npy", len(rows), rows.shape[1], np.float32) as writer:
         for chunk in np.array_split(np.arange(len(rows)), 7):
             writer.write(order[chunk], rows[chunk])
         writer.write(order[:0], rows[:0])
@@ -154,7 +154,7 @@ def test_the_space_is_claimed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_shows_before_any_row_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, start: int, size: int) -> None:
+    def full(_descriptor: int, _start: int, _size: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
@@ -187,7 +187,8 @@ def test_no_rows_are_a_store_too(tmp_path: Path) -> None:
     with VectorStore.create(tmp_path / "v.npy", 0, 4) as writer:
         assert writer.rows == 0
     store = VectorStore.open(tmp_path / "v.npy")
-    assert store.matrix.shape == (0, 4) and list(store.chunks(5)) == []
+    assert store.matrix.shape == (0, 4)
+    assert list(store.chunks(5)) == []
 
 
 def test_changes_in_memory_do_not_reach_the_file(path: Path, rows: Float32Array) -> None:

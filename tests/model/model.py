@@ -122,17 +122,22 @@ def _change(handle: FunnelIndex, model: Model, kind: str) -> FunnelIndex | None:
     elif kind == "compact":
         handle.compact()
     elif kind == "tune":
-        handle.refresh()
-        try:
-            handle.tune(progress=False)
-        except InputError as error:
-            assert handle.searcher.calibration is None, error
+        _tune(handle)
     elif kind == "reopen":
         return FunnelIndex.open(model.path, encoder=encode)
     elif kind == "export":
         handle.refresh()
         _compare_export(handle, model)
     return None
+
+
+def _tune(handle: FunnelIndex) -> None:
+    handle.refresh()
+    try:
+        handle.tune(progress=False)
+    except InputError:
+        if handle.searcher.calibration is not None:
+            raise
 
 
 def _compare_exact(handle: FunnelIndex, model: Model) -> None:
@@ -222,7 +227,8 @@ def _asked(model: Model) -> Iterator[tuple[str | None, set[str], np.ndarray]]:
 def _right(found: Any, model: Model, query: np.ndarray, inside: set[str]) -> None:
     """Hits are allowed, come once each, with their own score and document, best first."""
     ids = [str(hit.id) for hit in found]
-    assert set(ids) <= inside and len(set(ids)) == len(ids), ids
+    assert set(ids) <= inside, ids
+    assert len(set(ids)) == len(ids), ids
     scores = [hit.score for hit in found]
     assert scores == sorted(scores, reverse=True), scores
     assert np.allclose(scores, [_cosine(query, model.documents[one]["vector"]) for one in ids], atol=CLOSE), scores

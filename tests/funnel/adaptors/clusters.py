@@ -12,4 +12,5 @@ def clustered(n: int, dim: int = 32, seed: int = 0, clusters: int = 40, spread: 
     centres = np.random.default_rng(7).standard_normal((clusters, dim)) * shrinking
     noise = rng.standard_normal((n, dim)) * shrinking[(5 * np.arange(dim)) % dim] * spread
     rows = (centres[rng.integers(0, clusters, n)] + noise) @ turn
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,12 @@ def trained(dim: int, **settings: int) -> Attention:
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     powers = np.exp(scores - scores.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    result: np.ndarray = powers / powers.sum(-1, keepdims=True)
+    return result
 
 
 def slow_change(adaptor: Attention, vector: np.ndarray) -> np.ndarray:
-    """f of one vector, head by head and group by group, in float64."""
+    """The map f of one vector, head by head and group by group, in float64."""
     weights = {name: value.astype(np.float64) for name, value in adaptor.tensors().items()}
     groups, size, width = weights["enter"].shape
     heads = adaptor.settings()["heads"]
@@ -44,7 +47,7 @@ def slow_change(adaptor: Attention, vector: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dim", "group_size"), [(12, 4), (11, 4), (7, 1), (5, 5)])
-def test_the_change_is_multi_head_attention_over_the_groups(dim, group_size):
+def test_the_change_is_multi_head_attention_over_the_groups(dim: int, group_size: int) -> None:
     adaptor = trained(dim, group_size=group_size, width=6, heads=2)
     vectors = np.random.default_rng(0).normal(size=(2, 3, dim))
     with torch.inference_mode():
@@ -53,14 +56,16 @@ def test_the_change_is_multi_head_attention_over_the_groups(dim, group_size):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_every_entry_reaches_every_other():
+def test_every_entry_reaches_every_other() -> None:
     adaptor = trained(11, group_size=4, width=6, heads=2)
-    reached = torch.autograd.functional.jacobian(adaptor.change, torch.randn(11, generator=torch.Generator()))
+    reached = torch.autograd.functional.jacobian(adaptor.change, torch.randn(11, generator=torch.Generator()))  # type: ignore[no-untyped-call]
     assert (reached != 0).all()
 
 
 @pytest.mark.parametrize(("dim", "group_size", "groups"), [(384, 48, 8), (100, 13, 8), (10, 2, 5), (1, 1, 1)])
-def test_there_are_usually_at_most_eight_groups_and_none_is_padding_alone(dim, group_size, groups):
+def test_there_are_usually_at_most_eight_groups_and_none_is_padding_alone(
+    dim: int, group_size: int, groups: int
+) -> None:
     adaptor = Attention(dim)
     assert adaptor.settings() == {"group_size": group_size, "width": 64, "heads": 4, "rotated": 0}
     assert adaptor.groups == groups
@@ -68,6 +73,6 @@ def test_there_are_usually_at_most_eight_groups_and_none_is_padding_alone(dim, g
 
 
 @pytest.mark.parametrize("settings", [{"group_size": 13}, {"width": 6, "heads": 4}])
-def test_groups_and_heads_that_do_not_fit_are_refused(settings):
+def test_groups_and_heads_that_do_not_fit_are_refused(settings: Any) -> None:
     with pytest.raises(InputError, match="at dimension 12; expected groups no larger than"):
         Attention(12, **settings)

@@ -1,5 +1,7 @@
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,22 +14,22 @@ from funnel.errors import DamagedIndexError, FormatVersionError, InputError
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     PCA.fit(np.random.default_rng(0).normal(size=(20, 4))).save(tmp_path)
     return tmp_path
 
 
-def change(folder, **fields):
+def change(folder: Path, **fields: Any) -> None:
     path = folder / "adaptor.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def replace_tensors(folder, payload):
+def replace_tensors(folder: Path, payload: Any) -> None:
     (folder / "adaptor.safetensors").write_bytes(payload)
     change(folder, sha256=hashlib.sha256(payload).hexdigest())
 
 
-def test_the_bytes_on_disk_are_those_of_format_1(tmp_path):
+def test_the_bytes_on_disk_are_those_of_format_1(tmp_path: Path) -> None:
     Identity(4, (2, 4)).save(tmp_path)
     assert (tmp_path / "adaptor.safetensors").read_bytes() == b"\x08\0\0\0\0\0\0\0{}      "
     assert json.loads((tmp_path / "adaptor.json").read_text()) == {
@@ -41,25 +43,25 @@ def test_the_bytes_on_disk_are_those_of_format_1(tmp_path):
     }
 
 
-def test_a_missing_folder_is_an_input_error(tmp_path):
+def test_a_missing_folder_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         Adaptor.load(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("name", ["adaptor.json", "adaptor.safetensors"])
-def test_a_missing_file_is_named(folder, name):
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(DamagedIndexError, match=f"{name} is missing; restore the file"):
         Adaptor.load(folder)
 
 
-def test_a_newer_format_is_refused(folder):
+def test_a_newer_format_is_refused(folder: Path) -> None:
     change(folder, format_version=2)
     with pytest.raises(FormatVersionError, match="format 2; this version reads up to 1"):
         Adaptor.load(folder)
 
 
-def test_an_unknown_kind_is_an_input_error(folder):
+def test_an_unknown_kind_is_an_input_error(folder: Path) -> None:
     change(folder, kind="magic")
     with pytest.raises(InputError, match="'magic' is not known"):
         Adaptor.load(folder)
@@ -82,7 +84,7 @@ def test_an_unknown_kind_is_an_input_error(folder):
         ({"sha256": "0" * 64}, "sha256 .* says 000000000000…"),
     ],
 )
-def test_a_description_that_does_not_fit_is_damage(folder, fields, message):
+def test_a_description_that_does_not_fit_is_damage(folder: Path, fields: Any, message: str) -> None:
     change(folder, **fields)
     with pytest.raises(DamagedIndexError, match=message):
         Adaptor.load(folder)
@@ -98,7 +100,7 @@ def test_a_description_that_does_not_fit_is_damage(folder, fields, message):
         (b"{}", "lacks the field 'format_version'"),
     ],
 )
-def test_an_unreadable_description_is_damage(folder, text, message):
+def test_an_unreadable_description_is_damage(folder: Path, text: Any, message: str) -> None:
     (folder / "adaptor.json").write_bytes(text)
     with pytest.raises(DamagedIndexError, match=message):
         Adaptor.load(folder)
@@ -115,7 +117,7 @@ def test_an_unreadable_description_is_damage(folder, text, message):
         (save({}), r"the tensors are \[\]"),
     ],
 )
-def test_tensors_of_no_use_are_damage_even_with_a_right_checksum(folder, payload, message):
+def test_tensors_of_no_use_are_damage_even_with_a_right_checksum(folder: Path, payload: Any, message: str) -> None:
     replace_tensors(folder, payload)
     with pytest.raises(DamagedIndexError, match=message):
         Adaptor.load(folder)
@@ -123,7 +125,7 @@ def test_tensors_of_no_use_are_damage_even_with_a_right_checksum(folder, payload
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_a_changed_or_cut_tensor_file_is_found(tmp_path_factory, data):
+def test_a_changed_or_cut_tensor_file_is_found(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("adaptor")
     PCA(np.eye(3, dtype=np.float32)).save(folder)
     path = folder / "adaptor.safetensors"

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests.funnel.adaptors.clusters import clustered
 pytrec_eval = pytest.importorskip("pytrec_eval")
 
 
-def test_shortlist_recall_is_what_a_loop_finds():
+def test_shortlist_recall_is_what_a_loop_finds() -> None:
     rows, queries = clustered(600, 16), clustered(30, 16, seed=1)
     held_out = HeldOutRows.of(torch.from_numpy(queries), torch.from_numpy(rows))
     assert held_out.shortlist == 10
@@ -23,13 +25,13 @@ def test_shortlist_recall_is_what_a_loop_finds():
     assert held_out.figures(lambda vectors: vectors, (16,))[16] == 1.0
 
 
-def test_the_shortlist_is_a_share_of_a_small_corpus_and_fifty_of_a_large_one():
+def test_the_shortlist_is_a_share_of_a_small_corpus_and_fifty_of_a_large_one() -> None:
     for rows, expected in ((6, 6), (300, 10), (2_000, 20), (9_000, 50)):
         vectors = torch.from_numpy(clustered(rows, 8))
         assert HeldOutRows.of(vectors[:3], vectors).shortlist == expected
 
 
-def judged_set(seed):
+def judged_set(seed: int) -> tuple[torch.Tensor, Judged]:
     rng = np.random.default_rng(seed)
     rows = clustered(80, 12, seed)
     queries = torch.from_numpy(clustered(9, 12, seed + 1))
@@ -39,7 +41,7 @@ def judged_set(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ndcg_is_that_of_trec_eval(seed):
+def test_ndcg_is_that_of_trec_eval(seed: Any) -> None:
     rows, judged = judged_set(seed)
     scores = judged.queries @ rows.T
     own = torch.full((9,), -1)
@@ -53,7 +55,7 @@ def test_ndcg_is_that_of_trec_eval(seed):
     assert found.tolist() == pytest.approx([expected[str(q)]["ndcg_cut_10"] for q in range(9)], abs=1e-6)
 
 
-def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged():
+def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged() -> None:
     rows = torch.eye(4)
     judged = Judged(rows[:2], [torch.tensor([3]), torch.tensor([1])], [torch.ones(1), torch.ones(1)])
     assert own_rows(judged.queries, rows).tolist() == [0, 1]
@@ -63,7 +65,7 @@ def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged():
     assert 0 < figures[4] <= 1
 
 
-def test_pca_keeps_more_than_truncation():
+def test_pca_keeps_more_than_truncation() -> None:
     rows, queries = clustered(3_000), clustered(200, seed=1)
     held_out = HeldOutRows.of(torch.from_numpy(queries), torch.from_numpy(rows))
     plain = held_out.figures(lambda vectors: vectors, (8,))[8]

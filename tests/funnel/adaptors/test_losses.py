@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def cosine(a: Tensor, b: Tensor, width: int) -> float:
     left, right = a[:width].tolist(), b[:width].tolist()
     dot = sum(x * y for x, y in zip(left, right, strict=True))
-    return dot / math.sqrt(sum(x * x for x in left) * sum(y * y for y in right))
+    result: float = dot / math.sqrt(sum(x * x for x in left) * sum(y * y for y in right))
+    return result
 
 
 def mean(values: Sequence[float]) -> float:
@@ -46,7 +48,7 @@ def summed(loss: Callable[[int], float], dims: Sequence[int], weights: Sequence[
     return sum(weight * loss(m) for m, weight in zip(dims, weights or [1.0] * len(dims), strict=True))
 
 
-def slow_pairwise(original, adapted, m):
+def slow_pairwise(original: Any, adapted: Any, m: int) -> float:
     pairs = [(i, j) for i in range(len(original)) for j in range(len(original)) if i != j]
     whole = original.shape[1]
     return mean(
@@ -54,7 +56,7 @@ def slow_pairwise(original, adapted, m):
     )
 
 
-def slow_topk(original, neighbours, adapted, adapted_neighbours, m):
+def slow_topk(original: Any, neighbours: Any, adapted: Any, adapted_neighbours: Any, m: int) -> float:
     pairs = itertools.product(range(len(original)), range(neighbours.shape[1]))
     return mean(
         [
@@ -64,7 +66,7 @@ def slow_topk(original, neighbours, adapted, adapted_neighbours, m):
     )
 
 
-def slow_ranking(query, documents, relevance, m, temperature, mask):
+def slow_ranking(query: Any, documents: Any, relevance: Any, m: int, temperature: float, mask: Any) -> float:
     terms = []
     for i in range(len(query)):
         for j, k in itertools.product(range(relevance.shape[1]), repeat=2):
@@ -80,7 +82,7 @@ def slow_softmax(scores: Sequence[float], temperature: float) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def slow_distillation(teacher, query, candidates, m, temperature, mask):
+def slow_distillation(teacher: Any, query: Any, candidates: Any, m: int, temperature: float, mask: Any) -> float:
     rows = []
     for i in range(len(query)):
         kept = [j for j in range(candidates.shape[1]) if not mask[i, j]]
@@ -98,7 +100,7 @@ def a_mask(rows: int, columns: int, seed: int) -> Tensor:
 
 
 @given(seed=seeds, dims=ladders, rows=st.integers(2, 5))
-def test_pairwise_similarity_is_the_mean_over_all_ordered_pairs(seed, dims, rows):
+def test_pairwise_similarity_is_the_mean_over_all_ordered_pairs(seed: int, dims: Any, rows: int) -> None:
     original, adapted = drawn(rows, WIDTH, seed=seed), drawn(rows, WIDTH, seed=seed + 1)
     weights = [0.5 + number for number in range(len(dims))]
     for given_weights in (None, weights):
@@ -108,7 +110,7 @@ def test_pairwise_similarity_is_the_mean_over_all_ordered_pairs(seed, dims, rows
 
 
 @given(seed=seeds, dims=ladders, rows=st.integers(1, 4), k=st.integers(1, 4))
-def test_topk_similarity_is_the_mean_over_every_neighbour_of_every_row(seed, dims, rows, k):
+def test_topk_similarity_is_the_mean_over_every_neighbour_of_every_row(seed: int, dims: Any, rows: int, k: Any) -> None:
     tensors = (
         drawn(rows, WIDTH, seed=seed),
         drawn(rows, k, WIDTH, seed=seed),
@@ -123,7 +125,9 @@ def test_topk_similarity_is_the_mean_over_every_neighbour_of_every_row(seed, dim
 
 
 @given(seed=seeds, dims=ladders, temperature=st.floats(0.05, 3), grades=st.integers(1, 3), masked=st.booleans())
-def test_ranking_is_the_mean_over_active_pairs(seed, dims, temperature, grades, masked):
+def test_ranking_is_the_mean_over_active_pairs(
+    seed: int, dims: Any, temperature: float, grades: Any, masked: Any
+) -> None:
     query, documents = drawn(3, WIDTH, seed=seed), drawn(3, 4, WIDTH, seed=seed)
     relevance = torch.from_numpy(np.random.default_rng(seed).integers(0, grades + 1, size=(3, 4)))
     mask = a_mask(3, 4, seed) if masked else None
@@ -135,7 +139,9 @@ def test_ranking_is_the_mean_over_active_pairs(seed, dims, temperature, grades, 
 
 
 @given(seed=seeds, dims=ladders, temperature=st.floats(0.05, 2), masked=st.booleans())
-def test_distillation_is_the_cross_entropy_over_the_blocks_in_order(seed, dims, temperature, masked):
+def test_distillation_is_the_cross_entropy_over_the_blocks_in_order(
+    seed: int, dims: Any, temperature: float, masked: Any
+) -> None:
     query, own, shared = drawn(3, WIDTH, seed=seed), drawn(3, 2, WIDTH, seed=seed), drawn(4, WIDTH, seed=seed + 1)
     more = drawn(3, 1, WIDTH, seed=seed)
     teacher = torch.tanh(drawn(3, 7, seed=seed))
@@ -148,7 +154,7 @@ def test_distillation_is_the_cross_entropy_over_the_blocks_in_order(seed, dims, 
 
 
 @given(seed=seeds, dims=ladders, shared=st.booleans())
-def test_prefix_cosines_are_those_of_each_prefix(seed, dims, shared):
+def test_prefix_cosines_are_those_of_each_prefix(seed: int, dims: Any, shared: Any) -> None:
     queries, own = drawn(3, WIDTH, seed=seed), drawn(3, 5, WIDTH, seed=seed)
     candidates = own[0] if shared else own
     for width, found in zip(dims, prefix_cosines(queries, candidates, dims), strict=True):
@@ -172,26 +178,28 @@ LOSSES = {
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
-def gradients(loss, dims, weights=None) -> tuple[Tensor, Tensor]:
+def gradients(loss: Any, dims: Any, weights: Any = None) -> tuple[Tensor, Tensor]:
     rows = drawn(4, WIDTH, seed=5).requires_grad_()
     others = drawn(4, 3, WIDTH, seed=6).requires_grad_()
     loss(rows, others, dims, weights).backward()
+    assert rows.grad is not None
+    assert others.grad is not None
     return rows.grad, others.grad
 
 
 @every_loss
-def test_gradients_are_those_of_finite_differences(loss):
+def test_gradients_are_those_of_finite_differences(loss: Any) -> None:
     rows, others = drawn(4, WIDTH, seed=5).requires_grad_(), drawn(4, 3, WIDTH, seed=6).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: loss(a, b, DIMS, WEIGHTS), (rows, others))
 
 
-def test_the_gradient_of_reconstruction_is_that_of_finite_differences():
+def test_the_gradient_of_reconstruction_is_that_of_finite_differences() -> None:
     rows = drawn(4, WIDTH, seed=5).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: reconstruction_loss(drawn(4, WIDTH), a), (rows,))
 
 
 @every_loss
-def test_every_width_trains_and_not_only_the_last(loss):
+def test_every_width_trains_and_not_only_the_last(loss: Any) -> None:
     both, first, last = (gradients(loss, dims)[0] for dims in ((2, 5), (2,), (5,)))
     assert first.norm() > 1e-3
     torch.testing.assert_close(both, first + last)
@@ -199,27 +207,27 @@ def test_every_width_trains_and_not_only_the_last(loss):
 
 
 @every_loss
-def test_columns_beyond_the_widest_width_get_no_gradient(loss):
+def test_columns_beyond_the_widest_width_get_no_gradient(loss: Any) -> None:
     rows, _ = gradients(loss, (2, 5))
     assert (rows[:, :5].abs().sum(dim=0) > 0).all()
     assert (rows[:, 5:] == 0).all()
 
 
 @every_loss
-def test_lengths_do_not_matter(loss):
+def test_lengths_do_not_matter(loss: Any) -> None:
     rows, others = drawn(4, WIDTH, seed=5), drawn(4, 3, WIDTH, seed=6)
     # b[0] is shared by all rows in the distillation: scaling a candidate as a whole changes no cosine.
     stretched = loss(rows * torch.tensor([[1.0], [2.0], [0.1], [9.0]]), others * 7.0, DIMS, None)
     torch.testing.assert_close(stretched, loss(rows, others, DIMS, None))
 
 
-def test_every_neighbour_of_every_row_gets_a_gradient():
+def test_every_neighbour_of_every_row_gets_a_gradient() -> None:
     _, neighbours = gradients(LOSSES["topk"], (3,))
     assert (neighbours.abs().sum(dim=2) > 0).all()
 
 
 @pytest.mark.parametrize("moved", range(4))
-def test_pairwise_similarity_counts_each_row_alike_and_in_its_own_place(moved):
+def test_pairwise_similarity_counts_each_row_alike_and_in_its_own_place(moved: Any) -> None:
     # Orthogonal rows of which one is moved onto the next: two of the twelve ordered pairs are wrong, by 1.
     original = torch.eye(4, dtype=torch.float64)
     adapted = original.clone()
@@ -229,7 +237,7 @@ def test_pairwise_similarity_counts_each_row_alike_and_in_its_own_place(moved):
 
 @pytest.mark.parametrize("row", range(2))
 @pytest.mark.parametrize("place", range(3))
-def test_topk_similarity_compares_each_row_with_its_own_neighbours(row, place):
+def test_topk_similarity_compares_each_row_with_its_own_neighbours(row: Any, place: Any) -> None:
     original, neighbours = drawn(2, WIDTH), drawn(2, 3, WIDTH)
     adapted = neighbours.clone()
     adapted[row, place] *= -1
@@ -237,29 +245,30 @@ def test_topk_similarity_compares_each_row_with_its_own_neighbours(row, place):
     assert topk_similarity_loss(original, neighbours, original, adapted, (WIDTH,)).item() == pytest.approx(expected)
 
 
-def test_what_is_unchanged_costs_nothing_at_full_width():
+def test_what_is_unchanged_costs_nothing_at_full_width() -> None:
     rows, neighbours = drawn(4, WIDTH), drawn(4, 3, WIDTH)
     assert pairwise_similarity_loss(rows, rows, (WIDTH,)).item() == 0
     assert topk_similarity_loss(rows, neighbours, rows, neighbours, (WIDTH,)).item() == 0
     assert reconstruction_loss(rows, rows).item() == 0
 
 
-def test_reconstruction_is_the_mean_absolute_difference():
+def test_reconstruction_is_the_mean_absolute_difference() -> None:
     assert reconstruction_loss(torch.zeros(2, 2), torch.tensor([[1.0, -2.0], [0.0, 3.0]])).item() == 1.5
 
 
-def test_distillation_is_least_where_the_student_is_the_teacher():
+def test_distillation_is_least_where_the_student_is_the_teacher() -> None:
     query, documents = drawn(3, WIDTH), drawn(3, 5, WIDTH)
     teacher = next(prefix_cosines(query, documents, (WIDTH,)))
     pupil = query.clone().requires_grad_()
     loss = distillation_loss(teacher, pupil, [documents], (WIDTH,))
-    loss.backward()
-    assert loss.item() == pytest.approx(torch.distributions.Categorical(logits=teacher / 0.05).entropy().mean().item())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(torch.distributions.Categorical(logits=teacher / 0.05).entropy().mean().item())  # type: ignore[no-untyped-call]
+    assert pupil.grad is not None
     assert pupil.grad.abs().max() < 1e-12
 
 
 @every_loss
-def test_a_prefix_of_zeros_gives_no_gradient_and_nothing_that_is_not_finite(loss):
+def test_a_prefix_of_zeros_gives_no_gradient_and_nothing_that_is_not_finite(loss: Any) -> None:
     rows, others = drawn(4, WIDTH, seed=5), drawn(4, 3, WIDTH, seed=6)
     rows[1, :2] = 0
     others[2, 1] = 0
@@ -267,29 +276,33 @@ def test_a_prefix_of_zeros_gives_no_gradient_and_nothing_that_is_not_finite(loss
     value = loss(rows, others, (2, 5), None)
     value.backward()
     assert math.isfinite(value.item())
-    assert torch.isfinite(rows.grad).all() and torch.isfinite(others.grad).all()
+    assert rows.grad is not None
+    assert others.grad is not None
+    assert torch.isfinite(rows.grad).all()
+    assert torch.isfinite(others.grad).all()
     assert (others.grad[2, 1] == 0).all()
 
 
-def test_no_active_pair_costs_nothing_and_still_has_a_gradient():
+def test_no_active_pair_costs_nothing_and_still_has_a_gradient() -> None:
     query = drawn(2, WIDTH).requires_grad_()
     loss = ranking_loss(query, drawn(2, 3, WIDTH), torch.ones(2, 3), DIMS)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
-    assert (query.grad == 0).all()
+    assert query.grad is not None
+    assert not query.grad.any()
 
 
-def test_ranking_takes_shared_documents_and_judgements_that_are_true_or_false():
+def test_ranking_takes_shared_documents_and_judgements_that_are_true_or_false() -> None:
     query, documents = drawn(3, WIDTH), drawn(4, WIDTH)
     relevant = torch.eye(3, 4, dtype=torch.bool)
     shared = ranking_loss(query, documents, relevant, DIMS)
     torch.testing.assert_close(shared, ranking_loss(query, documents.expand(3, -1, -1), relevant.int(), DIMS))
 
 
-def test_the_teacher_is_not_trained():
+def test_the_teacher_is_not_trained() -> None:
     teacher = torch.tanh(drawn(3, 4)).requires_grad_()
     query = drawn(3, WIDTH).requires_grad_()
-    distillation_loss(teacher, query, [drawn(4, WIDTH)], DIMS).backward()
+    distillation_loss(teacher, query, [drawn(4, WIDTH)], DIMS).backward()  # type: ignore[no-untyped-call]
     assert teacher.grad is None
     assert query.grad is not None
 
@@ -328,13 +341,13 @@ ROWS, OTHERS, JUDGED = drawn(4, WIDTH), drawn(4, 3, WIDTH), torch.ones(4, 3)
         (lambda: distillation_loss(JUDGED, ROWS, [OTHERS], DIMS, mask=JUDGED > 0), "leaves out all its candidates"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_what_does_not_fit_is_refused(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_listwise_is_the_cross_entropy_of_grades(shared):
+def test_listwise_is_the_cross_entropy_of_grades(shared: bool) -> None:
     rng = np.random.default_rng(3)
     query = torch.from_numpy(rng.standard_normal((4, 6)))
     documents = torch.from_numpy(rng.standard_normal((5, 6) if shared else (4, 5, 6)))
@@ -354,7 +367,7 @@ def test_listwise_is_the_cross_entropy_of_grades(shared):
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
-def test_listwise_needs_a_relevant_document():
+def test_listwise_needs_a_relevant_document() -> None:
     query, documents = torch.randn(2, 4), torch.randn(3, 4)
     for grades in ([[0.0, 0, 0], [1, 0, 0]], [[-1.0, 2, 0], [1, 0, 0]]):
         with pytest.raises(InputError, match="needs a document graded above 0"):

@@ -1,5 +1,8 @@
 """What all the kinds that are not isometric promise, and what the perceptrons add."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,8 @@ either_start = pytest.mark.parametrize("rotated", [0, 1])
 
 def rows(n: int = 30, dim: int = DIM, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).normal(size=(n, dim)) * np.linspace(2, 0.2, dim)
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    result: np.ndarray = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def started(kind: type[ResidualAdaptor], seed: int = 0, **settings: int) -> ResidualAdaptor:
@@ -41,32 +45,32 @@ def moved(kind: type[ResidualAdaptor], seed: int = 0, **settings: int) -> Residu
 
 
 @every_kind
-def test_the_kinds_are_registered_and_not_isometric(kind):
+def test_the_kinds_are_registered_and_not_isometric(kind: Any) -> None:
     assert adaptor_class(kind.kind) is kind
     assert kind.kind in adaptor_kinds()
     assert not kind.isometric
 
 
 @every_kind
-def test_the_start_is_the_identity(kind):
+def test_the_start_is_the_identity(kind: Any) -> None:
     np.testing.assert_array_equal(started(kind).transform(rows()), rows())
     np.testing.assert_array_equal(kind(DIM, DIMS).transform(rows()), rows())
 
 
 @every_kind
-def test_the_rotated_start_is_the_pca(kind):
+def test_the_rotated_start_is_the_pca(kind: Any) -> None:
     expected = PCA.fit(rows()).transform(rows())
     np.testing.assert_array_equal(started(kind, rotated=1).transform(rows()), expected)
 
 
 @every_kind
-def test_the_same_seed_gives_the_same_start_and_another_another(kind):
+def test_the_same_seed_gives_the_same_start_and_another_another(kind: Any) -> None:
     assert started(kind, seed=4).checksum == started(kind, seed=4).checksum
     assert started(kind, seed=4).checksum != started(kind, seed=5).checksum
 
 
 @every_kind
-def test_the_start_leaves_torchs_own_generator_alone(kind):
+def test_the_start_leaves_torchs_own_generator_alone(kind: Any) -> None:
     before = torch.random.get_rng_state()
     started(kind, rotated=1)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -74,7 +78,7 @@ def test_the_start_leaves_torchs_own_generator_alone(kind):
 
 @every_kind
 @either_start
-def test_the_reconstruction_is_the_size_of_the_change(kind, rotated):
+def test_the_reconstruction_is_the_size_of_the_change(kind: Any, rotated: int) -> None:
     """Also where the vectors are rotated first: turned axes are no change that it should undo."""
     given = torch.from_numpy(rows())
     batch = Batch(given[:8], given, torch.zeros((8, 1), dtype=torch.int64), torch.zeros((8, 30), dtype=torch.bool))
@@ -87,7 +91,7 @@ def test_the_reconstruction_is_the_size_of_the_change(kind, rotated):
 
 @every_kind
 @either_start
-def test_training_lowers_the_loss_and_reaches_every_parameter(kind, rotated):
+def test_training_lowers_the_loss_and_reaches_every_parameter(kind: Any, rotated: int) -> None:
     vectors = torch.from_numpy(rows())
     adaptor = started(kind, rotated=rotated)
     before = {name: parameter.clone() for name, parameter in adaptor.named_parameters()}
@@ -97,14 +101,14 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(kind, rotated):
         loss = pairwise_similarity_loss(vectors, adaptor.map(vectors), DIMS)
         losses.append(loss.item())
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert losses[-1] < 0.98 * losses[0]  # at two dimensions of ten little can be won
     assert [name for name, parameter in adaptor.named_parameters() if torch.equal(parameter, before[name])] == []
 
 
 @every_kind
-def test_fit_trains_from_a_sample_by_the_recipe_of_the_kind(kind, monkeypatch):
+def test_fit_trains_from_a_sample_by_the_recipe_of_the_kind(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     phase = Phase("unsupervised", {"distillation": 1.0}, steps=10, learning_rate=1e-2)
     monkeypatch.setitem(RECIPES, kind.kind, Recipe(phases=(phase,), batch=32, near=8, random=16, evaluate_every=5))
     first, again = (kind.fit([rows(150), rows(50, seed=1)], dims=DIMS, seed=3) for _ in range(2))
@@ -114,14 +118,14 @@ def test_fit_trains_from_a_sample_by_the_recipe_of_the_kind(kind, monkeypatch):
 
 
 @every_kind
-def test_fit_refuses_a_sample_that_is_too_small(kind):
+def test_fit_refuses_a_sample_that_is_too_small(kind: Any) -> None:
     with pytest.raises(InputError, match="expected at least"):
         kind.fit(rows(10), dims=DIMS)
 
 
 @every_kind
 @either_start
-def test_saved_and_loaded_it_maps_alike(kind, rotated, tmp_path):
+def test_saved_and_loaded_it_maps_alike(kind: Any, rotated: int, tmp_path: Path) -> None:
     adaptor = moved(kind, rotated=rotated)
     adaptor.save(tmp_path)
     again = Adaptor.load(tmp_path)
@@ -134,30 +138,31 @@ def test_saved_and_loaded_it_maps_alike(kind, rotated, tmp_path):
 
 @every_kind
 @given(seed=st.integers(0, 2**32 - 1), length=st.floats(1e-6, 1e6), rotated=st.integers(0, 1))
-def test_length_is_kept_apart_from_direction(kind, seed, length, rotated):
+def test_length_is_kept_apart_from_direction(kind: Any, seed: int, length: Any, rotated: int) -> None:
     adaptor, vectors = moved(kind, rotated=rotated), rows(3, seed=seed)
     np.testing.assert_allclose(adaptor.transform(vectors * length) / length, adaptor.transform(vectors), atol=1e-4)
 
 
 @every_kind
-def test_zero_stays_zero_and_the_smallest_numbers_do_no_harm(kind):
+def test_zero_stays_zero_and_the_smallest_numbers_do_no_harm(kind: Any) -> None:
     adaptor = moved(kind, rotated=1)
     np.testing.assert_array_equal(adaptor.transform(np.zeros((2, DIM), np.float32)), np.zeros((2, DIM)))
     assert np.isfinite(adaptor.transform(rows() * np.float32(1e-30))).all()
     vectors = torch.zeros(2, DIM, requires_grad=True)
-    adaptor.map(vectors).sum().backward()
+    adaptor.map(vectors).sum().backward()  # type: ignore[no-untyped-call]
+    assert vectors.grad is not None
     assert torch.isfinite(vectors.grad).all()
 
 
 @every_kind
-def test_a_row_is_mapped_as_it_is_among_others(kind):
+def test_a_row_is_mapped_as_it_is_among_others(kind: Any) -> None:
     adaptor, vectors = moved(kind), rows()
     whole = adaptor.transform(vectors)
     np.testing.assert_allclose(np.concatenate([adaptor.transform(row[None]) for row in vectors]), whole, atol=1e-5)
     np.testing.assert_array_equal(adaptor.transform(vectors), whole)
 
 
-def test_more_rows_than_a_block_are_mapped_in_order():
+def test_more_rows_than_a_block_are_mapped_in_order() -> None:
     adaptor, vectors = moved(MLP), rows(BLOCK_ROWS + 3)
     assert adaptor.transform(vectors[:0]).shape == (0, DIM)
     found = adaptor.transform(vectors)
@@ -167,13 +172,13 @@ def test_more_rows_than_a_block_are_mapped_in_order():
 
 @every_kind
 @pytest.mark.parametrize("shape", [(DIM,), (BLOCK_ROWS + 1, DIM - 1)])
-def test_rows_of_another_width_are_refused(kind, shape):
+def test_rows_of_another_width_are_refused(kind: Any, shape: Any) -> None:
     with pytest.raises(InputError, match="dimension 10; give an array of shape"):
         started(kind).transform(np.zeros(shape, np.float32))
 
 
 @every_kind
-def test_project_maps_every_block_in_its_own_shape(kind):
+def test_project_maps_every_block_in_its_own_shape(kind: Any) -> None:
     adaptor = moved(kind)
     blocks = torch.from_numpy(rows(6)).reshape(2, 3, DIM), torch.from_numpy(rows(4, seed=1))
     mapped = adaptor.project(*blocks)
@@ -183,9 +188,9 @@ def test_project_maps_every_block_in_its_own_shape(kind):
 
 
 @every_kind
-def test_a_snapshot_does_not_follow_the_training(kind):
+def test_a_snapshot_does_not_follow_the_training(kind: Any) -> None:
     adaptor = moved(kind)
-    adaptor.map(torch.from_numpy(rows())).sum().backward()
+    adaptor.map(torch.from_numpy(rows())).sum().backward()  # type: ignore[no-untyped-call]
     snapshot = adaptor.snapshot()
     before = adaptor.checksum
     assert snapshot.checksum == before
@@ -198,7 +203,7 @@ def test_a_snapshot_does_not_follow_the_training(kind):
 
 
 @every_kind
-def test_what_was_built_does_not_share_memory_with_what_was_given(kind):
+def test_what_was_built_does_not_share_memory_with_what_was_given(kind: Any) -> None:
     tensors = moved(kind).tensors()
     again = kind.build(DIM, DIMS, kind(DIM).settings(), tensors)
     checksum = again.checksum
@@ -208,7 +213,7 @@ def test_what_was_built_does_not_share_memory_with_what_was_given(kind):
 
 
 @every_kind
-def test_dimensions_down_to_one_work(kind):
+def test_dimensions_down_to_one_work(kind: Any) -> None:
     for dim in (1, 2, 3, 7, 17):
         vectors = rows(5, dim)
         adaptor = kind.start(torch.from_numpy(vectors), (1,), 0)
@@ -216,7 +221,7 @@ def test_dimensions_down_to_one_work(kind):
 
 
 @every_kind
-def test_every_tensor_must_be_there_and_fit(kind):
+def test_every_tensor_must_be_there_and_fit(kind: Any) -> None:
     settings, tensors = kind(DIM).settings(), moved(kind).tensors()
     for name in tensors:
         lacking = {other: tensor for other, tensor in tensors.items() if other != name}
@@ -233,7 +238,7 @@ def test_every_tensor_must_be_there_and_fit(kind):
 
 
 @every_kind
-def test_every_setting_must_be_there_and_be_of_use(kind):
+def test_every_setting_must_be_there_and_be_of_use(kind: Any) -> None:
     settings, tensors = kind(DIM).settings(), moved(kind).tensors()
     for name in settings:
         with pytest.raises(InputError, match="the settings are"):
@@ -245,7 +250,7 @@ def test_every_setting_must_be_there_and_be_of_use(kind):
 
 
 @every_kind
-def test_settings_that_were_tampered_with_take_no_memory(kind):
+def test_settings_that_were_tampered_with_take_no_memory(kind: Any) -> None:
     settings, tensors = kind(DIM).settings(), moved(kind).tensors()
     for name in set(settings) - {"rotated"}:
         with pytest.raises(InputError, match=r"ask for more than the \d+ numbers given"):
@@ -254,14 +259,14 @@ def test_settings_that_were_tampered_with_take_no_memory(kind):
         kind.build(10**30, DIMS, settings, tensors)
 
 
-def test_wide_settings_of_few_numbers_are_refused_by_shape():
+def test_wide_settings_of_few_numbers_are_refused_by_shape() -> None:
     # The tensors hold more numbers than dim or hidden, and dim × hidden would be a terabyte.
     wide = {**moved(MLP).tensors(), "blocks.0.up.bias": np.zeros(600_000, np.float32)}
     with pytest.raises(InputError, match=r"down.weight has shape \(5, 10\), expected \(500000, 500000\)"):
         MLP.build(500_000, DIMS, {**MLP(DIM).settings(), "hidden": 500_000}, wide)
 
 
-def test_a_folder_that_does_not_hold_together_is_damaged(tmp_path):
+def test_a_folder_that_does_not_hold_together_is_damaged(tmp_path: Path) -> None:
     adaptor = moved(MLP)
     adaptor.save(tmp_path)
     header = tmp_path / "adaptor.json"
@@ -279,18 +284,18 @@ def test_a_folder_that_does_not_hold_together_is_damaged(tmp_path):
         ({"rotated": 0.5}, "rotated is 0.5; expected 0 or 1"),
     ],
 )
-def test_settings_of_no_use_are_refused_at_the_start(kind, settings, message):
+def test_settings_of_no_use_are_refused_at_the_start(kind: Any, settings: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         started(kind, **settings)
 
 
 @pytest.mark.parametrize("hidden", [0, 2.5, "4"])
-def test_a_hidden_layer_that_is_no_width_is_refused(hidden):
+def test_a_hidden_layer_that_is_no_width_is_refused(hidden: Any) -> None:
     with pytest.raises(InputError, match="expected a whole number of at least 1"):
         MLP(DIM, hidden=hidden)
 
 
-def test_the_settings_give_the_shape_of_the_perceptrons():
+def test_the_settings_give_the_shape_of_the_perceptrons() -> None:
     assert MLP(8).settings() == {"hidden": 4, "blocks": 1, "rotated": 0}
     assert DeepMLP(8).settings() == {"hidden": 4, "blocks": 2, "rotated": 0}
     adaptor = MLP(8, hidden=3, blocks=2)
@@ -299,7 +304,7 @@ def test_the_settings_give_the_shape_of_the_perceptrons():
     assert shapes["blocks.1.up.weight"] == (8, 3)
 
 
-def test_the_perceptron_is_the_formula():
+def test_the_perceptron_is_the_formula() -> None:
     """ĉ = c + up(LayerNorm(ReLU(down(c)))) for a vector of length √dim, by numpy in float64."""
     adaptor, vectors = moved(MLP), rows(4).astype(np.float64)
     weights = {name.removeprefix("blocks.0."): value.astype(np.float64) for name, value in adaptor.tensors().items()}
@@ -311,7 +316,7 @@ def test_the_perceptron_is_the_formula():
     np.testing.assert_allclose(adaptor.transform(vectors * np.sqrt(DIM)), expected, atol=1e-4)
 
 
-def test_blocks_follow_each_other():
+def test_blocks_follow_each_other() -> None:
     deep = moved(DeepMLP)
     tensors = deep.tensors()
     found = rows()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from funnel.adaptors.sampling import nearest, scaled
 
 
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 1000), st.integers(1, 500))
-def test_nearest_is_the_sorted_products(n_queries, n_rows, seed, at_a_time):
+def test_nearest_is_the_sorted_products(n_queries: Any, n_rows: Any, seed: int, at_a_time: Any) -> None:
     rng = np.random.default_rng(seed)
     queries, rows = rng.standard_normal((n_queries, 5)), rng.standard_normal((n_rows, 5))
     k = int(rng.integers(1, n_rows + 1))
@@ -23,7 +25,7 @@ def test_nearest_is_the_sorted_products(n_queries, n_rows, seed, at_a_time):
     np.testing.assert_allclose(scores.numpy(), -np.sort(-products, axis=1)[:, :k])
 
 
-def test_a_row_is_not_its_own_neighbour():
+def test_a_row_is_not_its_own_neighbour() -> None:
     rows = scaled(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
     own = torch.arange(50)
     found = nearest(rows, rows, 49, own=own)[1]
@@ -31,6 +33,6 @@ def test_a_row_is_not_its_own_neighbour():
     assert (found.sort(dim=1).values == torch.stack([torch.cat([own[:i], own[i + 1 :]]) for i in range(50)])).all()
 
 
-def test_scaled_leaves_zeros():
+def test_scaled_leaves_zeros() -> None:
     vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert torch.equal(scaled(vectors), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))

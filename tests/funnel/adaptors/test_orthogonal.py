@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -5,12 +7,12 @@ from funnel.adaptors import PCA
 from funnel.errors import InputError
 
 
-def test_the_matrix_multiplies_from_the_right():
+def test_the_matrix_multiplies_from_the_right() -> None:
     quarter_turn = np.array([[0, 1], [-1, 0]], np.float32)
     np.testing.assert_array_equal(PCA(quarter_turn).transform(np.array([[2, 3]])), [[-3, 2]])
 
 
-def test_a_matrix_that_stretches_is_refused():
+def test_a_matrix_that_stretches_is_refused() -> None:
     matrix = np.eye(4, dtype=np.float32)
     matrix[2, 2] = 1.0001
     with pytest.raises(InputError, match=r"not orthogonal: .* = 0\.0002, at most 1e-05"):
@@ -24,12 +26,12 @@ def test_a_matrix_that_stretches_is_refused():
         (np.full((2, 2), np.nan, np.float32), "not finite"),
     ],
 )
-def test_a_matrix_of_no_use_is_refused(matrix, message):
+def test_a_matrix_of_no_use_is_refused(matrix: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         PCA(matrix)
 
 
-def test_the_tensors_must_be_those_expected():
+def test_the_tensors_must_be_those_expected() -> None:
     with pytest.raises(InputError, match=r"the tensors are \['other'\] and the settings \{\}, expected \['matrix'\]"):
         PCA.build(2, (), {}, {"other": np.eye(2, dtype=np.float32)})
     with pytest.raises(InputError, match=r"shape \(2, 2\), expected \(3, 3\)"):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +13,26 @@ from tests.funnel.adaptors.clusters import clustered
 RECIPE = Recipe(phases=(), batch=16, near=5, random=20, anchors=64, judged_batch=6, hard=2, judged_random=10)
 
 
-def among(vectors, rows):
+def among(vectors: Any, rows: torch.Tensor) -> torch.Tensor:
     """The number of the row that each vector is."""
     scores = vectors @ rows.T
     assert (scores.max(dim=1).values > 1 - 1e-6).all()
-    return scores.argmax(dim=1)
+    result: torch.Tensor = scores.argmax(dim=1)
+    return result
 
 
-def test_held_out_rows_are_never_trained_on():
+def test_held_out_rows_are_never_trained_on() -> None:
     rows = clustered(400, 12)
     data = TrainingSet(rows, RECIPE, 4)
     whole = torch.from_numpy(rows)
     parts = [set(among(part, whole).tolist()) for part in (data.rows, data.held_out.queries, data.compared.queries)]
     assert [len(part) for part in parts] == [360, 20, 20]
-    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
 
 
-def test_the_rows_are_copied_once():
+def test_the_rows_are_copied_once() -> None:
     rows = 3 * clustered(400, 12)
     given = rows.copy()
     data = TrainingSet(rows, RECIPE, 4)
@@ -37,7 +41,7 @@ def test_the_rows_are_copied_once():
     np.testing.assert_allclose(data.rows.norm(dim=1), 1, atol=1e-6)
 
 
-def test_real_queries_are_held_out_in_place_of_rows():
+def test_real_queries_are_held_out_in_place_of_rows() -> None:
     rows, queries = clustered(400, 12), clustered(50, 12, seed=1)
     data = TrainingSet(rows, RECIPE, 4, TrainingQueries(real=queries))
     assert len(data.rows) == 400
@@ -45,7 +49,7 @@ def test_real_queries_are_held_out_in_place_of_rows():
     assert sorted(among(found, torch.from_numpy(queries)).tolist()) == list(range(50))
 
 
-def test_a_batch_holds_anchors_and_their_true_neighbours():
+def test_a_batch_holds_anchors_and_their_true_neighbours() -> None:
     data = TrainingSet(clustered(300, 12), RECIPE, 4)
     seen = []
     for _ in range(data.steps_in_an_epoch):
@@ -61,7 +65,7 @@ def test_a_batch_holds_anchors_and_their_true_neighbours():
     assert len(set(seen)) == len(seen) == 64
 
 
-def test_duplicates_are_drawn_once():
+def test_duplicates_are_drawn_once() -> None:
     rows = np.concatenate([clustered(100, 8)] * 3)
     assert distinct_numbers(checked_rows(rows)).tolist() == list(range(100))
     assert len(TrainingSet(rows, RECIPE, 4).rows) == 90
@@ -77,32 +81,36 @@ def test_duplicates_are_drawn_once():
         (np.where(np.arange(60)[:, None] == 3, 0, clustered(60, 8)), r"zero or not finite \(row 3\)"),
     ],
 )
-def test_rows_that_cannot_be_trained_on(rows, message):
+def test_rows_that_cannot_be_trained_on(rows: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainingSet(rows, RECIPE, 4)
 
 
-def test_fewer_rows_than_the_narrowest_width_are_refused():
+def test_fewer_rows_than_the_narrowest_width_are_refused() -> None:
     with pytest.raises(InputError, match=r"expected at least 90 \(the narrowest width is 90\)"):
         TrainingSet(clustered(80, 128), RECIPE, 90)
 
 
-def test_dev_queries_are_held_out_and_every_judged_one_trains():
+def test_dev_queries_are_held_out_and_every_judged_one_trains() -> None:
     rows = clustered(200, 12)
     judged, dev = (
         Judged(torch.from_numpy(clustered(count, 12, seed=count)), [torch.tensor([3])] * count, [torch.ones(1)] * count)
         for count in (30, 9)
     )
     data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged, dev))
-    assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
+    assert data.judged is not None
+    assert data.held_out_judged is not None
+    assert data.compared_judged is not None
     assert torch.equal(data.judged.queries, judged.queries)
     held = torch.cat([data.held_out_judged.judged.queries, data.compared_judged.judged.queries])
     assert torch.equal(held.sort(dim=0).values, dev.queries.sort(dim=0).values)
     alone = TrainingSet(rows, RECIPE, 4, TrainingQueries(dev=dev))
-    assert alone.judged is None and alone.held_out_judged is not None and len(alone.rows) == 200
+    assert alone.judged is None
+    assert alone.held_out_judged is not None
+    assert len(alone.rows) == 200
 
 
-def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows():
+def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows() -> None:
     rows, pieces = clustered(300, 8), clustered(1_200, 8, seed=1)
     pieces[:400] = pieces[400:800]  # twice the same: counted once
     data = TrainingSet(rows, replace(RECIPE, pieces=0.5, batch=20, anchors=720), 4, TrainingQueries(pieces=pieces))
@@ -114,17 +122,18 @@ def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows():
         batch = data.draw()
         numbers = among(batch.anchors[:10], data.rows)
         assert torch.equal(batch.own[:10], numbers[:, None] == among(batch.candidates, data.rows)[None, :])
-        assert len(batch.anchors) == len(batch.own) == 20 and not batch.own[10:].any()
+        assert len(batch.anchors) == len(batch.own) == 20
+        assert not batch.own[10:].any()
         true = (batch.anchors[10:] @ data.rows.T).topk(RECIPE.near).values
         found = (batch.candidates[batch.near[10:]] * batch.anchors[10:, None]).sum(2)
         torch.testing.assert_close(found, true, atol=1e-5, rtol=0)
         seen.append(batch.anchors[10:])
     drawn = torch.cat(seen)
-    assert len(drawn.unique(dim=0)) == 720
+    assert len(drawn.unique(dim=0)) == 720  # type: ignore[no-untyped-call]
     assert not (drawn[:, None] == held[None]).all(2).any()
 
 
-def test_a_piece_that_is_a_row_is_not_its_own_neighbour():
+def test_a_piece_that_is_a_row_is_not_its_own_neighbour() -> None:
     rows = clustered(1_100, 8)
     batch = TrainingSet(rows, replace(RECIPE, pieces=1.0), 4, TrainingQueries(pieces=rows)).draw()
     assert (batch.own.sum(1) == 1).all()
@@ -132,7 +141,7 @@ def test_a_piece_that_is_a_row_is_not_its_own_neighbour():
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 1_200), (0.5, 999)])
-def test_pieces_that_are_too_few_or_not_wanted_change_nothing(share, count):
+def test_pieces_that_are_too_few_or_not_wanted_change_nothing(share: float, count: int) -> None:
     rows = clustered(300, 8)
     data = TrainingSet(rows, replace(RECIPE, pieces=share), 4, TrainingQueries(pieces=clustered(count, 8, seed=1)))
     plain = TrainingSet(rows, RECIPE, 4)
@@ -141,14 +150,16 @@ def test_pieces_that_are_too_few_or_not_wanted_change_nothing(share, count):
     assert torch.equal(data.held_out.queries, plain.held_out.queries)
 
 
-def test_a_judged_batch_holds_answers_grades_and_negatives():
+def test_a_judged_batch_holds_answers_grades_and_negatives() -> None:
     rows = clustered(200, 12)
     rng = np.random.default_rng(0)
     documents = [torch.from_numpy(rng.choice(200, 3, replace=False)) for _ in range(30)]
     queries = torch.from_numpy(np.concatenate([rows[:1], clustered(29, 12, seed=1)]))
     judged = Judged(queries, documents, [torch.tensor([1.0, 2.0, 3.0])] * 30)
     data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged))
-    assert data.judged is not None and data.held_out_judged is not None and data.compared_judged is not None
+    assert data.judged is not None
+    assert data.held_out_judged is not None
+    assert data.compared_judged is not None
     assert len(data.judged) + len(data.held_out_judged.judged) + len(data.compared_judged.judged) == 30
     assert len(data.rows) == 200
     graded = dict(zip(map(tuple, judged.queries.numpy()), judged.documents, strict=True))

@@ -1,7 +1,10 @@
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from funnel.adaptors import PCA, Adaptor, Identity, Rotation, choose_adaptor, fit_adaptor
@@ -14,7 +17,7 @@ from tests.funnel.adaptors.test_training import interrupted_at, judged_rows
 RECIPES = {"rotation": SHORT}
 
 
-def test_a_rotation_that_is_better_is_kept_and_said_why(tmp_path):
+def test_a_rotation_that_is_better_is_kept_and_said_why(tmp_path: Path) -> None:
     choice = choose_adaptor(clustered(4_000), dims=(4, 8, 16), recipes=RECIPES)
     assert choice.adaptor.kind == "rotation"
     means = {kind: np.mean(list(found.values())) for kind, found in choice.figures.items()}
@@ -28,19 +31,20 @@ def test_a_rotation_that_is_better_is_kept_and_said_why(tmp_path):
     assert said["figures"]["pca"]["8"] == choice.figures["pca"][8]
 
 
-def test_a_training_that_harms_is_not_kept():
+def test_a_training_that_harms_is_not_kept() -> None:
     harmful = replace(SHORT, patience=100, phases=(replace(SHORT.phases[0], steps=20, learning_rate=3.0),))
     choice = choose_adaptor(clustered(4_000), dims=(4, 8, 16), recipes={"rotation": harmful})
     start, kept = choice.figures["pca"], choice.figures[choice.adaptor.kind]
     assert all(abs(kept[width] - start[width]) < 0.002 for width in start)
 
 
-def test_a_rotation_worse_than_pca_somewhere_goes_part_of_the_way():
+def test_a_rotation_worse_than_pca_somewhere_goes_part_of_the_way() -> None:
     """Narrow widths gain by what it learnt, and the widest loses."""
     rows = clustered(4_000)
     data = TrainingSet(rows, SHORT, 4)
     pca = PCA.fit(data.rows.numpy(), dims=(4, 8, 16))
     trained = fit_adaptor("rotation", rows, dims=(4, 8, 16), recipe=SHORT, data=data).adaptor
+    assert isinstance(trained, Rotation)
     spoilt = trained.matrix.clone()
     spoilt[:, 8:16], spoilt[:, 24:32] = trained.matrix[:, 24:32], trained.matrix[:, 8:16]
     candidates = {"identity": Identity(32), "pca": pca, "rotation": Rotation(spoilt.numpy(), (4, 8, 16))}
@@ -54,11 +58,11 @@ def test_a_rotation_worse_than_pca_somewhere_goes_part_of_the_way():
     assert all(torch.equal(again[width], figures["rotation"][width]) for width in again)
 
 
-def compared(**figures):
+def compared(**figures: Any) -> dict[str, dict[int, torch.Tensor]]:
     return {kind: {w: torch.tensor(v) for w, v in by_width.items()} for kind, by_width in figures.items()}
 
 
-def test_a_candidate_clearly_worse_at_one_width_is_left_out():
+def test_a_candidate_clearly_worse_at_one_width_is_left_out() -> None:
     even = [0.5] * 50
     kind, words = module._best(
         compared(
@@ -71,7 +75,7 @@ def test_a_candidate_clearly_worse_at_one_width_is_left_out():
     assert "rotation left out: worse than pca at 8 dims" in words
 
 
-def test_a_difference_within_its_noise_is_no_reason():
+def test_a_difference_within_its_noise_is_no_reason() -> None:
     rng = np.random.default_rng(0)
     noise = (0.6 + 0.2 * rng.standard_normal(50)).tolist()
     lower = (np.array(noise) + 0.1 * rng.standard_normal(50) - 0.01).tolist()
@@ -85,7 +89,7 @@ def test_a_difference_within_its_noise_is_no_reason():
     assert kind == "rotation"
 
 
-def test_identity_is_kept_where_prefixes_are_nested_already():
+def test_identity_is_kept_where_prefixes_are_nested_already() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((4_000, 16)) * np.linspace(1, 0.02, 16) ** 2
     still = replace(SHORT, phases=(replace(SHORT.phases[0], steps=1, learning_rate=1e-12),))
@@ -93,13 +97,13 @@ def test_identity_is_kept_where_prefixes_are_nested_already():
     assert abs(choice.figures["identity"][8] - choice.figures["pca"][8]) < 0.01
 
 
-def test_too_few_rows_are_no_error():
+def test_too_few_rows_are_no_error() -> None:
     choice = choose_adaptor(clustered(900))
     assert choice.adaptor.kind == "pca"
     assert choice.why == "pca: 900 different vectors are too few to train and compare on"
 
 
-def test_with_judgements_an_mlp_takes_part():
+def test_with_judgements_an_mlp_takes_part() -> None:
     rows, judged = judged_rows(1_200)
     quick = replace(SHORT, phases=(replace(SHORT.phases[0], steps=2),))
     choice = choose_adaptor(
@@ -109,7 +113,7 @@ def test_with_judgements_an_mlp_takes_part():
     assert choice.figure == "nDCG@10"
 
 
-def test_an_interrupt_begins_no_further_training(monkeypatch):
+def test_an_interrupt_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, judged = judged_rows(1_200)
     interrupted_at(25, monkeypatch)
     slow = replace(SHORT, phases=(replace(SHORT.phases[0], steps=60),))
@@ -121,4 +125,5 @@ def test_an_interrupt_begins_no_further_training(monkeypatch):
         keep_on_interrupt=True,
     )
     assert set(choice.figures) == {"identity", "pca", "rotation"}
-    assert choice.logs["rotation"].interrupted and choice.logs["rotation"].best_step in (0, 20)
+    assert choice.logs["rotation"].interrupted
+    assert choice.logs["rotation"].best_step in (0, 20)

@@ -26,7 +26,8 @@ def narrow(folder: Path, queries: np.ndarray) -> FunnelIndex:
 
 def truth_on_record(index: FunnelIndex) -> np.ndarray:
     calibration = index.searcher.calibration
-    assert calibration is not None and calibration.as_given
+    assert calibration is not None
+    assert calibration.as_given
     queries = calibration.runs()[1]
     assert queries is not None
     return queries.truth[:, :10]
@@ -50,11 +51,14 @@ def test_tuning_on_the_queries_on_record_takes_nothing_off(tmp_path: Path) -> No
     after = index.explain(10, recall=0.5).certificate
     assert (after.certified, after.n_queries) == (before.certified, before.n_queries)
     calibration = index.searcher.calibration  # the plan served, and so its bound, depends on what was timed
-    assert calibration is not None and calibration.storage_loss(10, 0.05)[:2] == (0.0, 0.0)
+    assert calibration is not None
+    assert calibration.storage_loss(10, 0.05)[:2] == (0.0, 0.0)
     index.tune(outlying(QUERIES, 5), progress=False)  # of other queries truth is not on record
     calibration = index.searcher.calibration
-    assert calibration is not None and not calibration.as_given
-    assert calibration.storage is not None and calibration.storage_loss(10, 0.05)[0] > 0.01
+    assert calibration is not None
+    assert not calibration.as_given
+    assert calibration.storage is not None
+    assert calibration.storage_loss(10, 0.05)[0] > 0.01
 
 
 def test_compacting_measures_what_rounding_added_rows_costs(tmp_path: Path) -> None:
@@ -67,15 +71,17 @@ def test_compacting_measures_what_rounding_added_rows_costs(tmp_path: Path) -> N
     rows = np.concatenate([outlying(ROWS, 0)[20:], came[:-1], queries[:7]])
     np.testing.assert_allclose(truth_on_record(index), expected(rows, index), atol=3e-6)
     calibration = index.searcher.calibration
-    assert calibration is not None and calibration.storage is not None
+    assert calibration is not None
+    assert calibration.storage is not None
     assert calibration.n_queries == QUERIES - 7  # those that equal rows by now do not certify
     assert calibration.left_out["equal to rows of the corpus"] == 7
     kept = shared(
         np.asarray(index.search_vectors(queries[7:], 10, recall=1.0).ids) - 20, true_top(rows, queries[7:], 10)
     )
     assert calibration.flat_recall(10) == pytest.approx(kept, abs=0.02)
-    served = index.search(queries[9], 10, recall=1.0).served  # type: ignore[union-attr]
-    assert served.stored_only and "exact over the rows as stored, not over the rows as given" in str(served)
+    served = index.search(queries[9], 10, recall=1.0).served
+    assert served.stored_only
+    assert "exact over the rows as stored, not over the rows as given" in str(served)
 
 
 def test_new_queries_that_equal_added_rows_do_not_certify(tmp_path: Path) -> None:
@@ -85,10 +91,13 @@ def test_new_queries_that_equal_added_rows_do_not_certify(tmp_path: Path) -> Non
     asked = np.concatenate([outlying(300, 3), 3.0 * came])  # of another length: cosine is what counts
     index.tune(asked, progress=False)
     calibration = index.searcher.calibration
-    assert calibration is not None and calibration.n_queries == 300
+    assert calibration is not None
+    assert calibration.n_queries == 300
     index.tune(asked, corpus_like_queries=True, progress=False)
     calibration = index.searcher.calibration
-    assert calibration is not None and calibration.n_queries == 320 and calibration.corpus_like
+    assert calibration is not None
+    assert calibration.n_queries == 320
+    assert calibration.corpus_like
 
 
 def test_what_is_not_on_record_is_not_made_up() -> None:
@@ -99,7 +108,9 @@ def test_what_is_not_on_record_is_not_made_up() -> None:
     came = np.array([[0.95, 0.7, 0.4]], dtype=np.float32), np.array([[300, 301, 302]])
     carried = _carried(near, np.where(stay < 10, -1, stay - 10), came)
     assert carried is not None
-    assert carried[1][0, 0] == 300 and carried[0].shape == (1, 142)  # 140, and two of those that came
-    assert 302 not in carried[1] and 301 in carried[1]
+    assert carried[1][0, 0] == 300
+    assert carried[0].shape == (1, 142)  # 140, and two of those that came
+    assert 302 not in carried[1]
+    assert 301 in carried[1]
     assert (np.diff(carried[0]) <= 0).all()
     assert Given.again(None, stay) is None

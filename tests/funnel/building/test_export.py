@@ -23,7 +23,8 @@ Float32 = np.ndarray
 
 
 def unit(rows: Float32) -> Float32:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    result: Float32 = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return result
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,10 @@ def numbered(rows: Float32, tmp_path_factory: pytest.TempPathFactory) -> FunnelI
 def test_npy(graph: FunnelIndex, rows: Float32, tmp_path: Path) -> None:
     done = graph.export(tmp_path / "out.npy")
     vectors, ids = np.load(tmp_path / "out.npy"), np.load(tmp_path / "out.ids.npy", allow_pickle=False)
-    assert done.files == (tmp_path / "out.npy", tmp_path / "out.ids.npy") and done.rows == len(rows)
-    assert vectors.dtype == np.float32 and np.abs(vectors - unit(rows)).max() < 1e-5
+    assert done.files == (tmp_path / "out.npy", tmp_path / "out.ids.npy")
+    assert done.rows == len(rows)
+    assert vectors.dtype == np.float32
+    assert np.abs(vectors - unit(rows)).max() < 1e-5
     assert ids.tolist() == [f"row {number}" for number in range(len(rows))]
     assert "in your own space" in str(done)
 
@@ -88,7 +91,9 @@ def test_the_coarse_index_takes_queries_as_they_are(
     numbered: FunnelIndex, rows: Float32, unseen: Float32, tmp_path: Path
 ) -> None:
     done = numbered.export(tmp_path / "out.faiss")
-    assert "IndexHNSWSQ" in done.what and "your own queries of 64 dims" in done.what and "labels are ids" in done.what
+    assert "IndexHNSWSQ" in done.what
+    assert "your own queries of 64 dims" in done.what
+    assert "labels are ids" in done.what
     index = faiss.read_index(str(tmp_path / "out.faiss"))
     assert (index.d, index.ntotal) == (DIM, len(rows))
     scores, labels = index.search(unseen, 10)
@@ -166,7 +171,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exported_rows.Rows, "_read", full)
+    monkeypatch.setattr(exported_rows.ExportedRows, "_read", full)
     with pytest.raises(NoSpaceError, match=name):
         numbered.export(tmp_path / name, **({"flat": True} if name.endswith("faiss") else {}))
     assert list(tmp_path.iterdir()) == []

@@ -29,9 +29,12 @@ def test_of_a_graph(graph_folder: Path, graph: FunnelIndex) -> None:
         False,
         None,
     )
-    assert info.coarse["name"] == "hnsw-sq8" and info.coarse["dims"] == 32
-    assert info.calibration is not None and graph.searcher.calibration is not None
-    assert info.calibration["kind"] == "real queries" and info.calibration["queries"] == 600
+    assert info.coarse["name"] == "hnsw-sq8"
+    assert info.coarse["dims"] == 32
+    assert info.calibration is not None
+    assert graph.searcher.calibration is not None
+    assert info.calibration["kind"] == "real queries"
+    assert info.calibration["queries"] == 600
     assert info.calibration["date"] == graph.searcher.calibration.date
     assert info.calibration["machine"] == graph.searcher.calibration.costs.machine
     files = [path for path in graph_folder.rglob("*") if path.is_file()]
@@ -43,14 +46,17 @@ def test_of_a_graph(graph_folder: Path, graph: FunnelIndex) -> None:
 
 def test_memory_as_measured_and_as_the_settings_give_it(graph_folder: Path, graph: FunnelIndex) -> None:
     opened, told = graph.info(), read_info(graph_folder)
-    assert opened.resident_measured and opened.resident_bytes == graph.resident_bytes
-    assert not told.resident_measured and told.resident_bytes is not None
+    assert opened.resident_measured
+    assert opened.resident_bytes == graph.resident_bytes
+    assert not told.resident_measured
+    assert told.resident_bytes is not None
     assert told.resident_bytes == pytest.approx(FunnelIndex.open(graph_folder).resident_bytes, rel=0.05)
 
 
 def test_of_texts(text_folder: Path) -> None:
     info = read_info(text_folder)
-    assert info.documents and info.calibration is not None
+    assert info.documents
+    assert info.calibration is not None
     assert info.calibration["kind"] == "uncertified: calibrated on corpus rows"
     assert "documents.sqlite" in info.sizes
     assert json.loads(json.dumps(info.to_json()))["rows"] == 300
@@ -59,7 +65,8 @@ def test_of_texts(text_folder: Path) -> None:
 def test_of_few_rows(tmp_path: Path) -> None:
     FunnelIndex.build(clustered_rows(50), tmp_path / "index", adaptor="identity", progress=False)
     info = read_info(tmp_path / "index")
-    assert info.calibration is None and not info.documents
+    assert info.calibration is None
+    assert not info.documents
     assert "small enough for flat search" in str(info)
 
 

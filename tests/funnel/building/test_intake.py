@@ -53,7 +53,8 @@ def test_documents_are_encoded_once_and_spooled(
         assert_allclose(read_all(taken), expected, atol=1e-6)
     assert sum(calls) in (40, 41)  # one word more may be encoded, to learn the width
     assert Ids.open(tmp_path).all() == [document["_id"] for document in corpus]
-    assert taken.spool is not None and taken.spool.exists()
+    assert taken.spool is not None
+    assert taken.spool.exists()
     taken.finish()
     assert not taken.spool.exists()
 

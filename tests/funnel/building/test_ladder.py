@@ -17,7 +17,7 @@ from tests.funnel.clustered import clustered_rows
 
 
 def stored(rows: np.ndarray, folder: Path) -> VectorStore:
-    with VectorStore.create(folder / "vectors.npy", *rows.shape, np.float32) as writer:
+    with VectorStore.create(folder / "vectors.npy", len(rows), rows.shape[1], np.float32) as writer:
         writer.write(np.arange(len(rows)), rows)
     return VectorStore.open(folder / "vectors.npy")
 
@@ -40,7 +40,7 @@ def test_steps_of_a_usual_model() -> None:
 def test_the_users_widths() -> None:
     assert checked_ladder([32, 64], 128) == (32, 64, 128)
     assert checked_ladder((32, 128), 128) == (32, 128)
-    assert checked_ladder(np.array([16]), 32) == (16, 32)
+    assert checked_ladder(np.array([16]), 32) == (16, 32)  # type: ignore[arg-type]
     assert checked_ladder([8], 8) == (8,)
 
 

@@ -64,13 +64,15 @@ def test_white_space_is_folded_and_case_is_not() -> None:
 def test_vectors_that_are_equal_up_to_length_are_one_query() -> None:
     distinct = distinct_vectors()[:50]
     asked = encode_asked(open_queries(np.concatenate([distinct, 7.0 * distinct, 0.01 * distinct])), {}, None, 16, 0)
-    assert asked.certifying is not None and len(asked.certifying) == 50
+    assert asked.certifying is not None
+    assert len(asked.certifying) == 50
     assert asked.left_out == {"repeats": 100}
 
 
 def test_a_shuffle_keeps_texts_beside_their_vectors() -> None:
     rows = distinct_vectors()[:9]
     asked = CertifyingQueries(rows, [str(i) for i in range(9)]).shuffled(np.random.default_rng(0))
-    assert asked.certifying is not None and asked.texts is not None
+    assert asked.certifying is not None
+    assert asked.texts is not None
     np.testing.assert_array_equal(asked.certifying, rows[[int(text) for text in asked.texts]])
     assert CertifyingQueries().shuffled(np.random.default_rng(0)).certifying is None

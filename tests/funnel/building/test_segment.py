@@ -58,7 +58,7 @@ def test_rows_are_stored_alike_in_any_batches(tmp_path: Path, monkeypatch: pytes
         taken = take_in(open_corpus(clustered_rows(700)), None, folder, 0, False)
         write_rows(taken, make_adaptor("identity", taken.sample), folder, "float32", 0, False)
         stored.append(VectorStore.open(folder / "vectors.npy").matrix.numpy())
-    assert_array_equal(*stored)
+    assert_array_equal(*stored)  # type: ignore[arg-type]
 
 
 def test_norms(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +98,7 @@ def test_rows_that_are_not_finite_are_damage(most: int, store: VectorStore, monk
 def test_unit_prefixes() -> None:
     rows = np.array([[3, 4, 9], [0, 0, 1]], dtype=np.float32)
     prefixes = unit_prefixes(rows, 2)
-    assert_allclose(prefixes, [[0.6, 0.8], [0, 0]])
-    assert prefixes.flags.c_contiguous and prefixes.dtype == np.float32
+    assert_allclose(prefixes, [[0.6, 0.8], [0.0, 0.0]])
+    assert prefixes.flags.c_contiguous
+    assert prefixes.dtype == np.float32
     assert rows[0, 0] == 3

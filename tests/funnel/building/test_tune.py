@@ -52,13 +52,20 @@ def test_without_queries_those_on_record_are_measured_again(graph_folder: Path, 
     index.tune(progress=False)
     new = index.searcher.calibration
     assert new is not None
-    assert_array_equal(new.runs()[1].queries, old_queries(graph_folder))
+    assert_array_equal(recorded_queries(new), old_queries(graph_folder))
     assert new.costs != old.costs
 
 
 def old_queries(folder: Path) -> np.ndarray:
-    recorded = FunnelIndex.open(folder).searcher.calibration.runs()[1]
-    return np.asarray(recorded.queries)
+    calibration = FunnelIndex.open(folder).searcher.calibration
+    assert calibration is not None
+    return recorded_queries(calibration)
+
+
+def recorded_queries(calibration: Calibration) -> np.ndarray:
+    run = calibration.runs()[1]
+    assert run is not None
+    return np.asarray(run.queries)
 
 
 def test_a_change_is_seen_and_tuning_mends_it(graph_folder: Path, rows: np.ndarray, copied: Copy) -> None:
@@ -67,8 +74,7 @@ def test_a_change_is_seen_and_tuning_mends_it(graph_folder: Path, rows: np.ndarr
     plan = funnel_plan(index)
     rows = rows + 0.03 * np.random.default_rng(5).normal(size=rows.shape).astype("f4")
     with pytest.warns(DriftWarning) as seen:
-        for start in range(0, 600, 20):
-            answers = index.search_vectors(rows[start : start + 20], plan=plan)
+        *_, answers = [index.search_vectors(rows[start : start + 20], plan=plan) for start in range(0, 600, 20)]
     assert len(seen) == 1
     assert seen[0].filename == __file__  # it points to the search
     assert answers.served.void
@@ -168,7 +174,7 @@ def test_uncertified_becomes_certified_by_texts(text_folder: Path, copied: Copy)
 def test_what_cannot_be_used(options: dict[str, object], said: str, graph_folder: Path, copied: Copy) -> None:
     index = FunnelIndex.open(copied(graph_folder))
     with pytest.raises(InputError, match=said):
-        index.tune(progress=False, **options)
+        index.tune(progress=False, **options)  # type: ignore[arg-type]
     assert index.manifest.generation == 1
 
 

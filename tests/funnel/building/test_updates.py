@@ -21,7 +21,7 @@ from tests.funnel.living import Model, named
 Float32 = npt.NDArray[np.float32]
 
 
-def recall(index: FunnelIndex, queries: Float32, k: int = 10, **budget: float) -> float:
+def recall(index: FunnelIndex, queries: Float32, k: int = 10, **budget: Any) -> float:
     """Mean recall@k under a budget, against flat search."""
     true = index.search_vectors(queries, k, plan=FLAT).scores[:, -1:]
     return float((index.search_vectors(queries, k, **budget).scores >= true - 1e-6).mean())
@@ -45,7 +45,8 @@ def test_what_is_added_upserted_and_deleted(index: FunnelIndex, model: Model, mo
     model.upsert(more[300:308], changed)
     model.agrees(index, queries)
     model.agrees(FunnelIndex.open(index.path), queries)
-    assert "3,304" not in repr(check(index.path)) and check(index.path).ok
+    assert "3,304" not in repr(check(index.path))
+    assert check(index.path).ok
     assert len(list(deep_check(index.path))) >= 6
 
 
@@ -84,18 +85,20 @@ def test_the_promise_holds_after_30_percent_added_and_30_percent_deleted(
     index.delete(deleted)
     explained = index.explain(10, recall=0.95)
     assert explained.certificate.certified
-    assert "deleted" in explained.certificate.updates and "added" in explained.certificate.updates
+    assert "deleted" in explained.certificate.updates
+    assert "added" in explained.certificate.updates
     assert recall(index, unseen, recall=0.95) >= 0.95
     assert recall(FunnelIndex.open(index.path), unseen, recall=0.95) >= 0.95
 
 
-def test_a_record_counted_again_is_what_the_plans_find(index: FunnelIndex, unseen: Float32) -> None:
+def test_a_record_counted_again_is_what_the_plans_find(index: FunnelIndex) -> None:
     """After deleting a third, the hits of every plan on record are those of running it: recall by recall."""
     index.delete(np.random.default_rng(1).choice(index.ids(), ROWS // 3, replace=False))
     searcher = index.searcher
     assert searcher.calibration is not None
     frontier = searcher.calibration.frontier(10)
-    assert frontier is not None and frontier.query_hits is not None
+    assert frontier is not None
+    assert frontier.query_hits is not None
     _, run = searcher.calibration.runs()
     assert run is not None
     true, _ = searcher.cascade.truth(run.queries, 10)
@@ -118,7 +121,8 @@ def test_deletes_one_by_one_count_as_all_at_once(index: FunnelIndex, graph_folde
         index.explain(10, recall=0.9)
     other.delete(gone)
     one, all_at_once = (each.searcher.calibration.frontier(10) for each in (index, other))  # type: ignore[union-attr]
-    assert one is not None and all_at_once is not None
+    assert one is not None
+    assert all_at_once is not None
     by_plan = dict(zip(one.plans, one.hits, strict=True))
     for plan, hits in zip(all_at_once.plans, all_at_once.hits, strict=True):
         assert (by_plan[plan] <= hits).all()  # a lower bound
@@ -140,11 +144,12 @@ def test_a_large_segment_gets_a_coarse_index_and_voids_the_certificate(
     model.agrees(index, unseen[:50])
     model.agrees(FunnelIndex.open(index.path), unseen[:50])
     certificate = index.explain(10, recall=0.9).certificate
-    assert not certificate.certified and "compact" in certificate.query_kind
+    assert not certificate.certified
+    assert "compact" in certificate.query_kind
     with pytest.raises(InputError, match="compact"):
         index.tune(progress=False)
     plan = funnel_plan(FunnelIndex.open(index.path))
-    assert recall(index, unseen, plan=plan) > 0.9  # type: ignore[arg-type]
+    assert recall(index, unseen, plan=plan) > 0.9
     assert index.compact()
     assert index.explain(10, recall=0.9).certificate.certified
 
@@ -157,13 +162,16 @@ def test_compact(index: FunnelIndex, model: Model, more: Float32, unseen: Float3
     model.upsert(more[:300], named(0, 300))
     model.delete([f"row {number}" for number in range(0, ROWS, 4)])
     assert index.compact()
-    assert len(index.segments) == 1 and index.manifest.tombstones == ()
+    assert len(index.segments) == 1
+    assert index.manifest.tombstones == ()
     model.agrees(index, unseen[:50])
     assert index.certification == "certified on 600 real queries"
     assert recall(index, unseen, recall=0.95) >= 0.95
     assert len(list(deep_check(index.path))) >= 5
-    assert len(reader) == ROWS and reader.search_vectors(unseen[:5], 10, plan=FLAT).ids.shape == (5, 10)
-    assert reader.refresh() and not reader.refresh()
+    assert len(reader) == ROWS
+    assert reader.search_vectors(unseen[:5], 10, plan=FLAT).ids.shape == (5, 10)
+    assert reader.refresh()
+    assert not reader.refresh()
     model.agrees(reader, unseen[:50])
     assert not index.compact()
 
@@ -180,7 +188,7 @@ def test_compacting_keeps_rows_bit_by_bit(tmp_path: Path, rows: Float32) -> None
 
 
 def _stored(index: FunnelIndex) -> dict[Any, npt.NDArray[Any]]:
-    result = {}
+    result: dict[str, Any] = {}
     for segment in index.segments:
         matrix, ids = segment.store.matrix.numpy(), segment.ids.all()
         places = np.arange(len(ids)) if segment.stored is None else segment.stored
@@ -199,33 +207,36 @@ def with_texts(tmp_path: Path) -> FunnelIndex:
 def test_documents_are_encoded_and_come_back(with_texts: FunnelIndex) -> None:
     index = with_texts
     index.add(documents(70)[60:])
-    assert index.search("socket 61", 1)[0].id == "d61"  # type: ignore[union-attr]
+    assert index.search("socket 61", 1)[0].id == "d61"
     changed = {"_id": "d61", "title": "novel words entirely", "text": "quagmire", "year": 7}
     assert index.upsert([changed]).deleted == 1
     hit = index.search("novel words entirely quagmire", 1)[0]
-    assert (hit.id, hit.text, hit.metadata) == ("d61", "quagmire", {"year": 7})  # type: ignore[union-attr]
+    assert (hit.id, hit.text, hit.metadata) == ("d61", "quagmire", {"year": 7})
     index.add([{"_id": "v", "title": "by vector", "vector": hashed_words(["zebra"])[0].tolist()}])
-    assert index.search("zebra", 1)[0].title == "by vector"  # type: ignore[union-attr]
+    assert index.search("zebra", 1)[0].title == "by vector"
     index.add(hashed_words(["okapi"]), ids=["bare"])
-    assert index.search("okapi", 1)[0].id == "bare"  # type: ignore[union-attr]
+    assert index.search("okapi", 1)[0].id == "bare"
     index.delete("d0")
     assert list(index.document_ids()) == index.ids()
     kept = index.ids()
     index.compact()
-    assert index.ids() == kept and list(index.document_ids()) == kept
-    assert index.search("novel words entirely quagmire", 1)[0].metadata == {"year": 7}  # type: ignore[union-attr]
-    assert FunnelIndex.open(index.path, encoder=hashed_words).search("zebra", 1)[0].id == "v"  # type: ignore[union-attr]
+    assert index.ids() == kept
+    assert list(index.document_ids()) == kept
+    assert index.search("novel words entirely quagmire", 1)[0].metadata == {"year": 7}
+    assert FunnelIndex.open(index.path, encoder=hashed_words).search("zebra", 1)[0].id == "v"
 
 
 def test_everything_can_be_deleted_and_added_again(with_texts: FunnelIndex) -> None:
     index = with_texts
     assert index.delete(index.ids()).deleted == 60
-    assert len(index) == 0 and index.ids() == []
+    assert len(index) == 0
+    assert index.ids() == []
     with pytest.raises(InputError, match="every row of this index was deleted"):
         index.compact()
     index.add(documents(3))
-    assert {hit.id for hit in index.search("file", 3)} == {"d0", "d1", "d2"}  # type: ignore[union-attr]
-    assert index.compact() and len(index) == 3
+    assert {hit.id for hit in index.search("file", 3)} == {"d0", "d1", "d2"}
+    assert index.compact()
+    assert len(index) == 3
 
 
 def test_texts_without_an_encoder(with_texts: FunnelIndex) -> None:
@@ -240,7 +251,9 @@ def test_fields_are_named_as_at_build(tmp_path: Path) -> None:
     index.add([{"key": "new", "body": "added", "year": 7, "other": 1}], **named)
     index.upsert([{"key": "k1", "body": "instead", "year": 8, "other": 1}], **named)
     hits = {hit.id: (hit.text, hit.metadata) for hit in index.search("text", 10)}
-    assert hits["new"] == ("added", {"year": 7}) and hits["k1"] == ("instead", {"year": 8}) and len(hits) == 4
+    assert hits["new"] == ("added", {"year": 7})
+    assert hits["k1"] == ("instead", {"year": 8})
+    assert len(hits) == 4
     with pytest.raises(InputError, match="its fields are: key, body"):
         index.add([{"key": "x", "body": "y"}])
     vectors = FunnelIndex.build(

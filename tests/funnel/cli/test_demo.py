@@ -12,7 +12,8 @@ from funnel.cli.demo import QUERIES
 from tests.funnel.cli.test_main import refused, run
 
 
-def test_demo(minilm: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel.reports.bench.SECONDS_PER_FIGURE", 0.02)
     done = run(["demo", "--index", tmp_path / "index", "--out", tmp_path / "report", "--documents", 300])
     for query in QUERIES:
@@ -27,7 +28,7 @@ def test_demo(minilm: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not any(point["certified"] and point["plan"] != "flat" for point in results["funnel"])
     index = FunnelIndex.open(tmp_path / "index")
     document = index.search(index.encode_queries(["x"])[0], 1)[0]
-    assert set(document.metadata) == {"package", "module", "kind"}  # type: ignore[union-attr]
+    assert set(document.metadata) == {"package", "module", "kind"}
 
 
 def test_no_documents(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_export(graph_folder: Path, tmp_path: Path) -> None:
     assert "suffix .txt" in refused("export", graph_folder, tmp_path / "out.txt", "--quiet")
 
 
-def test_hybrid_search(minilm: object, graph_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("minilm")
+def test_hybrid_search(graph_folder: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "docs.jsonl"
     corpus.write_text("\n".join(json.dumps(document) for document in documents(20)))
     index = tmp_path / "index"
@@ -57,6 +58,7 @@ def test_hybrid_search(minilm: object, graph_folder: Path, tmp_path: Path) -> No
     assert set(record["hits"][0]["ranks"]) == {"dense", "cosine", "lexical", "bm25"}
     assert record["served"]["lexical"] is True
     shown = CliRunner().invoke(cli, ["search", str(index), "clock 5", "-k", "3", "--hybrid", "0.5"])
-    assert "dense list of 20" in shown.stderr and "fused with BM25 of weight 0.5" in shown.stderr
+    assert "dense list of 20" in shown.stderr
+    assert "fused with BM25 of weight 0.5" in shown.stderr
     assert "hybrid is 1.5" in refused("search", index, "clock 5", "--hybrid", 1.5)
     assert "holds vectors alone" in refused("search", graph_folder, "clock 5", "--hybrid", 0.5)

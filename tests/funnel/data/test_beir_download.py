@@ -5,6 +5,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import beir.util
@@ -55,7 +56,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Site]]:
         thread.join()
 
 
-def test_a_set_is_downloaded_once(site, tmp_path):
+def test_a_set_is_downloaded_once(site: type[Site], tmp_path: Path) -> None:
     site.given["nfcorpus.zip"] = zipped("nfcorpus", "corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
     folder = beir_folder("nfcorpus", tmp_path / "sets")
     assert folder == tmp_path / "sets" / "nfcorpus"
@@ -66,7 +67,7 @@ def test_a_set_is_downloaded_once(site, tmp_path):
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["nfcorpus"]  # nothing half done is left
 
 
-def test_a_failed_download_leaves_nothing_and_can_be_tried_again(site, tmp_path):
+def test_a_failed_download_leaves_nothing_and_can_be_tried_again(site: type[Site], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'fiqa' could not be downloaded from http.*zip.*--data, or put it at"):
         beir_folder("fiqa", tmp_path)
     whole = zipped("fiqa", "corpus.jsonl")
@@ -81,7 +82,7 @@ def test_a_failed_download_leaves_nothing_and_can_be_tried_again(site, tmp_path)
     assert (beir_folder("fiqa", tmp_path) / "corpus.jsonl").is_file()
 
 
-def test_a_closed_network_is_one_line(tmp_path, monkeypatch):
+def test_a_closed_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(beir_download, "URL", "http://127.0.0.1:1/{name}.zip")  # nothing listens on port 1
     with pytest.raises(InputError, match="'nfcorpus' could not be downloaded") as raised:
@@ -91,7 +92,7 @@ def test_a_closed_network_is_one_line(tmp_path, monkeypatch):
     assert str(tmp_path / "nfcorpus") in str(raised.value)
 
 
-def test_a_silent_server_is_given_up_on(tmp_path, monkeypatch):
+def test_a_silent_server_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(beir_download, "TIMEOUT", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and never answers
@@ -102,7 +103,7 @@ def test_a_silent_server_is_given_up_on(tmp_path, monkeypatch):
     assert beir.util.requests is requests  # and beir is as it was
 
 
-def test_a_set_that_lies_there_needs_no_network(tmp_path, site):
+def test_a_set_that_lies_there_needs_no_network(tmp_path: Path, site: type[Site]) -> None:
     (tmp_path / "scifact").mkdir()
     (tmp_path / "scifact" / "corpus.jsonl").write_text("{}\n")
     assert beir_folder("scifact", tmp_path) == tmp_path / "scifact"
@@ -110,21 +111,21 @@ def test_a_set_that_lies_there_needs_no_network(tmp_path, site):
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../scifact", "", "bioasq"])
-def test_other_names_are_refused(name, tmp_path, site):
+def test_other_names_are_refused(name: str, tmp_path: Path, site: type[Site]) -> None:
     with pytest.raises(InputError, match="is no BEIR set that can be downloaded; choose one of arguana"):
         beir_folder(name, tmp_path)
     assert site.asked == []
 
 
-def test_the_address_is_that_of_beirs_readme():
+def test_the_address_is_that_of_beirs_readme() -> None:
     from importlib.metadata import metadata
 
-    readme = metadata("beir").get_payload() or metadata("beir")["Description"]
+    readme = metadata("beir").get_payload() or metadata("beir")["Description"]  # type: ignore[attr-defined]
     for name in BEIR_NAMES:
         assert beir_download.URL.format(name=name) in readme
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "beir", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'funnel-retrieval\[beir\]'"):
         beir_folder("nfcorpus", tmp_path)

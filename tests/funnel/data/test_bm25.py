@@ -150,8 +150,10 @@ def test_a_search_is_stopped() -> None:
             looks = iter([False] * allowed + [True] * 1_000)
             assert pool.rank("word1 common1", 10, None, lambda looks=looks: next(looks)) is None  # type: ignore[misc]
         again = pool.rank("word1 common1", 10)  # the handler is gone
-        assert whole is not None and again is not None
-        assert np.array_equal(whole[0], again[0]) and np.array_equal(whole[1], again[1])
+        assert whole is not None
+        assert again is not None
+        assert np.array_equal(whole[0], again[0])
+        assert np.array_equal(whole[1], again[1])
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ def test_metadata_that_no_record_has(tmp_path: Path) -> None:
     said = "metadata names 'yeer', which no record has; their fields are: key, body, year"
     for source in (ROWS, tmp_path / "a.jsonl", tmp_path / "a.csv"):
         with pytest.raises(InputError, match=said):
-            open_corpus(source, columns=mistyped)  # type: ignore[arg-type]
+            open_corpus(source, columns=mistyped)
     once = open_corpus(iter(ROWS), columns=mistyped)
     with pytest.raises(InputError, match=said):
         list(once.documents(1))
     sparse = [*ROWS, {"key": "c", "body": "three", "yeer": 1}]
-    for source in (sparse, iter(sparse)):
-        assert read(source, mistyped)[2].metadata == {"yeer": 1}
+    for given in (sparse, iter(sparse)):
+        assert read(given, mistyped)[2].metadata == {"yeer": 1}
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "datasets"])
@@ -95,13 +95,13 @@ def test_columns_of_other_libraries(library: str) -> None:
     assert [one.text for one in read(table["text"])] == ["one", "two"]
     assert open_queries(table["text"]).texts == ["one", "two"]
     assert read_query(table["text"], 2) == (["one", "two"], None, False)
-    unit = [[0.6, 0.8], [0, 1]]
+    unit = [[0.6, 0.8], [0.0, 1.0]]
     np.testing.assert_allclose(next(open_corpus(table["v"]).vectors(10)), unit, rtol=1e-6)
     np.testing.assert_allclose(open_queries(table["v"]).vectors, unit, rtol=1e-6)  # type: ignore[arg-type]
     np.testing.assert_allclose(read_query(table["v"], 2)[1], [[3, 4], [0, 2]])  # type: ignore[arg-type]
 
 
-def test_a_dict_of_ids(tmp_path: Path) -> None:
+def test_a_dict_of_ids() -> None:
     expected = [Document("a", text="one"), Document("b", "t", "two", {"year": 1})]
     assert read({"a": "one", "b": {"title": "t", "text": "two", "year": 1}}) == expected
     queries = open_queries({"q1": "one", "q2": "two"})
@@ -115,7 +115,7 @@ def test_a_dict_of_ids(tmp_path: Path) -> None:
 def test_files_of_queries(suffix: str, field: str, tmp_path: Path) -> None:
     path, rows = tmp_path / f"queries.{suffix}", [{field: "one, two"}, {field: "three"}]
     if suffix == "parquet":
-        table_of("pandas", rows).to_parquet(path)
+        table_of("pandas", rows).to_parquet(path)  # type: ignore[arg-type]
     elif suffix.endswith("csv"):
         path.write_text(
             f"{field};n\none, two;1\nthree;2\n" if "semi" in suffix else f'{field},n\n"one, two",1\nthree,2\n'
@@ -142,7 +142,9 @@ def test_a_field_that_looks_like_the_vector_is_named() -> None:
     ):
         assert read(rows)[0].vector is None
     (document,) = read(rows, Columns(vector="embedding"))
-    assert document.vector is not None and document.vector.shape == (32,) and document.metadata == {}
+    assert document.vector is not None
+    assert document.vector.shape == (32,)
+    assert document.metadata == {}
     assert read([{"text": "one", "few": [1, 2, 3], "words": ["a"] * 40}])[0].vector is None
 
 
@@ -166,7 +168,7 @@ def test_lists_of_numbers_are_rows() -> None:
     np.testing.assert_allclose(open_queries([[3, 4], [0, 2]]).vectors, [[0.6, 0.8], [0, 1]], rtol=1e-6)  # type: ignore[arg-type]
     for source in ([[3, 4], [0, 2]], [np.array([3.0, 4.0]), np.array([0.0, 2.0])]):
         rows = next(open_corpus(source).vectors(10))  # type: ignore[arg-type]
-        np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 1]], rtol=1e-6)
+        np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
     with pytest.raises(InputError, match="different lengths"):
         open_corpus([[1.0], [1.0, 2.0]])
 

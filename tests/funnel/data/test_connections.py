@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def test_a_statement_that_never_ends_is_ended(opened: Bounded, monkeypatch: pyte
 
 def test_a_statement_is_ended_when_its_caller_has_enough(opened: Bounded) -> None:
     looks: list[None] = []
-    opened.bound(lambda: bool(looks.append(None)) or len(looks) > 3)
+    opened.bound(lambda: bool(looks.append(None)) or len(looks) > 3)  # type: ignore[func-returns-value]
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         opened.execute(ENDLESS)
     assert len(looks) == 4
@@ -59,6 +61,13 @@ def test_limits_of_what_is_read(statement: str, said: str, opened: Bounded) -> N
         opened.execute(statement).fetchall()
 
 
+def _struck(lent: Callable[[], AbstractContextManager[Bounded]]) -> None:
+    """Ctrl-C comes while a statement runs, and passes through what lends the connection."""
+    with lent() as connection:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        connection.execute(ENDLESS).fetchone()
+
+
 def test_ctrl_c_inside_a_statement_is_no_damage(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         store.append([Document("a", text="a file")])
@@ -66,9 +75,8 @@ def test_ctrl_c_inside_a_statement_is_no_damage(tmp_path: Path) -> None:
     try:
         with DocumentStore.open(tmp_path / "documents.sqlite") as store:
             for lent in (store._connection, store._streaming):
-                with pytest.raises(KeyboardInterrupt), lent() as connection:
-                    signal.setitimer(signal.ITIMER_REAL, 0.05)
-                    connection.execute(ENDLESS).fetchone()
+                with pytest.raises(KeyboardInterrupt):
+                    _struck(lent)
             assert store.get([0])[0].text == "a file"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

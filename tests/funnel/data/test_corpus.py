@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,11 +64,11 @@ def test_documents_are_streamed() -> None:
 
 
 def test_documents_with_vectors(tmp_path: Path) -> None:
-    records = [{"_id": "a", "vector": [3, 4]}, {"_id": "b", "vector": [1, 0]}]
+    records: list[dict[str, object]] = [{"_id": "a", "vector": [3, 4]}, {"_id": "b", "vector": [1, 0]}]
     corpus = open_corpus(_write_jsonl(tmp_path / "corpus.jsonl", records))
     assert (corpus.has_vectors, corpus.dim) == (True, 2)
     vectors = [document.vector for document in _all(corpus)]
-    np.testing.assert_allclose(np.array(vectors), [[0.6, 0.8], [1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(np.array(vectors), [[0.6, 0.8], [1.0, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,15 @@ def test_vectors_must_agree(tmp_path: Path, first: object, second: object, messa
 def test_vectors_come_in_order_with_unit_length(tmp_path: Path, make: str) -> None:
     rows = np.random.default_rng(0).integers(-100, 100, size=(7, 3)).astype(np.int8)
     np.save(tmp_path / "rows.npy", rows)
-    sources = {
+    sources: dict[str, Any] = {
         "numpy": rows, "torch": torch.from_numpy(rows), "npy": tmp_path / "rows.npy",
         "bfloat16": torch.from_numpy(rows).to(torch.bfloat16).requires_grad_(),
     }  # fmt: skip
     corpus = open_corpus(sources[make])
     assert (corpus.kind, corpus.count, corpus.dim) == ("vectors", 7, 3)
-    assert corpus.rereadable and corpus.has_vectors and corpus.ids is None
+    assert corpus.rereadable
+    assert corpus.has_vectors
+    assert corpus.ids is None
     expected = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     for _ in range(2):
         batches = list(corpus.vectors(3))
@@ -144,7 +147,7 @@ def test_empty_corpora_are_refused(tmp_path: Path) -> None:
     sources = [tmp_path / "corpus.csv", tmp_path, tmp_path / "rows.npy", [], np.ones((0, 3))]
     for source in sources:
         with pytest.raises(InputError, match="is empty"):
-            open_corpus(source)
+            open_corpus(source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

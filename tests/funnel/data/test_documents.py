@@ -35,7 +35,8 @@ def test_content_joins_title_and_text() -> None:
 def test_documents_with_equal_fields_are_equal_whatever_their_vectors() -> None:
     first = Document("1", vector=np.ones(3, dtype=np.float32))
     second = Document("1", vector=np.zeros(3, dtype=np.float32))
-    assert first == second and hash(first) == hash(second)
+    assert first == second
+    assert hash(first) == hash(second)
 
 
 @given(

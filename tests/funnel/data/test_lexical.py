@@ -50,7 +50,8 @@ def bm25(table: LexicalIndex | None) -> Bm25:
 def ranked(words: Bm25, text: str, depth: int = 10, allowed: np.ndarray | None = None) -> list[int]:
     found = words.rank(text, depth, None if allowed is None else [allowed])
     assert found is not None
-    return found[0].tolist()
+    result: list[int] = found[0].tolist()
+    return result
 
 
 def test_words_are_stemmed_and_lose_their_accents(words: Bm25) -> None:
@@ -74,13 +75,15 @@ def test_scores_are_bm25(words: Bm25) -> None:
 
 def test_a_word_that_comes_twice_counts_twice(words: Bm25) -> None:
     once, twice = words.rank("mat", 10), words.rank("mat mat", 10)
-    assert once is not None and twice is not None
+    assert once is not None
+    assert twice is not None
     assert np.allclose(twice[1], 2 * once[1])
 
 
 def test_words_of_more_than_half_of_the_rows_are_asked_for_only_alone(store: DocumentStore, words: Bm25) -> None:
     table = store.lexical()
-    assert table is not None and table.rows == 5  # the document without text takes no place
+    assert table is not None
+    assert table.rows == 5
     assert ranked(words, "the cat") == ranked(words, "cat") == [0, 1]
     assert sorted(ranked(words, "the")) == [0, 1, 2, 4, 5]
 

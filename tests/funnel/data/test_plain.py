@@ -268,10 +268,10 @@ def test_ids_of_bare_vectors_keep_their_kind(kind: str, ids: list[Any], tmp_path
 
 def test_ids_of_two_kinds_are_refused_and_of_documents_texts() -> None:
     with pytest.raises(InputError, match="all text or all whole numbers: row 1 is str, row 0 is int"):
-        open_corpus(VECTORS, ids=[7, "007", 8])
+        open_corpus(VECTORS, ids=[7, "007", 8])  # type: ignore[arg-type]
     records = [{"_id": one, "text": "a"} for one in (7, "007")]
     for source in (records, polars.DataFrame([{**one, "_id": str(one["_id"])} for one in records])):
-        assert [one.id for one in next(open_corpus(source).documents(5))] == ["7", "007"]
+        assert [one.id for one in next(open_corpus(source).documents(5))] == ["7", "007"]  # type: ignore[arg-type]
 
 
 def test_nanoseconds_without_pandas(tmp_path: Path) -> None:
@@ -322,13 +322,13 @@ def test_fields_called_as_parts_of_a_document_are_not_lost(kind: str, tmp_path: 
             source = tmp_path / "rows.parquet"
         source = datasets.Dataset(source) if kind == "datasets" else source
 
-    found = [one for batch in open_corpus(source, columns=Columns(**named)).documents(5) for one in batch]
+    found = [one for batch in open_corpus(source, columns=Columns(**named)).documents(5) for one in batch]  # type: ignore[arg-type]
     assert [(one.id, one.title, one.text) for one in found] == [(f"k{i}", f"h{i}", f"b{i}") for i in range(3)]
     assert [one.metadata for one in found] == [{name: f"{name}{i}" for name in names} for i in range(3)]
-    few = next(open_corpus(source, columns=Columns(**named, metadata=["title", "score"])).documents(5))
+    few = next(open_corpus(source, columns=Columns(**named, metadata=["title", "score"])).documents(5))  # type: ignore[arg-type]
     assert few[2].metadata == {"title": "title2", "score": "score2"}
     if kind == "dicts":
-        index = FunnelIndex.build(source, tmp_path / "index", **named, progress=False)
+        index = FunnelIndex.build(source, tmp_path / "index", **named, progress=False)  # type: ignore[arg-type]
         index.export(tmp_path / "out.parquet")
         for one in (index, FunnelIndex.build(tmp_path / "out.parquet", tmp_path / "again", progress=False)):
             assert one.search(VECTORS[1], k=1)[0].metadata == found[1].metadata

@@ -98,5 +98,6 @@ def test_the_standard_library_comes_first_and_is_documented() -> None:
     documents = list(itertools.islice(python_documents(), 300))
     counts = Counter(document.id for document in documents)
     assert max(counts.values()) == 1
-    assert "abc" in counts and "argparse.ArgumentParser" in counts
+    assert "abc" in counts
+    assert "argparse.ArgumentParser" in counts
     assert all(len(document.text) >= MIN_CHARACTERS for document in documents)

@@ -19,7 +19,8 @@ def test_texts_keep_their_order(tmp_path: Path) -> None:
     for source in (["one", "two"], ("one", "two"), np.array(["one", "two"]), tmp_path / "queries.txt"):
         queries = open_queries(source)
         assert queries.texts == ["one", "two"]
-        assert queries.vectors is None and queries.ids is None
+        assert queries.vectors is None
+        assert queries.ids is None
         assert len(queries) == 2
 
 
@@ -28,8 +29,10 @@ def test_vectors_are_scaled_to_unit_length(tmp_path: Path) -> None:
     np.save(tmp_path / "queries.npy", rows)
     for source in (rows, torch.from_numpy(rows), str(tmp_path / "queries.npy")):
         queries = open_queries(source)
-        assert queries.texts is None and queries.vectors is not None and len(queries) == 2
-        np.testing.assert_allclose(queries.vectors, [[0.6, 0.8], [0, 1]], rtol=1e-6)
+        assert queries.texts is None
+        assert queries.vectors is not None
+        assert len(queries) == 2
+        np.testing.assert_allclose(queries.vectors, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
 
 
 def test_json_lines_with_vectors_and_ids(tmp_path: Path) -> None:
@@ -39,11 +42,11 @@ def test_json_lines_with_vectors_and_ids(tmp_path: Path) -> None:
         queries = open_queries(source)
         assert (queries.texts, queries.ids) == (["a", "b"], ["1", "x"])
         assert queries.vectors is not None
-        np.testing.assert_allclose(queries.vectors, [[0.6, 0.8], [1, 0]], rtol=1e-6)
+        np.testing.assert_allclose(queries.vectors, [[0.6, 0.8], [1.0, 0.0]], rtol=1e-6)
 
 
 def test_dicts_and_queries_are_taken() -> None:
-    queries = open_queries([{"_id": "a", "text": "b"}])  # type: ignore[list-item]
+    queries = open_queries([{"_id": "a", "text": "b"}])
     assert (queries.texts, queries.ids, queries.vectors) == (["b"], ["a"], None)
     assert open_queries(queries) is queries
 

@@ -111,7 +111,8 @@ def test_ids_become_text_and_null_texts_empty() -> None:
 def test_vectors_are_scaled_to_unit_length() -> None:
     for record in ({"_id": "x", "vector": [3, 4]}, Document("x", vector=np.array([3, 4], dtype=np.float32))):
         vector = document_from_record(record, "here").vector
-        assert vector is not None and vector.dtype == np.float32
+        assert vector is not None
+        assert vector.dtype == np.float32
         np.testing.assert_allclose(vector, [0.6, 0.8], rtol=1e-6)
 
 
@@ -159,8 +160,9 @@ def test_parquet_vectors_nulls_and_dates(tmp_path: Path) -> None:
     first, second = _read(path)
     assert (first.id, first.title, first.metadata) == ("1", "a", {"day": day})
     assert (second.id, second.title) == ("2", "")
-    assert first.vector is not None and second.vector is not None
-    np.testing.assert_allclose([first.vector, second.vector], [[0.6, 0.8], [1, 0]], rtol=1e-6)
+    assert first.vector is not None
+    assert second.vector is not None
+    np.testing.assert_allclose([first.vector, second.vector], [[0.6, 0.8], [1.0, 0.0]], rtol=1e-6)
 
 
 def test_a_parquet_row_that_cannot_be_used_is_named(tmp_path: Path) -> None:

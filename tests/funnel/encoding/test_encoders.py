@@ -22,8 +22,10 @@ def _lengths(texts: list[str]) -> np.ndarray:
 
 def test_a_callable_is_an_encoder() -> None:
     encoder = load_encoder(_lengths)
-    assert isinstance(encoder, CallableEncoder) and isinstance(encoder, Encoder)
-    assert encoder.name.startswith("callable:") and encoder.name.endswith("test_encoding._lengths")
+    assert isinstance(encoder, CallableEncoder)
+    assert isinstance(encoder, Encoder)
+    assert encoder.name.startswith("callable:")
+    assert encoder.name.endswith("test_encoders._lengths")
     assert not encoder.reopenable
     assert encoder.dim == 2
     vectors = encoder.encode(["ab", ""])
@@ -65,7 +67,8 @@ def test_an_object_with_encode_is_an_encoder() -> None:
             return -_lengths(texts)
 
     encoder = load_encoder(Brought())
-    assert encoder.name.startswith("object:") and encoder.name.endswith("Brought")
+    assert encoder.name.startswith("object:")
+    assert encoder.name.endswith("Brought")
     np.testing.assert_array_equal(encoder.encode(["a"]), -encoder.encode_query(["a"]))
 
 
@@ -83,7 +86,7 @@ def test_an_object_with_encode_is_an_encoder() -> None:
     ],
 )
 def test_what_a_callable_gives_is_checked(values: object, message: str) -> None:
-    encoder = load_encoder(lambda texts: values)
+    encoder = load_encoder(lambda _texts: values)
     with pytest.raises(EncoderError, match=message):
         encoder.encode(["a", "b"])
 
@@ -103,7 +106,8 @@ def test_other_values_are_no_encoder(source: object) -> None:
 
 def test_a_folder_is_a_model(tiny_folder: Path) -> None:
     encoder = load_encoder(tiny_folder, device="cpu")
-    assert isinstance(encoder, ModelEncoder) and isinstance(encoder, Encoder)
+    assert isinstance(encoder, ModelEncoder)
+    assert isinstance(encoder, Encoder)
     assert encoder.name == str(tiny_folder)
     assert encoder.reopenable
     assert encoder.dim == WIDTH
@@ -122,10 +126,11 @@ def test_prompts_are_those_of_the_model(tiny_folder: Path, tiny_model: Any, exac
 
 
 def test_the_users_own_model_is_left_as_it_was(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("funnel.encoding.packed.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("funnel.encoding.packed.fast_dtype", lambda _device: torch.bfloat16)
     before = tiny_model.encode(["the cat"])
     encoder = load_encoder(tiny_model)
-    assert encoder.name.startswith("object:") and not encoder.reopenable
+    assert encoder.name.startswith("object:")
+    assert not encoder.reopenable
     encoder.encode(["the cat"])
     assert tiny_model.dtype == torch.float32
     np.testing.assert_array_equal(tiny_model.encode(["the cat"]), before)

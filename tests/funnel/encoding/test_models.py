@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from funnel.errors import EncoderError, MissingPackageError
 PICKLED_NAMES = ("pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt")
 
 
-def _no_network(name: str) -> Path:
+def _no_network(_name: str) -> Path:
     raise OSError("no connection\nwith a second line")
 
 
@@ -44,13 +45,13 @@ def test_loading_is_silent_and_leaves_settings_as_they_were(
 
 
 def test_the_cache_comes_before_the_package_and_the_hub(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_cached", lambda name: tiny_folder)
+    monkeypatch.setattr(models, "_cached", lambda _name: tiny_folder)
     monkeypatch.setattr(models, "_bundled", lambda: pytest.fail("the package was asked"))
     assert load_model("all-MiniLM-L6-v2", "cpu").max_seq_length == 40
 
 
 def test_the_package_stands_in_for_the_default_model_only(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_cached", lambda name: None)
+    monkeypatch.setattr(models, "_cached", lambda _name: None)
     monkeypatch.setattr(models, "_bundled", lambda: tiny_folder)
     monkeypatch.setattr(models, "_downloaded", _no_network)
     assert load_model(DEFAULT_ENCODER, "cpu").max_seq_length == 40
@@ -60,7 +61,7 @@ def test_the_package_stands_in_for_the_default_model_only(tiny_folder: Path, mon
 
 def test_the_hub_comes_last(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(models, "_downloaded", lambda name: asked.append(name) or tiny_folder)
+    monkeypatch.setattr(models, "_downloaded", lambda name: asked.append(name) or tiny_folder)  # type: ignore[func-returns-value]
     assert load_model("someone/no-such-model", "cpu").max_seq_length == 40
     assert asked == ["someone/no-such-model"]
 
@@ -73,20 +74,20 @@ def test_what_an_index_names_is_fetched_only_where_that_is_allowed(
         SimpleNamespace(rfilename="a.bin", size=9),
     ]
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
-    monkeypatch.setattr(models, "_downloaded", lambda name: tiny_folder)
+    monkeypatch.setattr(models, "_downloaded", lambda _name: tiny_folder)
     with pytest.raises(
         EncoderError, match=r"'someone/model', which is not on this machine.*\(90 MB\); allow that with"
     ):
         load_model("someone/model", "cpu", of_index=True, fetch=False)
     assert load_model("someone/model", "cpu", of_index=True).max_seq_length == 40
-    assert all(any(models.fnmatch(f"1_Dense/{name}", one) for one in models.HUB_IGNORED) for name in PICKLED_NAMES)
+    assert all(any(fnmatch(f"1_Dense/{name}", one) for one in models.HUB_IGNORED) for name in PICKLED_NAMES)
 
 
 def test_pickled_weights_that_an_index_names_are_not_read(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-    monkeypatch.setattr(models, "_cached", lambda name: folder)
+    monkeypatch.setattr(models, "_cached", lambda _name: folder)
     load_model("someone/model", "cpu", of_index=True)
     (folder / "2_Dense").mkdir()
     (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
@@ -140,7 +141,7 @@ def test_the_cache_is_found_by_its_files(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert models._cached("someone/short") is None
 
 
-def test_the_default_model_loads_without_network(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_model_loads_without_network(minilm: Encoder) -> None:
     assert (minilm.name, minilm.dim, minilm.reopenable) == (DEFAULT_ENCODER, 384, True)
 
 

@@ -35,7 +35,8 @@ def test_float32_gives_the_vectors_of_the_model_itself(
     vectors = _packed(tiny_model).encode(texts, f"{task} : ", task, done.append)
     encode = tiny_model.encode_query if task == "query" else tiny_model.encode_document
     np.testing.assert_allclose(vectors, encode(texts), atol=1e-5)
-    assert sum(done) == 250 and len(done) > 10
+    assert sum(done) == 250
+    assert len(done) > 10
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 39, 64, 100_000])
@@ -59,13 +60,13 @@ def test_bfloat16_keeps_the_cosine_that_is_promised(tiny_model: Any) -> None:
 def test_plain_operations_stand_in_for_packed_weights(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = _texts(40)
     fast = _packed(tiny_model, torch.bfloat16).encode(texts, None, "document", lambda _: None)
-    monkeypatch.setattr(packed, "_has_packed_linear", lambda dtype: False)
+    monkeypatch.setattr(packed, "_has_packed_linear", lambda _dtype: False)
     plain = _packed(tiny_model, torch.bfloat16).encode(texts, None, "document", lambda _: None)
     np.testing.assert_allclose(fast, plain, atol=0.05)
 
 
 def test_pooling_by_the_first_token_and_following_modules(tiny_model: Any) -> None:
-    from sentence_transformers.models import Dense, Normalize
+    from sentence_transformers.models import Dense, Normalize  # type: ignore[import-not-found]
 
     tiny_model[1].pooling_mode = "cls"
     tiny_model.append(Dense(16, 6))
@@ -99,7 +100,7 @@ def test_other_poolings_are_left_to_the_model(tiny_model: Any, mode: object) -> 
 
 def test_vectors_that_disagree_with_the_model_are_not_used(tiny_model: Any) -> None:
     hidden = packed._transformer(tiny_model[0]).encoder.layer[0]
-    hidden.register_forward_hook(lambda module, inputs, output: torch.flip(output, (-1,)) if torch.is_tensor(output)
+    hidden.register_forward_hook(lambda _module, _inputs, output: torch.flip(output, (-1,)) if torch.is_tensor(output)
                                  else (torch.flip(output[0], (-1,)), *output[1:]))  # fmt: skip
     assert PackedModel.of(tiny_model, torch.float32) is None
 

@@ -83,7 +83,8 @@ def test_a_prompt_is_a_name_or_a_text(given: Any, texts: tuple[str, str], minilm
     assert stored is not None
     for one in (encoder, stored):
         assert (one.options.query_prompt, one.options.document_prompt) == texts
-        assert same(minilm, one.encode_query(TEXTS), texts[0]) and same(minilm, one.encode(TEXTS), texts[1])
+        assert same(minilm, one.encode_query(TEXTS), texts[0])
+        assert same(minilm, one.encode(TEXTS), texts[1])
 
 
 def test_a_name_that_the_model_does_not_have_is_refused(tiny_folder: Path, tiny_model: Any) -> None:
@@ -118,7 +119,8 @@ def test_the_users_encoder_stays_as_it_was() -> None:
     second = load_encoder(first, options=TextOptions(document_prompt="d: "))
     assert first.options == TextOptions("q: ", "", 3, kept=True)
     assert second.options == TextOptions("q: ", "d: ", 3, kept=True)  # what is left open stays
-    assert load_encoder(first) is first and load_encoder(first, options=first.options) is first
+    assert load_encoder(first) is first
+    assert load_encoder(first, options=first.options) is first
 
 
 def test_the_first_dims_are_kept(minilm: Any, tmp_path: Path) -> None:
@@ -128,7 +130,9 @@ def test_the_first_dims_are_kept(minilm: Any, tmp_path: Path) -> None:
     loaded = [load_encoder(folder, exact=exact, device="cpu", options=options) for exact in (False, True)]
     for encoder in (*loaded, load_encoder(minilm, options=TextOptions("query: ", None, 64)), stored):
         vectors = encoder.encode_query(TEXTS)
-        assert encoder.dim == 64 and vectors.shape == (3, 64) and encoder.encode([]).shape == (0, 64)
+        assert encoder.dim == 64
+        assert vectors.shape == (3, 64)
+        assert encoder.encode([]).shape == (0, 64)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
         assert same(minilm, vectors, "query: ", 64)
 

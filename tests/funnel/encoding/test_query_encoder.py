@@ -1,7 +1,7 @@
 """The encoder of an opened index."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.encoding import query_encoder
 from funnel.encoding import query_encoder as stored
-from funnel.encoding.encoders import DEFAULT_ENCODER, Encoder, load_encoder
+from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import local_folder
 from funnel.encoding.query_encoder import QueryEncoder, stored_encoder
 from funnel.errors import EncoderError
@@ -21,7 +21,7 @@ from tests.funnel.storage.helpers import settings
 def test_it_is_loaded_once_however_many_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Any] = []
 
-    def slowly(source: Any, **options: Any) -> Any:
+    def slowly(source: Any, **_options: Any) -> Any:
         loads.append(source)
         time.sleep(0.05)
         return load_encoder(lambda texts: np.ones((len(texts), 2)))
@@ -34,8 +34,9 @@ def test_it_is_loaded_once_however_many_threads_wait(monkeypatch: pytest.MonkeyP
     assert all(one is loaded[0] for one in loaded)
 
 
+@pytest.mark.usefixtures("minilm")
 def test_warm_up_loads_the_model_once_and_no_text_waits_for_it_again(
-    minilm: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[str] = []
 
@@ -48,8 +49,8 @@ def test_warm_up_loads_the_model_once_and_no_text_waits_for_it_again(
     index = FunnelIndex.open(tmp_path, device="cpu")
     assert loads == []
     with ThreadPoolExecutor(8) as pool:
-        waited = [pool.submit(index.warm_up) for _ in range(4)]
-        waited += [pool.submit(index.search, "one text", 1) for _ in range(4)]
+        waited: list[Future[Any]] = [pool.submit(index.warm_up) for _ in range(4)]
+        waited += [pool.submit(lambda: index.search("one text", 1)) for _ in range(4)]
         for one in waited:
             one.result()
     index.search("another", 1)
@@ -117,6 +118,7 @@ def test_the_callers_folder_is_read_unless_it_is_inside_the_index(model: Path, t
         _named("someone/model", tmp_path / "index", str(tmp_path / "link")).load()
 
 
-def test_the_default_model_is_loaded_by_its_name(model: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("model")
+def test_the_default_model_is_loaded_by_its_name(tmp_path: Path) -> None:
     assert _named(DEFAULT_ENCODER, tmp_path).load().name == DEFAULT_ENCODER
     assert _named("all-MiniLM-L6-v2", tmp_path).load().dim == 384

@@ -30,10 +30,13 @@ def folder(tmp_path: Path) -> Path:
 def test_it_gives_the_vectors_of_sentence_transformers(folder: Path, task: str, monkeypatch: Any) -> None:
     import torch
 
-    monkeypatch.setattr(stored, "fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(stored, "fast_dtype", lambda _device: torch.float32)
     _change(folder, "config_sentence_transformers.json", prompts={"query": "search: ", "passage": "title: "})
     found = stored_encoder(str(folder))
-    assert found is not None and found.dim == 384 and found.name == str(folder) and found.reopenable
+    assert found is not None
+    assert found.dim == 384
+    assert found.name == str(folder)
+    assert found.reopenable
     exact = load_encoder(str(folder), exact=True, device="cpu")
     encode = "encode_query" if task == "query" else "encode"
     np.testing.assert_allclose(getattr(found, encode)(TEXTS), getattr(exact, encode)(TEXTS), atol=1e-5)

@@ -44,7 +44,7 @@ def truth(cascade: Cascade, mask: Mask, queries: npt.NDArray[np.float32], k: int
     return -np.sort(-scores, axis=1)[:, :k]
 
 
-def strongest(cascade: Cascade, k: int = K) -> Plan:
+def strongest(cascade: Cascade) -> Plan:
     effort = cascade.coarse.efforts()[-1]
     return Plan(effort, min(300, cascade.coarse.largest_shortlist(effort)), (Stage(48, 40),))
 
@@ -60,7 +60,9 @@ def test_exact_search_finds_the_true_allowed_rows(
         allowed = AllowedRows.from_mask(mask, cascade)
         for count in (1, len(asked)):
             found = allowed.exact(asked[:count], K)
-            assert mask[found.rows].all() and found.seen == 1.0 and (found.done == 1).all()
+            assert mask[found.rows].all()
+            assert found.seen == 1.0
+            assert (found.done == 1).all()
             np.testing.assert_allclose(found.scores, truth(cascade, mask, asked[:count], K), atol=1e-5)
             own = np.einsum("qd,qkd->qk", asked[:count], stored_rows(cascade)[found.rows])
             np.testing.assert_allclose(found.scores, own, atol=1e-5)
@@ -109,7 +111,8 @@ def test_a_deadline_stops_exact_search_between_pieces(
     mask = masks(cascade.store.n)[0]
     allowed = AllowedRows.from_mask(mask, cascade)
     found = allowed.exact(asked, K, Clock(1))
-    assert found.seen == pytest.approx(100 / mask.sum()) and (found.done == 0).all()
+    assert found.seen == pytest.approx(100 / mask.sum())
+    assert (found.done == 0).all()
     np.testing.assert_allclose(
         found.scores, truth(cascade, np.isin(np.arange(len(mask)), allowed.rows[:100]), asked, K), atol=1e-5
     )
@@ -120,7 +123,8 @@ def test_a_deadline_stops_a_plan_between_stages(cascade: Cascade, asked: npt.NDA
     mask = masks(cascade.store.n)[0]
     allowed, plan = AllowedRows.from_mask(mask, cascade), strongest(cascade)
     stopped, whole = allowed.run_until(asked, plan, K, Clock(0)), allowed.run_until(asked, plan, K, Clock(10_000))
-    assert (stopped.done == 1).all() and (whole.done == plan.steps).all()
+    assert (stopped.done == 1).all()
+    assert (whole.done == plan.steps).all()
     for found in (stopped, whole):
         assert mask[found.rows[found.rows >= 0]].all()
     np.testing.assert_allclose(whole.scores, allowed.run(asked, plan, K)[0], atol=1e-5)

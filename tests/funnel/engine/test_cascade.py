@@ -43,7 +43,7 @@ def test_with_a_shortlist_of_everything_it_is_brute_force(cascade: Cascade, quer
     expected = -np.sort(-true_scores(cascade, queries), axis=1)[:, :k]
     for plan in (FLAT, Plan(0, ROWS), Plan(0, ROWS, (Stage(16, ROWS), Stage(32, ROWS)))):
         scores, rows = cascade.run(queries, plan, k)
-        assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+        assert (scores.dtype, rows.dtype) == (np.float32, np.int64)  # type: ignore[comparison-overlap]
         np.testing.assert_allclose(scores, expected, atol=2e-6)
         np.testing.assert_allclose(np.take_along_axis(true_scores(cascade, queries), rows, axis=1), scores, atol=2e-6)
 

@@ -35,7 +35,8 @@ def by_hand(cascade: Cascade, queries: Float32, plan: Plan, k: int = K) -> np.nd
     places = [
         [int(np.flatnonzero(order == row)[0]) for row in hits] for order, hits in zip(shortlist, rows, strict=True)
     ]
-    return np.mean(places, axis=1)
+    result: np.ndarray = np.mean(places, axis=1)
+    return result
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)

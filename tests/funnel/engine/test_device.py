@@ -33,7 +33,7 @@ PLANS = (
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails at an operation that would wait for a device."""
 
     def __torch_dispatch__(
@@ -76,7 +76,7 @@ def test_the_way_of_a_device_gives_what_the_cpu_gives(
 def test_nothing_between_the_way_there_and_back_waits(cascade: Cascade, queries: Float32) -> None:
     there = replace(cascade, store=VectorStore.open(cascade.store.path, "cpu", "device"))
     query = torch.from_numpy(queries)
-    with torch.inference_mode(), NoWaiting():
+    with torch.inference_mode(), NoWaiting():  # type: ignore[no-untyped-call]
         for plan in PLANS:
             there.on_tensors(query, plan, 10)
 
@@ -99,7 +99,8 @@ def test_calibration_records_what_the_codes_rank(cascade: Cascade, queries: Floa
     runs = [record(each, queries, None, LADDER[1:], (effort,)) for each in (coded, cascade)]
     scores = [run.scores_at(effort, slice(0, len(queries)), 20) for run in runs]
     difference = np.abs(scores[0] - scores[1]).max(axis=(0, 1))
-    assert (difference[:-1] > 0).all() and (difference[:-1] < 0.01).all()
+    assert (difference[:-1] > 0).all()
+    assert (difference[:-1] < 0.01).all()
     assert difference[-1] <= 1e-6
 
 
@@ -118,7 +119,8 @@ def test_places_without_a_candidate_stay_empty(queries: Float32, tmp_path: Path)
     cascade = cascade_over(clustered_rows(30, DIM), tmp_path, LADDER, "torch-bins", "float16")[0]
     scores, rows = cascade.piece_on_device(queries[:3], Plan(30, 64, (Stage(24, 50),)), 40)
     assert (np.sort(rows[:, :30], axis=1) == np.arange(30)).all()
-    assert (rows[:, 30:] == -1).all() and np.isneginf(scores[:, 30:]).all()
+    assert (rows[:, 30:] == -1).all()
+    assert np.isneginf(scores[:, 30:]).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")

@@ -50,7 +50,8 @@ def test_flat_is_pruned_and_exact_on_real_embeddings(data_dir: Path, tmp_path: P
     queries = np.ascontiguousarray(queries @ rotation)
     for batch, count in ((1, 20), (32, 64), (200, 200)):
         choice = pruning_of(cascade, queries, K, batch)
-        assert choice is not None and choice.share < 0.1
+        assert choice is not None
+        assert choice.share < 0.1
         assert_nothing_missed(cascade, queries[:count], batch)
 
 
@@ -83,10 +84,13 @@ def test_explain_says_how_exact_search_is_run(tmp_path: Path, monkeypatch: pytes
     index = FunnelIndex.build(rows, tmp_path / "index", adaptor="identity", dims=[16, 32], progress=False)
     monkeypatch.setattr(pruned, "WORTH", 1e9)
     told = index.explain(K, recall=1.0, batch=32)
-    assert "pruned at" in told.exact and "pruned at" in str(told)
-    assert told.stages[0].name == "pruned" and told.stages[0].width in (16, 32)
+    assert "pruned at" in told.exact
+    assert "pruned at" in str(told)
+    assert told.stages[0].name == "pruned"
+    assert told.stages[0].width in (16, 32)
     assert 0 < told.bytes_touched < 6_000 * 64 * 2
     monkeypatch.setattr(pruned, "WORTH", 0.0)
     told = index.explain(K, recall=1.0, batch=32)
-    assert told.exact == "every row at full width" and told.stages[0].name == "flat"
+    assert told.exact == "every row at full width"
+    assert told.stages[0].name == "flat"
     assert index.explain(K, recall=0.5).exact == "" or index.explain(K, recall=0.5).plan.is_flat

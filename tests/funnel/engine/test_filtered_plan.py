@@ -58,7 +58,8 @@ def test_the_recall_holds_on_unseen_queries_near_and_far(
     filtered = filters_of(graph, kind, share)
     choice = FilterPlanner(graph.searcher).choose(filtered, Budget(recall), K, 256, 0.0)
     # Whether any effort holds 0.99 for the farthest queries differs from one built graph to the next.
-    assert choice.estimate >= recall and (recall == 0.99 or not choice.plan.is_flat)
+    assert choice.estimate >= recall
+    assert recall == 0.99 or not choice.plan.is_flat
     prepared = graph.searcher.prepare(unseen)
     found = recalls(filtered, choice.plan, prepared)
     near = np.argsort(filtered.allowed.exact(prepared, 1).scores[:, 0])
@@ -74,7 +75,8 @@ def test_effort_rises_as_fewer_rows_are_allowed(graph: FunnelIndex) -> None:
         planner.choose(filters_of(graph, "random", share), Budget(0.95), K, 256, 0.0).plan.effort
         for share in (0.9, 0.2, 0.05)
     ]
-    assert efforts == sorted(efforts) and efforts[-1] > efforts[0]
+    assert efforts == sorted(efforts)
+    assert efforts[-1] > efforts[0]
 
 
 @pytest.mark.usefixtures("slow_exact")
@@ -87,7 +89,9 @@ def test_a_share_of_queries_gets_the_recall(graph: FunnelIndex, unseen: Float32)
 
 def test_exact_search_is_served_where_it_costs_less(graph: FunnelIndex) -> None:
     choice = FilterPlanner(graph.searcher).choose(filters_of(graph, "random", 0.01), Budget(0.95), K, 1, 0.0)
-    assert choice.exact and choice.estimate == 1.0 and choice.fastest <= choice.p50 <= choice.p95
+    assert choice.exact
+    assert choice.estimate == 1.0
+    assert choice.fastest <= choice.p50 <= choice.p95
 
 
 def test_a_recall_of_one_is_exact(graph: FunnelIndex) -> None:
@@ -99,9 +103,11 @@ def test_a_recall_of_one_is_exact(graph: FunnelIndex) -> None:
 def test_a_latency_is_met_or_refused(graph: FunnelIndex) -> None:
     planner, filtered = FilterPlanner(graph.searcher), filters_of(graph, "random", 0.5)
     within = planner.choose(filtered, Budget(latency_ms=200), K, 1, 0.0)
-    assert not within.exact and within.p95 <= 200
+    assert not within.exact
+    assert within.p95 <= 200
     both = planner.choose(filtered, Budget(0.9, 200), K, 1, 0.0)
-    assert both.estimate >= 0.9 and both.p95 <= 200
+    assert both.estimate >= 0.9
+    assert both.p95 <= 200
     with pytest.raises(BudgetError, match=r"over the 1,500 rows that the filter allows.*Allow more time"):
         planner.choose(filtered, Budget(latency_ms=1e-4), K, 1, 0.0)
     with pytest.raises(BudgetError, match=r"no plan meets recall 0.9 and latency 0.0001 ms over the 1,500 rows"):
@@ -120,9 +126,11 @@ def test_certificates_say_that_nothing_is_certified(graph: FunnelIndex) -> None:
     planner, filtered = FilterPlanner(graph.searcher), filters_of(graph, "random", 0.5)
     measured = FilterChoice(Plan(32, 16), 0.96, 0.96, 0.94, 448, 1.0, 2.0, 3.0)
     certificate = planner.certificate(filtered, measured, Budget(0.95), K)
-    assert not certificate.certified and "measured, not certified" in str(certificate)
+    assert not certificate.certified
+    assert "measured, not certified" in str(certificate)
     exact = planner.certificate(filtered, replace(measured, plan=FLAT), Budget(0.95), K)
-    assert exact.certified and str(exact) == "exact: each of the 1,500 allowed rows is compared"
+    assert exact.certified
+    assert str(exact) == "exact: each of the 1,500 allowed rows is compared"
 
 
 def test_the_sample_has_queries_near_and_far(graph: FunnelIndex) -> None:
@@ -145,7 +153,8 @@ def test_a_row_is_not_its_own_neighbour(graph: FunnelIndex) -> None:
     filtered = filters_of(graph, "random", 0.5)
     sample = FilterSample.draw(corpus, filtered.allowed, 1)
     own = np.isin(sample.own, filtered.allowed.rows)
-    assert own.any() and (sample.own >= 0).all()
+    assert own.any()
+    assert (sample.own >= 0).all()
     assert (sample.truth[own] < 1 - 1e-4).any()
     scores = sample.scored(graph.searcher.cascade, sample.own[:, None])
     assert np.isneginf(scores).all()

@@ -44,7 +44,7 @@ def index(tmp_path: Path) -> FunnelIndex:
     return FunnelIndex.build(corpus, tmp_path / "index", encoder=hashed_words, progress=False)
 
 
-def test_columns_of_a_csv_file_are_compared_with_numbers(index: FunnelIndex, tmp_path: Path) -> None:
+def test_columns_of_a_csv_file_are_compared_with_numbers(index: FunnelIndex) -> None:
     hits = index.search("open a file", k=50, where=WHERE)
     assert ids(hits) == set(range(120, 150, 2))
     assert all(isinstance(hit.metadata["year"], str) for hit in hits)  # as it stands in the file
@@ -75,7 +75,7 @@ def test_what_an_error_advises_helps(index: FunnelIndex, tmp_path: Path) -> None
 
 def test_ids_given_as_numbers_are_allowed_as_numbers(index: FunnelIndex) -> None:
     for given in ([1, 2], np.array([1, 2]), ["1", 2], {"1", "2"}):
-        assert ids(index.search("open a file", k=50, allowed_ids=given)) == {1, 2}
+        assert ids(index.search("open a file", k=50, allowed_ids=given)) == {1, 2}  # type: ignore[arg-type]
     assert ids(index.search("open a file", k=50, allowed_ids=[2**70, 3], where="year < 2000")) == {3}
     index.delete([1, 3])
     assert ids(index.search("open a file", k=50, allowed_ids=[1, 2, 3])) == {2}

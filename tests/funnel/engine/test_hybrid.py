@@ -79,15 +79,18 @@ def test_several_stores_are_one_list(tmp_path: Path) -> None:
     allowed = np.ones(5, dtype=np.bool_)
     allowed[0] = False
     without = Lexical(lexical.stores, [None, allowed, None]).rank("apple", 10)
-    assert without is not None and without[0].tolist() == [0]
+    assert without is not None
+    assert without[0].tolist() == [0]
 
 
 def test_stores_without_words(tmp_path: Path) -> None:
     lexical = Lexical(stores_of(tmp_path, [""], ["plum", "red apple", "fig"], [""]))
     best = lexical.rank("apple", 10)
-    assert best is not None and best[0].tolist() == [2]
+    assert best is not None
+    assert best[0].tolist() == [2]
     nothing = Lexical(lexical.stores[:1]).rank("apple", 10)
-    assert nothing is not None and nothing[0].tolist() == []
+    assert nothing is not None
+    assert nothing[0].tolist() == []
 
 
 def test_added_documents_rank_as_after_compaction(tmp_path: Path) -> None:
@@ -115,23 +118,28 @@ def test_both_lists_reach_the_hits(texts: FunnelIndex) -> None:
     query = "the parser of part 44"
     hits = texts.search(query, 5, hybrid=0.5)
     dense = texts.search(query, DEPTH)
-    assert isinstance(hits, Hits) and isinstance(dense, Hits) and texts.lexical is not None
+    assert isinstance(hits, Hits)
+    assert isinstance(dense, Hits)
+    assert texts.lexical is not None
     words = texts.lexical.rank(query, DEPTH)
     assert words is not None
     near = {hit.id: (rank, hit.score) for rank, hit in enumerate(dense, 1)}
     ids = texts.ids()
     lexical = {ids[position]: rank for rank, position in enumerate(words[0].tolist(), 1)}
     for hit in hits:
-        assert hit.ranks is not None and hit.text
+        assert hit.ranks is not None
+        assert hit.text
         rank, cosine = near.get(hit.id, (None, None))
         assert (hit.ranks.dense, hit.ranks.lexical) == (rank, lexical.get(hit.id))
         assert hit.ranks.cosine == (None if cosine is None else pytest.approx(cosine, abs=1e-6))
         both = [0.5 / (RRF_K + rank) for rank in (hit.ranks.dense, hit.ranks.lexical) if rank is not None]
         assert hit.score == pytest.approx(sum(both))
     assert hits[0].id == "d44"
-    assert hits.served.lexical is True and hits.served.complete
+    assert hits.served.lexical is True
+    assert hits.served.complete
     assert hits.served.to_json()["lexical"] is True
-    assert "lexical" not in dense.served.to_json() and dense[0].ranks is None
+    assert "lexical" not in dense.served.to_json()
+    assert dense[0].ranks is None
 
 
 def test_weights_at_their_ends_are_the_two_parts(texts: FunnelIndex) -> None:
@@ -141,7 +149,7 @@ def test_weights_at_their_ends_are_the_two_parts(texts: FunnelIndex) -> None:
     assert found(texts.search(query, 7, recall=1.0, hybrid=False)) == exact
     words = texts.lexical and texts.lexical.rank(query, 7)
     assert words is not None
-    assert found(texts.search(query, 7, hybrid=1.0)) == [f"d{position}" for position in words[0]]
+    assert found(texts.search(query, 7, hybrid=1.0)) == [f"d{position}" for position in words[0]]  # type: ignore[index]
     assert found(texts.search("zzz", 5, hybrid=1)) == []  # no document holds the word
     assert len(found(texts.search("zzz", 5, hybrid=0.5))) == 5
     assert found(texts.search(query, 7, hybrid=True)) == found(texts.search(query, 7, hybrid=DEFAULT_WEIGHT))
@@ -164,7 +172,9 @@ def test_languages_without_blanks_between_words(tmp_path: Path) -> None:
     for name, query in [*((name, query) for name, (_, query) in sentences.items()), ("later", "天空")]:
         for weight in (0.5, 1.0):
             hit = made.search(query, k=3, hybrid=weight)[0]
-            assert hit.id == name and hit.ranks is not None and hit.ranks.lexical == 1
+            assert hit.id == name
+            assert hit.ranks is not None
+            assert hit.ranks.lexical == 1
     assert [hit.id for hit in made.search("天气", k=3, hybrid=1)] == []
 
 
@@ -178,12 +188,14 @@ def test_several_texts_at_once(texts: FunnelIndex) -> None:
 
 def test_a_deadline_stops_bm25(texts: FunnelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     relaxed = texts.search("part 7", 3, recall=1.0, hybrid=0.5, deadline_ms=60_000)
-    assert isinstance(relaxed, Hits) and relaxed.served.complete
+    assert isinstance(relaxed, Hits)
+    assert relaxed.served.complete
     assert found(relaxed) == found(texts.search("part 7", 3, recall=1.0, hybrid=0.5))
     monkeypatch.setattr(Deadline, "passed", lambda _: True)
     stopped = texts.search("part 7", 3, hybrid=0.5, deadline_ms=50)
     assert isinstance(stopped, Hits)
-    assert stopped.served.lexical is False and not stopped.served.complete
+    assert stopped.served.lexical is False
+    assert not stopped.served.complete
     assert [hit.ranks.lexical for hit in stopped if hit.ranks] == [None] * 3
     assert "stopped" in str(stopped.served)
 
@@ -199,7 +211,8 @@ def test_a_latency_leaves_room_for_bm25(texts: FunnelIndex, monkeypatch: pytest.
 def test_an_explicit_plan(graph_texts: FunnelIndex) -> None:
     plan = Plan(effort=64, shortlist=64, stages=(Stage(48, 20),))
     hits = graph_texts.search("the parser of part 44", 5, hybrid=0.5, plan=plan)
-    assert isinstance(hits, Hits) and hits.served.plan == plan
+    assert isinstance(hits, Hits)
+    assert hits.served.plan == plan
     assert max(hit.ranks.dense or 0 for hit in hits if hit.ranks) <= 20
 
 
@@ -232,8 +245,10 @@ def test_an_index_built_without_the_words(
         beside = Lexical([(0, store)])
         assert texts.lexical is not None
         mine, theirs = beside.rank("clock 5", 9), texts.lexical.rank("clock 5", 9)
-        assert mine is not None and theirs is not None
-        assert mine[0].tolist() == theirs[0].tolist() and np.array_equal(mine[1], theirs[1])
+        assert mine is not None
+        assert theirs is not None
+        assert mine[0].tolist() == theirs[0].tolist()
+        assert np.array_equal(mine[1], theirs[1])
         (made,) = tmp_path.glob("funnel-words-*/words.sqlite")
         del beside
     assert not made.exists()
@@ -243,7 +258,7 @@ def test_an_index_built_without_the_words(
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan"), "half", [0.5]])
 def test_a_weight_outside_0_to_1(texts: FunnelIndex, weight: object) -> None:
     with pytest.raises(InputError, match=r"hybrid is .*; expected the weight of the lexical list from 0 to 1"):
-        texts.search("file", hybrid=weight)  # type: ignore[arg-type]
+        texts.search("file", hybrid=weight)  # type: ignore[call-overload]
 
 
 def test_vectors_and_bare_vectors_are_refused(texts: FunnelIndex, graph: FunnelIndex) -> None:
@@ -266,13 +281,15 @@ def test_words_beside_a_vector(with_vectors: FunnelIndex, texts: FunnelIndex) ->
     query = "the parser of part 44"
     vector = hashed_words([query])
     both = with_vectors.search(vector[0], 5, recall=1.0, text=query, hybrid=0.3)
-    assert found(both)[0] == "d44" and both.served.lexical is True  # type: ignore[union-attr]
-    assert [hit.ranks for hit in both if hit.ranks] == [hit.ranks for hit in both]  # type: ignore[union-attr]
+    assert found(both)[0] == "d44"
+    assert both.served.lexical is True
+    assert [hit.ranks for hit in both if hit.ranks] == [hit.ranks for hit in both]
     assert found(with_vectors.search(vector[0], 5, text=query)) == found(
         with_vectors.search(vector[0], 5, text=query, hybrid=True)
     )
     several = with_vectors.search(np.repeat(vector, 2, axis=0), 5, text=[query, "clock"], hybrid=0.5)
-    assert found(several[0])[0] == "d44" and found(several[1]) != found(several[0])
+    assert found(several[0])[0] == "d44"
+    assert found(several[1]) != found(several[0])
     # Beside an encoder the vector given is what is searched by.
     assert found(texts.search(vector[0], 5, recall=1.0, text=query, hybrid=0.5)) == found(
         texts.search(query, 5, recall=1.0, hybrid=0.5)
@@ -281,12 +298,15 @@ def test_words_beside_a_vector(with_vectors: FunnelIndex, texts: FunnelIndex) ->
 
 def test_words_alone_need_no_encoder(with_vectors: FunnelIndex, texts: FunnelIndex) -> None:
     hits = with_vectors.search("the parser of part 44", 5, hybrid=1.0)
-    assert isinstance(hits, Hits) and hits[0].id == "d44"
+    assert isinstance(hits, Hits)
+    assert hits[0].id == "d44"
     assert found(hits) == found(texts.search("the parser of part 44", 5, hybrid=1.0))[: len(hits)]
-    assert str(hits.served) == "words alone, by BM25" and hits.served.complete and hits.served.stages == 0
+    assert str(hits.served) == "words alone, by BM25"
+    assert hits.served.complete
+    assert hits.served.stages == 0
     assert hits.served.to_json()["plan"] is hits.served.to_json()["estimated_recall"] is None
     few = with_vectors.search(["part", "clock"], 5, hybrid=1, allowed_ids=["d3", "d4"], latency_ms=5_000)
-    assert all({hit.id for hit in hits} <= {"d3", "d4"} and hits.served.allowed_rows == 2 for hits in few)  # type: ignore[union-attr]
+    assert all({hit.id for hit in hits} <= {"d3", "d4"} and hits.served.allowed_rows == 2 for hits in few)
     with pytest.raises(EncoderError, match="hybrid=1 looks for its words alone"):
         with_vectors.search("part", hybrid=0.5)
 
@@ -304,4 +324,4 @@ def test_words_that_do_not_go_with_the_query(
     texts: FunnelIndex, query: object, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        texts.search(query, **options)  # type: ignore[arg-type]
+        texts.search(query, **options)  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ import json
 import mmap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.funnel.planning.conftest import DIM, QUERIES, Recorded
 ROWS = 400  # fewer than elsewhere: every plan for three k is evaluated
 
 
-def small(name: str, folder: Path, **settings: int) -> tuple[Cascade, tuple[int, ...]]:
+def small(name: str, folder: Path, **settings: Any) -> tuple[Cascade, tuple[int, ...]]:
     return cascade_over(clustered_rows(ROWS, DIM), folder, (16, 32, DIM), name, **settings)
 
 
@@ -52,7 +53,8 @@ def test_a_calibration_holds_what_was_run(calibration: Calibration) -> None:
     assert queries is not None
     assert calibration.certifies
     assert calibration.kind == REAL
-    assert calibration.left_out == {} and not calibration.corpus_like
+    assert calibration.left_out == {}
+    assert not calibration.corpus_like
     assert (calibration.n_queries, calibration.n_corpus_rows) == (QUERIES, ROWS // 2)
     assert (corpus.own_rows >= 0).all()
     assert (queries.own_rows == -1).all()

@@ -31,7 +31,8 @@ def test_a_pass_over_the_matrix_scores_as_gathering_does(
     for name, value in {"PAIRS_SORTED": 200, "PAIRS_SCORED": 7, "CELLS_AT_A_TIME": 100 * DIM}.items():
         monkeypatch.setattr(scoring, name, value)
     score(cascade, queries, candidates, widths, passed)
-    assert np.isneginf(passed[candidates < 0]).all() and np.isfinite(passed[candidates >= 0]).all()
+    assert np.isneginf(passed[candidates < 0]).all()
+    assert np.isfinite(passed[candidates >= 0]).all()
     np.testing.assert_allclose(passed, gathered, atol=2e-6)
     exact = np.einsum("qd,qsd->qs", queries, stored_rows(cascade)[candidates])
     np.testing.assert_allclose(passed[:, :, -1][candidates >= 0], exact[candidates >= 0], atol=2e-6)

@@ -48,23 +48,28 @@ def test_deleted_rows_are_not_found(tmp_path: Path, cells: int, monkeypatch: pyt
     monkeypatch.setattr("funnel.engine.segments.CELLS_AT_A_TIME", cells)
     rows = ExactRows.of([segment(tmp_path / "a", 50, 12, 1)])
     live = live_rows(62, [np.array([3, 50, 55]), np.array([61])])
-    assert live is not None and live.sum() == 58
+    assert live is not None
+    assert live.sum() == 58
     scores, numbers = rows.search(clustered_rows(3, DIM, 2), 12, live)
     assert set(numbers[0].tolist()) == {*range(51, 61)} - {55} | {-1}
-    assert np.isneginf(scores[:, 9:]).all() and np.isfinite(scores[:, :9]).all()
+    assert np.isneginf(scores[:, 9:]).all()
+    assert np.isfinite(scores[:, :9]).all()
 
 
 def test_nothing_deleted_is_no_mask() -> None:
-    assert live_rows(5, []) is None and live_rows(5, [np.empty(0, dtype=np.int64)]) is None
+    assert live_rows(5, []) is None
+    assert live_rows(5, [np.empty(0, dtype=np.int64)]) is None
 
 
 def test_best_of_several_answers() -> None:
     one = (np.array([[0.9, 0.5]], np.float32), np.array([[1, 2]]))
     two = (np.array([[0.7, -np.inf]], np.float32), np.array([[30, -1]]))
     scores, rows = best_of([one, two], 3)
-    assert rows.tolist() == [[1, 30, 2]] and scores.tolist() == [[np.float32(0.9), np.float32(0.7), 0.5]]
+    assert rows.tolist() == [[1, 30, 2]]
+    assert scores.tolist() == [[np.float32(0.9), np.float32(0.7), 0.5]]
     scores, rows = best_of([two], 3)
-    assert rows.tolist() == [[30, -1, -1]] and np.isneginf(scores[0, 1:]).all()
+    assert rows.tolist() == [[30, -1, -1]]
+    assert np.isneginf(scores[0, 1:]).all()
 
 
 class Sized:
@@ -95,6 +100,8 @@ def test_a_thousand_single_adds_leave_a_few_segments() -> None:
 def test_rows_too_many_to_be_searched_exactly_become_one_coarse_segment() -> None:
     segments = grown([1_000] * 45)
     exact = sum(part.rows for part in segments if part.cascade is None)
-    assert exact <= folding.EXACT_ROWS and sum(part.rows for part in segments) == 46_000
+    assert exact <= folding.EXACT_ROWS
+    assert sum(part.rows for part in segments) == 46_000
     coarse = [part.cascade is not None for part in segments]
-    assert coarse == sorted(coarse, reverse=True) and sum(coarse) == 3
+    assert coarse == sorted(coarse, reverse=True)
+    assert sum(coarse) == 3

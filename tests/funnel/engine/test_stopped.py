@@ -68,7 +68,7 @@ def test_a_deadline_shorter_than_the_coarse_stage_gives_the_coarse_order_marked(
     np.testing.assert_array_equal(stopped.ids, graph.searcher.ids.at(graph.searcher.order[coarse]))
     hits = graph.search(unseen[0], 10, plan=plan, deadline_ms=SOON)
     assert [hit.id for hit in hits] == stopped.ids[0].tolist()
-    assert not hits.served.complete  # type: ignore[union-attr]
+    assert not hits.served.complete
 
 
 def test_the_estimate_of_a_stopped_search_is_near_its_recall(
@@ -95,7 +95,7 @@ def test_with_time_enough_nothing_is_different(graph: FunnelIndex, unseen: np.nd
 
 def test_encoding_counts_and_loading_does_not(texts: FunnelIndex) -> None:
     hits = texts.search("sort a list", 5, deadline_ms=LATE)
-    assert hits.served.complete  # type: ignore[union-attr]
+    assert hits.served.complete
     assert len(texts.search("sort a list", 5, deadline_ms=SOON)) == 5
 
 
@@ -146,7 +146,7 @@ def test_a_latency_is_held_in_windows(graph: FunnelIndex, unseen: np.ndarray) ->
     assert explained.held is not None
     assert explained.held.ms <= 2_000
     assert "95th percentile held" in str(explained)
-    assert graph.search(unseen[0], latency_ms=2_000).served.plan == explained.plan  # type: ignore[union-attr]
+    assert graph.search(unseen[0], latency_ms=2_000).served.plan == explained.plan
     with pytest.raises(BudgetError, match="at the 95th percentile"):
         graph.explain(10, latency_ms=1e-3)
 
@@ -162,7 +162,7 @@ def test_a_plan_that_was_not_recorded_has_no_estimate(graph: FunnelIndex, unseen
 
 def test_an_index_too_small_to_plan_still_keeps_its_latency(tmp_path: Path, unseen: np.ndarray) -> None:
     small = FunnelIndex.build(unseen[:100], tmp_path / "small", progress=False)
-    assert small.search(unseen[0], latency_ms=1000).served.plan == FLAT  # type: ignore[union-attr]
+    assert small.search(unseen[0], latency_ms=1000).served.plan == FLAT
     with pytest.raises(BudgetError, match="small enough for flat search; flat search takes"):
         small.search(unseen[0], latency_ms=1e-4)
 
@@ -188,7 +188,7 @@ def test_the_command_line_runs_and_plots(graph_folder: Path, tmp_path: Path) -> 
 
 
 def test_texts_leave_less_time_for_the_search(texts: FunnelIndex) -> None:
-    assert texts.search("sort a list", 5, latency_ms=5_000).served.complete  # type: ignore[union-attr]
+    assert texts.search("sort a list", 5, latency_ms=5_000).served.complete
     with pytest.raises(BudgetError, match=r"encoding one query takes .* by itself"):
         texts.search("sort a list", 5, latency_ms=1e-4)
     with pytest.raises(BudgetError, match=r"reading the documents of one query takes .* by itself"):

@@ -98,7 +98,8 @@ def test_an_error_in_a_call_is_raised_and_nothing_hangs() -> None:
         window_p95s(call, callers=2, windows=3, seconds=0.02)
 
 
-def test_the_slower_number_of_callers_counts(quick: None) -> None:
+@pytest.mark.usefixtures("quick")
+def test_the_slower_number_of_callers_counts() -> None:
     lock, inside = threading.Lock(), [0]
 
     def call(_: int) -> None:
@@ -133,14 +134,14 @@ def test_the_nearer_the_latency_the_more_windows(monkeypatch: pytest.MonkeyPatch
     """Every window takes 1 ms; what is allowed decides how many are looked at."""
     taken: list[int] = []
 
-    def found(call: object, callers: int, count: int, *_: float) -> list[float]:
+    def found(_call: object, _callers: int, count: int, *_: float) -> list[float]:
         taken.append(count)
         return [1.0] * count
 
     monkeypatch.setattr(windows, "window_p95s", found)
     for allowed, expected in ((5.0, 3), (4.9, 19), (1.0, 19)):
         held = held_ms(lambda _: None, allowed)
-        assert (held.windows, held.ms) == (expected, pytest.approx(20 / (expected + 1)))
+        assert (held.windows, held.ms) == (expected, pytest.approx(20 / (expected + 1)))  # type: ignore[comparison-overlap]
     assert held_ms(lambda _: None, 0.9) == Held(2, 1.0, 1.0, np.inf, 3)
 
 

@@ -97,7 +97,7 @@ def test_in_a_column_of_numbers_and_texts_written_numbers_count_as_numbers(tmp_p
     assert found(cache, "part > '3'") == [1, 2]
 
 
-def test_all_segments_together_say_what_a_column_holds(tmp_path: Path) -> None:
+def test_all_segments_together_say_what_a_column_holds() -> None:
     numbers, empty, zeros = Values(0, 3, 0, 0, "'2'", 3), Values(0, 1, 0, 0, "''"), Values(0, 2, 0, 0, "'1'", 1, "'01'")
     assert merged([{"a": empty}, {"a": numbers}])["a"].comparable("number")
     assert not merged([{"a": numbers}, {"a": zeros}])["a"].comparable("number")

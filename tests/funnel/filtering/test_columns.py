@@ -170,7 +170,7 @@ def test_no_room_anywhere_is_said(store: DocumentStore, tmp_path: Path, monkeypa
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sidefile.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(NoSpaceError, match=r"the columns that filters need cannot be kept in .*FUNNEL_CACHE"):
         found(ColumnCache(store, "key", tmp_path / "cache"), "year >= 2019")
 

@@ -131,7 +131,8 @@ def test_any_text_is_read_or_refused_in_one_way(where: str) -> None:
 def test_a_wrong_text_is_shown_where(where: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         parse(where)
-    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_text_is_refused() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ COUNT, COLUMNS = 40, 6
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
-    """Six columns, in which the documents 1, 2, … have the numbers 1, 2, …"""
+    """Six columns, in which the documents 1, 2, … have the numbers 1, 2, …."""
     path = tmp_path / "documents.sqlite"
     names = [f"column{number}" for number in range(COLUMNS)]
     with DocumentStore.create(path) as made:
@@ -83,7 +84,10 @@ def test_a_copy_put_in_place_meanwhile_stays(folder: Path) -> None:
     first, second = SideFile("key", folder), SideFile("key", folder)
 
     def table(name: str) -> Callable[[sqlite3.Connection], None]:
-        return lambda made: made.execute(f"CREATE TABLE {name} (x)") and None
+        def make(made: sqlite3.Connection) -> None:
+            made.execute(f"CREATE TABLE {name} (x)")
+
+        return make
 
     def with_second_between(made: sqlite3.Connection) -> None:
         table("a")(made)
@@ -125,7 +129,9 @@ def test_handles_in_threads_fill_it_at_once(documents: Path, folder: Path) -> No
     assert not list(folder.glob("*.tmp"))
 
 
-def ask_here(documents: Path, folder: Path, order: list[int], barrier: Barrier, answers: multiprocessing.Queue) -> None:
+def ask_here(
+    documents: Path, folder: Path, order: list[int], barrier: Barrier, answers: multiprocessing.Queue[Any]
+) -> None:
     """In a process of its own: what was found, or the error; and whether it went elsewhere."""
     try:
         with DocumentStore.open(documents) as store:
@@ -159,11 +165,12 @@ def failing(code: int) -> Callable[..., None]:
 def test_a_folder_that_is_not_writable_is_not_called_full(
     documents: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidefile.os, "replace", failing(13))
+    monkeypatch.setattr(os, "replace", failing(13))
     with DocumentStore.open(documents) as store, pytest.raises(StorageError) as caught:
         counted(ColumnCache(store, "key", folder), "column0 = 1")
     said = str(caught.value)
-    assert not isinstance(caught.value, NoSpaceError) and "space" not in said
+    assert not isinstance(caught.value, NoSpaceError)
+    assert "space" not in said
     assert f"kept in {folder} ([Errno 13] Permission denied) nor in a temporary folder ([Errno 13]" in said
     assert said.endswith("Set FUNNEL_CACHE to a folder that can be written to")
 
@@ -171,7 +178,7 @@ def test_a_folder_that_is_not_writable_is_not_called_full(
 def test_a_full_folder_is_called_full_where_there_is_no_temporary_one(
     documents: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidefile.os, "replace", failing(28))
+    monkeypatch.setattr(os, "replace", failing(28))
     monkeypatch.setattr(tempfile, "mkdtemp", failing(2))
     with DocumentStore.open(documents) as store:
         cache = ColumnCache(store, "key", folder)
@@ -191,8 +198,13 @@ def test_damaged_documents_are_not_called_lack_of_space(documents: Path, folder:
         counted(ColumnCache(store, "key", folder), "column0 = 1")
 
 
+def drop_unheard(made: sqlite3.Connection) -> None:
+    made.execute("DROP TABLE unheard")
+
+
 def test_a_statement_that_fails_is_said_as_it_is(folder: Path) -> None:
     file = SideFile("key", folder)
     with pytest.raises(sqlite3.OperationalError, match="no such table: unheard"):
-        file.rewrite(lambda made: made.execute("DROP TABLE unheard") and None)
-    assert file._folder == folder and not list(folder.iterdir())
+        file.rewrite(drop_unheard)
+    assert file._folder == folder
+    assert not list(folder.iterdir())

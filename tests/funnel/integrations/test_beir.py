@@ -60,7 +60,8 @@ class Collection:
 
 def unit(rows: npt.NDArray[Any]) -> Vectors:
     rows = rows.astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    result: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def scifact(data_dir: Path) -> Collection:
     return Collection(
         corpus,
         {query["_id"]: query["text"] for query in queries if query["_id"] in qrels},
-        qrels,
+        qrels,  # type: ignore[arg-type]
         # A build times the encoder on texts of its own.
         lambda texts: np.stack([known.get(text, rows[0]) for text in texts]),
         np.stack(others),
@@ -119,7 +120,7 @@ def assert_well_formed(results: Results, corpus: Corpus, queries: dict[str, str]
         assert scores == sorted(scores, reverse=True)
 
 
-def test_ndcg_at_recall_99_is_that_of_flat_search(scifact, retriever):
+def test_ndcg_at_recall_99_is_that_of_flat_search(scifact: Collection, retriever: FunnelSearch) -> None:
     evaluation = EvaluateRetrieval(retriever, k_values=[1, K])
     results = evaluation.retrieve(scifact.corpus, scifact.queries)
     assert_well_formed(results, scifact.corpus, scifact.queries, K)
@@ -129,7 +130,9 @@ def test_ndcg_at_recall_99_is_that_of_flat_search(scifact, retriever):
     assert found["NDCG@10"] == pytest.approx(flat["NDCG@10"], abs=0.003)
 
 
-def test_an_index_on_disk_is_opened_and_its_certificate_can_be_read(scifact, retriever):
+def test_an_index_on_disk_is_opened_and_its_certificate_can_be_read(
+    scifact: Collection, retriever: FunnelSearch
+) -> None:
     generation = retriever.index.manifest.generation
     again = FunnelSearch(scifact.encoder, recall=0.9, index_path=retriever.index_path)
     results = again.search(scifact.corpus, scifact.queries, K)
@@ -144,14 +147,14 @@ def test_an_index_on_disk_is_opened_and_its_certificate_can_be_read(scifact, ret
     assert recall >= 0.88
 
 
-def test_beyond_what_is_calibrated_flat_search_is_run(scifact, retriever):
+def test_beyond_what_is_calibrated_flat_search_is_run(scifact: Collection, retriever: FunnelSearch) -> None:
     queries = dict(list(scifact.queries.items())[:3])
     results = retriever.search(scifact.corpus, queries, 1_000)
     assert_well_formed(results, scifact.corpus, queries, 1_000)
     assert retriever.explain(1_000).plan.is_flat
 
 
-def test_a_latency_that_cannot_be_met_is_an_error(scifact, retriever):
+def test_a_latency_that_cannot_be_met_is_an_error(scifact: Collection, retriever: FunnelSearch) -> None:
     hasty = FunnelSearch(scifact.encoder, recall=0.99, latency_ms=1e-3, index_path=retriever.index_path)
     with pytest.raises(BudgetError, match=r"recall 0\.99 and latency 0\.001 ms"):
         hasty.search(scifact.corpus, scifact.queries, K)
@@ -159,21 +162,21 @@ def test_a_latency_that_cannot_be_met_is_an_error(scifact, retriever):
         hasty.search(scifact.corpus, scifact.queries, 200)
 
 
-def test_a_smaller_corpus_than_was_asked_for_gives_all_of_it():
+def test_a_smaller_corpus_than_was_asked_for_gives_all_of_it() -> None:
     corpus, queries = small(12), {"q": "the file of part 3", "r": "socket"}
     evaluation = EvaluateRetrieval(made_small())
     assert evaluation.top_k == 1_000
     assert_well_formed(evaluation.retrieve(corpus, queries), corpus, queries, 12)
 
 
-def test_calls_of_few_queries_give_what_one_call_gives():
+def test_calls_of_few_queries_give_what_one_call_gives() -> None:
     corpus, queries = small(30), {f"q{number}": f"queue {number}" for number in range(7)}
     one_call = made_small().search(corpus, queries, 5)
     for id_, hits in made_small(batch_size=2).search(corpus, queries, 5).items():
         assert hits == pytest.approx(one_call[id_], abs=1e-6)
 
 
-def test_a_document_with_the_id_of_the_query_is_left_to_beir():
+def test_a_document_with_the_id_of_the_query_is_left_to_beir() -> None:
     corpus = small(12)
     queries = {"d3": f"{corpus['d3']['title']} {corpus['d3']['text']}"}
     results = made_small().search(corpus, queries, 5)
@@ -183,13 +186,13 @@ def test_a_document_with_the_id_of_the_query_is_left_to_beir():
     assert len(results["d3"]) == 4
 
 
-def test_no_queries_have_no_results():
+def test_no_queries_have_no_results() -> None:
     assert made_small().search(small(3), {}, 5) == {}
 
 
-def test_a_document_may_lack_a_title():
+def test_a_document_may_lack_a_title() -> None:
     corpus = {"a": {"text": "a file"}, "b": {"title": None, "text": "a socket"}}
-    assert list(made_small().search(corpus, {"q": "socket"}, 1)["q"]) == ["b"]
+    assert list(made_small().search(corpus, {"q": "socket"}, 1)["q"]) == ["b"]  # type: ignore[arg-type]
 
 
 class BeirModel:
@@ -198,22 +201,22 @@ class BeirModel:
     def __init__(self) -> None:
         self.given: list[Any] = []
 
-    def encode_queries(self, queries: list[str], batch_size: int, **kwargs: Any) -> Vectors:
+    def encode_queries(self, queries: list[str], **_: Any) -> Vectors:
         return hashed_words(queries)
 
-    def encode_corpus(self, corpus: list[dict[str, str]], batch_size: int, **kwargs: Any) -> Vectors:
+    def encode_corpus(self, corpus: list[dict[str, str]], **_: Any) -> Vectors:
         self.given += corpus
         return hashed_words([f"{document['title']} {document['text']}" for document in corpus])
 
 
-def test_a_model_of_beir_is_given_documents_as_beir_gives_them():
+def test_a_model_of_beir_is_given_documents_as_beir_gives_them() -> None:
     corpus, queries, model = small(12), {"q": "the file of part 3"}, BeirModel()
     found = FunnelSearch(model, adaptor="pca").search(corpus, queries, 5)
     assert model.given == list(corpus.values())
     assert found == made_small().search(corpus, queries, 5)
 
 
-def test_embeddings_in_files_give_what_texts_give(tmp_path):
+def test_embeddings_in_files_give_what_texts_give(tmp_path: Path) -> None:
     corpus, queries = small(30), {"q": "the file of part 3", "r": "socket"}
     evaluation = EvaluateRetrieval(made_small(), k_values=[5])
     folder = str(tmp_path / "embeddings")
@@ -230,7 +233,7 @@ def test_embeddings_in_files_give_what_texts_give(tmp_path):
         made_small().search_from_files(str(tmp_path / "pickled.pkl"), [f"{folder}/corpus.0.pkl"], 5)
 
 
-def test_another_corpus_gets_another_index_and_the_temporary_one_goes():
+def test_another_corpus_gets_another_index_and_the_temporary_one_goes() -> None:
     retriever, queries = made_small(), {"q": "{title} {text}".format(**small(12)["d3"])}
     retriever.search(small(12), queries, 3)
     first = retriever.index.path
@@ -263,7 +266,7 @@ def test_another_corpus_gets_another_index_and_the_temporary_one_goes():
         (small(12), {"encoder_or_model": lambda texts: hashed_words(texts)[:, ::-1]}, "by another model"),
     ],
 )
-def test_an_index_of_something_else_is_refused(corpus, settings, difference, tmp_path):
+def test_an_index_of_something_else_is_refused(corpus: Any, settings: Any, difference: str, tmp_path: Path) -> None:
     queries = {"q": "the file of part 3"}
     made_small(index_path=tmp_path / "index").search(small(12), queries, 3)
     given = {"encoder_or_model": hashed_words, **settings}
@@ -271,7 +274,7 @@ def test_an_index_of_something_else_is_refused(corpus, settings, difference, tmp
         FunnelSearch(index_path=tmp_path / "index", **given).search(corpus, queries, 3)
 
 
-def test_the_adaptor_of_an_index_may_be_named_given_or_left_open(tmp_path):
+def test_the_adaptor_of_an_index_may_be_named_given_or_left_open(tmp_path: Path) -> None:
     made_small(index_path=tmp_path / "index").search(small(12), {"q": "socket"}, 3)
     opened = FunnelSearch(hashed_words, index_path=tmp_path / "index")
     opened.search(small(12), {"q": "socket"}, 3)
@@ -283,28 +286,28 @@ def test_the_adaptor_of_an_index_may_be_named_given_or_left_open(tmp_path):
 
 
 @pytest.mark.parametrize("score_function", ["dot", "cos", None])
-def test_other_score_functions_are_refused(score_function):
+def test_other_score_functions_are_refused(score_function: str | None) -> None:
     with pytest.raises(InputError, match=r"ranks by cosine alone: give EvaluateRetrieval score_function='cos_sim'"):
         EvaluateRetrieval(made_small(), score_function=score_function).retrieve(small(3), {"q": "file"})
 
 
-def test_arguments_of_a_search_are_checked():
+def test_arguments_of_a_search_are_checked() -> None:
     retriever, queries = made_small(), {"q": "file"}
     assert retriever.search(small(3), queries, 1, "cosine", return_sorted=True)
     with pytest.raises(InputError, match="'recall' is no argument of this search"):
         retriever.search(small(3), queries, 1, recall=0.9)
     for top_k in (0, -1, 2.5, True):
         with pytest.raises(InputError, match=r"top_k is .*expected a whole number from 1"):
-            retriever.search(small(3), queries, top_k)
+            retriever.search(small(3), queries, top_k)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="empty"):
         made_small().search({}, queries, 1)
     with pytest.raises(InputError, match="document 'a' is a str; expected a dict with title and text"):
-        retriever.search({"a": "text"}, queries, 1)
+        retriever.search({"a": "text"}, queries, 1)  # type: ignore[dict-item]
     with pytest.raises(InputError, match="query 'q' is a int; expected a text"):
-        retriever.search(small(3), {"q": 1}, 1)
+        retriever.search(small(3), {"q": 1}, 1)  # type: ignore[dict-item]
 
 
-def test_settings_are_checked():
+def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="either budget, or recall and latency_ms"):
         made_small(budget=Budget(0.9), recall=0.9)
     with pytest.raises(InputError, match=r"recall is 1\.5"):
@@ -319,14 +322,14 @@ def test_settings_are_checked():
         made_small().explain()
 
 
-def test_a_build_that_fails_leaves_no_temporary_folder(tmp_path, monkeypatch):
+def test_a_build_that_fails_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(InputError, match="the adaptor is for 3 dims"):
         made_small(adaptor=Identity(3)).search(small(3), {"q": "file"}, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_beir_the_error_says_how_to_install_it(monkeypatch):
+def test_without_beir_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "funnel.integrations.beir")
     monkeypatch.setitem(sys.modules, "beir.retrieval.search", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'funnel-retrieval\[beir\]'"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,9 @@ def in_a_fresh_process(given: list[tuple[Path, dict[str, bool]]], elsewhere: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_adaptor_is_a_module_like_any_other(kind, model, plain, adaptors):
+def test_the_adaptor_is_a_module_like_any_other(
+    kind: Any, model: SentenceTransformer, plain: npt.NDArray[np.float32], adaptors: dict[str, Adaptor]
+) -> None:
     adaptor = adaptors[kind]
     together = SentenceTransformer(modules=[*model, adaptor], device="cpu")
     expected = adaptor.transform(plain)
@@ -103,13 +106,17 @@ def test_the_adaptor_is_a_module_like_any_other(kind, model, plain, adaptors):
     assert together.get_embedding_dimension() == adaptor.dim
 
 
-def test_prefixes_can_be_normalised_by_the_model(model, plain, adaptors):
+def test_prefixes_can_be_normalised_by_the_model(
+    model: SentenceTransformer, plain: npt.NDArray[np.float32], adaptors: dict[str, Adaptor]
+) -> None:
     prefixes = adapted(model, adaptors["pca"]).encode(TEXTS, truncate_dim=PREFIX, normalize_embeddings=True)
     expected = adaptors["pca"].transform(plain)[:, :PREFIX]
     np.testing.assert_allclose(prefixes, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_a_saved_model_needs_only_funnel_installed_and_a_portable_one_not_even_that(model, plain, adaptors, tmp_path):
+def test_a_saved_model_needs_only_funnel_installed_and_a_portable_one_not_even_that(
+    model: SentenceTransformer, plain: npt.NDArray[np.float32], adaptors: dict[str, Adaptor], tmp_path: Path
+) -> None:
     """In a process in another folder that imports sentence-transformers alone."""
     rotations = [kind for kind in KINDS if isinstance(adaptors[kind], OrthogonalAdaptor | Identity)]
     assert {"identity", "pca", "rotation"} <= set(rotations)
@@ -125,7 +132,9 @@ def test_a_saved_model_needs_only_funnel_installed_and_a_portable_one_not_even_t
         np.testing.assert_allclose(np.load(f"{folder}.prefix.npy"), expected[:, :PREFIX], atol=1e-5)
 
 
-def test_saving_twice_and_saving_what_was_loaded(model, plain, adaptors, tmp_path):
+def test_saving_twice_and_saving_what_was_loaded(
+    model: SentenceTransformer, adaptors: dict[str, Adaptor], tmp_path: Path
+) -> None:
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     together = adapted(model, adaptors["rotation"])
     together.save(first)
@@ -144,30 +153,33 @@ class Doubled(Adaptor):
     isometric = False
 
     @classmethod
-    def fit(cls, sample, *, dims=None, seed=0, progress=False):
+    def fit(cls, sample: Any, *, dims: Any = None, seed: int = 0, progress: bool = False) -> Adaptor:
         raise NotImplementedError
 
     @classmethod
-    def build(cls, dim, dims, settings, tensors):
+    def build(cls, dim: int, dims: Any, settings: Any, tensors: Any) -> Self:
         raise NotImplementedError
 
-    def map(self, vectors):
-        return 2 * vectors
+    def map(self, vectors: Any) -> torch.Tensor:
+        result: torch.Tensor = 2 * vectors
+        return result
 
 
-def test_only_rotations_are_portable(model):
+def test_only_rotations_are_portable(model: SentenceTransformer) -> None:
     with pytest.raises(InputError, match=r"'doubled' is no rotation.*trust_remote_code=True"):
         adapted(model, Doubled(384), portable=True)
 
 
 @pytest.mark.parametrize("portable", [False, True])
-def test_the_adaptor_must_fit_the_model(portable, model):
+def test_the_adaptor_must_fit_the_model(portable: bool, model: SentenceTransformer) -> None:
     narrow = PCA(np.eye(8, dtype=np.float32))
     with pytest.raises(InputError, match="the adaptor is for 8 dims, the model gives 384"):
         adapted(model, narrow, portable=portable)
 
 
-def test_the_model_given_stays_as_it_is_and_hands_on_its_settings(model, plain, adaptors, tmp_path):
+def test_the_model_given_stays_as_it_is_and_hands_on_its_settings(
+    model: SentenceTransformer, plain: npt.NDArray[np.float32], adaptors: dict[str, Adaptor], tmp_path: Path
+) -> None:
     given = copy.copy(model)
     given.prompts = {"query": "find: ", "document": ""}
     given.default_prompt_name = "query"
@@ -190,7 +202,9 @@ def test_the_model_given_stays_as_it_is_and_hands_on_its_settings(model, plain, 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_half_precision_leaves_the_adaptor_whole(kind, dtype, model, adaptors, tmp_path):
+def test_a_model_in_half_precision_leaves_the_adaptor_whole(
+    kind: Any, dtype: Any, model: SentenceTransformer, adaptors: dict[str, Adaptor], tmp_path: Path
+) -> None:
     half = copy.deepcopy(model).to(dtype)
     embeddings = half.encode(TEXTS, convert_to_tensor=True)
     adaptor = copy.deepcopy(adaptors[kind])
@@ -205,7 +219,7 @@ def test_a_model_in_half_precision_leaves_the_adaptor_whole(kind, dtype, model, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_adaptor_moves_and_keeps_its_type(kind, adaptors):
+def test_the_adaptor_moves_and_keeps_its_type(kind: Any, adaptors: dict[str, Adaptor]) -> None:
     moved = copy.deepcopy(adaptors[kind]).to(device="meta", dtype=torch.float16)
     tensors = moved.state_dict().values()
     assert all(tensor.device.type == "meta" and tensor.dtype == torch.float32 for tensor in tensors)
@@ -215,15 +229,19 @@ def test_the_adaptor_moves_and_keeps_its_type(kind, adaptors):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_adaptor_goes_to_the_device_with_its_model(kind, model, plain, adaptors):
+def test_the_adaptor_goes_to_the_device_with_its_model(
+    kind: Any, model: SentenceTransformer, plain: npt.NDArray[np.float32], adaptors: dict[str, Adaptor]
+) -> None:
     together = adapted(copy.deepcopy(model), copy.deepcopy(adaptors[kind])).to("cuda")
-    assert together[-1].device.type == together.device.type == "cuda"
+    assert together[-1].device.type == together.device.type == "cuda"  # type: ignore[comparison-overlap]
     expected = adaptors[kind].transform(plain)
     np.testing.assert_allclose(together.encode(TEXTS), expected, atol=1e-3)
     np.testing.assert_allclose(together.to("cpu").encode(TEXTS), expected, atol=1e-5)
 
 
-def test_an_index_can_be_built_with_an_adapted_model(model, adaptors, tmp_path):
+def test_an_index_can_be_built_with_an_adapted_model(
+    model: SentenceTransformer, adaptors: dict[str, Adaptor], tmp_path: Path
+) -> None:
     together = adapted(model, adaptors["pca"])
     index = FunnelIndex.build(
         DOCUMENTS, tmp_path / "index", encoder=together, adaptor="identity", device="cpu", progress=False

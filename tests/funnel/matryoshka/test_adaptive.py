@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,11 @@ LOGITS, LABELS = made_up_logits(400, seed=0)
 UNSEEN, UNSEEN_LABELS = made_up_logits(2_000, seed=1)
 
 
-def accuracy_at(logits, labels, width):
+def accuracy_at(logits: Any, labels: torch.Tensor, width: int) -> float:
     return float((logits[width].argmax(dim=1) == labels).double().mean())
 
 
-def test_the_accuracy_of_the_full_width_is_asked_by_default():
+def test_the_accuracy_of_the_full_width_is_asked_by_default() -> None:
     adaptive = AdaptiveClassifier.fit(LOGITS, LABELS)
     assert adaptive.dims == (4, 8, 16)
     assert len(adaptive.thresholds) == 2
@@ -24,7 +26,7 @@ def test_the_accuracy_of_the_full_width_is_asked_by_default():
     assert adaptive.confidence is None
 
 
-def test_less_accuracy_takes_less_width():
+def test_less_accuracy_takes_less_width() -> None:
     full = accuracy_at(LOGITS, LABELS, 16)
     reports = [
         AdaptiveClassifier.fit(LOGITS, LABELS, accuracy=full - less).evaluate(UNSEEN, UNSEEN_LABELS)
@@ -38,7 +40,7 @@ def test_less_accuracy_takes_less_width():
         assert report.full_accuracy - report.accuracy < less + 0.01
 
 
-def test_predictions_come_from_the_width_that_is_named():
+def test_predictions_come_from_the_width_that_is_named() -> None:
     adaptive = AdaptiveClassifier.fit(LOGITS, LABELS, accuracy=0.8)
     found = adaptive.predict(UNSEEN)
     assert set(found.widths.tolist()) == {4, 8, 16}
@@ -49,7 +51,7 @@ def test_predictions_come_from_the_width_that_is_named():
     assert torch.equal(sure, found.widths == 4)
 
 
-def test_the_report_counts_what_was_predicted():
+def test_the_report_counts_what_was_predicted() -> None:
     adaptive = AdaptiveClassifier.fit(LOGITS, LABELS, accuracy=0.8)
     found, report = adaptive.predict(UNSEEN), adaptive.evaluate(UNSEEN, UNSEEN_LABELS)
     assert report.rows == 2_000
@@ -61,17 +63,17 @@ def test_the_report_counts_what_was_predicted():
     assert report.mean_multiplied == pytest.approx((counts[0] * 4 + counts[1] * 12 + counts[2] * 28) / 2_000)
 
 
-def test_numpy_and_lists_are_taken_as_tensors_are():
+def test_numpy_and_lists_are_taken_as_tensors_are() -> None:
     arrays = {width: values.numpy() for width, values in LOGITS.items()}
     assert AdaptiveClassifier.fit(arrays, LABELS.tolist()) == AdaptiveClassifier.fit(LOGITS, LABELS)
 
 
-def test_order_of_widths_and_seed_decide_nothing_else():
+def test_order_of_widths_and_seed_decide_nothing_else() -> None:
     backwards = dict(reversed(LOGITS.items()))
     assert AdaptiveClassifier.fit(backwards, LABELS, seed=4) == AdaptiveClassifier.fit(LOGITS, LABELS, seed=4)
 
 
-def test_a_certified_accuracy_holds_on_unseen_rows():
+def test_a_certified_accuracy_holds_on_unseen_rows() -> None:
     asked = accuracy_at(LOGITS, LABELS, 16) - 0.1
     adaptive = AdaptiveClassifier.fit(LOGITS, LABELS, accuracy=asked, confidence=0.95)
     report = adaptive.evaluate(UNSEEN, UNSEEN_LABELS)
@@ -81,7 +83,7 @@ def test_a_certified_accuracy_holds_on_unseen_rows():
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained() -> tuple[Any, torch.Tensor, torch.Tensor]:
     """A classifier of real digits, and the embeddings and labels of half of them."""
     from sklearn.datasets import load_digits
 
@@ -103,7 +105,7 @@ def trained():
         return classifier, encoder(rows[900:]), labels[900:]
 
 
-def test_digits_keep_their_accuracy_at_half_of_the_width(trained):
+def test_digits_keep_their_accuracy_at_half_of_the_width(trained: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
     classifier, embeddings, labels = trained
     with torch.no_grad():
         logits = classifier(embeddings)
@@ -114,7 +116,7 @@ def test_digits_keep_their_accuracy_at_half_of_the_width(trained):
     assert report.full_accuracy > 0.9
 
 
-def test_early_exit_from_embeddings_gives_what_all_logits_give(trained):
+def test_early_exit_from_embeddings_gives_what_all_logits_give(trained: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
     classifier, embeddings, labels = trained
     with torch.no_grad():
         adaptive = AdaptiveClassifier.fit(classifier(embeddings), labels, accuracy=0.9)
@@ -125,14 +127,16 @@ def test_early_exit_from_embeddings_gives_what_all_logits_give(trained):
     assert len(set(found.widths.tolist())) > 2
 
 
-def test_wider_heads_see_only_rows_that_are_left(trained, monkeypatch):
+def test_wider_heads_see_only_rows_that_are_left(
+    trained: tuple[Any, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier, embeddings, labels = trained
     with torch.no_grad():
         adaptive = AdaptiveClassifier.fit(classifier(embeddings), labels, accuracy=0.9)
-    seen = {}
+    seen: dict[int, int] = {}
     widened = MultiGranularityClassifier.widened
 
-    def counting(self, rows, width, before=None):
+    def counting(self: MultiGranularityClassifier, rows: torch.Tensor, width: int, before: Any = None) -> Any:
         seen[width] = len(rows)
         return widened(self, rows, width, before)
 
@@ -141,7 +145,7 @@ def test_wider_heads_see_only_rows_that_are_left(trained, monkeypatch):
     assert seen == {width: int((found.widths >= width).sum()) for width in classifier.dims}
 
 
-def test_separate_heads_leave_early_too():
+def test_separate_heads_leave_early_too() -> None:
     torch.manual_seed(0)
     classifier = MultiGranularityClassifier(8, 3, (2, 8))
     embeddings = 4 * torch.randn(300, 8)
@@ -152,7 +156,7 @@ def test_separate_heads_leave_early_too():
     assert adaptive.classify(classifier, embeddings[:0]).classes.shape == (0,)
 
 
-def test_an_accuracy_out_of_reach_is_refused_with_what_can_be_had():
+def test_an_accuracy_out_of_reach_is_refused_with_what_can_be_had() -> None:
     with pytest.raises(InputError, match=r"0.999 cannot be reached: the widest width, 16, is right in 0\.\d{4}"):
         AdaptiveClassifier.fit(LOGITS, LABELS, accuracy=0.999)
 
@@ -169,12 +173,12 @@ def test_an_accuracy_out_of_reach_is_refused_with_what_can_be_had():
         ({"confidence": 0.95}, "confidence was given without accuracy"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_bad_settings_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         AdaptiveClassifier.fit(LOGITS, LABELS, **settings)
 
 
-def some(rows):
+def some(rows: int) -> dict[int, torch.Tensor]:
     return {width: values[:rows] for width, values in LOGITS.items()}
 
 
@@ -191,12 +195,12 @@ def some(rows):
         ({**LOGITS, 8: LOGITS[8][:-1]}, LABELS, "the same at every width"),
     ],
 )
-def test_bad_validation_data_are_refused(logits, labels, message):
+def test_bad_validation_data_are_refused(logits: Any, labels: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         AdaptiveClassifier.fit(logits, labels)
 
 
-def test_bad_rows_are_refused_when_classifying(trained):
+def test_bad_rows_are_refused_when_classifying(trained: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
     classifier, embeddings, labels = trained
     with torch.no_grad():
         adaptive = AdaptiveClassifier.fit(classifier(embeddings), labels, accuracy=0.5)

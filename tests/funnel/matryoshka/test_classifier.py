@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,19 +21,20 @@ def embeddings(n: int, d: int, seed: int = 0) -> torch.Tensor:
     bias=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_a_shared_head_is_one_weight_sliced(dims, bias, seed):
+def test_a_shared_head_is_one_weight_sliced(dims: Any, bias: Any, seed: int) -> None:
     torch.manual_seed(seed)
     classifier = MultiGranularityClassifier(16, 4, dims, shared=True, bias=bias)
     (head,) = classifier.heads
     rows = embeddings(6, 16, seed)
     logits = classifier(rows)
     assert list(logits) == list(dims)
+    weight, bias = head.get_parameter("weight"), head.get_parameter("bias")
     for width in dims:
-        expected = torch.nn.functional.linear(rows[:, :width], head.weight[:, :width], head.bias)
+        expected = torch.nn.functional.linear(rows[:, :width], weight[:, :width], bias)
         torch.testing.assert_close(logits[width], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_separate_heads_read_their_own_prefix_alone():
+def test_separate_heads_read_their_own_prefix_alone() -> None:
     classifier = MultiGranularityClassifier(12, 4, DIMS)
     rows = embeddings(6, 12)
     logits = classifier(rows)
@@ -41,14 +44,14 @@ def test_separate_heads_read_their_own_prefix_alone():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_one_width_alone_gives_what_all_give(shared):
+def test_one_width_alone_gives_what_all_give(shared: bool) -> None:
     classifier = MultiGranularityClassifier(12, 4, DIMS, shared=shared)
     rows = embeddings(6, 12)
     for width, expected in classifier(rows).items():
         torch.testing.assert_close(classifier.logits(rows, width), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_shared_head_has_the_parameters_of_the_widest():
+def test_a_shared_head_has_the_parameters_of_the_widest() -> None:
     count = [
         sum(p.numel() for p in MultiGranularityClassifier(12, 4, DIMS, shared=shared).parameters())
         for shared in (True, False)
@@ -57,7 +60,7 @@ def test_a_shared_head_has_the_parameters_of_the_widest():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_training_reaches_every_width(shared):
+def test_training_reaches_every_width(shared: bool) -> None:
     torch.manual_seed(0)
     labels = torch.arange(200) % 3
     rows = embeddings(200, 9) + 3 * torch.nn.functional.one_hot(labels, 9).float()
@@ -76,7 +79,7 @@ def test_training_reaches_every_width(shared):
         assert (logits[width].argmax(dim=1) == labels).float().mean() > 0.8
 
 
-def test_the_state_is_saved_and_loaded():
+def test_the_state_is_saved_and_loaded() -> None:
     classifier = MultiGranularityClassifier(12, 4, DIMS, shared=True)
     other = MultiGranularityClassifier(12, 4, DIMS, shared=True)
     other.load_state_dict(classifier.state_dict())
@@ -93,12 +96,12 @@ def test_the_state_is_saved_and_loaded():
         ((8, 1, (2, 8)), "classes is 1; expected a whole number from 2"),
     ],
 )
-def test_bad_settings_are_refused(arguments, message):
+def test_bad_settings_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         MultiGranularityClassifier(*arguments)
 
 
-def test_bad_embeddings_are_refused():
+def test_bad_embeddings_are_refused() -> None:
     classifier = MultiGranularityClassifier(12, 4, DIMS)
     bad = embeddings(3, 12)
     bad[1, 0] = torch.inf

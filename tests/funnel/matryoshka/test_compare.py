@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def rows(n: int, d: int, seed: int = 0) -> np.ndarray:
 
 @settings(max_examples=30)
 @given(n=st.integers(3, 30), d=st.integers(3, 12), cut=st.integers(0, 9), seed=st.integers(0, 2**20))
-def test_a_prefix_is_its_own_match(n, d, cut, seed):
+def test_a_prefix_is_its_own_match(n: int, d: int, cut: Any, seed: int) -> None:
     full, width = rows(n, d, seed), max(2, d - cut)
     short = full[:, :width] * np.random.default_rng(seed).uniform(0.1, 9, size=(n, 1))  # lengths do not count
     found = compare_truncations(full, short, same_space=True)
@@ -30,7 +31,7 @@ def test_a_prefix_is_its_own_match(n, d, cut, seed):
 
 @settings(max_examples=30)
 @given(n=st.integers(3, 20), width=st.integers(2, 8), seed=st.integers(0, 2**20))
-def test_turned_axes_change_rows_but_no_pairs(n, width, seed):
+def test_turned_axes_change_rows_but_no_pairs(n: int, width: int, seed: int) -> None:
     full = rows(n, 10, seed)
     rotation = np.linalg.qr(rows(width, width, seed + 1))[0]
     here, there = (compare_truncations(full, short) for short in (full[:, :width], full[:, :width] @ rotation))
@@ -41,7 +42,7 @@ def test_turned_axes_change_rows_but_no_pairs(n, width, seed):
     assert turned.row_cosine == pytest.approx(-1)
 
 
-def test_figures_by_hand():
+def test_figures_by_hand() -> None:
     full = np.array([[3.0, 0.0, 9.0], [1.0, 1.0, -9.0], [0.0, 2.0, 5.0]])  # prefixes: cosines √½, 0, √½
     short = np.array([[1.0, 0.0], [0.6, 0.8], [0.05, math.sqrt(1 - 0.0025)]])
     expected = np.array([0.6, 0.05, 0.03 + 0.8 * math.sqrt(1 - 0.0025)])
@@ -58,7 +59,7 @@ def test_figures_by_hand():
     assert found.row_cosine == pytest.approx(np.mean(row_cosines))
 
 
-def test_noise_lowers_the_match():
+def test_noise_lowers_the_match() -> None:
     full = rows(100, 16)
     errors, correlations = [], []
     for noise in (0.0, 0.3, 1.0):
@@ -70,7 +71,7 @@ def test_noise_lowers_the_match():
     assert correlations[2] < 0.9 < correlations[0]
 
 
-def test_many_rows_are_sampled_the_same_in_both():
+def test_many_rows_are_sampled_the_same_in_both() -> None:
     full = rows(500, 8)
     found = compare_truncations(full, full[:, :4], same_space=True, sample=50, seed=3)
     assert (found.rows, found.pairs) == (50, 1225)
@@ -80,19 +81,19 @@ def test_many_rows_are_sampled_the_same_in_both():
     assert found.prefix_mean_cosine != whole.prefix_mean_cosine
 
 
-def test_tensors_of_half_precision_are_taken():
+def test_tensors_of_half_precision_are_taken() -> None:
     full = torch.tensor(rows(20, 8), dtype=torch.float16)
     assert compare_truncations(full, full[:, :4].float()).mean_absolute_error == pytest.approx(0, abs=1e-12)
 
 
-def test_figures_that_do_not_exist_are_nan():
+def test_figures_that_do_not_exist_are_nan() -> None:
     one_pair = compare_truncations(np.eye(2), np.eye(2))
     assert math.isnan(one_pair.correlation)
     assert math.isnan(one_pair.mean_absolute_percentage_error)
     assert one_pair.percentage_pairs == 0
 
 
-def broken(value):
+def broken(value: Any) -> Any:
     full = rows(5, 8)
     full[2] = value
     return full
@@ -111,6 +112,6 @@ def broken(value):
         (rows(5, 8)[0], rows(5, 4), r"shape \(8,\)"),
     ],
 )
-def test_bad_input_is_refused(full, short, message):
+def test_bad_input_is_refused(full: Any, short: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         compare_truncations(full, short)

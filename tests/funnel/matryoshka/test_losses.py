@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def squared(embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     renormalise=st.booleans(),
     data=st.data(),
 )
-def test_the_loss_is_the_weighted_sum_over_prefixes(dims, seed, renormalise, data):
+def test_the_loss_is_the_weighted_sum_over_prefixes(dims: Any, seed: int, renormalise: Any, data: Any) -> None:
     weights = data.draw(st.lists(st.floats(0.1, 4), min_size=len(dims), max_size=len(dims)))
     rows, targets = random_rows(5, 12, seed), random_rows(5, 1, seed + 1)[:, 0]
     expected = 0.0
@@ -40,7 +42,7 @@ def test_the_loss_is_the_weighted_sum_over_prefixes(dims, seed, renormalise, dat
     torch.testing.assert_close(loss, expected)
 
 
-def test_every_width_sends_its_gradient():
+def test_every_width_sends_its_gradient() -> None:
     rows, targets = random_rows(4, 6).requires_grad_(), random_rows(4, 1, 1)[:, 0]
     loss = MultiGranularityLoss(squared, DIMS, WEIGHTS)
     (whole,) = torch.autograd.grad(loss(rows, targets), rows)
@@ -53,21 +55,21 @@ def test_every_width_sends_its_gradient():
     torch.testing.assert_close(whole, sum(parts))
 
 
-def test_weights_are_one_by_default():
+def test_weights_are_one_by_default() -> None:
     rows, targets = random_rows(4, 6), random_rows(4, 1, 1)[:, 0]
     loss = MultiGranularityLoss(squared, DIMS)
     torch.testing.assert_close(loss(rows, targets), sum(loss.by_width(rows, targets).values()))
     assert list(loss.by_width(rows, targets)) == list(DIMS)
 
 
-def test_several_embeddings_are_cut_alike_and_options_are_handed_on():
+def test_several_embeddings_are_cut_alike_and_options_are_handed_on() -> None:
     queries, documents = random_rows(4, 6), random_rows(4, 6, 1)
     loss = MultiGranularityLoss(contrastive, DIMS, renormalise=False)
     expected = sum(contrastive(queries[:, :m], documents[:, :m], temperature=0.5) for m in DIMS)
     torch.testing.assert_close(loss((queries, documents), temperature=0.5), expected)
 
 
-def test_renormalised_losses_do_not_see_lengths():
+def test_renormalised_losses_do_not_see_lengths() -> None:
     queries, documents = random_rows(4, 6), random_rows(4, 6, 1)
     scaled = queries * torch.tensor([[1.0], [2.0], [0.1], [7.0]])
     renormalised, raw = (MultiGranularityLoss(contrastive, DIMS, renormalise=on) for on in (True, False))
@@ -75,24 +77,25 @@ def test_renormalised_losses_do_not_see_lengths():
     assert not torch.isclose(raw((queries, documents)), raw((scaled, documents)))
 
 
-def test_losses_for_each_row_stay_for_each_row():
+def test_losses_for_each_row_stay_for_each_row() -> None:
     rows = random_rows(4, 6)
     loss = MultiGranularityLoss(lambda x: x.square().sum(dim=1), DIMS, WEIGHTS)
     torch.testing.assert_close(loss(rows), torch.full((4,), sum(WEIGHTS), dtype=torch.float64))
 
 
-def test_a_base_with_parameters_is_trained():
+def test_a_base_with_parameters_is_trained() -> None:
     base = torch.nn.PReLU()
     loss = MultiGranularityLoss(base, DIMS)
     assert list(loss.parameters()) == list(base.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_zero_prefix_stays_zero_with_a_gradient_of_plain_size(dtype):
+def test_a_zero_prefix_stays_zero_with_a_gradient_of_plain_size(dtype: Any) -> None:
     rows = torch.tensor([[0.0, 0.0, 1.0], [3.0, 4.0, 0.0]], dtype=dtype, requires_grad=True)
     cut = prefix(rows, 2)
     torch.testing.assert_close(cut.float(), torch.tensor([[0.0, 0.0], [0.6, 0.8]]), atol=2e-3, rtol=0)
-    cut.sum().backward()
+    cut.sum().backward()  # type: ignore[no-untyped-call]
+    assert rows.grad is not None
     assert rows.grad[0].tolist() == [1.0, 1.0, 0.0]
     assert rows.grad.isfinite().all()
 
@@ -109,7 +112,7 @@ def test_a_zero_prefix_stays_zero_with_a_gradient_of_plain_size(dtype):
         ((True, 4), "rising whole numbers"),
     ],
 )
-def test_dims_that_do_not_rise_are_refused(dims, message):
+def test_dims_that_do_not_rise_are_refused(dims: Any, message: str) -> None:
     for make in (lambda: MultiGranularityLoss(squared, dims), lambda: MultiGranularityCrossEntropy(dims)):
         with pytest.raises(InputError, match=message):
             make()
@@ -124,7 +127,7 @@ def test_dims_that_do_not_rise_are_refused(dims, message):
         ((0.0, 0.0, 0.0), "at least one above"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(weights, message):
+def test_weights_that_do_not_fit_are_refused(weights: Any, message: str) -> None:
     for make in (
         lambda: MultiGranularityLoss(squared, DIMS, weights),
         lambda: MultiGranularityCrossEntropy(DIMS, weights),
@@ -133,7 +136,7 @@ def test_weights_that_do_not_fit_are_refused(weights, message):
             make()
 
 
-def test_embeddings_that_cannot_be_used_are_refused():
+def test_embeddings_that_cannot_be_used_are_refused() -> None:
     loss = MultiGranularityLoss(squared, DIMS)
     bad = random_rows(5, 6)
     bad[3, 5] = torch.nan
@@ -149,10 +152,10 @@ def test_embeddings_that_cannot_be_used_are_refused():
         with pytest.raises(InputError, match=message):
             loss(embeddings, torch.zeros(5))
     with pytest.raises(InputError, match="can be called"):
-        MultiGranularityLoss("cosine", DIMS)
+        MultiGranularityLoss("cosine", DIMS)  # type: ignore[arg-type]
 
 
-def test_cross_entropy_is_the_weighted_sum_over_widths():
+def test_cross_entropy_is_the_weighted_sum_over_widths() -> None:
     labels = torch.tensor([0, 2, 1, 1])
     logits = {width: random_rows(4, 3, seed=width) for width in (*DIMS, 99)}
     expected = sum(
@@ -176,13 +179,13 @@ def test_cross_entropy_is_the_weighted_sum_over_widths():
         (torch.tensor([True, False, True, True]), "expected whole numbers"),
     ],
 )
-def test_labels_out_of_range_are_refused(labels, message):
+def test_labels_out_of_range_are_refused(labels: Any, message: str) -> None:
     logits = {width: random_rows(4, 3, seed=width) for width in DIMS}
     with pytest.raises(InputError, match=message):
         MultiGranularityCrossEntropy(DIMS)(logits, labels)
 
 
-def test_logits_of_a_width_that_is_missing_are_asked_for():
+def test_logits_of_a_width_that_is_missing_are_asked_for() -> None:
     with pytest.raises(InputError, match=r"no logits of width \[3, 6\]"):
         MultiGranularityCrossEntropy(DIMS)({2: random_rows(4, 3)}, torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError, match=r"label_smoothing is 1\.5"):

@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,20 +36,20 @@ POPULATION = scored_rows(40_000, seed=12345)
 
 @settings(max_examples=40)
 @given(rows=st.integers(1, 60), data=st.data(), percent=st.integers(1, 99))
-def test_the_tail_is_exact(rows, data, percent):
+def test_the_tail_is_exact(rows: int, data: Any, percent: Any) -> None:
     correct = data.draw(st.integers(0, rows))
     p = Fraction(percent, 100)
     exact = sum(math.comb(rows, i) * p**i * (1 - p) ** (rows - i) for i in range(correct, rows + 1))
     assert tail_probability(correct, rows, percent / 100) == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
 
 
-def test_no_accuracy_of_one_is_ever_shown():
+def test_no_accuracy_of_one_is_ever_shown() -> None:
     assert tail_probability(1_000, 1_000, 1.0) == 1.0
 
 
 @settings(max_examples=15)
 @given(rows=st.integers(5, 120), seed=st.integers(0, 2**20), margin=st.sampled_from([0.0, 1.0, 2.0]))
-def test_judged_rows_keep_the_accuracy_with_its_margin(rows, seed, margin):
+def test_judged_rows_keep_the_accuracy_with_its_margin(rows: int, seed: int, margin: Any) -> None:
     scored = scored_rows(rows, seed)
     full = scored.right[-1]
     asked = max(full.mean() - 0.05, 0.01)
@@ -59,7 +60,7 @@ def test_judged_rows_keep_the_accuracy_with_its_margin(rows, seed, margin):
     assert len(found.judged) == rows
 
 
-def test_a_larger_margin_is_never_narrower():
+def test_a_larger_margin_is_never_narrower() -> None:
     scored = scored_rows(400, seed=3)
     asked = float(scored.right[-1].mean()) - 0.02
     found = [cross_validated(scored, asked, margin, 0).exits for margin in (0.0, 1.0, 2.0, 4.0)]
@@ -68,7 +69,7 @@ def test_a_larger_margin_is_never_narrower():
     assert widths[0] + 1 < widths[-1]
 
 
-def test_unseen_rows_keep_what_validation_rows_keep():
+def test_unseen_rows_keep_what_validation_rows_keep() -> None:
     lost = []
     for seed in range(10):
         scored = scored_rows(400, seed)
@@ -77,7 +78,7 @@ def test_unseen_rows_keep_what_validation_rows_keep():
     assert np.mean(lost) < 0.005
 
 
-def test_a_certificate_is_broken_no_more_often_than_it_says():
+def test_a_certificate_is_broken_no_more_often_than_it_says() -> None:
     asked = float(POPULATION.right[-1].mean()) - 0.06
     broken, narrow = 0, 0
     for seed in range(100):
@@ -88,7 +89,7 @@ def test_a_certificate_is_broken_no_more_often_than_it_says():
     assert narrow > 80  # and it is of use
 
 
-def test_the_half_that_tests_does_not_learn():
+def test_the_half_that_tests_does_not_learn() -> None:
     scored = scored_rows(101, seed=0)
     found = certified(scored, 0.5, 0.9, 0)
     learning = scored.take(~np.isin(scored.confidence[0], found.judged.confidence[0]))
@@ -96,7 +97,7 @@ def test_the_half_that_tests_does_not_learn():
     assert any(np.array_equal(found.thresholds, step) for step in threshold_path(learning))
 
 
-def test_a_fold_is_judged_without_its_own_labels():
+def test_a_fold_is_judged_without_its_own_labels() -> None:
     scored = scored_rows(100, seed=0)
     fold = np.arange(100) % 5
     chosen = _out_of_fold(scored, fold, 2)
@@ -106,7 +107,7 @@ def test_a_fold_is_judged_without_its_own_labels():
     assert not chosen[:, fold != 2].any()
 
 
-def test_what_cannot_be_shown_is_refused_with_what_can():
+def test_what_cannot_be_shown_is_refused_with_what_can() -> None:
     scored = scored_rows(100, seed=0)
     with pytest.raises(InputError, match=r"0.999 cannot be shown at confidence 0.95: .* which shows 0\.\d+"):
         certified(scored, 0.999, 0.95, 0)

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ MANY_DIMS = ((4, 8), (2, 8, 9), (1, 2, 4, 8))
 
 
 @st.composite
-def scored_rows(draw, many_dims=MANY_DIMS):
+def scored_rows(draw: Any, many_dims: Any = MANY_DIMS) -> Scored:
     """Rows with confidences on a coarse grid, so that ties are common."""
     chosen = draw(st.sampled_from(many_dims))
     rows = draw(st.integers(1, 40))
@@ -23,12 +24,13 @@ def scored_rows(draw, many_dims=MANY_DIMS):
     return Scored(chosen, confidence, right)
 
 
-def cost(scored, thresholds, price):
+def cost(scored: Any, thresholds: Any, price: float) -> float:
     chosen = exits(scored.confidence, np.asarray(thresholds, dtype=np.float64))
-    return np.array(scored.dims)[chosen].mean() + price * (~scored.right_at(chosen)).mean()
+    result: float = np.array(scored.dims)[chosen].mean() + price * (~scored.right_at(chosen)).mean()
+    return result
 
 
-def test_a_row_leaves_at_the_first_width_that_is_sure():
+def test_a_row_leaves_at_the_first_width_that_is_sure() -> None:
     confidence = np.array([[0.9, 0.5, 0.5, 0.9], [0.9, 0.9, 0.1, 0.8], [0.2, 0.2, 0.2, 0.2]])
     assert exits(confidence, np.array([0.9, 0.9])).tolist() == [0, 1, 2, 0]
     assert exits(confidence, np.array([np.inf, 0.8])).tolist() == [1, 1, 2, 1]
@@ -37,7 +39,7 @@ def test_a_row_leaves_at_the_first_width_that_is_sure():
 
 @settings(max_examples=60)
 @given(scored=scored_rows(many_dims=((4, 9),)), price=st.floats(0.5, 500))
-def test_one_threshold_is_the_best_there_is(scored, price):
+def test_one_threshold_is_the_best_there_is(scored: Any, price: float) -> None:
     tried = [*np.unique(scored.confidence[0]), np.inf]
     found = cost(scored, cheapest_thresholds(scored, price), price)
     np.testing.assert_allclose(found, min(cost(scored, [threshold], price) for threshold in tried))
@@ -45,13 +47,13 @@ def test_one_threshold_is_the_best_there_is(scored, price):
 
 @settings(max_examples=60)
 @given(scored=scored_rows(), price=st.floats(0.5, 500))
-def test_thresholds_cost_no_more_than_any_width_for_all(scored, price):
+def test_thresholds_cost_no_more_than_any_width_for_all(scored: Any, price: float) -> None:
     found = cost(scored, cheapest_thresholds(scored, price), price)
     alone = np.array(scored.dims) + price * (~scored.right).mean(axis=1)
     assert found <= alone.min() + 1e-9
 
 
-def test_the_search_comes_near_the_best_of_all_pairs():
+def test_the_search_comes_near_the_best_of_all_pairs() -> None:
     ratios = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -66,7 +68,7 @@ def test_the_search_comes_near_the_best_of_all_pairs():
 
 @settings(max_examples=40)
 @given(scored=scored_rows())
-def test_the_path_leads_from_nobody_to_everybody(scored):
+def test_the_path_leads_from_nobody_to_everybody(scored: Any) -> None:
     path = threshold_path(scored)
     assert (exits(scored.confidence, path[0]) == len(scored.dims) - 1).all()
     assert (exits(scored.confidence, path[-1]) == 0).all()
@@ -75,7 +77,7 @@ def test_the_path_leads_from_nobody_to_everybody(scored):
 
 @settings(max_examples=40)
 @given(scored=scored_rows())
-def test_the_safe_part_of_the_path_loses_no_row_and_lets_more_and_more_out(scored):
+def test_the_safe_part_of_the_path_loses_no_row_and_lets_more_and_more_out(scored: Any) -> None:
     path = threshold_path(scored)
     safe = path[: len(BACK_OFF) + 2]
     lossless = safe[-1]
@@ -84,13 +86,13 @@ def test_the_safe_part_of_the_path_loses_no_row_and_lets_more_and_more_out(score
         assert (safer >= bolder).all()
 
 
-def test_thresholds_lie_between_rows():
+def test_thresholds_lie_between_rows() -> None:
     scored = Scored((1, 8), np.array([[0.9, 0.8, 0.5], [0.9] * 3]), np.array([[True, True, False], [True] * 3]))
     np.testing.assert_allclose(cheapest_thresholds(scored, 100.0), [0.65])
     assert cheapest_thresholds(Scored((1, 8), scored.confidence, np.zeros((2, 3), bool)), 100.0).tolist() == [0.5]
 
 
-def test_confidence_is_the_largest_softmax_probability():
+def test_confidence_is_the_largest_softmax_probability() -> None:
     logits = {3: torch.tensor([[0.0, np.log(3.0)], [60.0, 0.0]]), 7: torch.tensor([[0.0, 0.0], [-40.0, 0.0]])}
     confidence, classes = confidences(logits, (3, 7))
     np.testing.assert_allclose(confidence, [[0.75, 1.0], [0.5, 1.0]])
@@ -98,7 +100,7 @@ def test_confidence_is_the_largest_softmax_probability():
     assert classes[1, 1] == 1
 
 
-def test_confidences_near_one_are_told_apart():
+def test_confidences_near_one_are_told_apart() -> None:
     confidence, _ = confidences({1: torch.tensor([[20.0, 0.0], [25.0, 0.0]])}, (1,))
     assert confidence[0, 0] < confidence[0, 1] < 1
 
@@ -113,6 +115,6 @@ def test_confidences_near_one_are_told_apart():
         ({3: torch.zeros(4, 2), 7: torch.full((4, 2), torch.nan)}, "logits of width 7 hold values that are not finite"),
     ],
 )
-def test_bad_logits_are_refused(logits, message):
+def test_bad_logits_are_refused(logits: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         confidences(logits, (3, 7))

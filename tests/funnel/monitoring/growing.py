@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,5 +100,5 @@ class Growing:
             made.added = lambda queries: exact.search(queries, LARGEST_K, everywhere)[0]
         self.calibration, self.monitor = made, self.monitor.then(made, self.flat, self.now(), True)
 
-    def _truth(self, live: npt.NDArray[np.bool_]):  # type: ignore[no-untyped-def]
+    def _truth(self, live: npt.NDArray[np.bool_]) -> Any:
         return lambda queries, k: self._best(queries, self.rows[: self.count], live, k)

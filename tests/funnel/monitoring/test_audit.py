@@ -61,7 +61,7 @@ def test_lines_are_kept_by_budget_and_k() -> None:
     audit.add("recall 0.9", 1, 0.9, np.array([1]))
     first, second = audit.lines()
     assert (first.k, first.n_queries, first.recall) == (1, 1, 1.0)
-    assert (second.k, second.n_queries, second.recall) == (10, 4, pytest.approx(0.975))
+    assert (second.k, second.n_queries, second.recall) == (10, 4, pytest.approx(0.975))  # type: ignore[comparison-overlap]
     assert second.low < 0.975 < second.high
     assert not second.broken
 
@@ -85,11 +85,13 @@ def test_what_storage_costs_is_taken_off() -> None:
     stored = Audit(1.0).add("recall 0.9", K, 0.9, counts)
     line = Audit(1.0).add("recall 0.9", K, 0.9, counts, lost)
     assert line.storage == pytest.approx(0.02)
-    assert line.storage_most is not None and 0.02 < line.storage_most < 0.03
+    assert line.storage_most is not None
+    assert 0.02 < line.storage_most < 0.03
     assert line.recall == pytest.approx(stored.recall - 0.02)
     assert line.low < stored.low - line.storage_most < stored.high + line.storage_most < line.high
     assert "storage taken off: 0.0200, at most 0.02" in str(line)
-    assert stored.storage is None and "storage" not in str(stored)
+    assert stored.storage is None
+    assert "storage" not in str(stored)
     slightly = np.random.default_rng(0).binomial(K, 0.885, 5_000)
     assert Audit(1.0).add("recall 0.9", K, 0.9, slightly).broken
     assert not Audit(1.0).add("recall 0.9", K, 0.9, slightly, lost).broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from funnel.monitoring import drift as drift_module
-from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift, Reference
+from funnel.monitoring.drift import ALARM, BLOCK, MOST_WATCHED, RANKS, WINDOW, Drift, Returned
 from funnel.plan import FLAT, Plan
 
 Float32 = npt.NDArray[np.float32]
@@ -24,7 +25,7 @@ def scores(count: int, seed: int, mean: float = 0.6) -> Float32:
 
 
 def watching(reference: Float32, seed: int = 0) -> Drift:
-    return Drift(lambda plan, k: statistics(reference), seed)
+    return Drift(lambda _plan, _k: statistics(reference), seed)
 
 
 def statistics(found: Float32, depth: Float32 | None = None) -> Float32:
@@ -95,7 +96,7 @@ def test_each_plan_is_compared_with_what_it_returned_itself() -> None:
     """A weak plan returns lower scores, in calibration as in life."""
     weak = Plan(16, 16)
     reference, lowered = scores(1_000, 1), np.float32(0.1)
-    drift = Drift(lambda plan, k: statistics(reference - lowered * (plan == weak)))
+    drift = Drift(lambda plan, _k: statistics(reference - lowered * (plan == weak)))
     assert feed(drift, scores(1_000, 2)) is None
     assert feed(drift, scores(1_000, 3) - lowered, plan=weak) is None
     assert feed(drift, scores(1_000, 4) - lowered) is not None
@@ -116,18 +117,22 @@ def feed_depths(drift: Drift, live: Float32, depth: Float32, batch: int, plan: P
 @pytest.mark.parametrize("batch", [1, 40])
 def test_a_change_of_depth_alone_is_found(batch: int) -> None:
     plan, reference = Plan(32, 32), statistics(scores(1_000, 1), depths(1_000, 1))
-    drift = Drift(lambda plan, k: reference)
+    drift = Drift(lambda _plan, _k: reference)
     assert feed_depths(drift, scores(2_000, 2), depths(2_000, 2), batch, plan) is None
     at = feed_depths(drift, scores(600, 3), depths(600, 3, mean=18.0), batch, plan)
     assert at is not None
     assert at <= 300
 
 
+def known(reference: Float32, _plan: Plan, _k: int) -> Float32:
+    return reference
+
+
 def test_the_same_kind_raises_no_alarm_by_any_of_three_statistics() -> None:
     plan, alarms = Plan(32, 32), 0
     for seed in range(100):
         reference = statistics(scores(300, seed), depths(300, seed))
-        drift = Drift(lambda plan, k, known=reference: known, seed)
+        drift = Drift(partial(known, reference), seed)
         live = scores(1_000, 1_000 + seed), depths(1_000, 2_000 + seed)
         alarms += feed_depths(drift, *live, 50, plan) is not None
     assert alarms <= 3
@@ -140,8 +145,8 @@ def test_places_kept_by_steps_are_put_together() -> None:
     first = torch.from_numpy(generator.permuted(np.tile(np.arange(32), (BLOCK, 1)), axis=1)[:, :20])
     second = torch.from_numpy(generator.permuted(np.tile(np.arange(20), (BLOCK, 1)), axis=1)[:, :10])
     asked: list[Float32] = []
-    drift = Drift(lambda plan, k: None)
-    drift._test = lambda groups, plan, k: asked.extend(group.columns() for group in groups)  # type: ignore
+    drift = Drift(lambda _plan, _k: None)
+    drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
     for i in range(BLOCK):
         drift.see(found[i : i + 1], plan, (first[i : i + 1], second[i : i + 1]))
     (columns,) = asked
@@ -151,8 +156,8 @@ def test_places_kept_by_steps_are_put_together() -> None:
 
 def test_a_search_that_found_too_few_has_no_depth() -> None:
     asked: list[Float32] = []
-    drift = Drift(lambda plan, k: None)
-    drift._test = lambda groups, plan, k: asked.extend(group.columns() for group in groups)  # type: ignore
+    drift = Drift(lambda _plan, _k: None)
+    drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
     few, kept = scores(BLOCK, 2), (torch.ones(BLOCK, 1),)
     few[::2, 6:] = -np.inf
     drift.see(few, Plan(32, 32), kept)
@@ -165,7 +170,7 @@ def test_a_search_that_found_too_few_has_no_depth() -> None:
 def test_searches_for_another_k_are_compared_among_themselves() -> None:
     """The hits of a smaller k lie less deep."""
     plan, shallow, deep = Plan(32, 32), depths(1_000, 1, mean=8.0), depths(1_000, 1, mean=16.0)
-    drift = Drift(lambda plan, k: statistics(scores(1_000, 1), deep if k == 10 else shallow))
+    drift = Drift(lambda _plan, k: statistics(scores(1_000, 1), deep if k == 10 else shallow))
     for start in range(0, 900, 30):
         part = slice(start, start + 30)
         live = scores(900, 2)[part]
@@ -175,7 +180,7 @@ def test_searches_for_another_k_are_compared_among_themselves() -> None:
 
 
 def test_plans_without_a_record_are_counted_and_not_compared() -> None:
-    drift = Drift(lambda plan, k: None)
+    drift = Drift(lambda _plan, _k: None)
     assert feed(drift, scores(600, 3, mean=0.1)) is None
     assert (drift.seen, drift.compared) == (600, 0)
 
@@ -274,16 +279,20 @@ def raised(number: int) -> np.float32:
     return np.float32(0.002 * number)
 
 
-def rising(number: int) -> Reference:
+def rising(number: int) -> Returned:
     """After so many writes."""
-    return lambda plan, k: statistics(scores(1_000, 1) + raised(number))
+    return lambda _plan, _k: statistics(scores(1_000, 1) + raised(number))
 
 
 def test_a_group_of_few_between_two_writes_is_let_go() -> None:
     asked: list[int] = []
 
-    def reference(number: int) -> Reference:
-        return lambda plan, k: asked.append(number) or statistics(scores(1_000, 1))  # type: ignore[func-returns-value]
+    def reference(number: int) -> Returned:
+        def returned(_plan: Plan, _k: int) -> Float32:
+            asked.append(number)
+            return statistics(scores(1_000, 1))
+
+        return returned
 
     drift, known = Drift(reference(0)), scores(BLOCK, 2)
     for number, part in enumerate(np.split(known, [60, 65, 100])):  # 60, 5, 35, 28 queries
@@ -296,8 +305,12 @@ def test_a_group_of_few_between_two_writes_is_let_go() -> None:
 def test_searches_that_end_after_a_write_join_those_of_their_generation() -> None:
     asked: list[str] = []
 
-    def reference(name: str) -> Reference:
-        return lambda plan, k: asked.append(name) or statistics(scores(1_000, 1))  # type: ignore[func-returns-value]
+    def reference(name: str) -> Returned:
+        def returned(_plan: Plan, _k: int) -> Float32:
+            asked.append(name)
+            return statistics(scores(1_000, 1))
+
+        return returned
 
     before, after = reference("before"), reference("after")
     drift, known = Drift(before), scores(BLOCK, 2)
@@ -323,4 +336,5 @@ def test_a_new_plan_in_every_call_takes_no_more_memory() -> None:
     assert len(drift._waiting) <= MOST_WATCHED
     for effort in range(1, 4 * MOST_WATCHED):
         drift.see(scores(BLOCK, effort), Plan(effort, 100))
-    assert len(drift._watched) == MOST_WATCHED and len(drift._waiting) <= MOST_WATCHED
+    assert len(drift._watched) == MOST_WATCHED
+    assert len(drift._waiting) <= MOST_WATCHED

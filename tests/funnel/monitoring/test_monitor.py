@@ -47,6 +47,11 @@ def exact(prepared: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
     return prepared[:, :k], np.zeros((len(prepared), k), dtype=np.int64)
 
 
+def see_others(monitor: Monitor) -> None:
+    for seed in range(20):
+        monitor.see(scores(100, seed, mean=0.4), PLAN)
+
+
 def test_a_change_warns_once_and_voids() -> None:
     made = calibration()
     monitor = Monitor(made, exact)
@@ -60,8 +65,7 @@ def test_a_change_warns_once_and_voids() -> None:
     with pytest.warns(
         DriftWarning, match="void: live queries are not like the 1,000 real queries.*funnel tune"
     ) as seen:
-        for seed in range(20):
-            monitor.see(scores(100, seed, mean=0.4), PLAN)
+        see_others(monitor)
     assert len(seen) == 1
     health = monitor.health()
     assert monitor.void
@@ -136,7 +140,7 @@ def test_an_audit_is_by_the_rows_as_given() -> None:
     true = scores(100, 5)
     monitor.check(true, true, lambda: ("recall 1", 1.0), True)
     (line,) = monitor.health().audits
-    assert (line.recall, line.storage) == (pytest.approx(0.95), pytest.approx(0.05))
+    assert (line.recall, line.storage) == (pytest.approx(0.95), pytest.approx(0.05))  # type: ignore[comparison-overlap]
     assert not line.broken
 
 

@@ -60,13 +60,13 @@ def test_it_is_of_the_last_calls() -> None:
 def test_threads_lose_no_call() -> None:
     seen = Punctuality()
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda _: [seen.note(2.0, 1, 3.0) for _ in range(EACH)], range(THREADS)))
+        list(pool.map(lambda _: [seen.note(2.0, 1, 3.0) for _ in range(EACH)], range(THREADS)))  # type: ignore[func-returns-value]
     (line,) = seen.lines()
     assert line.calls == line.late == THREADS * EACH
 
 
 def test_health_shows_it() -> None:
-    monitor = Monitor(None, lambda prepared, k: (prepared, np.zeros((1, 1), dtype=np.int64)))
+    monitor = Monitor(None, lambda prepared, _k: (prepared, np.zeros((1, 1), dtype=np.int64)))
     for _ in range(FEWEST):
         monitor.punctuality.note(2.0, 1, 3.0)
     health = monitor.health()

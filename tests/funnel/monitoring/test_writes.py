@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_the_same_kind_raises_no_alarm(added: int, deleted: int) -> None:
     alarms = 0
     for seed in range(8):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("warnings.warn", lambda *args: None)
+            patch.setattr("warnings.warn", lambda *_args: None)
             alarms += live(Growing(1_000, 300, seed), queries_of(1_000, 1_000 + seed), 20, added, deleted) is not None
     assert alarms <= 1  # of 8 with probability .01 each: 2 or more in .3 % of runs
 
@@ -72,7 +73,7 @@ def test_a_load_of_rows_raises_no_alarm() -> None:
         without.rows = index.rows
         without.live = index.live
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("warnings.warn", lambda *args: None)
+            patch.setattr("warnings.warn", lambda *_args: None)
             without.search(queries_of(50, 100 + start))
     assert without.monitor.void  # were they compared with scores over the rows of before
 
@@ -97,7 +98,7 @@ def test_a_small_write_keeps_the_reference_and_a_large_one_does_not(monkeypatch:
     index, made = Growing(3_000, 600, 1), []
     followed = "funnel.monitoring.drift.returned"
 
-    def returned(*args: object) -> object:
+    def returned(*args: Any) -> object:
         made.append(args)
         return original(*args)
 
@@ -120,7 +121,7 @@ def test_a_small_write_keeps_the_reference_and_a_large_one_does_not(monkeypatch:
 
 def test_an_index_that_is_only_written_to_reads_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     index = Growing(1_000, 300, 1)
-    monkeypatch.setattr("funnel.monitoring.drift.returned", lambda *args: pytest.fail("was read"))
+    monkeypatch.setattr("funnel.monitoring.drift.returned", lambda *_args: pytest.fail("was read"))
     index.write(clustered_rows(5, DIM, seed=4))
     index.write(deleted=[3])
 

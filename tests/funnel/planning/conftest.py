@@ -46,12 +46,14 @@ def queries() -> Float32:
 
 @pytest.fixture(scope="session")
 def recorded(rows: Float32, queries: Float32, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recorded]:
-    """name of a family -> cascade, record of its own rows (held out) and record of the queries."""
+    """Name of a family -> cascade, record of its own rows (held out) and record of the queries."""
     made: dict[str, Recorded] = {}
 
     def of(name: str) -> Recorded:
         if name not in made:
-            cascade, widths = cascade_over(rows, tmp_path_factory.mktemp(name), LADDER, name, **FAMILIES[name])
+            cascade, widths = cascade_over(
+                rows, tmp_path_factory.mktemp(name), LADDER, name, "float32", **FAMILIES[name]
+            )
             own = np.arange(0, ROWS, 20)
             efforts = [effort for effort in cascade.coarse.efforts() if effort <= LARGEST_EFFORT]
             efforts = sorted({*efforts[::FEWER_EFFORTS], efforts[-1]})

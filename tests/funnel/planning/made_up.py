@@ -67,7 +67,7 @@ def make_planner(
 ) -> Planner:
     """Measured latencies are the predicted ones unless `p95` says; the plans measured are noted in `calls`."""
 
-    def measure(plan: Plan, k: int, batch: int) -> Latency:
+    def measure(plan: Plan, _k: int, batch: int) -> Latency:
         if calls is not None:
             calls.append(plan)
         ms = calibration.costs.predict(plan, batch, DIM) if p95 is None else p95(plan, batch)

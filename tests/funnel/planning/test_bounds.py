@@ -48,7 +48,7 @@ def tenths(mean: float) -> Draw:
 
 def mostly_whole(mean: float) -> Draw:
     """Most queries perfect, a few at nothing: the hardest for a bound near 1."""
-    return lambda generator, n: 1.0 - (generator.random(n) >= mean) * 1.0
+    return lambda generator, n: np.where(generator.random(n) >= mean, 0.0, 1.0)
 
 
 def whole_or_beta(whole: float, a: float, b: float) -> Draw:
@@ -242,8 +242,10 @@ def test_fixed_sequence_stops_at_the_first_failure() -> None:
 
 
 def test_fixed_sequence_seldom_passes_a_plan_that_is_too_weak() -> None:
-    """Twelve plans in falling recall, of which the last seven are not good enough: whichever is served, the error
-    is delta, although twelve were tested."""
+    """Twelve plans in falling recall, of which the last seven are not good enough.
+
+    Whichever is served, the error is delta, although twelve were tested.
+    """
     generator = np.random.default_rng(11)
     means = np.linspace(0.99, 0.88, 12)
     r = float(means[5])  # this one and those after it must not pass

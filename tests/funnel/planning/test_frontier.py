@@ -125,4 +125,5 @@ def test_a_k_between_uses_the_plans_of_others_on_the_record_for_itself(recorded:
     np.testing.assert_array_equal(made.corpus_hits, hits(corpus, made.plans, 3))
     np.testing.assert_array_equal(made.query_hits, hits(real, made.plans, 3))
     none = frontiers.frontier_of(3, [], corpus, real)
-    assert none.plans == () and none.hits.shape == (0, len(real.queries))
+    assert none.plans == ()
+    assert none.hits.shape == (0, len(real.queries))

@@ -12,11 +12,11 @@ PLANS = tuple(Plan(effort, 100) for effort in (10, 20, 30, 40))
 def latencies(ratio: float, quick: list[Plan], held: list[Plan]) -> Latencies:
     """Plans take their effort in milliseconds, and `ratio` times that where it is to be held."""
 
-    def measure(plan: Plan, k: int, batch: int) -> Latency:
+    def measure(plan: Plan, _k: int, _batch: int) -> Latency:
         quick.append(plan)
         return Latency(plan.effort * 0.9, plan.effort)
 
-    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
+    def hold(plan: Plan, _k: int, _batch: int, allowed: float | None) -> Held:
         held.append(plan)
         largest = plan.effort * ratio
         return Held(2, plan.effort, largest, largest if allowed is None or largest <= allowed else math.inf, 19)
@@ -78,7 +78,7 @@ def test_what_was_measured_for_another_latency_is_enough_where_it_decides() -> N
 def test_a_latency_granted_on_few_windows_is_none_for_a_shorter_one() -> None:
     asked: list[float | None] = []
 
-    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
+    def hold(_plan: Plan, _k: int, _batch: int, allowed: float | None) -> Held:
         asked.append(allowed)
         return Held(2, 1.0, 1.2, 6.0, 3) if allowed is not None and allowed >= 6.0 else Held(2, 1.0, 1.3, 1.3, 19)
 
@@ -101,7 +101,7 @@ def test_records_are_taken_over() -> None:
     quick: list[Plan] = []
     first = latencies(1.0, quick, [])
     first.of(PLANS[0], 10, 1)
-    again = Latencies(first._measure, None, first.records())  # type: ignore[arg-type]
+    again = Latencies(first._measure, None, first.records())
     assert again.of(PLANS[0], 10, 1) == Latency(9.0, 10)
     assert quick == [PLANS[0]]
 

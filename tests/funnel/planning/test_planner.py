@@ -261,7 +261,7 @@ def test_a_sequence_is_tested_once_whatever_the_batch(monkeypatch: pytest.Monkey
     monkeypatch.setattr("funnel.planning.planner.fixed_sequence", counting)
     for batch in (1, 32, 256):
         assert planner.choose(Budget(0.95), K, batch).plan == PLANS[2]
-    assert tested == [(0.95, pytest.approx(0.05))]
+    assert tested == [(0.95, pytest.approx(0.05))]  # type: ignore[comparison-overlap]
 
 
 def test_what_storage_costs_is_taken_off_where_truth_is_of_stored_rows() -> None:
@@ -289,7 +289,8 @@ def test_flat_search_over_rows_that_lost_much_is_not_called_exact() -> None:
     found[:500, -1] = 0.1
     calibration.storage = StorageCost(found, truth)
     told = make_planner(calibration).choose(Budget(1.0), K, 1)
-    assert told.plan.is_flat and not told.certificate.certified
+    assert told.plan.is_flat
+    assert not told.certificate.certified
     assert told.certificate.estimate == pytest.approx(0.95)
     assert "keeps 0.9500 of the true top 10 of the rows as given" in str(told.certificate)
     calibration.storage = StorageCost(truth, truth)
@@ -384,12 +385,12 @@ def test_where_a_latency_is_not_held_the_next_plan_tried_is_cheaper_by_as_much()
     calibration = make_calibration(RECALLS)
     held: list[Plan] = []
 
-    def hold(plan: Plan, k: int, batch: int, allowed: float | None) -> Held:
+    def hold(plan: Plan, _k: int, batch: int, allowed: float | None) -> Held:
         held.append(plan)
         ms = 2 * calibration.costs.predict(plan, batch, DIM)
         return Held(2, ms, ms, ms if allowed is None or ms <= allowed else math.inf, 19)
 
-    def measure(plan: Plan, k: int, batch: int) -> Latency:
+    def measure(plan: Plan, _k: int, batch: int) -> Latency:
         ms = calibration.costs.predict(plan, batch, DIM)
         return Latency(ms, ms)
 

@@ -43,7 +43,8 @@ def made_up_costs(seed: int) -> Costs:
     generator = np.random.default_rng(seed)
 
     def rising(count: int) -> list[float]:
-        return np.cumsum(generator.uniform(0.0, 1.0, count)).tolist()
+        result: list[float] = np.cumsum(generator.uniform(0.0, 1.0, count)).tolist()
+        return result
 
     rerank = {}
     for batch in BATCH_SIZES:

@@ -34,4 +34,6 @@ def test_threads_that_ask_and_tell_find_what_stays() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(found) == {1} and len(found) == 12_000 and len(known) == 50
+    assert set(found) == {1}
+    assert len(found) == 12_000
+    assert len(known) == 50

@@ -196,9 +196,11 @@ def test_a_record_on_disk_is_that_in_memory(recorded: Recording, name: str, tmp_
         record(cascade, queries, corpus.own_rows[:30], corpus.widths, efforts, folder=folder)
         for folder in (tmp_path, None)
     )
-    assert on_disk(mapped.candidate_scores) and not on_disk(held.candidate_scores)
+    assert on_disk(mapped.candidate_scores)
+    assert not on_disk(held.candidate_scores)
     for effort in efforts:
-        assert on_disk(mapped.places[effort]) and not on_disk(held.places[effort])
+        assert on_disk(mapped.places[effort])
+        assert not on_disk(held.places[effort])
         np.testing.assert_array_equal(mapped.shortlists[effort], held.shortlists[effort])
         np.testing.assert_array_equal(mapped.scores[effort], held.scores[effort])
         assert mapped.scores[effort].dtype == np.float32
@@ -230,7 +232,8 @@ def test_each_candidate_is_scored_once_whatever_efforts_find_it(recorded: Record
     assert corpus.candidates.shape[1] <= sum(corpus.largest(effort) for effort in corpus.efforts)
     assert corpus.candidates.shape[1] >= longest - 1
     stored = corpus.candidate_scores
-    assert np.isneginf(stored[corpus.candidates < 0]).all() and np.isfinite(stored[corpus.candidates >= 0]).all()
+    assert np.isneginf(stored[corpus.candidates < 0]).all()
+    assert np.isfinite(stored[corpus.candidates >= 0]).all()
 
 
 @pytest.mark.parametrize("cells", [1, 5_000])

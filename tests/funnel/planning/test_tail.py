@@ -62,9 +62,11 @@ def test_order_is_by_held_out_rows_alone(recorded: Recording, name: str) -> None
     worth = np.clip((tail.corpus_hits.astype(float) - NEEDED + 1) / (K - NEEDED + 1), 0, 1).mean(axis=1)
     assert (np.diff(worth) <= 1e-12).all()
     blind = tail_of(replace(uniform, query_hits=np.zeros_like(uniform.hits)), NEEDED)  # queries that find nothing
-    assert blind.plans == tail.plans and not blind.hits.any()
+    assert blind.plans == tail.plans
+    assert not blind.hits.any()
     none = tail_of(replace(uniform, query_hits=None), NEEDED)
-    assert none.plans == tail.plans and none.hits is none.corpus_hits
+    assert none.plans == tail.plans
+    assert none.hits is none.corpus_hits
     at = uniform.plans.index(tail.plans[0])
     np.testing.assert_array_equal(tail.hits[0], uniform.hits[at])
 

@@ -4,13 +4,22 @@ import re
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from funnel.adaptors import PCA, RECIPES, Adaptor, Identity, fitting
+from funnel.encoding.encoders import Encoder
 from funnel.errors import EncoderError, InputError
-from funnel.reports.adaptors import named, report_on_adaptor, report_on_training, shares_plot, write_report
+from funnel.reports.adaptors import (
+    AdaptorReport,
+    named,
+    report_on_adaptor,
+    report_on_training,
+    shares_plot,
+    write_report,
+)
 from tests.funnel.adaptors.clusters import clustered
 from tests.funnel.adaptors.test_rotation import SHORT
 from tests.funnel.reports.beir_sets import beir_set, write_set
@@ -18,23 +27,23 @@ from tests.funnel.reports.test_pages import Page
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("beir")
     return [beir_set(folder / "first"), beir_set(folder / "second", count=120)]
 
 
 @pytest.fixture(scope="module")
-def measured(folders):
+def measured(folders: list[Path]) -> AdaptorReport:
     return report_on_adaptor(PCA.fit(clustered(200, 16)), folders, dims=[4, 8], progress=False)
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "rotation", replace(SHORT, phases=(replace(SHORT.phases[0], steps=20),)))
     assert fitting.RECIPES is RECIPES
 
 
-def test_each_set_is_measured_by_truncation_pca_and_the_adaptor(measured):
+def test_each_set_is_measured_by_truncation_pca_and_the_adaptor(measured: AdaptorReport) -> None:
     first, second = measured.sets
     assert (first.name, first.documents, first.queries) == ("first", 200, 30)
     assert (second.name, second.documents, second.queries) == ("second", 120, 30)
@@ -49,13 +58,13 @@ def test_each_set_is_measured_by_truncation_pca_and_the_adaptor(measured):
     assert measured.mean["truncation"][16] == 1.0
 
 
-def test_default_widths_are_those_of_the_adaptor(folders):
+def test_default_widths_are_those_of_the_adaptor(folders: list[Path]) -> None:
     rows = clustered(200, 16)
     assert report_on_adaptor(PCA.fit(rows, dims=[2, 6]), folders[:1], progress=False).widths == [2, 6, 16]
     assert report_on_adaptor(Identity(16), folders[:1], progress=False).widths == [8, 16]
 
 
-def test_four_ways_to_show_it(measured, tmp_path):
+def test_four_ways_to_show_it(measured: AdaptorReport, tmp_path: Path) -> None:
     said = write_report(measured, tmp_path / "a" / "b")
     folder = tmp_path / "a" / "b"
     assert {path.name for path in folder.iterdir()} == {"report.json", "report.png", "report.html"}
@@ -67,17 +76,20 @@ def test_four_ways_to_show_it(measured, tmp_path):
     text = (folder / "report.html").read_text()
     page = Page(text)
     share = f"{measured.mean['adaptor'][4]:.4f}"
-    assert share in page.cells and share in said
+    assert share in page.cells
+    assert share in said
     assert f"{measured.sets[0].figures['shortlist recall']['truncation'][4]:.4f}" in page.cells
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     assert not re.search(r"https?:", text)
-    assert "adaptor (pca)" in said and "16, full" in said and "mean of 2 sets" in said
+    assert "adaptor (pca)" in said
+    assert "16, full" in said
+    assert "mean of 2 sets" in said
     assert "left out" not in said + text
     assert "PCA: fitted on the documents of each set" in text
     write_report(measured, folder)  # over the files that are there
 
 
-def test_documents_that_equal_a_query_are_mentioned(tmp_path):
+def test_documents_that_equal_a_query_are_mentioned(tmp_path: Path) -> None:
     rows = clustered(40, 8)
     near = np.argsort(-rows[:6] @ rows.T, axis=1)[:, 1]
     qrels = {f"q{i}": {f"d{row}": 1} for i, row in enumerate(near)}
@@ -87,19 +99,20 @@ def test_documents_that_equal_a_query_are_mentioned(tmp_path):
     assert "left out: 6 documents" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_names_are_escaped(tmp_path):
+def test_names_are_escaped(tmp_path: Path) -> None:
     folder = beir_set(tmp_path / "<b>&amp;$x$", count=40)
     report = report_on_adaptor(Identity(16), [folder], dims=[4], progress=False)
     write_report(report, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
-    assert "<b>" not in text and "&lt;b&gt;&amp;amp;$x$" in text
+    assert "<b>" not in text
+    assert "&lt;b&gt;&amp;amp;$x$" in text
     Page(text)
 
 
-def test_without_matplotlib(measured, tmp_path, monkeypatch):
+def test_without_matplotlib(measured: AdaptorReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def refuse(name, *arguments):
+    def refuse(name: str, *arguments: Any) -> Any:
         if name.split(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *arguments)
@@ -110,7 +123,8 @@ def test_without_matplotlib(measured, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.html"}
 
 
-def test_a_kind_is_trained_on_each_set(tmp_path, quick):
+@pytest.mark.usefixtures("quick")
+def test_a_kind_is_trained_on_each_set(tmp_path: Path) -> None:
     folder = beir_set(tmp_path / "set", count=1_200)
     report = report_on_training("rotation", [folder], tmp_path / "out", dims=[4, 8], progress=False)
     assert (report.adaptor, report.sets[0].adaptor["trained on"]) == ("rotation", "documents")
@@ -122,7 +136,8 @@ def test_a_kind_is_trained_on_each_set(tmp_path, quick):
     assert "set: 1,200 documents, 30 judged queries (test); rotation: asked for" in said
 
 
-def test_judgements_are_trained_on_where_there_are_any(tmp_path, quick):
+@pytest.mark.usefixtures("quick")
+def test_judgements_are_trained_on_where_there_are_any(tmp_path: Path) -> None:
     judged, other = beir_set(tmp_path / "judged"), beir_set(tmp_path / "other")
     (other / "qrels" / "train.tsv").unlink()
     report = report_on_training(
@@ -134,19 +149,19 @@ def test_judgements_are_trained_on_where_there_are_any(tmp_path, quick):
     assert 0 < log["judged"] < 30  # some of the 30 training queries are held out
 
 
-def test_auto_may_keep_another_kind(tmp_path):
+def test_auto_may_keep_another_kind(tmp_path: Path) -> None:
     report = report_on_training("auto", [beir_set(tmp_path / "set")], tmp_path / "out", dims=[4], progress=False)
     assert report.adaptor == "pca"
     assert "too few" in report.sets[0].adaptor["why"]
 
 
-def test_folders_of_one_name_are_numbered():
+def test_folders_of_one_name_are_numbered() -> None:
     folders = [Path("a/scifact"), Path("b/scifact"), Path("cacm"), Path("c/scifact")]
     assert list(named(folders)) == ["scifact", "scifact-2", "cacm", "scifact-3"]
     assert list(named(folders).values()) == folders
 
 
-def test_what_cannot_be_used_is_refused(folders, tmp_path):
+def test_what_cannot_be_used_is_refused(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'pca' is not trained; choose one of auto, rotation, mlp"):
         report_on_training("pca", folders, tmp_path)
     with pytest.raises(InputError, match="no data sets"):
@@ -160,13 +175,13 @@ def test_what_cannot_be_used_is_refused(folders, tmp_path):
         report_on_training("auto", [folders[0], wide], tmp_path / "out", progress=False)
 
 
-def test_a_plot_calls_ways_as_asked(measured, tmp_path):
+def test_a_plot_calls_ways_as_asked(measured: AdaptorReport, tmp_path: Path) -> None:
     shares_plot("a $title$", measured.sets[:1], tmp_path / "one.png", {"adaptor": "rotation"})
     shares_plot("a $title$", measured.sets[:1], tmp_path / "two.png", {"adaptor": "rotation"})
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_texts_are_encoded_once(minilm, tmp_path):
+def test_texts_are_encoded_once(minilm: Encoder, tmp_path: Path) -> None:
     texts = {
         "corpus": {"a": "Wings at supersonic speed.", "b": "Bread and butter.", "c": "Tides of the sea."},
         "queries": {"x": "supersonic wing", "y": "what to eat"},

@@ -19,7 +19,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS_PER_FIGURE", 0.02)
 
 
-def test_figures(graph: FunnelIndex, rows: np.ndarray, unseen: np.ndarray) -> None:
+def test_figures(graph: FunnelIndex, unseen: np.ndarray) -> None:
     results = bench(graph, BenchQueries(unseen), "a test", targets=(0.9, 1.0))
     assert (results["title"], results["k"], results["n_queries"]) == ("a test", 10, 300)
     assert [point["target"] for point in results["funnel"]] == [0.9, 1.0]
@@ -61,12 +61,14 @@ def test_recall_is_that_of_numpy(graph: FunnelIndex, rows: np.ndarray, unseen: n
 
 def test_rows_as_queries_do_not_find_themselves(graph: FunnelIndex, rows: np.ndarray) -> None:
     held = held_out_queries(graph)
-    assert held.own_positions is not None and len(held.vectors) == 500
+    assert held.own_positions is not None
+    assert len(held.vectors) == 500
     assert_allclose(held.vectors, rows[held.own_positions], atol=1e-5)
     assert_array_equal(held_out_queries(graph).own_positions, held.own_positions)
     prepared = graph.searcher.prepare(held.vectors)
     truth = module._Truth(graph, prepared, held.own_positions, 10)
-    assert truth.recall(FLAT) == (1.0 - truth.lost, 0.0) and truth.lost < 5e-4
+    assert truth.recall(FLAT) == (1.0 - truth.lost, 0.0)
+    assert truth.lost < 5e-4
     without = brute_force(rows, rows[held.own_positions], 11)[1][:, 1:]
     assert_allclose(truth._scores, without, atol=2e-6)
 
@@ -84,7 +86,7 @@ def test_judgements(texts: FunnelIndex) -> None:
         bench(texts, BenchQueries(asked, ["x", "y"]), "", qrels)
 
 
-def test_what_cannot_be_measured(graph: FunnelIndex, tmp_path: object) -> None:
+def test_what_cannot_be_measured(graph: FunnelIndex) -> None:
     with pytest.raises(InputError, match="k is 0"):
         bench(graph, BenchQueries(clustered_rows(3)), "", k=0)
     with pytest.raises(InputError, match="32"):

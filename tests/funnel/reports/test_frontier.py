@@ -39,7 +39,7 @@ def test_the_picture_is_a_png_of_the_size_promised(graph: FunnelIndex, tmp_path:
 
 def test_budgets_of_one_plan_share_a_label(graph: FunnelIndex) -> None:
     plan = frontier_points(graph)[0].plan
-    labels = _labels([Point(plan, 0.97, 0.96, 0.25, (0.9, 0.95)), Point(plan, 0.99, 0.98, 0.5)])
+    labels = _labels([Point(plan, 0.97, 0.96, 0.25, (0.9, 0.95)), Point(plan, 0.99, 0.98, 0.5)])  # type: ignore[arg-type]
     assert [label.text for label in labels] == ["0.90, 0.95: 0.25 ms"]
 
 

@@ -1,6 +1,9 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,17 +18,17 @@ from tests.funnel.corpora import hashed_words
 from tests.funnel.reports.beir_sets import beir_set, write_set
 
 
-def embedded(letter, rows):
+def embedded(letter: str, rows: npt.NDArray[np.float32]) -> Embedded:
     return Embedded("set", [f"{letter}{i}" for i in range(len(rows))], np.asarray(rows, np.float32))
 
 
-def judged_set(documents, queries, qrels):
+def judged_set(documents: Any, queries: npt.NDArray[np.float32], qrels: Any) -> JudgedSet:
     return JudgedSet(embedded("d", documents), embedded("q", queries), qrels)
 
 
-def by_hand(documents, queries, qrels, width):
+def by_hand(documents: Any, queries: npt.NDArray[np.float32], qrels: Any, width: int) -> dict[str, float]:
     """nDCG@10, recall@100 and shortlist recall in plain numpy, without ties or left-out documents."""
-    found = {"ndcg@10": [], "recall@100": [], "shortlist recall": []}
+    found: dict[str, list[float]] = {"ndcg@10": [], "recall@100": [], "shortlist recall": []}
     for i, query in enumerate(queries):
         part = documents[:, :width] / np.linalg.norm(documents[:, :width], axis=1, keepdims=True)
         order = np.argsort(-(part @ query[:width]))
@@ -38,12 +41,12 @@ def by_hand(documents, queries, qrels, width):
         found["recall@100"].append((grades[order[:100]] > 0).sum() / (grades > 0).sum())
         true = np.argsort(-(documents @ query))[:10]
         found["shortlist recall"].append(len(set(true) & set(order[:50])) / len(true))
-    return {name: np.mean(values) for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.integers(5, 160))
-def test_the_figures_are_those_of_plain_arithmetic(seed, count):
+def test_the_figures_are_those_of_plain_arithmetic(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     documents, queries = clustered(count, 8, seed=seed), clustered(6, 8, seed=seed + 1)
     qrels = {
@@ -56,7 +59,7 @@ def test_the_figures_are_those_of_plain_arithmetic(seed, count):
         assert {name: ways["truncation"][width] for name, ways in figures.items()} == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_rotation_changes_prefixes_and_not_the_full_width():
+def test_a_rotation_changes_prefixes_and_not_the_full_width() -> None:
     documents, queries = clustered(300, 16), clustered(40, 16, seed=1)
     near = np.argsort(-queries @ documents.T, axis=1)[:, :3]
     judged = judged_set(documents, queries, {f"q{i}": {f"d{row}": 1 for row in rows} for i, rows in enumerate(near)})
@@ -69,7 +72,7 @@ def test_a_rotation_changes_prefixes_and_not_the_full_width():
     assert (found.documents, found.queries, found.left_out) == (300, 40, 0)
 
 
-def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged():
+def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged() -> None:
     documents = clustered(30, 8)
     own = documents[:2]
     second = np.argsort(-own @ documents.T, axis=1)[:, 1]
@@ -85,7 +88,7 @@ def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged():
     assert found.full["ndcg@10"] == 1.0
 
 
-def test_documents_that_tie_stand_for_each_other():
+def test_documents_that_tie_stand_for_each_other() -> None:
     documents = clustered(100, 8)
     query = np.roll(documents[:1], 1, axis=1)
     nearest = documents[np.argmax(query @ documents.T)]
@@ -94,14 +97,14 @@ def test_documents_that_tie_stand_for_each_other():
     assert found.full["shortlist recall"] == 1.0
 
 
-def test_a_corpus_of_nothing_but_the_query():
+def test_a_corpus_of_nothing_but_the_query() -> None:
     rows = clustered(1, 8)
     found = measure(judged_set(rows, rows, {"q0": {"elsewhere": 1}}), {"truncation": Identity(8)}, [4])
     assert found.full == {"ndcg@10": 0.0, "recall@100": 0.0, "shortlist recall": 0.0}
 
 
-def test_shares_are_averaged_over_sets_and_not_over_queries():
-    def figures(name, small, full):
+def test_shares_are_averaged_over_sets_and_not_over_queries() -> None:
+    def figures(name: str, small: Any, full: Any) -> SetFigures:
         return SetFigures(name, 5, 5, 0, {"ndcg@10": {"truncation": {4: small, 8: full}, "pca": {4: full, 8: full}}})
 
     shares = mean_shares([figures("a", 0.1, 0.4), figures("b", 0.6, 0.8)])
@@ -110,7 +113,7 @@ def test_shares_are_averaged_over_sets_and_not_over_queries():
         mean_shares([figures("nothing", 0.1, 0.0)])
 
 
-def test_widths_and_encoders_must_fit():
+def test_widths_and_encoders_must_fit() -> None:
     judged = judged_set(clustered(20, 8), clustered(3, 8, seed=1), {f"q{i}": {"d0": 1} for i in range(3)})
     with pytest.raises(EncoderError, match="pca takes vectors of 6 dims, and those of set have 8"):
         measure(judged, {"truncation": Identity(8), "pca": Identity(6)}, [4])
@@ -118,11 +121,11 @@ def test_widths_and_encoders_must_fit():
         judged_set(clustered(20, 8), clustered(3, 6), {"q0": {"d0": 1}})
 
 
-def read(folder, split="test", encoder=None, cache=None):
+def read(folder: Path, split: str = "test", encoder: Any = None, cache: Any = None) -> JudgedSet:
     return JudgedSet.read(folder, folder.name, split, encoder, cache or EmbeddingCache(folder / "cache"), False)
 
 
-def test_only_the_judged_queries_are_read(tmp_path):
+def test_only_the_judged_queries_are_read(tmp_path: Path) -> None:
     judged = read(beir_set(tmp_path / "small"))
     assert judged.queries.ids == [f"q{i}" for i in range(0, 60, 2)]
     np.testing.assert_allclose(judged.queries.vectors, clustered(60, 16, seed=1)[::2], atol=1e-6)
@@ -131,10 +134,10 @@ def test_only_the_judged_queries_are_read(tmp_path):
     assert read(tmp_path / "small", "train").queries.ids[0] == "q1"
 
 
-def test_only_the_judged_queries_are_encoded(tmp_path):
+def test_only_the_judged_queries_are_encoded(tmp_path: Path) -> None:
     asked = []
 
-    def encode(texts):
+    def encode(texts: list[str]) -> npt.NDArray[np.float32]:
         asked.extend(texts)
         return hashed_words(texts)
 
@@ -147,7 +150,7 @@ def test_only_the_judged_queries_are_encoded(tmp_path):
     assert (judged.queries.ids, judged.documents.ids, dict(judged.qrels)) == (["x"], ["a", "b"], {"x": {"a": 1}})
 
 
-def test_judgements_that_do_not_fit_are_refused(tmp_path):
+def test_judgements_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     rows = clustered(20, 8)
     folder = write_set(tmp_path / "odd", rows, rows[:2], {"test": {"q0": {"d1": 1}, "q7": {"d1": 1}}})
     with pytest.raises(InputError, match=r"1 of 2 judged queries are not in .*queries.jsonl \(q7\)"):

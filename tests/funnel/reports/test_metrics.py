@@ -1,5 +1,6 @@
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ def recall(returned: list[float], k: int, true: np.ndarray = TRUE, **options: fl
     return float(recall_at_k(np.array([returned], np.float32), true, k, **options)[0])
 
 
-def test_hand_values():
+def test_hand_values() -> None:
     assert recall([0.9, 0.8], 2) == 1.0
     assert recall([0.9, 0.7], 2) == 0.5
     assert recall([0.5, 0.4], 2) == 0.0
     assert recall([0.9, 0.7, 0.6], 3) == pytest.approx(2 / 3)
 
 
-def test_each_query_has_its_own_value():
+def test_each_query_has_its_own_value() -> None:
     true = np.array([[0.9, 0.8], [0.5, 0.4]], np.float32)
     returned = np.array([[0.9, 0.3], [0.5, 0.4]], np.float32)
     shares = recall_at_k(returned, true, 2)
@@ -31,37 +32,37 @@ def test_each_query_has_its_own_value():
     np.testing.assert_array_equal(shares, [0.5, 1.0])
 
 
-def test_duplicates_of_the_kth_count():
+def test_duplicates_of_the_kth_count() -> None:
     tied = np.array([[0.9, 0.8, 0.8, 0.8]], np.float32)
     assert recall([0.9, 0.8], 2, tied) == 1.0
     assert recall([0.8, 0.8], 2, tied) == 1.0
 
 
-def test_ties_are_within_the_tolerance_and_no_further():
+def test_ties_are_within_the_tolerance_and_no_further() -> None:
     true = np.array([[0.5]])
     assert recall_at_k(np.array([[0.5 - 0.9e-6]]), true, 1)[0] == 1.0
     assert recall_at_k(np.array([[0.5 - 1.1e-6]]), true, 1)[0] == 0.0
     assert recall_at_k(np.array([[0.4]]), true, 1, tolerance=0.2)[0] == 1.0
 
 
-def test_at_most_k_count():
+def test_at_most_k_count() -> None:
     assert recall([0.9, 0.8, 0.7], 1) == 1.0
 
 
-def test_rows_above_the_kth_count_even_if_flat_missed_them():
+def test_rows_above_the_kth_count_even_if_flat_missed_them() -> None:
     assert recall([0.95, 0.9], 2) == 1.0
 
 
 @pytest.mark.parametrize("filler", [np.nan, -np.inf])
-def test_fillers_do_not_count(filler):
+def test_fillers_do_not_count(filler: Any) -> None:
     assert recall([0.9, filler], 2) == 0.5
 
 
-def test_nothing_returned_is_zero():
+def test_nothing_returned_is_zero() -> None:
     np.testing.assert_array_equal(recall_at_k(np.empty((2, 0)), np.ones((2, 3)), 2), [0.0, 0.0])
 
 
-def test_the_order_of_the_true_scores_does_not_matter():
+def test_the_order_of_the_true_scores_does_not_matter() -> None:
     assert recall([0.9, 0.7], 2, TRUE[:, ::-1]) == 0.5
 
 
@@ -69,7 +70,7 @@ def test_the_order_of_the_true_scores_does_not_matter():
     scores=st.lists(st.integers(-50, 50), min_size=1, max_size=30, unique=True),
     data=st.data(),
 )
-def test_without_ties_it_is_the_share_of_the_top_k(scores, data):
+def test_without_ties_it_is_the_share_of_the_top_k(scores: Any, data: Any) -> None:
     k = data.draw(st.integers(1, len(scores)))
     returned = data.draw(st.lists(st.sampled_from(scores), unique=True, max_size=k))
     top = set(sorted(scores, reverse=True)[:k])
@@ -90,12 +91,12 @@ def test_without_ties_it_is_the_share_of_the_top_k(scores, data):
         (np.ones((1, 2)), np.ones((1, 2)), 1, math.nan, "tolerance is nan"),
     ],
 )
-def test_arguments_of_no_use_are_refused(returned, true, k, tolerance, message):
+def test_arguments_of_no_use_are_refused(returned: Any, true: Any, k: int, tolerance: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         recall_at_k(returned, true, k, tolerance)
 
 
-def test_ranking_by_hand():
+def test_ranking_by_hand() -> None:
     qrels = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}}
     run = {"q1": {"x": 0.9, "a": 0.8, "b": 0.7}, "q2": {"d": 0.5, "y": 0.4}}
     # Gain is the relevance, discount log2(rank + 1): the graded form of trec_eval.
@@ -107,30 +108,30 @@ def test_ranking_by_hand():
     assert metrics["recall@100"] == pytest.approx(1.0)
 
 
-def test_ranking_is_cut_at_10_and_at_100():
+def test_ranking_is_cut_at_10_and_at_100() -> None:
     run = {"q": {f"d{rank:03}": -float(rank) for rank in range(1, 151)}}
     assert ranking_metrics(run, {"q": {"d010": 1}})["ndcg@10"] == pytest.approx(1 / math.log2(11))
     assert ranking_metrics(run, {"q": {"d011": 1}})["ndcg@10"] == 0.0
     assert ranking_metrics(run, {"q": {"d100": 1, "d101": 1}})["recall@100"] == pytest.approx(0.5)
 
 
-def test_a_judged_query_that_is_missing_counts_as_zero():
+def test_a_judged_query_that_is_missing_counts_as_zero() -> None:
     qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 1}, "q4": {"a": 0}}
     run = {"q1": {"a": 1.0}, "q2": {}, "q9": {"a": 1.0}}
     assert ranking_metrics(run, qrels)["ndcg@10"] == pytest.approx(1 / 3)
 
 
-def test_judgements_without_a_relevant_document_are_refused():
+def test_judgements_without_a_relevant_document_are_refused() -> None:
     with pytest.raises(InputError, match="none of the 1 judged queries"):
         ranking_metrics({"q": {"a": 1.0}}, {"q": {"a": 0}})
 
 
-def test_numpy_scores_are_taken():
+def test_numpy_scores_are_taken() -> None:
     run = {"q": {"a": np.float32(1.0)}}
-    assert ranking_metrics(run, {"q": {"a": np.int64(1)}})["ndcg@10"] == 1.0  # type: ignore[dict-item]
+    assert ranking_metrics(run, {"q": {"a": np.int64(1)}})["ndcg@10"] == 1.0  # type: ignore[arg-type, dict-item]
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytrec_eval", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'funnel-retrieval\[beir\]'"):
         ranking_metrics({"q": {"a": 1.0}}, {"q": {"a": 1}})

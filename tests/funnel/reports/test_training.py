@@ -1,5 +1,7 @@
 import builtins
 import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,12 @@ QUICK = Recipe(
 
 
 @pytest.fixture(scope="module")
-def asked_for():
+def asked_for() -> AdaptorChoice:
     trained = fit_adaptor("rotation", clustered(400, 16), dims=[4, 8], recipe=QUICK)
     return AdaptorChoice(trained.adaptor, "rotation: asked for", trained.log.figure, {}, {"rotation": trained.log})
 
 
-def log(kind, best, *means):
+def log(kind: str, best: Any, *means: Any) -> TrainingLog:
     """A log with an evaluation every 10 steps."""
     steps = [{"step": i, "phase": "unsupervised", "epoch": 0, "topk": 1 / i} for i in range(1, 10 * len(means))]
     evaluations = [
@@ -30,19 +32,19 @@ def log(kind, best, *means):
     return TrainingLog(kind, [4, 8], 0, 400, 25, "nDCG@10", steps, evaluations, best, stopped, 12.34)
 
 
-def chosen():
+def chosen() -> AdaptorChoice:
     figures = {"identity": {4: 0.3, 8: 0.4}, "pca": {4: 0.5, 8: 0.6}, "mlp": {4: 0.7, 8: 0.8}}
     logs = {"rotation": log("rotation", 10, 0.5, 0.6, 0.55), "mlp": log("mlp", 20, 0.3, 0.5, 0.7)}
     return AdaptorChoice(PCA.fit(clustered(50, 16)), "pca: mean $over$ 2 widths <b>", "nDCG@10", figures, logs)
 
 
-def size(path):
+def size(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     return struct.unpack(">II", data[16:24])
 
 
-def test_a_kind_that_was_asked_for_is_shown_before_and_after(asked_for, tmp_path):
+def test_a_kind_that_was_asked_for_is_shown_before_and_after(asked_for: AdaptorChoice, tmp_path: Path) -> None:
     asked_for.save(tmp_path)
     said = show_training(asked_for, tmp_path)
     lines = said.splitlines()
@@ -59,7 +61,7 @@ def test_a_kind_that_was_asked_for_is_shown_before_and_after(asked_for, tmp_path
     assert size(tmp_path / "training.png") == (2400, 920)
 
 
-def test_every_kind_compared_is_shown_and_the_kept_one_named(tmp_path):
+def test_every_kind_compared_is_shown_and_the_kept_one_named(tmp_path: Path) -> None:
     said = show_training(chosen(), tmp_path / "new" / "folder")
     lines = said.splitlines()
     assert lines[0] == "pca: mean $over$ 2 widths <b>"
@@ -70,7 +72,7 @@ def test_every_kind_compared_is_shown_and_the_kept_one_named(tmp_path):
     assert size(tmp_path / "new" / "folder" / "training.png") == (2400, 1600)  # a row of panels for each kind
 
 
-def test_nothing_trained(tmp_path):
+def test_nothing_trained(tmp_path: Path) -> None:
     choice = AdaptorChoice(PCA.fit(clustered(50, 16)), "pca: 50 different vectors are too few to train")
     choice.save(tmp_path)
     said = show_training(choice, tmp_path)
@@ -79,7 +81,7 @@ def test_nothing_trained(tmp_path):
     assert not (tmp_path / "training.png").exists()
 
 
-def test_an_interrupt_before_the_first_figure(tmp_path):
+def test_an_interrupt_before_the_first_figure(tmp_path: Path) -> None:
     stopped = TrainingLog("rotation", [4], 0, 400, 0, "shortlist recall", stopped=["interrupted after step 0"])
     choice = AdaptorChoice(Rotation(PCA.fit(clustered(50, 16)).matrix.numpy()), "asked for", logs={"rotation": stopped})
     said = show_training(choice, tmp_path)
@@ -87,10 +89,10 @@ def test_an_interrupt_before_the_first_figure(tmp_path):
     assert "nothing was trained" in said
 
 
-def test_without_matplotlib(tmp_path, monkeypatch):
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def refuse(name, *arguments):
+    def refuse(name: str, *arguments: Any) -> Any:
         if name.split(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *arguments)

@@ -24,7 +24,8 @@ def test_three_files_and_a_table(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a" / "b" / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert 'src="http' not in page and 'href="http' not in page  # self-contained
+    assert 'src="http' not in page
+    assert 'href="http' not in page  # self-contained
     assert "200,000 x 384, k=10, 2,000 queries; certified on 3,000 real queries" in said
     assert COMPARISON_NOTE in said
     assert "0.9571" in said

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def segment_entry(transaction: Transaction, folder: Path, rows: int = 3) -> Part
 
 def settings(**given: object) -> Settings:
     """Those of an index of bare vectors under a flat search, unless others are given."""
-    known: dict[str, object] = {"coarse": "flat", "coarse_settings": {}, "documents": False, "dtype": "float16"}
+    known: dict[str, Any] = {"coarse": "flat", "coarse_settings": {}, "documents": False, "dtype": "float16"}
     known |= {"encoder": None, "encoder_reopenable": False, "exact_encoding": False, "memory_mb": None, "seed": 0}
     return Settings(**known | {"adaptor": AdaptorNote(kind="pca")} | given)
 
@@ -88,16 +89,16 @@ class CountingFiles(Files):
         self.at = at
         self.done: list[str] = []
 
-    def __getattribute__(self, name: str):
+    def __getattribute__(self, name: str) -> Any:
         if name in OPERATIONS:
             self.done.append(name)
             if len(self.done) - 1 == self.at:
                 return lambda *arguments: self.strike(name, *arguments)
         if name == "sync":  # flushing is slow, and nothing a test can see depends on it
-            return lambda path: None
+            return lambda _path: None
         return super().__getattribute__(name)
 
-    def strike(self, name: str, *arguments: object) -> None:
+    def strike(self, name: str, *arguments: Any) -> None:
         raise NotImplementedError
 
 
@@ -106,7 +107,7 @@ class FailingFiles(CountingFiles):
 
     code = errno.EIO
 
-    def strike(self, name: str, *arguments: object) -> None:
+    def strike(self, name: str, *arguments: Any) -> None:
         if name == "write":
             path, data = arguments
             path.write_bytes(data[: len(data) // 2])
@@ -120,7 +121,7 @@ class FullDiskFiles(FailingFiles):
 class KillingFiles(FailingFiles):
     """Kills the process at one operation, with no chance to clean up."""
 
-    def strike(self, name: str, *arguments: object) -> None:
+    def strike(self, name: str, *arguments: Any) -> None:
         if name == "write":
             path, data = arguments
             path.write_bytes(data[: len(data) // 2])

@@ -7,19 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run(tmp_path: Path, *arguments: str) -> dict:
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """Run a campaign in a process of its own, as this one had parallel regions and cannot be forked; its record."""
     threads = {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks", *arguments, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
-    return json.loads((tmp_path / f"{arguments[0]}.json").read_text())
+    record: dict[str, Any] = json.loads((tmp_path / f"{arguments[0]}.json").read_text())
+    return record
 
 
 @pytest.mark.parametrize("operations", [("build", "compact"), ("add", "upsert", "delete")])

@@ -4,6 +4,9 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ BLOCK = 64
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checks") / "index"
     with IndexFolder(root).begin() as transaction:
         commit_all(transaction)
@@ -27,20 +30,20 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def index(original, tmp_path):
+def index(original: Path, tmp_path: Path) -> IndexFolder:
     return IndexFolder(shutil.copytree(original, tmp_path / "index"))
 
 
-def read_everything(folder):
+def read_everything(folder: IndexFolder) -> Mapping[str, str]:
     """What a reader does first; the damaged caches it was told of."""
     return folder.verify(folder.manifest()).damaged_caches
 
 
-def files_of(root):
+def files_of(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".funnel-lock")
 
 
-def assert_named(folder, path):
+def assert_named(folder: IndexFolder, path: Path) -> None:
     """The damage is found by a reader and by the check, and both name the file."""
     relative = path.relative_to(folder.path).as_posix()
     if path.name == "coarse.faiss":
@@ -54,7 +57,7 @@ def assert_named(folder, path):
     assert any(relative in line.file + line.detail for line in bad)
 
 
-def test_an_untouched_index_is_whole(index):
+def test_an_untouched_index_is_whole(index: IndexFolder) -> None:
     assert read_everything(index) == {}
     report = check(index.path)
     assert report.ok
@@ -63,7 +66,7 @@ def test_an_untouched_index_is_whole(index):
     assert {line.file for line in report.lines} == on_disk
 
 
-def test_every_flipped_byte_of_current_is_found(index):
+def test_every_flipped_byte_of_current_is_found(index: IndexFolder) -> None:
     path = index.path / "CURRENT"
     data = path.read_bytes()
     for place in range(len(data)):
@@ -75,7 +78,7 @@ def test_every_flipped_byte_of_current_is_found(index):
 
 @settings(max_examples=60)
 @given(st.data())
-def test_any_flipped_byte_in_any_file_is_found_and_named(original, data):
+def test_any_flipped_byte_in_any_file_is_found_and_named(original: Path, data: Any) -> None:
     path = data.draw(st.sampled_from(files_of(original)))
     good = path.read_bytes()
     place, flip = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(1, 255))
@@ -88,7 +91,7 @@ def test_any_flipped_byte_in_any_file_is_found_and_named(original, data):
 
 @settings(max_examples=60)
 @given(st.data())
-def test_any_truncation_or_growth_of_any_file_is_found_and_named(original, data):
+def test_any_truncation_or_growth_of_any_file_is_found_and_named(original: Path, data: Any) -> None:
     path = data.draw(st.sampled_from(files_of(original)))
     good = path.read_bytes()
     length = data.draw(st.integers(0, len(good) - 1) | st.just(len(good) + 1))
@@ -99,7 +102,7 @@ def test_any_truncation_or_growth_of_any_file_is_found_and_named(original, data)
         path.write_bytes(good)
 
 
-def test_any_missing_file_is_found_and_named(index):
+def test_any_missing_file_is_found_and_named(index: IndexFolder) -> None:
     for path in files_of(index.path):
         good = path.read_bytes()
         path.unlink()
@@ -108,7 +111,7 @@ def test_any_missing_file_is_found_and_named(index):
     assert read_everything(index) == {}
 
 
-def test_a_file_swapped_for_a_link_to_itself_is_refused(index, tmp_path):
+def test_a_file_swapped_for_a_link_to_itself_is_refused(index: IndexFolder, tmp_path: Path) -> None:
     path = next(index.path.rglob("ids.npy"))
     path.rename(tmp_path / "ids.npy")
     path.symlink_to(tmp_path / "ids.npy")
@@ -116,14 +119,14 @@ def test_a_file_swapped_for_a_link_to_itself_is_refused(index, tmp_path):
         read_everything(index)
 
 
-def test_a_damaged_cache_leaves_the_check_well_and_says_so(index):
+def test_a_damaged_cache_leaves_the_check_well_and_says_so(index: IndexFolder) -> None:
     next(index.path.rglob("coarse.faiss")).write_bytes(b"")
     report = check(index.path)
     assert report.ok
     assert [line.status for line in report.lines if line.file.endswith("coarse.faiss")] == ["rebuildable"]
 
 
-def test_stray_files_are_named_and_do_no_harm(index):
+def test_stray_files_are_named_and_do_no_harm(index: IndexFolder) -> None:
     (index.path / "notes.txt").touch()
     (index.path / "segments" / ".tmp-000002-00000000").mkdir()
     (index.path / "segments" / ".tmp-000002-00000000" / "vectors.npy").touch()
@@ -136,12 +139,12 @@ def test_stray_files_are_named_and_do_no_harm(index):
     }
 
 
-def test_check_of_a_folder_without_an_index_raises(tmp_path):
+def test_check_of_a_folder_without_an_index_raises(tmp_path: Path) -> None:
     with pytest.raises(NotAnIndexError):
         check(tmp_path)
 
 
-def test_lazy_checks_small_files_now_and_big_ones_on_touch(index):
+def test_lazy_checks_small_files_now_and_big_ones_on_touch(index: IndexFolder) -> None:
     manifest = index.manifest()
     verification = index.verify(manifest, "lazy")
     assert sorted(path.rsplit("/")[-1] for path in verification.verifiers) == ["norms.npy", "vectors.npy"]
@@ -150,7 +153,7 @@ def test_lazy_checks_small_files_now_and_big_ones_on_touch(index):
         index.verify(manifest, "lazy")
 
 
-def test_lazy_checks_the_header_s_block_at_once(index):
+def test_lazy_checks_the_header_s_block_at_once(index: IndexFolder) -> None:
     path = next(index.path.rglob("vectors.npy"))
     data = bytearray(path.read_bytes())
     data[0] ^= 1
@@ -159,19 +162,24 @@ def test_lazy_checks_the_header_s_block_at_once(index):
         index.verify(index.manifest(), "lazy")
 
 
-def test_an_unknown_mode_is_refused(index):
+def test_an_unknown_mode_is_refused(index: IndexFolder) -> None:
     with pytest.raises(InputError, match="'fast', expected 'full' or 'lazy'"):
-        index.verify(index.manifest(), "fast")
+        index.verify(index.manifest(), "fast")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("bars_at_once")
-def test_progress_shows_bytes(index, capsys):
+def test_progress_shows_bytes(index: IndexFolder, capsys: pytest.CaptureFixture[str]) -> None:
     index.verify(index.manifest(), progress=True)
     assert "B/s" in capsys.readouterr().err
 
 
 @given(st.binary(max_size=300), st.integers(1, 100), st.booleans())
-def test_one_pass_gives_the_hash_of_the_whole_and_of_each_block(tmp_path_factory, data, block_bytes, blocks):
+def test_one_pass_gives_the_hash_of_the_whole_and_of_each_block(
+    tmp_path_factory: pytest.TempPathFactory,
+    data: bytes,
+    block_bytes: int,
+    blocks: bool,
+) -> None:
     path = tmp_path_factory.getbasetemp() / "hashed"
     path.write_bytes(data)
     entry = hash_file(path, blocks, block_bytes=block_bytes)
@@ -182,20 +190,20 @@ def test_one_pass_gives_the_hash_of_the_whole_and_of_each_block(tmp_path_factory
 
 
 @pytest.fixture
-def blocks(tmp_path):
+def blocks(tmp_path: Path) -> tuple[Path, Callable[[], BlockVerifier]]:
     """A file of 10 blocks of 64 bytes (the last one 20), and a function that gives a fresh verifier."""
     (tmp_path / "file").write_bytes(bytes(range(256)) * 2 + b"z" * 84)
     entry = hash_file(tmp_path / "file", blocks=True, block_bytes=BLOCK)
     return tmp_path / "file", lambda: BlockVerifier(tmp_path, "file", entry)
 
 
-def flip(path, place):
+def flip(path: Path, place: int) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
 
 
-def test_only_the_blocks_that_are_touched_are_checked(blocks):
+def test_only_the_blocks_that_are_touched_are_checked(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     path, verifier = blocks
     flip(path, 3 * BLOCK + 5)
     touched = verifier()
@@ -208,7 +216,7 @@ def test_only_the_blocks_that_are_touched_are_checked(blocks):
     assert not touched.complete
 
 
-def test_a_block_is_read_on_first_touch_only(blocks):
+def test_a_block_is_read_on_first_touch_only(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     path, verifier = blocks
     touched = verifier()
     touched.ensure(0, BLOCK)
@@ -218,7 +226,7 @@ def test_a_block_is_read_on_first_touch_only(blocks):
         verifier().ensure(0, BLOCK)
 
 
-def test_everything_touched_is_complete(blocks):
+def test_everything_touched_is_complete(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     _, verifier = blocks
     touched = verifier()
     touched.ensure(0, 9 * BLOCK + 20)
@@ -231,7 +239,9 @@ def test_everything_touched_is_complete(blocks):
     chosen=st.lists(st.integers(0, 50), min_size=1, max_size=5),
     place=st.integers(0, 595),
 )
-def test_rows_are_checked_exactly_where_they_lie(tmp_path_factory, header, row_bytes, chosen, place):
+def test_rows_are_checked_exactly_where_they_lie(
+    tmp_path_factory: pytest.TempPathFactory, header: Any, row_bytes: Any, chosen: Any, place: int
+) -> None:
     root = tmp_path_factory.getbasetemp()
     (root / "rows").write_bytes(b"r" * 596)
     entry = hash_file(root / "rows", blocks=True, block_bytes=BLOCK)
@@ -251,7 +261,7 @@ def test_rows_are_checked_exactly_where_they_lie(tmp_path_factory, header, row_b
         assert set(np.flatnonzero(verifier._verified).tolist()) == touched
 
 
-def test_bytes_and_rows_outside_the_file_are_refused(blocks):
+def test_bytes_and_rows_outside_the_file_are_refused(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     _, verifier = blocks
     touched = verifier()
     for offset, length in ((-1, 2), (0, 597), (596, 1), (5, -1)):
@@ -264,7 +274,7 @@ def test_bytes_and_rows_outside_the_file_are_refused(blocks):
     touched.ensure_rows(np.array([], dtype=np.int64), 4, 0)
 
 
-def test_blocks_can_be_checked_after_the_name_is_gone(blocks):
+def test_blocks_can_be_checked_after_the_name_is_gone(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     path, verifier = blocks
     touched = verifier()
     path.unlink()
@@ -272,25 +282,29 @@ def test_blocks_can_be_checked_after_the_name_is_gone(blocks):
     assert touched.complete
 
 
-def test_a_file_of_another_size_gets_no_verifier(blocks):
+def test_a_file_of_another_size_gets_no_verifier(blocks: tuple[Path, Callable[[], BlockVerifier]]) -> None:
     path, verifier = blocks
     os.truncate(path, 500)
     with pytest.raises(DamagedIndexError, match=r"cut short: it has 500 bytes, expected 596"):
         verifier()
 
 
-def test_a_file_without_block_hashes_gets_no_verifier(blocks, tmp_path):
+def test_a_file_without_block_hashes_gets_no_verifier(
+    blocks: tuple[Path, Callable[[], BlockVerifier]], tmp_path: Path
+) -> None:
     path, _ = blocks
     with pytest.raises(InputError, match="no block hashes"):
         BlockVerifier(tmp_path, "file", hash_file(path, blocks=False))
 
 
-def test_each_block_is_hashed_once_by_many_threads(blocks, monkeypatch):
+def test_each_block_is_hashed_once_by_many_threads(
+    blocks: tuple[Path, Callable[[], BlockVerifier]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, verifier = blocks
     touched, hashed = verifier(), []
     real = hashlib.sha256
 
-    def counting(*arguments):
+    def counting(*arguments: Any) -> Any:
         hashed.append(1)
         return real(*arguments)
 

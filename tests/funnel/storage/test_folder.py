@@ -1,5 +1,7 @@
 """The index folder as its users see it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from funnel.storage import IndexFolder
 from tests.funnel.storage.helpers import commit_all, commit_second, settings
 
 
-def test_a_folder_comes_into_being_with_its_first_commit(tmp_path):
+def test_a_folder_comes_into_being_with_its_first_commit(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path / "deep" / "index")
     assert not folder.exists()
     with pytest.raises(NotAnIndexError):
@@ -23,7 +25,7 @@ def test_a_folder_comes_into_being_with_its_first_commit(tmp_path):
     assert {"numpy", "torch", "faiss"} <= written.versions.keys()
 
 
-def test_parts_lie_where_the_manifest_says(tmp_path):
+def test_parts_lie_where_the_manifest_says(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path)
     with folder.begin() as transaction:
         manifest = commit_all(transaction)
@@ -34,7 +36,7 @@ def test_parts_lie_where_the_manifest_says(tmp_path):
     assert np.load(folder.file(tombstones)).tolist() == [1]
 
 
-def test_a_reader_overtaken_while_verifying_is_told_to_open_again(tmp_path):
+def test_a_reader_overtaken_while_verifying_is_told_to_open_again(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path)
     with folder.begin() as transaction:
         old = commit_all(transaction)
@@ -45,7 +47,7 @@ def test_a_reader_overtaken_while_verifying_is_told_to_open_again(tmp_path):
     assert not isinstance(caught.value, DamagedIndexError)
 
 
-def test_files_mapped_by_a_reader_outlive_the_next_commit(tmp_path):
+def test_files_mapped_by_a_reader_outlive_the_next_commit(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path)
     with folder.begin() as transaction:
         old = commit_all(transaction)

@@ -1,5 +1,8 @@
 """CURRENT: golden bytes, and every damage to it found."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from funnel.errors import DamagedIndexError, FormatVersionError, NotAnIndexError
@@ -11,19 +14,19 @@ from tests.funnel.storage.helpers import commit_all, commit_second
 
 
 @pytest.fixture
-def index(tmp_path):
+def index(tmp_path: Path) -> Path:
     with IndexFolder(tmp_path / "index").begin() as transaction:
         commit_all(transaction)
     return tmp_path / "index"
 
 
-def test_golden_line():
+def test_golden_line() -> None:
     # echo -n '{}' | sha256sum
     sha256 = b"44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     assert current_line(7, b"{}") == b"000007 " + sha256 + b"\n"
 
 
-def test_the_line_on_disk_names_the_manifest_on_disk(index):
+def test_the_line_on_disk_names_the_manifest_on_disk(index: Path) -> None:
     data = (index / "generations" / "000001.json").read_bytes()
     assert (index / "CURRENT").read_bytes() == current_line(1, data)
     assert read_manifest(index, FILES).generation == 1
@@ -46,17 +49,17 @@ def test_the_line_on_disk_names_the_manifest_on_disk(index):
         b"x" * 10_000,
     ],
 )
-def test_a_line_of_another_form_is_damage(index, line):
+def test_a_line_of_another_form_is_damage(index: Path, line: Any) -> None:
     (index / "CURRENT").write_bytes(line)
     with pytest.raises(DamagedIndexError, match="CURRENT"):
         read_current(index, FILES)
 
 
-def test_a_manifest_that_changed_is_not_parsed(index, monkeypatch):
+def test_a_manifest_that_changed_is_not_parsed(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = index / "generations" / "000001.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"d": 4', b'"d": 5'))
 
-    def parse(data):
+    def parse(_: Any) -> None:
         raise AssertionError("parsed before its hash was checked")
 
     monkeypatch.setattr("funnel.storage.generations.parse", parse)
@@ -64,30 +67,30 @@ def test_a_manifest_that_changed_is_not_parsed(index, monkeypatch):
         read_manifest(index, FILES)
 
 
-def plant(index, generation, manifest):
+def plant(index: Path, generation: Any, manifest: Any) -> None:
     (index / "generations" / f"{generation:06d}.json").write_bytes(manifest)
     (index / "CURRENT").write_bytes(current_line(generation, manifest))
 
 
-def test_a_manifest_of_another_generation_is_damage(index):
+def test_a_manifest_of_another_generation_is_damage(index: Path) -> None:
     plant(index, 2, (index / "generations" / "000001.json").read_bytes())
     with pytest.raises(DamagedIndexError, match="says that it is generation 1, and CURRENT names 2"):
         read_manifest(index, FILES)
 
 
-def test_a_newer_format_is_told_from_damage(index):
+def test_a_newer_format_is_told_from_damage(index: Path) -> None:
     plant(index, 2, encode({"format_version": 99}))
     with pytest.raises(FormatVersionError, match="99"):
         read_manifest(index, FILES)
 
 
-def test_a_manifest_that_makes_no_sense_is_named(index):
+def test_a_manifest_that_makes_no_sense_is_named(index: Path) -> None:
     plant(index, 2, encode({"format_version": 1}))
     with pytest.raises(DamagedIndexError, match=r"generations/000002\.json .* cannot be used"):
         read_manifest(index, FILES)
 
 
-def test_folders_without_an_index_are_told_apart(tmp_path):
+def test_folders_without_an_index_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(NotAnIndexError, match="does not exist"):
         read_current(tmp_path / "absent", FILES)
     (tmp_path / "file").touch()
@@ -97,27 +100,27 @@ def test_folders_without_an_index_are_told_apart(tmp_path):
         read_current(tmp_path, FILES)
 
 
-def test_a_lost_current_is_damage(index):
+def test_a_lost_current_is_damage(index: Path) -> None:
     (index / "CURRENT").unlink()
     with pytest.raises(DamagedIndexError, match=r"CURRENT in .* is missing"):
         read_current(index, FILES)
 
 
 @pytest.mark.parametrize("name", ["CURRENT", "generations"])
-def test_links_are_not_followed(index, tmp_path, name):
+def test_links_are_not_followed(index: Path, tmp_path: Path, name: str) -> None:
     (index / name).rename(tmp_path / "elsewhere")
     (index / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamagedIndexError, match="link"):
         read_manifest(index, FILES)
 
 
-def test_a_reader_overtaken_by_a_writer_reads_the_new_generation(index):
+def test_a_reader_overtaken_by_a_writer_reads_the_new_generation(index: Path) -> None:
     class Overtaken(Files):
         """A writer commits between the reading of CURRENT and of the manifest it names."""
 
         committed = False
 
-        def open(self, path):
+        def open(self, path: Path) -> Any:
             if path.suffix == ".json" and not self.committed:
                 self.committed = True
                 with IndexFolder(index).begin() as transaction:

@@ -21,7 +21,7 @@ def packed(values: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def written(folder: Path, values: list[str] | list[int]) -> Ids:
     if isinstance(values[0], str):
-        run, offsets = packed(values)  # type: ignore[arg-type]
+        run, offsets = packed(values)
         np.save(folder / "ids.npy", run)
         np.save(folder / "id_offsets.npy", offsets)
     else:
@@ -98,7 +98,8 @@ def test_positions_of_texts(values: list[str], data: st.DataObject) -> None:
 def test_positions_of_numbers(tmp_path: Path, values: list[int]) -> None:
     ids = written(tmp_path, values)
     assert ids.find([*reversed(values), 1_000]).tolist() == [*reversed(range(len(values))), -1]
-    assert ids.largest == max(values) and not ids.text
+    assert ids.largest == max(values)
+    assert not ids.text
 
 
 def test_ids_with_the_same_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,9 @@ def test_ids_with_the_same_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
 def test_joined_ids_are_those_of_the_parts(parts: list[list[str]], data: st.DataObject) -> None:
     joined = JoinedIds([Ids(*packed(values)) for values in parts])
     everything = [value for values in parts for value in values]
-    assert joined.all() == everything and len(joined) == len(everything) and joined.text
+    assert joined.all() == everything
+    assert len(joined) == len(everything)
+    assert joined.text
     positions = data.draw(st.lists(st.integers(-1, len(everything) - 1), min_size=1, max_size=12))
     expected = [None if position < 0 else everything[position] for position in positions]
     assert joined.at(np.array(positions)).tolist() == expected
@@ -122,4 +125,5 @@ def test_joined_numbers(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     joined = JoinedIds([written(tmp_path / "a", [4, 5]), written(tmp_path / "b", [1])])
     found = joined.at(np.array([[2, 0], [-1, 1]]))
-    assert found.dtype == np.int64 and found.tolist() == [[1, 4], [-1, 5]]
+    assert found.dtype == np.int64
+    assert found.tolist() == [[1, 4], [-1, 5]]

@@ -1,5 +1,7 @@
 """Paths of the layout: what is taken apart, and what is refused."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ ID = "000001-0123abcd"
 
 
 @pytest.mark.parametrize("folder", LAYOUT, ids=lambda folder: folder.kind)
-def test_every_path_of_the_layout_is_taken_apart_into_its_parts(folder):
+def test_every_path_of_the_layout_is_taken_apart_into_its_parts(folder: Any) -> None:
     for file in folder.files:
         path = folder.path(ID, file.name)
         assert split_path(path) == (folder, ID, file.name)
@@ -42,13 +44,13 @@ def test_every_path_of_the_layout_is_taken_apart_into_its_parts(folder):
         f"segments/{ID}/{'x' * 200}",
     ],
 )
-def test_a_path_that_is_not_a_part_s_file_is_refused(path):
+def test_a_path_that_is_not_a_part_s_file_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         split_path(path)
 
 
 @given(st.text(alphabet="segmnto/.\\-0123abcd ~\n\0", max_size=60))
-def test_no_accepted_path_leaves_the_folder(path):
+def test_no_accepted_path_leaves_the_folder(path: str) -> None:
     try:
         folder, identifier, name = split_path(path)
     except ValueError:
@@ -57,7 +59,7 @@ def test_no_accepted_path_leaves_the_folder(path):
     assert ".." not in path.split("/")
 
 
-def test_only_the_coarse_index_is_a_cache():
+def test_only_the_coarse_index_is_a_cache() -> None:
     caches = [file.name for folder in LAYOUT for file in folder.files if file.cache]
     assert caches == ["coarse.faiss"]
     assert is_cache(f"segments/{ID}/coarse.faiss")
@@ -65,7 +67,7 @@ def test_only_the_coarse_index_is_a_cache():
     assert not is_cache(f"segments/{ID}/unknown.bin")
 
 
-def test_part_names_are_those_that_funnel_gives():
+def test_part_names_are_those_that_funnel_gives() -> None:
     assert part_name("segments", ID) == ID
     assert part_name("tombstones", f"{ID}.npy") == ID
     assert part_name("tombstones", ID) is None

@@ -21,7 +21,7 @@ def write_index(root: Path) -> None:
         commit_all(transaction)
 
 
-def test_the_second_writer_is_told_who_writes(tmp_path):
+def test_the_second_writer_is_told_who_writes(tmp_path: Path) -> None:
     first = WriterLock(tmp_path)
     with pytest.raises(StorageError, match=rf"being written by process {os.getpid()} on .+ since 20"):
         WriterLock(tmp_path)
@@ -30,7 +30,7 @@ def test_the_second_writer_is_told_who_writes(tmp_path):
     WriterLock(tmp_path).release()
 
 
-def test_the_lock_file_is_written_anew_by_each_holder(tmp_path):
+def test_the_lock_file_is_written_anew_by_each_holder(tmp_path: Path) -> None:
     (tmp_path / ".funnel-lock").write_text("x" * 500)
     lock = WriterLock(tmp_path)
     assert re.fullmatch(rf"process {os.getpid()} on \S+ since \S+\n", (tmp_path / ".funnel-lock").read_text())
@@ -38,9 +38,9 @@ def test_the_lock_file_is_written_anew_by_each_holder(tmp_path):
     assert (tmp_path / ".funnel-lock").exists()
 
 
-def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path):
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".funnel-lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic links"):
         WriterLock(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
     (tmp_path / ".funnel-lock").unlink()
@@ -49,7 +49,7 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path):
         WriterLock(tmp_path)
 
 
-def test_a_reader_keeps_its_generation_until_it_lets_go(tmp_path):
+def test_a_reader_keeps_its_generation_until_it_lets_go(tmp_path: Path) -> None:
     """Its manifest and parts stay through later commits, and go with the first commit afterwards."""
     root = tmp_path / "index"
     write_index(root)
@@ -58,7 +58,8 @@ def test_a_reader_keeps_its_generation_until_it_lets_go(tmp_path):
     write_index(root)
     write_index(root)
     assert all(path.exists() for path in kept)
-    assert (root / "generations/000001.json").exists() and not (root / "generations/000002.json").exists()
+    assert (root / "generations/000001.json").exists()
+    assert not (root / "generations/000002.json").exists()
     lock.release()
     lock.release()
     write_index(root)
@@ -66,7 +67,7 @@ def test_a_reader_keeps_its_generation_until_it_lets_go(tmp_path):
     assert sorted(path.name for path in (root / "generations").iterdir()) == ["000004.json"]
 
 
-def test_what_a_dead_reader_held_goes(tmp_path):
+def test_what_a_dead_reader_held_goes(tmp_path: Path) -> None:
     """The system frees its lock, however it ends."""
     root = tmp_path / "index"
     write_index(root)
@@ -75,6 +76,7 @@ def test_what_a_dead_reader_held_goes(tmp_path):
     )
     command = [sys.executable, "-c", code, str(root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         write_index(root)
         assert (root / "generations/000001.json").exists()
@@ -83,13 +85,14 @@ def test_what_a_dead_reader_held_goes(tmp_path):
     assert not (root / "generations/000001.json").exists()
 
 
-def test_a_generation_that_is_being_removed_is_not_taken(tmp_path):
+def test_a_generation_that_is_being_removed_is_not_taken(tmp_path: Path) -> None:
     """Who comes between the look at CURRENT and the lock sees that the manifest is gone, or locked for good."""
     root = tmp_path / "index"
     write_index(root)
     path = root / "generations/000001.json"
     removal = Removal(path)
-    assert removal.unread and ReaderLock.take(root, 1) is None
+    assert removal.unread
+    assert ReaderLock.take(root, 1) is None
     removal.close()
     held = ReaderLock.take(root, 1)
     assert held is not None

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ SHA = "0" * 63 + "a"
 SEGMENT_FILES = ("vectors.npy", "norms.npy", "order.npy", "ids.npy")
 
 
-def document():
+def document() -> dict[str, Any]:
     files = {f"segments/{ID}/{name}": {"sha256": SHA, "bytes": 10} for name in SEGMENT_FILES}
     files[f"segments/{ID}/vectors.npy"]["blocks"] = {"bytes": 6, "sha256": [SHA, SHA]}
     return {
@@ -60,11 +62,11 @@ GOLDEN = (
 ).encode()
 
 
-def test_golden_bytes():
+def test_golden_bytes() -> None:
     assert encode(document()) == GOLDEN
 
 
-def test_golden_bytes_are_read():
+def test_golden_bytes_are_read() -> None:
     manifest = parse(GOLDEN)
     assert (manifest.d, manifest.ladder, manifest.counts) == (4, (2, 4), {"rows": 3})
     assert manifest.segments[0].id == ID
@@ -78,7 +80,7 @@ def test_golden_bytes_are_read():
 
 
 @given(st.integers(0, 2**50), st.one_of(st.none(), st.integers(1, 2**30)))
-def test_file_entries_come_back_as_they_were_written(size, block_bytes):
+def test_file_entries_come_back_as_they_were_written(size: Any, block_bytes: Any) -> None:
     number = -(-size // block_bytes) if block_bytes else 0
     if number > 1000:
         return
@@ -89,8 +91,8 @@ def test_file_entries_come_back_as_they_were_written(size, block_bytes):
     assert parse(encode(changed)).files[path] == entry
 
 
-def change(path, value):
-    def apply(target):
+def change(path: Sequence[str | int], value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(target: Any) -> None:
         for key in path[:-1]:
             target = target[key]
         target[path[-1]] = value
@@ -98,7 +100,7 @@ def change(path, value):
     return apply
 
 
-def add_file(path):
+def add_file(path: str) -> Callable[[dict[str, Any]], None]:
     return change(("files", path), {"sha256": SHA, "bytes": 1})
 
 
@@ -156,7 +158,7 @@ FILE = f"segments/{ID}/vectors.npy"
         (lambda target: target.pop("d"), "keys"),
     ],
 )
-def test_hostile_values_are_refused_by_name(alter, words):
+def test_hostile_values_are_refused_by_name(alter: Any, words: str) -> None:
     changed = copy.deepcopy(document())
     alter(changed)
     with pytest.raises(InputError, match=words):
@@ -178,32 +180,32 @@ def test_hostile_values_are_refused_by_name(alter, words):
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_broken_json_is_refused(data):
+def test_broken_json_is_refused(data: Any) -> None:
     with pytest.raises(InputError):
         parse(data)
 
 
-def test_a_newer_format_names_both_versions_and_the_remedy():
+def test_a_newer_format_names_both_versions_and_the_remedy() -> None:
     changed = {"format_version": FORMAT_VERSION + 1, "whatever": "comes"}
     with pytest.raises(FormatVersionError, match=rf"version {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*upgrade"):
         parse(json.dumps(changed).encode())
 
 
-def test_numpy_numbers_are_written_as_plain_ones():
+def test_numpy_numbers_are_written_as_plain_ones() -> None:
     changed = document()
     changed["settings"] |= {"seed": np.int64(3), "kept": np.float32(0.5)}
     assert parse(encode(changed)).settings == settings(coarse="hnsw", seed=3, kept=0.5, unknown={"later": {"a": 1}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, b"bytes", np.zeros(2)])
-def test_values_without_a_place_in_json_are_refused(value):
+def test_values_without_a_place_in_json_are_refused(value: Any) -> None:
     changed = document()
     changed["settings"] = {"value": value}
     with pytest.raises(InputError, match="JSON"):
         encode(changed)
 
 
-def test_a_long_hostile_value_does_not_make_a_long_message():
+def test_a_long_hostile_value_does_not_make_a_long_message() -> None:
     changed = document()
     changed["created"] = "x" * 1_000_000
     with pytest.raises(InputError) as caught:

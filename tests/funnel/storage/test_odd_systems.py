@@ -45,7 +45,7 @@ def test_a_forked_child_does_not_give_up_its_parents_lock(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_without_locks_it_is_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def none(descriptor: int, operation: int) -> None:
+    def none(_descriptor: int, _operation: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", none)

@@ -102,7 +102,7 @@ def test_settings_of_later_versions_do_not_stand_in_the_way(tmp_path: Path) -> N
 def test_an_order_is_a_permutation(tmp_path: Path, order: list[int]) -> None:
     root = built(tmp_path / "index")
     np.save(next(root.rglob("order.npy")), np.array(order, dtype=np.int64))
-    crafted(root, lambda said: None)
+    crafted(root, lambda _said: None)
     with pytest.raises(DamagedIndexError, match="no permutation"):
         FunnelIndex.open(root)
 
@@ -122,7 +122,7 @@ def test_sql_that_is_not_our_own_is_refused(tmp_path: Path, statement: str) -> N
     connection = sqlite3.connect(next(root.rglob("documents.sqlite")), isolation_level=None)
     connection.execute(statement)
     connection.close()
-    crafted(root, lambda said: None)
+    crafted(root, lambda _said: None)
     with pytest.raises(DamagedIndexError, match="funnel did not write"):
         FunnelIndex.open(root)
 
@@ -135,6 +135,6 @@ def test_a_document_of_other_types_is_refused(tmp_path: Path, values: str) -> No
     connection = sqlite3.connect(next(root.rglob("documents.sqlite")), isolation_level=None)
     connection.execute(f"UPDATE documents SET {values}")
     connection.close()
-    crafted(root, lambda said: None)
+    crafted(root, lambda _said: None)
     with pytest.raises(DamagedIndexError, match=r"document|metadata"):
         FunnelIndex.open(root).search(ROWS[0], k=3)

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import sqlite3
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,10 @@ from funnel.errors import (
     NotAnIndexError,
     StorageError,
 )
-from funnel.storage import IndexFolder, check
+from funnel.storage import IndexFolder, Transaction, check
 from funnel.storage.files import Files
 from funnel.storage.generations import current_line
-from funnel.storage.manifest import encode
+from funnel.storage.manifest import Manifest, encode
 from tests.funnel.storage.helpers import (
     CountingFiles,
     FailingFiles,
@@ -36,7 +38,7 @@ from tests.funnel.storage.helpers import (
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("transactions") / "index"
     with IndexFolder(root).begin() as transaction:
         commit_all(transaction)
@@ -44,27 +46,27 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def index(original, tmp_path):
+def index(original: Path, tmp_path: Path) -> IndexFolder:
     return IndexFolder(shutil.copytree(original, tmp_path / "index"))
 
 
-def second(root, files):
+def second(root: Path, files: Any) -> None:
     with IndexFolder(root, files).begin() as transaction:
         commit_second(transaction)
 
 
-def first(root, files):
+def first(root: Path, files: Any) -> None:
     with IndexFolder(root, files).begin() as transaction:
         commit_all(transaction)
 
 
-def count_operations(write, root):
+def count_operations(write: Any, root: Path) -> int:
     files = CountingFiles()
     write(root, files)
     return len(files.done)
 
 
-def assert_whole(root):
+def assert_whole(root: Path) -> int:
     """The live generation is complete; gives its number, 0 where there is none."""
     folder = IndexFolder(root)
     if not folder.exists():
@@ -79,7 +81,7 @@ def assert_whole(root):
     return manifest.generation
 
 
-def assert_usable_again(root, before):
+def assert_usable_again(root: Path, before: Any) -> None:
     """The next writer gets in, cleans up, and ends with nothing stray."""
     write = second if before else first
     write(root, CountingFiles())
@@ -89,26 +91,29 @@ def assert_usable_again(root, before):
 
 @pytest.mark.parametrize("layer", [FailingFiles, FullDiskFiles])
 @pytest.mark.parametrize("write", [first, second])
-def test_a_failure_at_any_operation_leaves_the_old_or_the_new(original, tmp_path, write, layer):
+def test_a_failure_at_any_operation_leaves_the_old_or_the_new(
+    original: Path, tmp_path: Path, write: Any, layer: Any
+) -> None:
     before = 0 if write is first else 1
 
-    def fresh(name):
+    def fresh(name: str) -> Path:
         return tmp_path / name if write is first else shutil.copytree(original, tmp_path / name)
 
     seen = set()
     total = count_operations(write, fresh("counted"))
     for at in range(total):
         root = fresh(str(at))
+        raised = None
         try:
             write(root, layer(at))
         except StorageError as error:
-            live = assert_whole(root) if root.exists() else 0
-            expected = NoSpaceError if layer is FullDiskFiles and live == before else StorageError
-            assert isinstance(error, expected), f"operation {at}: {error!r}"
-        else:
-            # A hard link that fails is replaced by a copy, and what is not swept now is swept later.
-            live = assert_whole(root)
+            raised = error
+        live = assert_whole(root) if root.exists() else 0
+        if raised is None:  # a hard link that fails is replaced by a copy; what is not swept now is swept later
             assert live == before + 1
+        else:
+            expected = NoSpaceError if layer is FullDiskFiles and live == before else StorageError
+            assert isinstance(raised, expected), f"operation {at}: {raised!r}"
         seen.add(live)
         assert live in (before, before + 1)
         if at % 10 == 0:
@@ -118,10 +123,10 @@ def test_a_failure_at_any_operation_leaves_the_old_or_the_new(original, tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("write", [first, second])
-def test_a_kill_at_any_operation_leaves_the_old_or_the_new(original, tmp_path, write):
+def test_a_kill_at_any_operation_leaves_the_old_or_the_new(original: Path, tmp_path: Path, write: Any) -> None:
     before = 0 if write is first else 1
 
-    def fresh(name):
+    def fresh(name: str) -> Path:
         return tmp_path / name if write is first else shutil.copytree(original, tmp_path / name)
 
     seen = set()
@@ -144,7 +149,7 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new(original, tmp_path, w
     assert seen == {before, before + 1}
 
 
-def test_leaving_without_a_commit_leaves_no_trace(index):
+def test_leaving_without_a_commit_leaves_no_trace(index: IndexFolder) -> None:
     before = sorted(path for path in index.path.rglob("*"))
     with index.begin() as transaction:
         write_segment(transaction.folder("segments"))
@@ -152,11 +157,16 @@ def test_leaving_without_a_commit_leaves_no_trace(index):
     assert assert_whole(index.path) == 1
 
 
-def test_an_error_inside_is_passed_on_and_cleaned_up_after(index):
-    before = sorted(path for path in index.path.rglob("*"))
-    with pytest.raises(ZeroDivisionError), index.begin() as transaction:
+def fail_inside(index: IndexFolder, error: Any) -> None:
+    with index.begin() as transaction:
         write_segment(transaction.folder("segments"))
-        raise ZeroDivisionError
+        raise error
+
+
+def test_an_error_inside_is_passed_on_and_cleaned_up_after(index: IndexFolder) -> None:
+    before = sorted(path for path in index.path.rglob("*"))
+    with pytest.raises(ZeroDivisionError):
+        fail_inside(index, ZeroDivisionError())
     assert sorted(path for path in index.path.rglob("*")) == before
 
 
@@ -169,22 +179,21 @@ def test_an_error_inside_is_passed_on_and_cleaned_up_after(index):
         RuntimeError(f"faiss: write failed: {os.strerror(errno.ENOSPC)}"),
     ],
 )
-def test_a_full_disk_met_by_whoever_writes_inside_is_a_no_space_error(index, error):
-    with pytest.raises(NoSpaceError, match="untouched") as caught, index.begin() as transaction:
-        write_segment(transaction.folder("segments"))
-        raise error
+def test_a_full_disk_met_by_whoever_writes_inside_is_a_no_space_error(index: IndexFolder, error: Any) -> None:
+    with pytest.raises(NoSpaceError, match="untouched") as caught:
+        fail_inside(index, error)
     assert caught.value.__cause__ is error
     assert assert_whole(index.path) == 1
 
 
-def test_other_errors_of_the_system_inside_stay_what_they_are(index):
+def test_other_errors_of_the_system_inside_stay_what_they_are(index: IndexFolder) -> None:
     with pytest.raises(FileNotFoundError), index.begin():
         raise FileNotFoundError(errno.ENOENT, "No such file", "corpus.jsonl")
     with pytest.raises(sqlite3.OperationalError), index.begin():
         raise sqlite3.OperationalError("no such table")
 
 
-def test_unreferenced_parts_go_and_reused_ones_stay(index):
+def test_unreferenced_parts_go_and_reused_ones_stay(index: IndexFolder) -> None:
     old = index.manifest()
     with index.begin() as transaction:
         new = commit_second(transaction)
@@ -197,7 +206,7 @@ def test_unreferenced_parts_go_and_reused_ones_stay(index):
     assert assert_whole(index.path) == 2
 
 
-def test_linked_files_share_their_bytes(index):
+def test_linked_files_share_their_bytes(index: IndexFolder) -> None:
     old = index.manifest()
     path = index.file(old.paths("segments", old.segments[0].id)["vectors.npy"])
     number = path.stat().st_ino
@@ -208,9 +217,9 @@ def test_linked_files_share_their_bytes(index):
     assert new.files[moved] == old.files[path.relative_to(index.path).as_posix()]
 
 
-def test_where_links_fail_bytes_are_copied(index):
+def test_where_links_fail_bytes_are_copied(index: IndexFolder) -> None:
     class NoLinks(CountingFiles):
-        def link(self, source, target):
+        def link(self, _source: Any, _target: Any) -> None:
             raise PermissionError(errno.EPERM, "Operation not permitted")
 
     with IndexFolder(index.path, NoLinks()).begin() as transaction:
@@ -218,7 +227,7 @@ def test_where_links_fail_bytes_are_copied(index):
     assert assert_whole(index.path) == 2
 
 
-def test_files_that_funnel_did_not_make_are_never_swept(index):
+def test_files_that_funnel_did_not_make_are_never_swept(index: IndexFolder) -> None:
     (index.path / "notes.txt").write_text("mine")
     (index.path / "segments" / "mine").mkdir()
     (index.path / "segments" / "mine" / "file").write_text("mine")
@@ -229,7 +238,7 @@ def test_files_that_funnel_did_not_make_are_never_swept(index):
     assert (index.path / "generations" / "notes.json").exists()
 
 
-def test_a_second_writer_is_refused_and_the_next_one_let_in(index):
+def test_a_second_writer_is_refused_and_the_next_one_let_in(index: IndexFolder) -> None:
     with index.begin():
         with pytest.raises(StorageError, match=f"being written by process {os.getpid()}"):
             index.begin()
@@ -238,20 +247,20 @@ def test_a_second_writer_is_refused_and_the_next_one_let_in(index):
         pass
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path):
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(StorageError, match=r"thesis\.txt.* no index; choose"):
         IndexFolder(tmp_path).begin()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_path_that_is_a_file_is_refused(tmp_path):
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="is not a folder"):
         IndexFolder(tmp_path / "file").begin()
 
 
-def test_a_folder_that_may_not_be_written_is_a_storage_error(tmp_path):
+def test_a_folder_that_may_not_be_written_is_a_storage_error(tmp_path: Path) -> None:
     class DeniedFiles(FailingFiles):
         code = errno.EACCES
 
@@ -259,17 +268,17 @@ def test_a_folder_that_may_not_be_written_is_a_storage_error(tmp_path):
         IndexFolder(tmp_path / "index", DeniedFiles(0)).begin()
 
 
-def test_everything_is_flushed_before_current_changes(index):
+def test_everything_is_flushed_before_current_changes(index: IndexFolder) -> None:
     class Recording(Files):
-        def __init__(self):
-            self.flushed = set()
-            self.before_current = None
+        def __init__(self) -> None:
+            self.flushed: set[tuple[int, int]] = set()
+            self.before_current: set[tuple[int, int]] = set()
 
-        def sync(self, path):
+        def sync(self, path: Path) -> None:
             super().sync(path)
             self.flushed.add((path.stat().st_ino, path.stat().st_size))
 
-        def replace(self, source, target):
+        def replace(self, source: Any, target: Any) -> None:
             if target.name == "CURRENT":
                 self.before_current = set(self.flushed)
                 self.flushed.clear()
@@ -289,7 +298,7 @@ def test_everything_is_flushed_before_current_changes(index):
         assert all(sizes[path.stat().st_ino] == path.stat().st_size for path in new if path.is_file())
 
 
-def test_nothing_is_written_over_an_index_that_cannot_be_read(index):
+def test_nothing_is_written_over_an_index_that_cannot_be_read(index: IndexFolder) -> None:
     current = index.path / "CURRENT"
     current.write_bytes(b"rubbish")
     with pytest.raises(DamagedIndexError, match="CURRENT"):
@@ -302,7 +311,7 @@ def test_nothing_is_written_over_an_index_that_cannot_be_read(index):
     assert list((index.path / "segments").iterdir()) != []
 
 
-def test_a_linked_folder_of_parts_is_refused(tmp_path):
+def test_a_linked_folder_of_parts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     folder = IndexFolder(tmp_path / "index")
     with folder.begin() as transaction:
@@ -311,7 +320,7 @@ def test_a_linked_folder_of_parts_is_refused(tmp_path):
             transaction.folder("segments")
 
 
-def commit_with(transaction, spoil, **changes):
+def commit_with(transaction: Transaction, spoil: Any, **changes: Any) -> Manifest:
     segment = transaction.folder("segments")
     write_segment(segment)
     spoil(segment)
@@ -325,25 +334,28 @@ def commit_with(transaction, spoil, **changes):
         (lambda folder: (folder / "documents.sqlite").mkdir(), {}, "documents.sqlite"),
         (lambda folder: (folder / "documents.sqlite").symlink_to("/etc/hosts"), {}, "documents.sqlite"),
         (lambda folder: (folder / "ids.npy").unlink(), {}, "has no ids.npy"),
-        (lambda folder: None, {"d": 0}, "d is 0"),
-        (lambda folder: None, {"colour": "red"}, "colour"),
-        (lambda folder: None, {"adaptor": "000001-00000000"}, "has no adaptor.json"),
-        (lambda folder: None, {"settings": settings(memory_mb=float("inf"))}, "JSON"),
+        (lambda _folder: None, {"d": 0}, "d is 0"),
+        (lambda _folder: None, {"colour": "red"}, "colour"),
+        (lambda _folder: None, {"adaptor": "000001-00000000"}, "has no adaptor.json"),
+        (lambda _folder: None, {"settings": settings(memory_mb=float("inf"))}, "JSON"),
     ],
 )
-def test_what_does_not_fit_the_layout_is_refused_before_anything_moves(index, spoil, changes, words):
+def test_what_does_not_fit_the_layout_is_refused_before_anything_moves(
+    index: IndexFolder, spoil: Any, changes: Any, words: str
+) -> None:
     with pytest.raises(InputError, match=words), index.begin() as transaction:
         commit_with(transaction, spoil, **changes)
     assert assert_whole(index.path) == 1
 
 
-def test_a_part_that_the_body_does_not_name_is_refused(index):
-    with pytest.raises(InputError, match="does not name that part"), index.begin() as transaction:
+def test_a_part_that_the_body_does_not_name_is_refused(index: IndexFolder) -> None:
+    with index.begin() as transaction:
         write_segment(transaction.folder("segments"))
-        transaction.commit(body())
+        with pytest.raises(InputError, match="does not name that part"):
+            transaction.commit(body())
 
 
-def test_wrong_requests_are_refused(index, tmp_path):
+def test_wrong_requests_are_refused(index: IndexFolder, tmp_path: Path) -> None:
     with index.begin() as transaction:
         with pytest.raises(InputError, match="'widgets', expected one of segments"):
             transaction.folder("widgets")
@@ -355,7 +367,7 @@ def test_wrong_requests_are_refused(index, tmp_path):
             transaction.identifier(tmp_path)
 
 
-def test_a_transaction_ends_with_its_commit(index):
+def test_a_transaction_ends_with_its_commit(index: IndexFolder) -> None:
     with index.begin() as transaction:
         commit_all(transaction)
         with pytest.raises(StorageError, match="is committed"):
@@ -364,15 +376,15 @@ def test_a_transaction_ends_with_its_commit(index):
         transaction.folder("segments")
 
 
-def test_the_libraries_that_the_caller_names_stand_in_the_manifest(index):
+def test_the_libraries_that_the_caller_names_stand_in_the_manifest(index: IndexFolder) -> None:
     with index.begin() as transaction:
-        manifest = commit_with(transaction, lambda folder: None, versions={"faiss": "9.9"})
+        manifest = commit_with(transaction, lambda _folder: None, versions={"faiss": "9.9"})
     assert manifest.versions["faiss"] == "9.9"
     assert manifest.versions["numpy"] == np.__version__
 
 
 @pytest.mark.usefixtures("bars_at_once")
-def test_progress_shows_bytes(index, capsys):
+def test_progress_shows_bytes(index: IndexFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with index.begin() as transaction:
         write_segment(transaction.folder("segments"))
         transaction.reuse("adaptor")

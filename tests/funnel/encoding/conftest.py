@@ -19,8 +19,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a BERT of random weights, 16 wide, with prompts and a limit of 40 tokens."""
     with _quiet():
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling, Transformer
-        from transformers import BertConfig, BertModel, BertTokenizerFast
+        from sentence_transformers.models import Pooling, Transformer  # type: ignore[import-not-found]
+        from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
