@@ -134,7 +134,8 @@ def _scores(index: FunnelIndex, queries: Float32) -> ByPlan:
 
 def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Found:
     """Past the monitor of the index itself."""
-    scores, _, kept = index.searcher.traced(index.searcher.prepare(queries), plan, K)
+    found = index.searcher.found(index.searcher.prepare(queries), plan, K)
+    scores, kept = found.scores, found.kept
     return Found(scores, depths(kept) if kept else np.full(len(scores), np.nan, dtype=np.float32))
 
 
@@ -290,10 +291,10 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     """What noting a single query takes, and every 64th of them testing, beside the search itself."""
     plan = index.explain(K, recall=0.95).plan
     prepared = index.searcher.prepare(pool[:STREAM])
-    single = [index.searcher.traced(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
+    single = [index.searcher.found(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
     known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
-    watch = Drift(lambda _plan, _k: known)
-    taken = np.array([_us(partial(watch.see, one[0], plan, one[2])) for one in single])
+    watch = Drift(lambda plan, k: known)
+    taken = np.array([_us(lambda one=one: watch.see(one.scores, plan, one.kept)) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),

@@ -28,6 +28,7 @@ from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder, EncoderSource, check_source
 from funnel.encoding.prompts import TextOptions
 from funnel.encoding.query_encoder import QueryEncoder
+from funnel.engine.cascade import padded
 from funnel.engine.explain import explain_budget, explain_filtered
 from funnel.engine.generation import Opened, open_generation
 from funnel.engine.hybrid import Hybrid, Lexical
@@ -39,7 +40,7 @@ from funnel.plan import Plan
 from funnel.planning.planner import Choice
 from funnel.request import Request, SearchOptions, read_query, read_vectors, wanted_budget
 from funnel.results import Answers, Explanation, Hits
-from funnel.search import State, answer, answer_hits, padded
+from funnel.search import State, answer, answer_hits
 from funnel.storage import IndexFolder, Manifest
 
 __all__ = ["FunnelIndex"]

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from funnel.budget import LARGEST_K, Budget, check_k
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.allowed import Filters
+from funnel.engine.cascade import padded
 from funnel.engine.generation import Opened
 from funnel.engine.hybrid import Hybrid, Lexical
-from funnel.engine.rerank import Kept
 from funnel.engine.segments import Documents, live_positions
-from funnel.engine.steps import served_each, served_in_all
+from funnel.engine.steps import Found, served_each, served_in_all
 from funnel.engine.timing import held_ms, times_ms
 from funnel.errors import BudgetError, DamagedIndexError
 from funnel.monitoring import LiveRows, Monitor
@@ -27,12 +27,12 @@ from funnel.planning.costs import batch_class
 from funnel.planning.latencies import Held
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
-from funnel.request import Deadline, Request
+from funnel.request import Request
 from funnel.results import Hit, Hits, Served
 from funnel.storage.ids import Ids, JoinedIds
 from indexes.forks import free_in_children
 
-__all__ = ["Beside", "State", "answer", "answer_hits", "padded"]
+__all__ = ["Beside", "State", "answer", "answer_hits"]
 
 SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
@@ -205,8 +205,13 @@ class State:
         batch = batch_class(n_queries)
         return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused, asked.texts)
 
-    def choice(self, asked: Request, k: int, n_queries: int) -> Served:
-        """What serves a budget, remembered under what the user wrote: a budget is checked once, not every call."""
+    def serving(self, asked: Request, k: int, n_queries: int) -> Served:
+        """What serves a budget, or a plan of the user's own.
+
+        Remembered under what the user wrote: a budget is checked once, not every call.
+        """
+        if asked.plan is not None:
+            return self._explicit(asked.explicit, k)
         choices, batch = self.choices, batch_class(n_queries)
         key = (
             *(k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget),
@@ -221,7 +226,7 @@ class State:
             served = choices[key] = self.monitor.served(served)
         return served
 
-    def explicit(self, plan: Plan, k: int) -> Served:
+    def _explicit(self, plan: Plan, k: int) -> Served:
         """A plan of the user's own, checked."""
         choices, searcher, key = self.choices, self.opened.searcher, (plan, k)
         served = choices.get(key)
@@ -261,7 +266,7 @@ def _rows_of(opened: Opened) -> LiveRows:
 
 
 def _of_latency(key: tuple[object, ...]) -> bool:
-    """Whether a choice was made for a latency: keys are those of `State.choice`, or a plan and k."""
+    """Whether a choice was made for a latency: keys are those of `State.serving`, or a plan and k."""
     if len(key) == 2:
         return False
     latency, budget = key[4:6]
@@ -309,26 +314,8 @@ def answer_hits(
 
 
 def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
-    """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does.
-
-    Scores are products with rows as they are stored, whose norms float16 leaves within 3e-4 of 1; every answer passes
-    here, and what lies outside of -1 to 1 is cut. They are not divided by those norms: plans, bounds, truth and audits
-    all rank by the products, and of rows that differ by less than the rounding another one would come first.
-    """
-    scores, positions, served, each = _answer(state, vectors, asked, audit)
-    if len(scores) == 1 and scores.item(0) <= 1.0 and scores.item(-1) >= -1.0:  # falling, and all within
-        return scores, positions, served, each
-    if not (scores < np.inf).all():
-        root = state.opened.segments[0].folder.parent.parent
-        raise DamagedIndexError(f"the vectors of {root} hold values that are not finite; build the index again")
-    scores = np.minimum(scores, HIGHEST_COSINE)
-    if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
-        scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE
-    return scores, positions, served, each
-
-
-def _answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
-    searcher, monitor, deadline = state.opened.searcher, state.monitor, asked.deadline
+    """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
+    searcher, monitor = state.opened.searcher, state.monitor
     if not searcher.rows:
         return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, LARGEST_K))
     k = check_k(asked.k, searcher.rows)
@@ -336,30 +323,74 @@ def _answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: floa
         return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
     prepared = searcher.prepare(vectors)
     if asked.filtered:
-        return _filtered(state, prepared, asked, k, audit)
-    each = None
-    kept: Kept = ()
-    if deadline is None:
-        served = _served(state, asked, k, len(prepared))
-        scores, positions, kept = searcher.traced(prepared, served.plan, k)
+        found, served, each = _filtered(state, prepared, asked, k, audit)
     else:
-        scores, positions, served, each = _until(state, deadline, prepared, asked, k)
-    if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-        monitor.see(scores, served.plan, kept)
-        if audit is not None or monitor.audits:
-            monitor.check(prepared, scores, lambda: asked.name, audit)
+        found, served, each = _found(state, prepared, asked, k)
+        if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
+            monitor.see(found.scores, served.plan, found.kept)
+            if audit is not None or monitor.audits:
+                monitor.check(prepared, found.scores, lambda: asked.name, audit)
     if monitor.void:
         served, each = monitor.served(served), each and [monitor.served(one) for one in each]
+    scores, positions = found.scores, found.rows
+    if len(scores) != 1 or not (scores.item(0) <= 1.0 and scores.item(-1) >= -1.0):  # falling, and all within
+        scores = _cosines(state, scores, positions)
     return scores, positions, served, each
 
 
-def padded(scores: Float32, positions: npt.NDArray[np.int64], k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
-    """[n, k] of what was found [n, at most k]: -inf and -1 behind it, where the index holds fewer rows."""
-    missing = int(k) - scores.shape[1]
-    if missing <= 0:
-        return scores, positions
-    behind = ((0, 0), (0, missing))
-    return np.pad(scores, behind, constant_values=-np.inf), np.pad(positions, behind, constant_values=-1)
+def _found(state: State, prepared: Float32, asked: Request, k: int) -> tuple[Found, Served, list[Served] | None]:
+    """What a budget's plan finds, or the user's own; up to a deadline. Planning on first use does not count."""
+    searcher, deadline = state.opened.searcher, asked.deadline
+    if deadline is None:
+        served = state.serving(asked, k, len(prepared))
+        return searcher.found(prepared, served.plan, k), served, None
+    with deadline.paused():
+        served = state.serving(asked, k, len(prepared))
+        recalls = searcher.step_recalls(served.plan, k)
+        searcher.flat_ms(served.plan, k, len(prepared))
+    found = searcher.found(prepared, served.plan, k, deadline)
+    each = served_each(found, served, recalls)
+    return found, served_in_all(each, found, served), each
+
+
+def _filtered(
+    state: State, prepared: Float32, asked: Request, k: int, audit: float | bool | None
+) -> tuple[Found, Served, list[Served] | None]:
+    """As `_found`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
+    monitor, n_queries, searcher = state.monitor, len(prepared), state.opened.searcher
+    found, served, filtered = state.filters.search(
+        prepared, asked, k, lambda wanted: state.beside_ms(asked, wanted, k, n_queries)
+    )
+    reach = min(k, filtered.count)
+    scores, positions = padded(found.scores, found.rows, k)
+    each = None
+    if found.done is not None:  # what a plan finds under a filter after some of its steps was not measured
+        each = served_each(found, served, [math.nan] * (served.stages - 1) + [served.estimated_recall])
+        served = served_in_all(each, found, served)
+    if served.complete and reach and (audit is not None or monitor.audits):
+
+        def exact(queries: Float32, count: int) -> tuple[Float32, npt.NDArray[np.int64]]:
+            true = filtered.found(searcher, queries, FLAT, count)
+            return true.scores, true.rows
+
+        monitor.check(prepared, scores[:, :reach], lambda: asked.name, audit, exact)
+    return replace(found, scores=scores, rows=positions), served, each
+
+
+def _cosines(state: State, scores: Float32, positions: npt.NDArray[np.int64]) -> Float32:
+    """Scores cut to what lies within -1 and 1: every answer passes here. Raises DamagedIndexError for NaN.
+
+    They are products with rows as they are stored, whose norms float16 leaves within 3e-4 of 1, and not divided by
+    those norms: plans, bounds, truth and audits all rank by the products, and of rows that differ by less than the
+    rounding another one would come first.
+    """
+    if not (scores < np.inf).all():
+        root = state.opened.segments[0].folder.parent.parent
+        raise DamagedIndexError(f"the vectors of {root} hold values that are not finite; build the index again")
+    scores = np.minimum(scores, HIGHEST_COSINE)
+    if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
+        scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE
+    return scores
 
 
 def _nothing(n_queries: int, k: int) -> Answered:
@@ -378,34 +409,6 @@ def _no_dense(state: State, asked: Request, n_queries: int, allowed: npt.NDArray
     rows = None if allowed is None else int(allowed.sum())
     served = Served(FLAT, math.nan, allowed_rows=rows, dense=False)
     return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64), served, None
-
-
-def _filtered(state: State, prepared: Float32, asked: Request, k: int, audit: float | bool | None) -> Answered:
-    """As `answer`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
-    monitor, n_queries = state.monitor, len(prepared)
-    found = state.filters.search(prepared, asked, k, lambda wanted: state.beside_ms(asked, wanted, k, n_queries))
-    if found.served.complete and found.reach and (audit is not None or monitor.audits):
-        monitor.check(prepared, found.scores[:, : found.reach], lambda: asked.name, audit, found.exact)
-    if not monitor.void:
-        return found.scores, found.positions, found.served, found.each
-    each = found.each and [monitor.served(one) for one in found.each]
-    return found.scores, found.positions, monitor.served(found.served), each
-
-
-def _until(state: State, deadline: Deadline, prepared: Float32, asked: Request, k: int) -> Answered:
-    """What was found by the deadline. Planning on first use does not count."""
-    searcher = state.opened.searcher
-    with deadline.paused():
-        served = _served(state, asked, k, len(prepared))
-        recalls = searcher.step_recalls(served.plan, k)
-        searcher.flat_ms(served.plan, k, len(prepared))
-    found = searcher.run_until(prepared, served.plan, k, deadline)
-    each = served_each(found, served, recalls)
-    return found.scores, found.rows, served_in_all(each, found, served), each
-
-
-def _served(state: State, asked: Request, k: int, n_queries: int) -> Served:
-    return state.choice(asked, k, n_queries) if asked.plan is None else state.explicit(asked.explicit, k)
 
 
 def make_hits(

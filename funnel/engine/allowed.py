@@ -19,13 +19,13 @@ import torch
 
 from funnel.budget import DEFAULT_RECALL, Budget
 from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.exact import allowed_only
 from funnel.engine.generation import Opened
-from funnel.engine.rerank import CELLS_AT_A_TIME, best, carry_on, gather_rows, rows_at_a_time
+from funnel.engine.rerank import carry_on, rows_at_a_time
 from funnel.engine.searcher import Searcher
-from funnel.engine.segments import ExactRows, Segment, best_of
-from funnel.engine.steps import Found, run_until, served_each, served_in_all
+from funnel.engine.segments import Others
+from funnel.engine.steps import Found, search
 from funnel.engine.timing import times_ms
-from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
 from funnel.filtering.columns import merged
 from funnel.filtering.condition import Condition, parse
@@ -39,200 +39,9 @@ from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE, Run
 from funnel.request import Deadline, Request
 from funnel.results import Served
-from indexes import RunningTop, VectorStore
 from indexes.forks import free_in_children
 
-__all__ = ["AllowedRows", "FilterChoice", "FilterPlanner", "FilterSample", "Filtered", "Filters"]
-
-# Up to so many values compared the caller's own thread does it; more are worth handing to workers.
-CELLS_OF_ONE_THREAD = 1_600_000
-# On a GPU the block of scores bounds it: 1,024 queries x 65,536 rows are 256 MB.
-ROWS_AT_A_TIME_CUDA = 65_536
-
-
-@dataclass(eq=False)
-class AllowedRows:
-    """What a filter allows of the rows under one cascade.
-
-    rows: int64 [a], rising stored rows. of: the cascade over all rows.
-    """
-
-    rows: Int64
-    of: Cascade
-
-    @classmethod
-    def from_mask(cls, mask: npt.NDArray[np.bool_], cascade: Cascade) -> AllowedRows:
-        """Of the rows where mask, bool [n], is set."""
-        return cls(np.flatnonzero(mask), cascade)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held: row numbers, and the coarse index's own form of them."""
-        return self.rows.nbytes + self.of.store.n // 8
-
-    @property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """A mask, bool [n]."""
-        mask = np.zeros(self.of.store.n, dtype=np.bool_)
-        mask[self.rows] = True
-        return mask
-
-    @cached_property
-    def cascade(self) -> Cascade:
-        """The cascade whose coarse index returns allowed rows only, so that every stage sees no other."""
-
-        def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
-            return self._flat(self.of.as_stored(queries), k)
-
-        return replace(self.of, coarse=self.of.coarse.restricted(self.rows), exact=self._flat, truth=truth)
-
-    def exact(self, queries: Float32, k: int, deadline: Deadline | None = None) -> Found:
-        """The true best k allowed rows of each query: every one is compared at full width, up to the deadline.
-
-        queries: float32 [q, d] as the cascade takes them. k: at most as many as are allowed; k rows at least are seen.
-        """
-        return self._scanned(self.of.as_stored(queries), k, deadline)
-
-    def _flat(self, asked: Float32, k: int) -> tuple[Float32, Int64]:
-        found = self._scanned(asked, k, None)
-        return found.scores, found.rows
-
-    def _scanned(self, asked: Float32, k: int, deadline: Deadline | None) -> Found:
-        """As `exact`, of queries as rows are stored."""
-        store = self.of.store
-        done = np.full(len(asked), FLAT.steps, dtype=np.int64)
-        if store.device.type != "cpu":
-            return Found(*self._on_device(asked, k), done)
-        count = 1 if len(self) * store.dim <= CELLS_OF_ONE_THREAD else min(workers().count, len(self) // k)
-        scans = [_Scan(store, part, asked, k) for part in np.array_split(self.rows, count)]
-        if count == 1:
-            scans[0].run(deadline)
-        else:
-            workers().run(lambda scan: scan.run(deadline), scans)
-        scores, rows = scans[0].top.scores, scans[0].rows()
-        if count > 1:
-            scores = np.concatenate([scan.top.scores for scan in scans], axis=1)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            rows = np.take_along_axis(np.concatenate([scan.rows() for scan in scans], axis=1), order, axis=1)
-            scores = np.take_along_axis(scores, order, axis=1)
-        seen = sum(scan.seen for scan in scans)
-        if seen < len(self):
-            done[:] = 0
-        return Found(scores, rows, done, seen / len(self))
-
-    def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
-        """The best k allowed rows under the plan: float32 [q, k] and stored rows int64 [q, k], falling.
-
-        k: at most as many as are allowed. Where a plan finds fewer for a query, that one is answered exactly.
-        """
-        if plan.is_flat:
-            found = self.exact(queries, k)
-            return found.scores, found.rows
-        scores, rows = self.cascade.run(queries, plan, k)
-        short = np.flatnonzero(rows[:, -1] < 0)
-        if len(short):
-            found = self.exact(np.ascontiguousarray(queries[short]), k)
-            scores, rows = np.array(scores), np.array(rows)
-            scores[short], rows[short] = found.scores, found.rows
-        return scores, rows
-
-    def run_until(self, queries: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
-        """As `run`, but no step is begun after the deadline."""
-        if plan.is_flat:
-            return self.exact(queries, k, deadline)
-        found = run_until(self.cascade, queries, plan, k, deadline)
-        short = np.flatnonzero(found.rows[:, -1] < 0)
-        if len(short) and not deadline.passed():
-            exact = self.exact(np.ascontiguousarray(queries[short]), k, deadline)
-            if exact.seen == 1.0:
-                found.scores[short], found.rows[short] = exact.scores, exact.rows
-        return found
-
-    def _on_device(self, asked: Float32, k: int) -> tuple[Float32, Int64]:
-        """The same where the matrix lies on a GPU: in one go, with torch."""
-        store = self.of.store
-        with torch.inference_mode():
-            query, rows = torch.from_numpy(asked).to(store.device), torch.from_numpy(self.rows).to(store.device)
-            scores = torch.full((len(asked), 0), -torch.inf, device=store.device)
-            found = torch.empty((len(asked), 0), dtype=torch.int64, device=store.device)
-            for start in range(0, len(self), ROWS_AT_A_TIME_CUDA):
-                part = rows[start : start + ROWS_AT_A_TIME_CUDA]
-                products = query @ gather_rows(store, part, 0, store.dim).T
-                scores, places = best(torch.cat([scores, products], dim=1), k)
-                found = torch.cat([found, part.expand(len(asked), -1)], dim=1).gather(1, places)
-            return scores.cpu().numpy(), found.cpu().numpy()
-
-
-class _Scan:
-    """Exact search over some rows, a piece that stays in the cache at a time; on one thread."""
-
-    def __init__(self, store: VectorStore, rows: Int64, queries: Float32, k: int) -> None:
-        self._store, self._rows, self._k = store, rows, k
-        self.top = RunningTop(queries, k)
-        self.seen = 0
-
-    def run(self, deadline: Deadline | None) -> None:
-        """Compare piece after piece, one and k rows at least, up to the deadline."""
-        size = max(self._k, CELLS_AT_A_TIME // self._store.dim)
-        with torch.inference_mode():
-            while self.seen < len(self._rows) and not (self.seen and deadline is not None and deadline.passed()):
-                part = torch.from_numpy(self._rows[self.seen : self.seen + size])
-                self.top.update(gather_rows(self._store, part, 0, self._store.dim).numpy(), self.seen)
-                self.seen += len(part)
-
-    def rows(self) -> Int64:
-        """The stored rows of the best so far: int64 [q, k]."""
-        return self._rows[self.top.rows]
-
-
-Mask = npt.NDArray[np.bool_]
-Answer = tuple[Float32, Int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Further:
-    """The allowed rows of the further segments of one generation.
-
-    coarse: those of segments with a coarse index. exact: the rows of those without, of which `mask`, bool [all rows of
-    the index], says which are allowed. count: how many are allowed.
-    """
-
-    coarse: tuple[tuple[Segment, AllowedRows], ...]
-    exact: ExactRows | None
-    mask: Mask
-    count: int
-
-    @classmethod
-    def of(cls, opened: Opened, masks: Sequence[Mask]) -> Further | None:
-        """From bool [rows] for every segment, rows that were deleted not set; None where there is but one segment."""
-        others = opened.searcher.others
-        if others is None:
-            return None
-        by_segment = {segment.id: mask for segment, mask in zip(opened.segments, masks, strict=True)}
-        coarse = tuple(
-            (segment, AllowedRows.from_mask(by_segment[segment.id], cascade)) for segment, cascade in others.coarse
-        )
-        return cls(coarse, others.exact, np.concatenate(list(masks)), sum(int(mask.sum()) for mask in masks[1:]))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.mask.nbytes + sum(allowed.nbytes for _, allowed in self.coarse)
-
-    def join(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Answer:
-        """The best k of what was found in the first segment, scores [n, any] and input positions, and of these."""
-        answers = [found]
-        for segment, allowed in self.coarse:
-            if len(allowed):
-                best = allowed.exact(prepared, min(k, len(allowed)))
-                answers.append((best.scores, segment.positions(best.rows)))
-        if self.exact is not None:
-            answers.append(self.exact.search(first.as_stored(prepared), k, self.mask))
-        return best_of(answers, k)
-
+__all__ = ["FilterChoice", "FilterPlanner", "FilterSample", "Filtered", "Filters"]
 
 # Queries drawn at random, on which the recall is judged: enough to see .95 to within .005 (standard error).
 AT_RANDOM = 448
@@ -258,7 +67,7 @@ class FilterSample:
     k: int
 
     @classmethod
-    def draw(cls, run: Run, allowed: AllowedRows, k: int, seed: int = 0) -> FilterSample:
+    def draw(cls, run: Run, allowed: Cascade, k: int, seed: int = 0) -> FilterSample:
         """Draw queries of a recorded run and find their true k among the allowed rows, their own row left out."""
         near = _nearness(run, allowed)
         shuffled = np.random.default_rng(seed).permutation(len(near))
@@ -271,8 +80,8 @@ class FilterSample:
         queries = np.ascontiguousarray(run.queries[drawn])
         own = np.asarray(run.own_rows[drawn])
         beside = int((own >= 0).any())
-        found = allowed.exact(queries, min(k + beside, len(allowed)))
-        scores = np.where(found.rows == own[:, None], -np.inf, found.scores) if beside else found.scores
+        found, rows = allowed.flat(queries, min(k + beside, allowed.rows))
+        scores = np.where(rows == own[:, None], -np.inf, found) if beside else found
         truth = -np.sort(-scores, axis=1)[:, :k]
         return cls(queries, own, groups, np.ascontiguousarray(truth[:, -1]), k)
 
@@ -306,10 +115,11 @@ class FilterSample:
         return (hits >= hits_needed(budget.recall, self.k)).astype(np.float64)
 
 
-def _nearness(run: Run, allowed: AllowedRows) -> npt.NDArray[np.float64]:
+def _nearness(run: Run, allowed: Cascade) -> npt.NDArray[np.float64]:
     """The share of each query's nearest recorded neighbours that are allowed: float64 [q]."""
+    assert allowed.live is not None, "a cascade over allowed rows"
     nearest = np.asarray(run.candidates[:, :NEAREST])
-    share: npt.NDArray[np.float64] = (allowed.mask[nearest] & (nearest >= 0)).mean(axis=1)
+    share: npt.NDArray[np.float64] = (allowed.live[nearest] & (nearest >= 0)).mean(axis=1)
     return share
 
 
@@ -355,25 +165,51 @@ class FilterChoice:
 class Filtered:
     """One filter as it is remembered: its rows, the plans found for them, and what exact search has cost so far.
 
-    allowed: those of the first segment, for which plans are made; further: those of the others, compared exactly.
+    cascade: the first segment's over its allowed rows, for which plans are made; others: the further segments' over
+    theirs, compared exactly.
     """
 
-    allowed: AllowedRows
-    further: Further | None = None
+    cascade: Cascade
+    others: Others | None = None
     choices: Remembered[tuple[object, ...], FilterChoice] = field(default_factory=Remembered)
     samples: Remembered[int, FilterSample] = field(default_factory=lambda: Remembered(most=SAMPLES_KEPT))
     spent_ms: float = 0.0
     planning: Lock = field(default_factory=lambda: free_in_children(Lock()))
 
-    @property
+    @classmethod
+    def of(cls, opened: Opened, masks: Sequence[npt.NDArray[np.bool_]]) -> Filtered:
+        """From bool [rows] for every segment, in stored order, rows that were deleted not set."""
+        searcher = opened.searcher
+        cascade = allowed_only(searcher.cascade, masks[0])
+        if searcher.others is None:
+            return cls(cascade)
+        by_segment = {segment.id: mask for segment, mask in zip(opened.segments, masks, strict=True)}
+        return cls(cascade, searcher.others.over(by_segment, np.concatenate(list(masks))))
+
+    @cached_property
     def count(self) -> int:
         """How many rows are allowed."""
-        return len(self.allowed) + (0 if self.further is None else self.further.count)
+        return self.cascade.rows + (0 if self.others is None else self.others.rows)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Bytes held by its rows."""
-        return self.allowed.nbytes + (0 if self.further is None else self.further.nbytes)
+        """Bytes held: masks, row numbers, and each coarse index's own form of them."""
+        cascades = [self.cascade, *(() if self.others is None else (cascade for _, cascade in self.others.coarse))]
+        return sum(cascade.store.n + cascade.store.n // 8 + 8 * cascade.rows for cascade in cascades)
+
+    def found(
+        self, searcher: Searcher, prepared: Float32, plan: Plan, k: int, deadline: Deadline | None = None
+    ) -> Found:
+        """The best k allowed rows of each query, by input position; fewer columns where fewer are allowed."""
+        inside = min(k, self.cascade.rows)
+        if inside:
+            found = search(self.cascade, prepared, plan, inside, deadline)
+            found = replace(found, rows=searcher.positions(found.rows))
+        else:
+            found = Found(np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64))
+        if self.others is None:
+            return found
+        return self.others.joined(self.cascade, prepared, k, found, lambda cascade: Found(*cascade.flat(prepared, k)))
 
 
 class FilterPlanner:
@@ -390,7 +226,7 @@ class FilterPlanner:
         """
         if self._searcher.calibration is None:
             return False
-        flat, share = self._searcher.planner.costs.flat, len(filtered.allowed) / self._searcher.rows
+        flat, share = self._searcher.planner.costs.flat, filtered.cascade.rows / self._searcher.rows
         batch = min(batch_class(n_queries), BATCH_SIZES[-1])
         this_call = flat[batch] * max(1.0, n_queries / batch) * share
         sample = self._searcher.calibration.run().queries
@@ -518,7 +354,7 @@ class FilterPlanner:
         if base is None:
             return
         sample = self._sample(filtered, k)
-        cascade, least = filtered.allowed.cascade, float(base.effort)
+        cascade, least = filtered.cascade, float(base.effort)
         for effort in cascade.coarse.efforts():
             if effort < least:
                 continue
@@ -548,7 +384,7 @@ class FilterPlanner:
         if sample is None:
             calibration = self._searcher.calibration
             assert calibration is not None
-            sample = filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.allowed, k)
+            sample = filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.cascade, k)
         return sample
 
     def _base(self, budget: Budget, k: int, batch: int) -> Plan | None:
@@ -569,10 +405,7 @@ class FilterPlanner:
 
         def call(number: int) -> None:
             start = number % count * size
-            asked = np.ascontiguousarray(repeated[start : start + size])
-            found = filtered.allowed.run(asked, plan, k)
-            if filtered.further is not None:
-                filtered.further.join(self._searcher.cascade, asked, k, found)
+            filtered.found(self._searcher, np.ascontiguousarray(repeated[start : start + size]), plan, k)
 
         times = np.array(times_ms(call, SECONDS_PER_TIMING)) * max(1.0, batch / size)
         return float(times.min()), float(np.median(times)), float(np.percentile(times, 95))
@@ -592,22 +425,6 @@ def _holds(groups: Groups, budget: Budget) -> bool:
 
 # Filters that are remembered, and the bytes that they hold together: those not used for longest go first.
 FILTERS_KEPT, BYTES_KEPT = 64, 64_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class FilteredSearch:
-    """What a search under a filter gave.
-
-    scores: float32 [n, k] and positions: int64 [n, k] in input order, -inf and -1 where fewer rows are allowed. exact:
-    runs exact search over the allowed rows, as an audit needs it. reach: how many columns can be filled.
-    """
-
-    scores: Float32
-    positions: Int64
-    served: Served
-    each: list[Served] | None
-    reach: int
-    exact: Callable[[Float32, int], tuple[Float32, Int64]]
 
 
 def read_filter(
@@ -669,7 +486,7 @@ class Filters:
         if condition is None and given is None:  # forgotten in another thread meanwhile
             _, condition, given = read_filter(where, allowed_ids)
         masks = self._live(segment_masks(self._rows, where, condition, given))
-        made = Filtered(AllowedRows.from_mask(masks[0], self._searcher.cascade), Further.of(self._opened, masks))
+        made = Filtered.of(self._opened, masks)
         with self._lock:
             made = self._known.setdefault(name, made)
             total = sum(one.nbytes for one in self._known.values())
@@ -692,12 +509,11 @@ class Filters:
     def by_position(self, where: str | None, allowed_ids: Any) -> npt.NDArray[np.bool_]:
         """The allowed rows as bool [all rows] by input position. Raises InputError."""
         filtered, segments = self.filtered(where, allowed_ids), self._opened.segments
+        allowed = filtered.cascade.live if filtered.others is None else filtered.others.live
+        assert allowed is not None, "cascades over allowed rows"
         mask = np.zeros(segments[-1].stop, dtype=np.bool_)
-        mask[segments[0].positions(filtered.allowed.rows)] = True
-        if filtered.further is not None:
-            for segment in segments[1:]:
-                rows = np.flatnonzero(filtered.further.mask[segment.first : segment.stop])
-                mask[segment.positions(rows)] = True
+        for segment in segments:
+            mask[segment.positions(np.flatnonzero(allowed[segment.first : segment.stop]))] = True
         return mask
 
     def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
@@ -715,37 +531,25 @@ class Filters:
         """What chooses plans under filters."""
         return self._planner
 
-    def search(self, prepared: Float32, asked: Request, k: int, beside_ms: Callable[[Budget], float]) -> FilteredSearch:
-        """The best k allowed rows of each query. Raises InputError for the filter, BudgetError for the budget.
+    def search(
+        self, prepared: Float32, asked: Request, k: int, beside_ms: Callable[[Budget], float]
+    ) -> tuple[Found, Served, Filtered]:
+        """The best k allowed rows of each query, how they are served, and the filter.
 
-        prepared: float32 [n, d] as `Searcher.prepare` gives it, n from 1.
+        prepared: float32 [n, d] as `Searcher.prepare` gives it, n from 1. Raises InputError for the filter, BudgetError
+        for the budget.
         """
-        deadline = asked.deadline
         filtered = self.filtered(asked.where, asked.allowed_ids)
-        allowed, inside = filtered.allowed, min(k, len(filtered.allowed))
-        reach = min(k, filtered.count)
-
-        def exact(queries: Float32, count: int) -> tuple[Float32, Int64]:
-            found = allowed.exact(queries, min(count, len(allowed))) if len(allowed) else None
-            answer = self._none(len(queries)) if found is None else (found.scores, self._positions(found.rows))
-            return answer if filtered.further is None else self._joined(filtered, queries, count, answer)
-
-        if not inside:
-            answer = self._joined(filtered, prepared, k, self._none(len(prepared)))
+        inside = min(k, filtered.cascade.rows)
+        if inside:
+            served = self._served(filtered, asked, inside, len(prepared), beside_ms)
+        else:
             served = Served(FLAT, self._searcher.flat_recall(k), allowed_rows=filtered.count)
-            return FilteredSearch(*answer, served, None, reach, exact)
-        served = self._served(filtered, asked, inside, len(prepared), beside_ms)
-        if deadline is None:
-            started = time.perf_counter()
-            scores, rows = allowed.run(prepared, served.plan, inside)
-            if served.plan.is_flat:
-                filtered.spent_ms += (time.perf_counter() - started) * 1e3
-            answer = self._joined(filtered, prepared, k, (scores, self._positions(rows)))
-            return FilteredSearch(*answer, served, None, reach, exact)
-        found = allowed.run_until(prepared, served.plan, inside, deadline)
-        each = self._each(found, served)
-        answer = self._joined(filtered, prepared, k, (found.scores, self._positions(found.rows)))
-        return FilteredSearch(*answer, served_in_all(each, found, served), each, reach, exact)
+        started = time.perf_counter()
+        found = filtered.found(self._searcher, prepared, served.plan, k, asked.deadline)
+        if asked.deadline is None and served.plan.is_flat:
+            filtered.spent_ms += (time.perf_counter() - started) * 1e3
+        return found, served, filtered
 
     def _served(
         self, filtered: Filtered, asked: Request, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
@@ -768,24 +572,3 @@ class Filters:
                 choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
         lost = 1.0 - self._searcher.flat_recall(k)  # the sample's truth is that of the rows as stored
         return Served(choice.plan, max(0.0, choice.estimate - lost), allowed_rows=count)
-
-    def _each(self, found: Found, served: Served) -> list[Served]:
-        """One record a query; what a plan finds under a filter after some of its steps was not measured."""
-        recalls = [math.nan] * (served.stages - 1) + [served.estimated_recall]
-        return served_each(found, served, recalls)
-
-    def _positions(self, rows: Int64) -> Int64:
-        return self._opened.segments[0].positions(rows)
-
-    @staticmethod
-    def _none(n_queries: int) -> tuple[Float32, Int64]:
-        return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64)
-
-    def _joined(
-        self, filtered: Filtered, prepared: Float32, k: int, found: tuple[Float32, Int64]
-    ) -> tuple[Float32, Int64]:
-        """Scores and input positions [n, k] of the first segment's and of all others', -inf and -1 behind fewer."""
-        if filtered.further is not None:
-            return filtered.further.join(self._searcher.cascade, prepared, k, found)
-        fill = ((0, 0), (0, k - found[0].shape[1]))
-        return np.pad(found[0], fill, constant_values=-np.inf), np.pad(found[1], fill, constant_values=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias, TypeVar
@@ -15,10 +15,10 @@ from funnel.adaptors import Adaptor, OrthogonalAdaptor
 from funnel.engine.device import to_device, to_host
 from funnel.engine.rerank import Kept, best, carry_on, depths, queries_together, rows_at_a_time
 from funnel.engine.workers import workers
-from funnel.plan import Plan
+from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, only_allowed
 
-__all__ = ["Cascade", "Float32", "Int64", "answers_alone", "final", "some_missing", "turn_of"]
+__all__ = ["Candidates", "Cascade", "Float32", "Int64", "answers_alone", "padded", "some_missing", "turn_of"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -69,6 +69,37 @@ FEWEST_QUERIES = 4
 # Batches from this size on are put in an order that reuses the cache: a smaller one has no neighbours to put together.
 ORDERED_BATCH = 64
 ORDERED_AT_A_TIME = 128
+
+
+@dataclass(slots=True)
+class Candidates:
+    """What is left of a few queries' shortlists after the last step that was done, best first.
+
+    places: of the queries in their batch. query: float32 [n, d], as rows are stored. rows: int64 [n, s], 0 where
+    `missing`, bool [n, s], is set; None: no place lacks a candidate. scores: float32 [n, s], what they are ranked by.
+    partial: their dot products over the first `start` dims. done: steps, 1 after the coarse search. kept: see `Kept`.
+    """
+
+    places: slice | Int64
+    query: torch.Tensor
+    rows: torch.Tensor
+    missing: torch.Tensor | None
+    scores: torch.Tensor
+    partial: torch.Tensor | None = None
+    start: int = 0
+    done: int = 1
+    kept: Kept = ()
+
+    def best(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first k: scores and rows [n, k], -inf and -1 where there are fewer."""
+        scores, rows = self.scores[:, :k], self.rows[:, :k]
+        if self.missing is not None:
+            rows = rows.masked_fill(self.missing[:, :k], -1)
+        lacking = (0, k - scores.shape[1])
+        if lacking[1] > 0:
+            scores = torch.nn.functional.pad(scores, lacking, value=-torch.inf)
+            rows = torch.nn.functional.pad(rows, lacking, value=-1)
+        return scores, rows
 
 
 @dataclass(frozen=True)
@@ -227,15 +258,50 @@ class Cascade:
         """Coarse search and every stage for a few queries, on this thread."""
         if self.alone:  # what it finds falls by its exact scores, so that the head of it is all that is needed
             wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
-            return *_head(*self.coarse_search(queries, wanted, plan.effort), k), ()
+            return *padded(*self.coarse_search(queries, wanted, plan.effort), k), ()
         if self.on_device:
             return *self.piece_on_device(queries, plan, k, self._live_on_device), ()
-        _, shortlist = self.coarse_search(queries, plan.shortlist, plan.effort)
+        parts = list(self.begin(queries, plan, slice(0, len(queries))))
         with torch.inference_mode():
-            query, rows = self.tensors(queries, shortlist)
-            top, best_rows, kept = self._all_stages(query, rows, some_missing(shortlist), plan, k)
-            scores, places = to_host(top, best_rows)
-        return scores, places, kept
+            for part in parts:
+                for stage in plan.reranks:
+                    self.narrow(part, stage, k)
+            if len(parts) > 1:
+                return self._together(parts, k)
+            scores, rows = to_host(*parts[0].best(k))
+        return scores, rows, parts[0].kept
+
+    def _together(self, parts: Sequence[Candidates], k: int) -> tuple[Float32, Int64, Kept]:
+        found = [part.best(k) for part in parts]
+        scores, rows = to_host(*(torch.cat(one) for one in zip(*found, strict=True)))
+        return scores, rows, tuple(torch.cat(step) for step in zip(*(part.kept for part in parts), strict=True))
+
+    def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Iterator[Candidates]:
+        """The coarse search of a few queries, on this thread; cut into as many as are reranked together.
+
+        queries: float32 [n, d]; places: theirs in their batch.
+        """
+        scores, rows = self.coarse_search(queries, plan.shortlist, plan.effort)
+        numbers = np.arange(places.start, places.stop) if isinstance(places, slice) else places
+        stored, at_a_time = self.as_stored(queries), queries_together(self.store, rows.shape[1])
+        for start in range(0, len(rows), at_a_time):
+            part = slice(start, start + at_a_time)
+            query, found = self.tensors(stored[part], np.ascontiguousarray(rows[part]))
+            missing = found < 0 if some_missing(rows[part]) else None
+            ranked = to_device(np.ascontiguousarray(scores[part]), self.store.device)
+            yield Candidates(numbers[part], query, found if missing is None else found.clamp(min=0), missing, ranked)
+
+    def narrow(self, part: Candidates, stage: Stage | None, k: int) -> None:
+        """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
+        width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
+        if not self.alone:  # where its scores are exact already
+            partial, scores = self.scores_at(part.query, part.rows, part.missing, part.partial, part.start, width)
+            part.scores, places = best(scores, keep)
+            part.rows = part.rows.gather(1, places)
+            part.partial = None if stage is None else partial.gather(1, places)
+            part.missing = None if part.missing is None else part.missing.gather(1, places)
+            part.kept = (*part.kept, places)
+        part.start, part.done = width, part.done + 1
 
     @cached_property
     def _live_on_device(self) -> torch.Tensor | None:
@@ -262,47 +328,22 @@ class Cascade:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
         prefixes = query[:, : self.width].contiguous()
-        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
+        ranked, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
         # To ask whether any is missing would be to wait: they are masked whether or not.
-        return self._all_stages(query, rows, True, plan, k)[:2]
+        missing, rows, found = rows < 0, rows.clamp(min=0), []
+        at_a_time = queries_together(self.store, plan.shortlist)
+        for start in range(0, len(query), at_a_time):
+            at = slice(start, start + at_a_time)
+            part = Candidates(at, query[at], rows[at], missing[at], ranked[at])
+            for stage in plan.reranks:
+                self.narrow(part, stage, k)
+            found.append(part.best(k))
+        scores, best_rows = (torch.cat(one) if len(found) > 1 else one[0] for one in zip(*found, strict=True))
+        return scores, best_rows
 
     def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and rows on the device of the store."""
         return to_device(queries, self.store.device), to_device(rows, self.store.device)
-
-    def _all_stages(
-        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Kept]:
-        """`_stages` for as many queries at a time as their rows allow."""
-        at_a_time = queries_together(self.store, plan.shortlist)
-        if len(query) <= at_a_time:
-            return self._stages(query, rows, some_missing, plan, k)
-        parts = [
-            self._stages(query[start : start + at_a_time], rows[start : start + at_a_time], some_missing, plan, k)
-            for start in range(0, len(query), at_a_time)
-        ]
-        kept = tuple(torch.cat(step) for step in zip(*(part[2] for part in parts), strict=True))
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), kept
-
-    def _stages(
-        self, query: torch.Tensor, rows: torch.Tensor, some_missing: bool, plan: Plan, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Kept]:
-        missing = None
-        if some_missing:
-            missing = rows < 0
-            rows = rows.clamp(min=0)
-        partial, start = None, 0
-        kept = []
-        for stage in plan.stages:
-            partial, scores = self.scores_at(query, rows, missing, partial, start, stage.width)
-            _, places = best(scores, stage.keep)
-            kept.append(places)
-            rows, partial = rows.gather(1, places), partial.gather(1, places)
-            missing = None if missing is None else missing.gather(1, places)
-            start = stage.width
-        _, scores = self.scores_at(query, rows, missing, partial, start, self.store.dim)
-        top, found, places = final(scores, rows, missing, k)
-        return top, found, (*kept, places)
 
     def scores_at(
         self,
@@ -327,8 +368,8 @@ def _slices(count: int, size: int) -> list[slice | Int64]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
-    """The first k of scores and rows [n, s], with -inf and -1 where there are fewer."""
+def padded(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
+    """The first k of scores and rows [n, s], with -inf and -1 behind them where there are fewer."""
     lacking = k - rows.shape[1]
     if lacking <= 0:
         return scores[:, :k], rows[:, :k]
@@ -339,18 +380,3 @@ def _head(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
 def some_missing(rows: Int64) -> bool:
     """Whether a row of rows [n, s] lacks candidates: they stand best first, so that -1 is always at the end."""
     return rows.item(-1) < 0 if len(rows) == 1 else bool((rows[:, -1] < 0).any())
-
-
-def final(
-    scores: torch.Tensor, rows: torch.Tensor, missing: torch.Tensor | None, k: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The best k by these scores, falling: scores and rows [n, k], -inf and -1 where there are fewer; their places."""
-    top, places = best(scores, k)
-    found = rows.gather(1, places)
-    if missing is not None:
-        found = found.masked_fill(missing.gather(1, places), -1)
-    if top.shape[1] < k:
-        pad = (0, k - top.shape[1])
-        top = torch.nn.functional.pad(top, pad, value=-torch.inf)
-        found = torch.nn.functional.pad(found, pad, value=-1)
-    return top, found, places

@@ -87,7 +87,7 @@ def explain_filtered(
     if not count:
         raise InputError("the filter allows no row: there is nothing to explain, and searches give no hits")
     checked_batch(batch)
-    k, inside = min(k, count), min(k, len(filtered.allowed))
+    k, inside = min(k, count), min(k, filtered.cascade.rows)
     if inside:
         choice = filters.choose(filtered, wanted, inside, batch, 0.0)
     else:  # what lies in further segments is compared exactly

@@ -16,10 +16,9 @@ from funnel.adaptors import Adaptor
 from funnel.budget import Budget
 from funnel.checks import checked_name
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
-from funnel.engine.exact import filled_up, filled_up_until, pruning_of
-from funnel.engine.rerank import Kept
+from funnel.engine.exact import pruning_of
 from funnel.engine.segments import Others
-from funnel.engine.steps import Found, measure_steps, run_until
+from funnel.engine.steps import Found, measure_steps, search
 from funnel.engine.timing import fingerprint, held_ms, measure_costs, times_ms
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
@@ -136,47 +135,37 @@ class Searcher:
             return rows
         return np.ascontiguousarray(self.adaptor.unit_transform(rows))
 
-    def run(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
-        """Scores float32 [n, k] and input positions int64 [n, k] of the best k under the plan."""
-        scores, positions, _ = self.traced(prepared, plan, k)
-        return scores, positions
+    def found(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline | None = None) -> Found:
+        """The best k of each query under the plan, by input position; with a deadline, as far as it was run by then.
 
-    def traced(self, prepared: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
-        """As `run`, and from where in the coarse shortlist the hits of the first segment came."""
-        scores, rows, kept = self.cascade.traced(prepared, plan, k)
-        scores, rows = filled_up(self.cascade, prepared, plan, k, scores, rows)
-        found = scores, self._positions(rows)
-        if self.others is not None:
-            found = self.others.join(self.cascade, prepared, plan, k, found)
-        return *found, kept
+        prepared: float32 [n, d], as `prepare` gives it.
+        """
+        flat_ms = 0.0 if deadline is None else self.flat_ms(plan, k, len(prepared))
+        found = search(self.cascade, prepared, plan, k, deadline, flat_ms)
+        found = Found(found.scores, self.positions(found.rows), found.done, found.seen, found.kept)
+        if self.others is None:
+            return found
+        return self.others.joined(
+            self.cascade, prepared, k, found, lambda cascade: search(cascade, prepared, plan, k, deadline)
+        )
 
     def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
         scores, rows = self.cascade.truth(prepared, k)
-        found = scores, self._positions(rows)
-        return found if self.others is None else self.others.truth(self.cascade, prepared, k, found)
-
-    def run_until(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline) -> Found:
-        """As `run`, stopped between stages once the deadline has passed; its rows are input positions."""
-        found = run_until(self.cascade, prepared, plan, k, deadline, self.flat_ms(plan, k, len(prepared)))
-        found = filled_up_until(self.cascade, prepared, plan, k, deadline, found)
-        found = replace(found, rows=self._positions(found.rows))
-        return (
-            found if self.others is None else self.others.join_until(self.cascade, prepared, plan, k, deadline, found)
-        )
+        if self.others is None:
+            return scores, self.positions(rows)
+        found = Found(scores, self.positions(rows))
+        found = self.others.joined(self.cascade, prepared, k, found, lambda cascade: Found(*cascade.truth(prepared, k)))
+        return found.scores, found.rows
 
     def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
         """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""
         return self.measured(FLAT, k, batch_class(n_queries)).p95 if plan.is_flat else 0.0
 
-    def _positions(self, rows: Int64) -> Int64:
+    def positions(self, rows: Int64) -> Int64:
+        """Input positions of stored rows of the first segment; -1 stays -1."""
         positions: Int64 = self.order[rows]
         return np.where(rows < 0, -1, positions) if some_missing(rows) else positions
-
-    def search(self, queries: npt.NDArray[np.generic], plan: Plan, k: int) -> tuple[npt.NDArray[np.object_], Float32]:
-        """Ids [n, k] and scores float32 [n, k]: one whole call."""
-        scores, positions = self.run(self.prepare(queries), plan, k)
-        return self.ids.at(positions), scores
 
     @property
     def planner(self) -> Planner:
@@ -244,13 +233,12 @@ class Searcher:
         key = (plan, k, plan.reranked)  # which is no part of a plan's value, and adds a step
         found = self._step_recalls.get(key)
         if found is None:
-            found = self._step_recalls[key] = self._recalls_after(plan, k)
+            if plan.is_flat or self.calibration is None:
+                found = (1.0 if plan.is_flat else math.nan,) * plan.steps
+            else:
+                found = step_recalls(self.calibration, plan, k)
+            self._step_recalls[key] = found
         return found
-
-    def _recalls_after(self, plan: Plan, k: int) -> tuple[float, ...]:
-        if plan.is_flat or self.calibration is None:
-            return (1.0 if plan.is_flat else math.nan,) * plan.steps
-        return step_recalls(self.calibration, plan, k)
 
     def sample_queries(self) -> Float32:
         """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
@@ -287,10 +275,10 @@ class Searcher:
         return (self._flat if self.calibration is None else self.planner.latencies).held(plan, k, batch)
 
     def whole_call(self, adapted: Float32, plan: Plan, k: int) -> object:
-        """As `search`, on queries that are adapted already: they are adapted once more, for the time it takes."""
+        """One whole call, on queries that are adapted already: they are adapted once more, for the time it takes."""
         self.prepare(adapted)
-        scores, positions = self.run(adapted, plan, k)
-        return self.ids.at(positions), scores
+        found = self.found(adapted, plan, k)
+        return self.ids.at(found.rows), found.scores
 
     def _costs(self, calibration: Calibration) -> Costs:
         if calibration.costs.machine == fingerprint(self.cascade.store.device, self.cascade.store.placement):

@@ -7,7 +7,7 @@ with a coarse index come first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +18,13 @@ import torch
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.exact import filled_up, filled_up_until, over_live
-from funnel.engine.steps import Found, run_until
+from funnel.engine.exact import allowed_only, best_of, over_live
+from funnel.engine.steps import Found
 from funnel.errors import DamagedIndexError
-from funnel.plan import Plan
-from funnel.request import Deadline
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 
-__all__ = ["Documents", "ExactRows", "JoinedDocuments", "Others", "Segment", "best_of", "live_positions", "live_rows"]
+__all__ = ["Documents", "ExactRows", "JoinedDocuments", "Others", "Segment", "live_positions", "live_rows"]
 
 Live = npt.NDArray[np.bool_]
 # Products at a time of an exact search: 16 MB as float32.
@@ -178,18 +176,6 @@ class ExactRows:
         return scores, np.where(np.isneginf(scores), -1, rows)
 
 
-def best_of(answers: Sequence[tuple[Float32, Int64]], k: int) -> tuple[Float32, Int64]:
-    """The best k of several answers [n, any]: scores falling, with -inf and -1 at the end where there are fewer."""
-    scores = np.concatenate([found for found, _ in answers], axis=1)
-    rows = np.concatenate([found for _, found in answers], axis=1)
-    if scores.shape[1] < k:
-        lacking = ((0, 0), (0, k - scores.shape[1]))
-        scores = np.pad(scores, lacking, constant_values=-np.inf)
-        rows = np.pad(rows, lacking, constant_values=-1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
 class JoinedDocuments:
     """The documents of several segments, by positions counted through them; those deleted are left out of `ids`."""
 
@@ -236,9 +222,6 @@ def live_positions(segment: Segment, live: Live | None) -> Live | None:
     return mine if segment.stored is None else mine[segment.stored]
 
 
-Answer = tuple[Float32, Int64]
-
-
 @dataclass(frozen=True, eq=False)
 class Others:
     """The further segments of one generation.
@@ -273,45 +256,35 @@ class Others:
         )
         return coarse + (0 if self.exact is None else self.exact.nbytes)
 
-    def join(self, first: Cascade, prepared: Float32, plan: Plan, k: int, found: Answer) -> Answer:
-        """The best k of what was found in the first segment and of what the plan finds in these."""
-        answers = [found]
-        for segment, cascade in self.coarse:
-            scores, rows = filled_up(cascade, prepared, plan, k, *cascade.run(prepared, plan, k))
-            answers.append((scores, segment.positions(rows)))
-        if self.exact is not None:
-            answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
-        return best_of(answers, k)
+    def over(self, masks: Mapping[str, Live], all_rows: Live) -> Others:
+        """These segments over some of their rows alone. masks: of each segment by its identifier, bool [its rows]."""
+        coarse = tuple((segment, allowed_only(cascade, masks[segment.id])) for segment, cascade in self.coarse)
+        return Others(coarse, self.exact, all_rows)
 
-    def nearest(self, first: Cascade, prepared: Float32, k: int) -> Answer:
-        """The true best k over these segments, without the first; fewer where there are fewer."""
-        none = np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64)
-        return self.truth(first, prepared, min(k, self.rows), none)
-
-    def truth(self, first: Cascade, prepared: Float32, k: int, found: Answer) -> Answer:
-        """The true best k over every segment. found: those of the first."""
-        answers = [found]
-        for segment, cascade in self.coarse:
-            scores, rows = cascade.truth(prepared, k)
-            answers.append((scores, segment.positions(rows)))
-        if self.exact is not None:
-            answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
-        return best_of(answers, k)
-
-    def join_until(
-        self, first: Cascade, prepared: Float32, plan: Plan, k: int, deadline: Deadline, found: Found
+    def joined(
+        self, first: Cascade, prepared: Float32, k: int, found: Found, searched: Callable[[Cascade], Found]
     ) -> Found:
-        """As `join`, stopped between stages; exact search is always finished, as coarse searches are."""
-        answers, done, seen = [(found.scores, found.rows)], found.done, [(found.seen, first.rows)]
+        """The best k of what was found in the first segment, by input position, and of what these give.
+
+        searched: how a segment with a coarse index is searched, by its cascade. The rows without are searched exactly,
+        to the end, as coarse searches are.
+        """
+        answers, done, compared = [(found.scores, found.rows)], found.done, [(found.seen, first.rows)]
         for segment, cascade in self.coarse:
-            more = run_until(cascade, prepared, plan, k, deadline)
-            more = filled_up_until(cascade, prepared, plan, k, deadline, more)
+            more = searched(cascade)
             answers.append((more.scores, segment.positions(more.rows)))
-            done = np.minimum(done, more.done)
-            seen.append((more.seen, cascade.rows))
+            done = done if done is None or more.done is None else np.minimum(done, more.done)
+            compared.append((more.seen, cascade.rows))
         if self.exact is not None:
             answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
-            seen.append((1.0, self.exact_rows))
+            compared.append((1.0, self.exact_rows))
         scores, rows = best_of(answers, k)
-        share = sum(part * rows for part, rows in seen) / max(1, sum(rows for _, rows in seen))
-        return replace(found, scores=scores, rows=rows, done=done, seen=share if plan.is_flat else found.seen)
+        seen = sum(part * rows for part, rows in compared) / max(1, sum(rows for _, rows in compared))
+        return Found(scores, rows, done, seen, found.kept)
+
+    def nearest(self, first: Cascade, prepared: Float32, k: int) -> tuple[Float32, Int64]:
+        """The true best k over these segments, without the first; fewer where there are fewer."""
+        none = Found(np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64))
+        k = min(k, self.rows)
+        found = self.joined(first, prepared, k, none, lambda cascade: Found(*cascade.truth(prepared, k)))
+        return found.scores, found.rows

@@ -1,4 +1,4 @@
-"""A plan run stage by stage for a whole batch: what a deadline interrupts, and what `explain` times."""
+"""A search over one segment, step by step: run to its end, up to a deadline, or timed after each step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.engine.cascade import Cascade, Float32, Int64, final, some_missing
-from funnel.engine.rerank import best, carry_on, rows_at_a_time
+from funnel.engine.cascade import Candidates, Cascade, Float32, Int64, some_missing
+from funnel.engine.exact import AllowedScan
+from funnel.engine.rerank import Kept, carry_on
 from funnel.plan import FLAT, Plan
 from funnel.planning.run import TIE_TOLERANCE, Run, given_scores
 from funnel.request import Deadline
 from funnel.results import MeasuredStep, Served
 from indexes import RunningTop, VectorStore
 
-__all__ = ["Found", "StagedRun", "measure_steps", "run_until", "served_each", "served_in_all"]
+__all__ = ["Found", "answers", "measure_steps", "search", "served_each", "served_in_all", "steps"]
 
 # Values compared between two looks at the clock by flat search: 10 MB as float32, 2 to 4 ms for one query.
 CELLS_BETWEEN_LOOKS = 2_621_440
@@ -27,135 +28,94 @@ CELLS_BETWEEN_LOOKS = 2_621_440
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a run gave that may have been stopped.
+    """What a search gave.
 
     scores: float32 [n, k], falling: exact cosines where every stage was done, else cosines on the prefix of the last
-    stage done (as the coarse index's codes give them, where that is the coarse search). rows: stored rows int64
-    [n, k]. done: int64 [n], steps done of each query: 1 after the coarse search, one more for each stage. seen: the
-    share of the rows that flat search compared.
+    stage done (as the coarse index's codes give them, where that is the coarse search). rows: int64 [n, k]. done: int64
+    [n], steps done of each query: 1 after the coarse search, one more for each stage; None: all. seen: the share of the
+    rows that flat search compared. kept: from where in the coarse shortlist the hits came.
     """
 
     scores: Float32
     rows: Int64
-    done: npt.NDArray[np.int64]
+    done: npt.NDArray[np.int64] | None = None
     seen: float = 1.0
+    kept: Kept = ()
 
 
-@dataclass(slots=True)
-class _Part:
-    """The candidates of a few queries after the last step that was done, best first."""
-
-    places: slice | Int64
-    query: torch.Tensor
-    rows: torch.Tensor
-    missing: torch.Tensor | None
-    scores: torch.Tensor
-    partial: torch.Tensor | None = None
-    start: int = 0
-    done: int = 1
-
-
-class StagedRun:
-    """Runs a plan that is not flat: every query through the coarse search, then every query through each stage.
-
-    `Cascade.run` takes each piece of a batch through the whole plan, which keeps its candidates in the cache; here a
-    step is done for all pieces before the next begins, so that at any moment every query has an answer. queries:
-    float32 [n, d], unit rows, C-contiguous. Making it runs the coarse search.
-    """
-
-    def __init__(self, cascade: Cascade, queries: Float32, plan: Plan) -> None:
-        self._cascade = cascade
-        self._queries = queries
-        self._plan = plan
-        self._widths = [cascade.store.dim if stage is None else stage.width for stage in plan.reranks]
-        pieces = cascade.pieces(queries)
-        found: list[tuple[Float32, Int64]] = [(np.empty(0), np.empty(0))] * len(pieces)  # type: ignore[list-item]
-
-        def coarse(number: int) -> None:
-            found[number] = cascade.coarse_search(queries[pieces[number]], plan.shortlist, plan.effort)
-
-        cascade.each(coarse, range(len(pieces)))
-        self._parts = [
-            part for at, (scores, rows) in zip(pieces, found, strict=True) for part in self._cut(at, scores, rows)
-        ]
-
-    def _cut(self, places: slice | Int64, scores: Float32, rows: Int64) -> Iterator[_Part]:
-        """The queries of a piece that are reranked together."""
-        cascade = self._cascade
-        numbers = np.arange(places.start, places.stop) if isinstance(places, slice) else places
-        at_a_time = rows_at_a_time(rows.shape[1], cascade.store.dim, cascade.store.device)
-        for start in range(0, len(rows), at_a_time):
-            part = slice(start, start + at_a_time)
-            query, shortlist = cascade.tensors(
-                cascade.as_stored(self._queries[numbers[part]]), np.ascontiguousarray(rows[part])
-            )
-            missing = shortlist < 0 if some_missing(rows[part]) else None
-            ranked = torch.from_numpy(np.ascontiguousarray(scores[part])).to(query.device)
-            yield _Part(numbers[part], query, shortlist.clamp(min=0), missing, ranked)
-
-    @property
-    def stages(self) -> int:
-        """Steps after the coarse search, the exact one among them."""
-        return len(self._widths)
-
-    def stage(self, number: int, deadline: Deadline | None = None) -> None:
-        """Do one stage, counted from 0, for every piece that has done all before it; none after the deadline."""
-
-        def one(part: _Part) -> None:
-            if part.done == number + 1 and (deadline is None or not deadline.passed()):
-                self._narrow(part, number)
-
-        with_stage = [part for part in self._parts if part.done == number + 1]
-        self._cascade.each(one, with_stage)
-
-    def _narrow(self, part: _Part, number: int) -> None:
-        width = self._widths[number]
-        if self._cascade.alone:  # its scores are exact already
-            part.start, part.done = width, number + 2
-            return
-        keep = part.rows.shape[1] if width == self._cascade.store.dim else self._plan.stages[number].keep
-        with torch.inference_mode():
-            partial, scores = self._cascade.scores_at(
-                part.query, part.rows, part.missing, part.partial, part.start, width
-            )
-            part.scores, places = best(scores, keep)
-            part.rows, part.partial = part.rows.gather(1, places), partial.gather(1, places)
-            part.missing = None if part.missing is None else part.missing.gather(1, places)
-        part.start, part.done = width, number + 2
-
-    def answers(self, k: int) -> Found:
-        """The best k of each query after the steps that were done."""
-        count = len(self._queries)
-        result = Found(
-            np.empty((count, k), np.float32), np.empty((count, k), np.int64), np.empty(count, dtype=np.int64)
-        )
-        for part in self._parts:
-            with torch.inference_mode():
-                scores, rows, _ = final(part.scores, part.rows, part.missing, k)
-                norms = part.query[:, : part.start or self._cascade.width].norm(dim=1, keepdim=True)
-                scores = scores / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-            result.scores[part.places] = scores.cpu().numpy()
-            result.rows[part.places] = rows.cpu().numpy()
-            result.done[part.places] = part.done
-        return result
-
-
-def run_until(
-    cascade: Cascade, queries: Float32, plan: Plan, k: int, deadline: Deadline, flat_ms: float = math.inf
+def search(
+    cascade: Cascade, queries: Float32, plan: Plan, k: int, deadline: Deadline | None = None, flat_ms: float = math.inf
 ) -> Found:
-    """The best k found by the deadline. The coarse search is always finished, so that every query has an answer.
+    """The best k of each query, by stored rows; exact where a plan lacks some of the best k that there are.
 
-    queries: float32 [n, d], unit rows, C-contiguous. The clock is looked at before each stage of each piece. flat_ms:
-    what FLAT takes, see `scan_until`.
+    queries: float32 [n, d], unit rows, C-contiguous. k: at most the cascade's rows. With a deadline the coarse search
+    is always finished, so that every query has an answer, and the clock is looked at before each stage of each piece;
+    flat_ms: what FLAT takes, see `scan_until`. Rows of a shortlist may have been deleted, and the lists that were
+    searched may be short or empty: such queries are answered exactly, unless the deadline has passed.
     """
-    if plan.is_flat:
+    if deadline is None:
+        scores, rows, kept = cascade.traced(queries, plan, k)
+        found = Found(scores, rows, None, 1.0, kept)
+    elif plan.is_flat:
         return scan_until(cascade, queries, k, deadline, flat_ms)
-    run = StagedRun(cascade, queries, plan)
-    for number in range(run.stages):
-        if deadline.passed():
-            break
-        run.stage(number, deadline)
-    return run.answers(k)
+    else:
+        *_, parts = steps(cascade, queries, plan, k, deadline)
+        found = answers(cascade, parts, k)
+    if plan.is_flat or not some_missing(found.rows) or (deadline is not None and deadline.passed()):
+        return found
+    count = min(k, cascade.rows)
+    if not count or not some_missing(found.rows[:, :count]):
+        return found
+    short = np.flatnonzero(found.rows[:, count - 1] < 0)
+    scores, rows = np.array(found.scores), np.array(found.rows)
+    scores[short, :count], rows[short, :count] = cascade.flat(np.ascontiguousarray(queries[short]), count)
+    return replace(found, scores=scores, rows=rows)
+
+
+def steps(
+    cascade: Cascade, queries: Float32, plan: Plan, k: int, deadline: Deadline | None = None
+) -> Iterator[list[Candidates]]:
+    """Run a plan that is not flat: what is left after the coarse search of every query, then after each stage.
+
+    `Cascade.traced` takes each piece of a batch through the whole plan, which keeps its candidates in the cache; here a
+    step is done for all pieces before the next begins, so that at any moment every query has an answer. After the
+    deadline no further piece is taken through a stage.
+    """
+    pieces = cascade.pieces(queries)
+    begun: list[list[Candidates]] = [[] for _ in pieces]
+
+    def coarse(number: int) -> None:
+        begun[number] = list(cascade.begin(queries[pieces[number]], plan, pieces[number]))
+
+    cascade.each(coarse, range(len(pieces)))
+    parts = [part for piece in begun for part in piece]
+    yield parts
+    for number, stage in enumerate(plan.reranks, start=1):
+        if deadline is not None and deadline.passed():
+            return
+
+        def one(part: Candidates) -> None:
+            if deadline is None or not deadline.passed():
+                with torch.inference_mode():
+                    cascade.narrow(part, stage, k)  # noqa: B023  called before the loop goes on
+
+        cascade.each(one, [part for part in parts if part.done == number])
+        yield parts
+
+
+def answers(cascade: Cascade, parts: Sequence[Candidates], k: int) -> Found:
+    """The best k of each query after the steps that were done."""
+    count = sum(len(part.query) for part in parts)
+    scores, rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    done = np.empty(count, dtype=np.int64)
+    for part in parts:
+        with torch.inference_mode():
+            best, found = part.best(k)
+            norms = part.query[:, : part.start or cascade.width].norm(dim=1, keepdim=True)
+            best = best / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+        scores[part.places], rows[part.places] = best.cpu().numpy(), found.cpu().numpy()
+        done[part.places] = part.done
+    return Found(scores, rows, done)
 
 
 def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, flat_ms: float = math.inf) -> Found:
@@ -165,6 +125,9 @@ def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, f
     matrix is small, it is one piece that is not stopped.
     """
     store: VectorStore = cascade.store
+    if isinstance(cascade.exact, AllowedScan):
+        scores, rows, seen = cascade.exact.until(cascade.as_stored(queries), k, deadline)
+        return Found(scores, rows, np.full(len(queries), FLAT.steps if seen == 1.0 else 0), seen)
     rows_between = max(k, CELLS_BETWEEN_LOOKS // store.dim)
     done = np.full(len(queries), FLAT.steps, dtype=np.int64)
     if store.device.type != "cpu" or store.n <= rows_between or deadline.left_ms() >= flat_ms:
@@ -208,16 +171,14 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
     """Milliseconds of each step, and what would be answered after it."""
     started = time.perf_counter()
     if plan.is_flat:
-        found = Found(*cascade.flat(queries, k), np.ones(len(queries), dtype=np.int64))
+        found = Found(*cascade.flat(queries, k))
         return [(time.perf_counter() - started) * 1e3], [found]
-    run = StagedRun(cascade, queries, plan)
-    times, answers = [(time.perf_counter() - started) * 1e3], [run.answers(k)]
-    for number in range(run.stages):
-        started = time.perf_counter()
-        run.stage(number)
+    times, after = [], []
+    for parts in steps(cascade, queries, plan, k):
         times.append((time.perf_counter() - started) * 1e3)
-        answers.append(run.answers(k))
-    return times, answers
+        after.append(answers(cascade, parts, k))
+        started = time.perf_counter()
+    return times, after
 
 
 def _recall(cascade: Cascade, run: Run, asked: np.ndarray, found: Found, threshold: np.ndarray, k: int) -> float:
@@ -238,6 +199,7 @@ def served_each(found: Found, served: Served, recalls: Sequence[float]) -> list[
     Flat search that was stopped found the true neighbours among the rows it saw: their share is the estimate. Rows lie
     in the order of a cluster tree, so that this is a mean over queries, and says little of a single one.
     """
+    assert found.done is not None, "of a call that had a deadline"
     made: dict[int, Served] = {}
     for done in np.unique(found.done).tolist():
         made[done] = _served(served, served.stages - done, found.seen, recalls)
@@ -246,6 +208,7 @@ def served_each(found: Found, served: Served, recalls: Sequence[float]) -> list[
 
 def served_in_all(each: Sequence[Served], found: Found, served: Served) -> Served:
     """One record for a whole batch: the most steps that were left out, and the mean of the estimates."""
+    assert found.done is not None, "of a call that had a deadline"
     if (found.done == served.stages).all():
         return each[0]
     estimate = float(np.mean([one.estimated_recall for one in each]))

@@ -242,11 +242,10 @@ class _Truth:
 
     def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
         widened = plan.widened() if self._extra else plan
-        scores, positions = self._index.searcher.run(self._prepared, widened, self._k + self._extra)
+        found = self._index.searcher.found(self._prepared, widened, self._k + self._extra)
         if self._own is None:
-            return scores
-        own = positions == self._own[:, None]
-        kept = np.where(own, -np.inf, scores)
+            return found.scores
+        kept = np.where(found.rows == self._own[:, None], -np.inf, found.scores)
         return -np.sort(-kept, axis=1)[:, : self._k]
 
 

@@ -100,7 +100,7 @@ def test_queries_that_are_unit_rows_are_not_copied(folder: Path, rows: Float32) 
     for count in (0, 1, 5, 300, 700):
         assert searcher.prepare(many[:count]).ctypes.data == many.ctypes.data
     before = many.copy()
-    searcher.search(many, searcher.planner.choose(Budget(0.9), K, len(many)).plan, K)
+    searcher.found(searcher.prepare(many), searcher.planner.choose(Budget(0.9), K, len(many)).plan, K)
     np.testing.assert_array_equal(many, before)
     last = many.copy()
     last[-1] *= 1.0001

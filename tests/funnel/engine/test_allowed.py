@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from funnel.engine import allowed as allowed_module
-from funnel.engine.allowed import AllowedRows
+from funnel.engine import exact as exact_module
 from funnel.engine.cascade import Cascade
+from funnel.engine.exact import allowed_only
+from funnel.engine.steps import search
 from funnel.plan import FLAT, Plan, Stage
 from indexes import MissingBackendError, families
 from tests.funnel.cascades import cascade_over, stored_rows
@@ -54,15 +55,13 @@ def test_exact_search_finds_the_true_allowed_rows(
     cascade: Cascade, asked: npt.NDArray[np.float32], threads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if threads:
-        monkeypatch.setattr(allowed_module, "CELLS_OF_ONE_THREAD", 0)
-        monkeypatch.setattr(allowed_module, "CELLS_AT_A_TIME", 20 * DIM)
+        monkeypatch.setattr(exact_module, "CELLS_OF_ONE_THREAD", 0)
+        monkeypatch.setattr(exact_module, "CELLS_AT_A_TIME", 20 * DIM)
     for mask in masks(cascade.store.n):
-        allowed = AllowedRows.from_mask(mask, cascade)
+        allowed = allowed_only(cascade, mask)
         for count in (1, len(asked)):
-            found = allowed.exact(asked[:count], K)
-            assert mask[found.rows].all()
-            assert found.seen == 1.0
-            assert (found.done == 1).all()
+            found = search(allowed, asked[:count], FLAT, K)
+            assert mask[found.rows].all() and found.seen == 1.0
             np.testing.assert_allclose(found.scores, truth(cascade, mask, asked[:count], K), atol=1e-5)
             own = np.einsum("qd,qkd->qk", asked[:count], stored_rows(cascade)[found.rows])
             np.testing.assert_allclose(found.scores, own, atol=1e-5)
@@ -70,13 +69,14 @@ def test_exact_search_finds_the_true_allowed_rows(
 
 def test_a_plan_sees_allowed_rows_alone(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
     for mask in masks(cascade.store.n):
-        allowed = AllowedRows.from_mask(mask, cascade)
-        scores, rows = allowed.run(asked, strongest(cascade), K)
-        assert mask[rows].all()
+        allowed = allowed_only(cascade, mask)
+        found = search(allowed, asked, strongest(cascade), K)
+        scores = found.scores
+        assert mask[found.rows].all()
         true = truth(cascade, mask, asked, K)
         assert (scores >= true[:, -1:] - 1e-5).mean() >= 0.9
-        single = allowed.run(asked[:1], strongest(cascade), K)
-        np.testing.assert_allclose(single[0], scores[:1], atol=1e-5)
+        single = search(allowed, asked[:1], strongest(cascade), K)
+        np.testing.assert_allclose(single.scores, scores[:1], atol=1e-5)
 
 
 def test_queries_for_which_a_plan_finds_too_few_are_answered_exactly(
@@ -85,21 +85,21 @@ def test_queries_for_which_a_plan_finds_too_few_are_answered_exactly(
     """The least effort finds far fewer than k of a few rows that lie together."""
     mask = np.zeros(cascade.store.n, dtype=np.bool_)
     mask[:15] = True
-    allowed = AllowedRows.from_mask(mask, cascade)
+    allowed = allowed_only(cascade, mask)
     efforts = cascade.coarse.efforts()
     effort = next((one for one in efforts if cascade.coarse.largest_shortlist(one) >= K), efforts[-1])
     plan = Plan(effort, K)
-    lacking = allowed.cascade.run(asked, plan, K)[1][:, -1] < 0
-    scores, rows = allowed.run(asked, plan, K)
-    assert mask[rows].all()
-    np.testing.assert_allclose(scores[lacking], truth(cascade, mask, asked, K)[lacking], atol=1e-5)
+    lacking = allowed.run(asked, plan, K)[1][:, -1] < 0
+    found = search(allowed, asked, plan, K)
+    assert mask[found.rows].all()
+    np.testing.assert_allclose(found.scores[lacking], truth(cascade, mask, asked, K)[lacking], atol=1e-5)
     if cascade.coarse.name == "symqg":
         assert lacking.any()
 
 
 def test_flat_is_exact_over_the_allowed_rows(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
     mask = masks(cascade.store.n)[1]
-    scores, rows = AllowedRows.from_mask(mask, cascade).run(asked, FLAT, 1)
+    scores, rows = allowed_only(cascade, mask).flat(asked, 1)
     assert mask[rows].all()
     np.testing.assert_allclose(scores, truth(cascade, mask, asked, 1), atol=1e-5)
 
@@ -107,24 +107,22 @@ def test_flat_is_exact_over_the_allowed_rows(cascade: Cascade, asked: npt.NDArra
 def test_a_deadline_stops_exact_search_between_pieces(
     cascade: Cascade, asked: npt.NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allowed_module, "CELLS_AT_A_TIME", 50 * DIM)
+    monkeypatch.setattr(exact_module, "CELLS_AT_A_TIME", 50 * DIM)
     mask = masks(cascade.store.n)[0]
-    allowed = AllowedRows.from_mask(mask, cascade)
-    found = allowed.exact(asked, K, Clock(1))
-    assert found.seen == pytest.approx(100 / mask.sum())
-    assert (found.done == 0).all()
+    allowed = allowed_only(cascade, mask)
+    found = search(allowed, asked, FLAT, K, Clock(1))
+    assert found.seen == pytest.approx(100 / mask.sum()) and (found.done == 0).all()
     np.testing.assert_allclose(
-        found.scores, truth(cascade, np.isin(np.arange(len(mask)), allowed.rows[:100]), asked, K), atol=1e-5
+        found.scores, truth(cascade, np.isin(np.arange(len(mask)), np.flatnonzero(mask)[:100]), asked, K), atol=1e-5
     )
-    assert allowed.exact(asked, K, Clock(1_000)).seen == 1.0
+    assert search(allowed, asked, FLAT, K, Clock(1_000)).seen == 1.0
 
 
 def test_a_deadline_stops_a_plan_between_stages(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
     mask = masks(cascade.store.n)[0]
-    allowed, plan = AllowedRows.from_mask(mask, cascade), strongest(cascade)
-    stopped, whole = allowed.run_until(asked, plan, K, Clock(0)), allowed.run_until(asked, plan, K, Clock(10_000))
-    assert (stopped.done == 1).all()
-    assert (whole.done == plan.steps).all()
+    allowed, plan = allowed_only(cascade, mask), strongest(cascade)
+    stopped, whole = search(allowed, asked, plan, K, Clock(0)), search(allowed, asked, plan, K, Clock(10_000))
+    assert (stopped.done == 1).all() and (whole.done == plan.steps).all()
     for found in (stopped, whole):
         assert mask[found.rows[found.rows >= 0]].all()
-    np.testing.assert_allclose(whole.scores, allowed.run(asked, plan, K)[0], atol=1e-5)
+    np.testing.assert_allclose(whole.scores, search(allowed, asked, plan, K).scores, atol=1e-5)

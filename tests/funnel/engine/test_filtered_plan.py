@@ -12,7 +12,9 @@ import pytest
 from funnel import BudgetError, FunnelIndex
 from funnel.budget import Budget
 from funnel.engine import allowed as planning
-from funnel.engine.allowed import AllowedRows, FilterChoice, Filtered, FilterPlanner, FilterSample, _holds
+from funnel.engine.allowed import FilterChoice, Filtered, FilterPlanner, FilterSample, _holds
+from funnel.engine.exact import allowed_only
+from funnel.engine.steps import search
 from funnel.plan import FLAT, Plan
 
 K = 10
@@ -40,12 +42,12 @@ def filters_of(index: FunnelIndex, kind: str, share: float) -> Filtered:
     worth = np.random.default_rng(3).random(len(rows)) if kind == "random" else rows @ rows[7]
     mask = np.zeros(len(rows), dtype=np.bool_)
     mask[np.argsort(-worth)[: round(share * len(rows))]] = True
-    return Filtered(AllowedRows.from_mask(mask, cascade))
+    return Filtered(allowed_only(cascade, mask))
 
 
 def recalls(filtered: Filtered, plan: Plan, queries: Float32) -> npt.NDArray[np.float64]:
-    true = filtered.allowed.exact(queries, K).scores[:, -1:]
-    found: npt.NDArray[np.float64] = (filtered.allowed.run(queries, plan, K)[0] >= true - 1e-6).mean(axis=1)
+    true = filtered.cascade.flat(queries, K)[0][:, -1:]
+    found: npt.NDArray[np.float64] = (search(filtered.cascade, queries, plan, K).scores >= true - 1e-6).mean(axis=1)
     return found
 
 
@@ -62,7 +64,7 @@ def test_the_recall_holds_on_unseen_queries_near_and_far(
     assert recall == 0.99 or not choice.plan.is_flat
     prepared = graph.searcher.prepare(unseen)
     found = recalls(filtered, choice.plan, prepared)
-    near = np.argsort(filtered.allowed.exact(prepared, 1).scores[:, 0])
+    near = np.argsort(filtered.cascade.flat(prepared, 1)[0][:, 0])
     # 100 queries of each kind: two standard errors of their mean beside the tolerance.
     for group in (near, near[:100], near[-100:]):
         assert found[group].mean() >= recall - 0.01 - 2 * found[group].std() / np.sqrt(len(group))
@@ -138,12 +140,12 @@ def test_the_sample_has_queries_near_and_far(graph: FunnelIndex) -> None:
     calibration = graph.searcher.calibration
     assert calibration is not None
     run = calibration.run()
-    sample = FilterSample.draw(run, filtered.allowed, K)
+    sample = FilterSample.draw(run, filtered.cascade, K)
     assert [group.stop - group.start for group in sample.groups] == [448, 64, 64]
-    nearness = filtered.allowed.exact(sample.queries, 1).scores[:, 0]
+    nearness = filtered.cascade.flat(sample.queries, 1)[0][:, 0]
     at_random, near, far = (nearness[group].mean() for group in sample.groups)
     assert near > at_random > far
-    np.testing.assert_allclose(sample.truth, filtered.allowed.exact(sample.queries, K).scores[:, -1], atol=1e-6)
+    np.testing.assert_allclose(sample.truth, filtered.cascade.flat(sample.queries, K)[0][:, -1], atol=1e-6)
 
 
 def test_a_row_is_not_its_own_neighbour(graph: FunnelIndex) -> None:
@@ -151,10 +153,9 @@ def test_a_row_is_not_its_own_neighbour(graph: FunnelIndex) -> None:
     assert calibration is not None
     corpus, _ = calibration.runs()
     filtered = filters_of(graph, "random", 0.5)
-    sample = FilterSample.draw(corpus, filtered.allowed, 1)
-    own = np.isin(sample.own, filtered.allowed.rows)
-    assert own.any()
-    assert (sample.own >= 0).all()
+    sample = FilterSample.draw(corpus, filtered.cascade, 1)
+    own = np.isin(sample.own, np.flatnonzero(filtered.cascade.live))
+    assert own.any() and (sample.own >= 0).all()
     assert (sample.truth[own] < 1 - 1e-4).any()
     scores = sample.scored(graph.searcher.cascade, sample.own[:, None])
     assert np.isneginf(scores).all()

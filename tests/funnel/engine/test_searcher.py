@@ -39,9 +39,9 @@ def again(searcher: Searcher) -> Searcher:
 
 def test_ids_are_of_the_input_order(searcher: Searcher) -> None:
     queries = clustered_rows(ROWS, DIM)[:20]
-    ids, scores = searcher.search(queries * 3, FLAT, 1)
-    np.testing.assert_array_equal(ids[:, 0], searcher.order[:20] * 10)
-    np.testing.assert_allclose(scores[:, 0], 1.0, atol=1e-5)
+    found = searcher.found(searcher.prepare(queries * 3), FLAT, 1)
+    np.testing.assert_array_equal(searcher.ids.at(found.rows)[:, 0], searcher.order[:20] * 10)
+    np.testing.assert_allclose(found.scores[:, 0], 1.0, atol=1e-5)
 
 
 def test_costs_of_this_machine_are_kept(searcher: Searcher) -> None:

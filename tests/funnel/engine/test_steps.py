@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from funnel.engine import cascade as cascades
 from funnel.engine import steps as staged
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.steps import StagedRun, run_until
+from funnel.engine.steps import search, steps
 from funnel.plan import FLAT, Plan, Stage
 from funnel.request import Deadline
 from indexes import exact_search
@@ -35,7 +36,7 @@ def queries() -> Float32:
 @pytest.mark.parametrize("count", [1, 7, 150])
 @pytest.mark.parametrize("plan", [FLAT, Plan(0, 60), PLAN])
 def test_with_time_enough_it_is_the_plan(cascade: Cascade, queries: Float32, plan: Plan, count: int) -> None:
-    found = run_until(cascade, queries[:count], plan, K, Deadline(1e6))
+    found = search(cascade, queries[:count], plan, K, Deadline(1e6))
     scores, rows = cascade.run(queries[:count], plan, K)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)
@@ -47,7 +48,7 @@ def test_with_time_enough_it_is_the_plan(cascade: Cascade, queries: Float32, pla
 def test_a_deadline_that_has_passed_gives_the_coarse_order_and_its_cosines(
     cascade: Cascade, queries: Float32, count: int
 ) -> None:
-    found = run_until(cascade, queries[:count], PLAN, K, Clock(0))
+    found = search(cascade, queries[:count], PLAN, K, Clock(0))
     np.testing.assert_array_equal(found.rows, cascade.shortlist(queries[:count], PLAN.shortlist, 0)[:, :K])
     assert (found.done == 1).all()
     np.testing.assert_allclose(found.scores, prefix_cosines(cascade, queries[:count], found.rows, 8), atol=1e-5)
@@ -55,7 +56,7 @@ def test_a_deadline_that_has_passed_gives_the_coarse_order_and_its_cosines(
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_after_each_stage_its_best_are_left_with_their_cosines(cascade: Cascade, queries: Float32, stages: int) -> None:
-    found = run_until(cascade, queries[:1], PLAN, K, Clock(2 * stages))  # looked at before a stage, and before its part
+    found = search(cascade, queries[:1], PLAN, K, Clock(2 * stages))  # looked at before a stage, and before its part
     assert found.done.tolist() == [stages + 1]
     left = cascade.shortlist(queries[:1], PLAN.shortlist, 0)
     for stage in PLAN.stages[:stages]:
@@ -69,10 +70,10 @@ def test_after_each_stage_its_best_are_left_with_their_cosines(cascade: Cascade,
 def test_a_part_of_a_batch_that_is_stopped_says_so_itself(
     cascade: Cascade, queries: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "rows_at_a_time", lambda *_: 20)
-    parts = len(StagedRun(cascade, queries, PLAN)._parts)
+    monkeypatch.setattr(cascades, "queries_together", lambda *_: 20)
+    parts = len(next(steps(cascade, queries, PLAN, K)))
     assert parts > 4
-    found = run_until(cascade, queries, PLAN, K, Clock(1 + parts // 2))
+    found = search(cascade, queries, PLAN, K, Clock(1 + parts // 2))
     done, counts = np.unique(found.done, return_counts=True)
     assert done.tolist() == [1, 2]
     assert counts.min() >= 10
@@ -85,7 +86,7 @@ def test_no_candidates_are_made_up(tmp_path: Path, queries: Float32) -> None:
     """Lists that hold fewer rows than the shortlist: what is missing stays at the end."""
     cascade, _ = cascade_over(clustered_rows(300, DIM), tmp_path, LADDER, "ivf-sq8", nlist=100)
     for looks in range(6):
-        found = run_until(cascade, queries[:1], Plan(1, 200, (Stage(16, 100), Stage(24, 50))), 30, Clock(looks))
+        found = search(cascade, queries[:1], Plan(1, 200, (Stage(16, 100), Stage(24, 50))), 30, Clock(looks))
         missing = found.rows < 0
         assert missing.any()
         assert (np.isneginf(found.scores) == missing).all()
@@ -96,12 +97,12 @@ def test_flat_search_stops_between_blocks_and_says_how_much_it_saw(
     cascade: Cascade, queries: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staged, "CELLS_BETWEEN_LOOKS", 100 * DIM)
-    found = run_until(cascade, queries, FLAT, K, Clock(3))  # one block before the first look
+    found = search(cascade, queries, FLAT, K, Clock(3))  # one block before the first look
     assert found.seen == 0.4
     assert (found.done == 0).all()
     best = np.argsort(-(queries @ stored_rows(cascade)[:400].T), axis=1, kind="stable")[:, :K]
     assert np.mean([np.isin(a, b).mean() for a, b in zip(found.rows, best, strict=True)]) > 0.999
-    whole = run_until(cascade, queries, FLAT, K, Clock(100))
+    whole = search(cascade, queries, FLAT, K, Clock(100))
     assert whole.seen == 1.0
     assert (whole.done == 1).all()
     np.testing.assert_allclose(whole.scores, exact_search(cascade.store, queries, K)[0], atol=1e-6)
@@ -113,6 +114,3 @@ def prefix_cosines(cascade: Cascade, queries: Float32, rows: np.ndarray, width: 
     norms = np.linalg.norm(prefixes, axis=2) * np.linalg.norm(query, axis=2)
     cosines: np.ndarray = (prefixes * query).sum(axis=2) / norms
     return cosines
-
-
-FIRST, SECOND = Plan(0, 30, (Stage(16, 20),)), Plan(0, 200)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from funnel.engine.cascade import Cascade
-from funnel.engine.steps import StagedRun
+from funnel.engine.steps import Found, answers, steps
 from funnel.plan import Plan, Stage
 from funnel.planning.calibration import Calibration, step_recalls, truncations
 from funnel.planning.run import TIE_TOLERANCE, Run
@@ -54,18 +54,17 @@ def test_the_record_says_what_a_stopped_plan_finds(recorded: Callable[[str], Rec
     effort, size = effort_for(queries, 60), 60
     plan = Plan(effort, size, (Stage(32, size // 2), Stage(48, size // 3)))
     said = step_recalls(calibration_of(corpus, queries), plan, K)
-    run = StagedRun(cascade, queries.queries, plan)
-    found = [measured_recall(cascade, queries, run)]
-    for number in range(run.stages):
-        run.stage(number)
-        found.append(measured_recall(cascade, queries, run))
+    found = [
+        measured_recall(cascade, queries, answers(cascade, parts, K))
+        for parts in steps(cascade, queries.queries, plan, K)
+    ]
     assert len(said) == plan.steps == 4
     np.testing.assert_allclose(said, found, atol=2e-3)  # scores of equal rank may change places
     assert said[0] < said[-1]
 
 
-def measured_recall(cascade: Cascade, queries: Run, run: StagedRun) -> float:
-    rows = run.answers(K).rows
+def measured_recall(cascade: Cascade, queries: Run, found: Found) -> float:
+    rows = found.rows
     scores = np.einsum("qd,qkd->qk", queries.queries, cascade.store.matrix.float().numpy()[rows.clip(min=0)])
     true = (scores >= queries.truth[:, K - 1, None] - 2 * TIE_TOLERANCE) & (rows >= 0)
     return float(true.sum(axis=1).clip(max=K).mean() / K)
