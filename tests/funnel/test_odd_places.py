@@ -19,8 +19,8 @@ import torch
 from funnel import FunnelIndex, Plan
 from funnel.building import segment as folding
 from funnel.building import update
+from funnel.engine import timing
 from funnel.errors import InputError
-from funnel.planning import costs
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import brute_force
 
@@ -35,7 +35,7 @@ KS = (1, 10, 100)
 @pytest.fixture(scope="module", autouse=True)
 def _no_latency_is_promised() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "MOST_TIMINGS", 3)
+        patch.setattr(timing, "MOST_TIMINGS", 3)
         yield
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from funnel.engine import measuring
 from funnel.engine.cascade import Cascade, Float32
 from funnel.engine.measuring import record
 from funnel.plan import Plan, Stage
@@ -244,7 +245,7 @@ def test_however_many_are_listed_at_a_time_the_record_is_the_same(
     efforts = run.efforts[:3]
     queries = run.queries[:20]
     whole = record(cascade, queries, None, run.widths, efforts)
-    monkeypatch.setattr(calibration, "CELLS_LISTED", cells)
+    monkeypatch.setattr(measuring, "CELLS_LISTED", cells)
     parts = record(cascade, queries, None, run.widths, efforts)
     np.testing.assert_array_equal(parts.candidates, whole.candidates)
     for effort in efforts:
@@ -280,8 +281,8 @@ def test_a_plan_asked_for_twice_is_counted_twice(recorded: Recording) -> None:
 @pytest.mark.parametrize("name", ["hnsw-sq8", "ivf-sq8"])
 def test_efforts_rise_until_all_is_found(recorded: Recording, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cascade, corpus, _ = recorded(name)
-    monkeypatch.setattr(calibration, "DEAREST", np.inf)
-    monkeypatch.setattr(calibration, "ENOUGH_RECALL", 0.9)
+    monkeypatch.setattr(measuring, "DEAREST", np.inf)
+    monkeypatch.setattr(measuring, "ENOUGH_RECALL", 0.9)
     run = record(cascade, corpus.queries, corpus.own_rows, corpus.widths)
     offered = cascade.coarse.efforts()
     assert run.efforts == offered[: len(run.efforts)]
@@ -296,7 +297,7 @@ def test_efforts_end_where_the_coarse_search_is_as_dear_as_flat_search(
     recorded: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cascade, corpus, _ = recorded("hnsw-sq8")
-    monkeypatch.setattr(calibration, "DEAREST", 0.0)
+    monkeypatch.setattr(measuring, "DEAREST", 0.0)
     run = record(cascade, corpus.queries, corpus.own_rows, corpus.widths)
     # whatever the clock says, the last effort has room for every k: twice the depth of the truth
     deep = [effort for effort in cascade.coarse.efforts() if cascade.coarse.largest_shortlist(effort) >= 2 * LARGEST_K]
@@ -310,7 +311,7 @@ def test_what_is_dear_in_batch_alone_is_run_on(
 ) -> None:
     """Flat search of a single query takes 20 ms or no time, of a batch none: it is a product of matrices there."""
     cascade, corpus, _ = recorded("hnsw-sq8")
-    monkeypatch.setattr(calibration, "ENOUGH_RECALL", 1.1)
+    monkeypatch.setattr(measuring, "ENOUGH_RECALL", 1.1)
     known = dict(zip(map(bytes, corpus.queries), range(len(corpus.queries)), strict=True))
     truth = cascade.truth(corpus.queries, LARGEST_K + 1)
 
