@@ -38,9 +38,9 @@ from funnel.errors import InputError
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
-from funnel.request import Request, SearchOptions, read_query, read_vectors, wanted_budget
+from funnel.request import Reading, Request, SearchOptions, read_query, read_vectors, wanted_budget
 from funnel.results import Answers, Explanation, Hits
-from funnel.search import State, answer, answer_hits
+from funnel.search import State, answer, answer_fused
 from funnel.storage import IndexFolder, Manifest
 
 __all__ = ["FunnelIndex"]
@@ -237,26 +237,30 @@ class FunnelIndex(Updates):
         state = self._state
         texts, vectors, single = read_query(query, self.dim, text)
         allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
-        fused = Hybrid.read(hybrid, texts, vectors, state.lexical, k, state.opened.searcher.rows, plan)
+        fused = None
+        if hybrid is not None or (texts is not None and vectors is not None):
+            fused = Hybrid.read(hybrid, texts, vectors, state.lexical, k, state.opened.searcher.rows, plan)
+        words_alone = fused is not None and fused.words_alone
+        reading = Reading(texts or (), vectors is None and not words_alone, None if fused is None else fused.k)
         asked = Request(
-            *(k if fused is None else fused.depth, recall, latency_ms, budget, plan, deadline_ms),
-            share=share,
-            from_text=vectors is None and (fused is None or not fused.words_alone),
-            texts=texts,
-            hits=True,
-            fused=None if fused is None else fused.k,
-            where=where,
-            allowed_ids=allowed_ids,
+            k if fused is None else fused.depth,
+            *(recall, share, latency_ms, budget, plan, deadline_ms, where, allowed_ids, reading),
         )
-        if vectors is None and fused is not None and fused.words_alone:
-            vectors = np.empty((len(texts or []), self.dim), dtype=np.float32)  # not looked at
         if vectors is None:
-            if asked.deadline is not None:
-                with asked.deadline.paused():
-                    self._encoder.load()
-            vectors = self.encode_queries(texts or [])
-        hits = answer_hits(state, vectors, asked, audit, fused, texts)
+            vectors = self._encoded(texts or [], asked) if reading.encoded else np.empty((len(texts or []), self.dim))
+        if fused is None:
+            hits = state.hits(*answer(state, vectors, asked, audit))
+        else:
+            hits = answer_fused(state, vectors, asked, audit, fused)
+        if asked.began:
+            asked.took(len(hits), state.monitor.punctuality.note)
         return hits[0] if single else hits
+
+    def _encoded(self, texts: Sequence[str], asked: Request) -> npt.NDArray[np.float32]:
+        if asked.deadline is not None:
+            with asked.deadline.paused():
+                self._encoder.load()
+        return self.encode_queries(texts)
 
     def search_vectors(
         self,
@@ -278,9 +282,7 @@ class FunnelIndex(Updates):
         queries: [n_queries, d]. ids are int64, or str in an object array; -1 or None, with a score of -inf, where a
         filter allows, or the index holds, fewer than k. Takes a deadline and filters, and raises, as `search` does.
         """
-        asked = Request(
-            *(k, recall, latency_ms, budget, plan, deadline_ms), share=share, where=where, allowed_ids=allowed_ids
-        )
+        asked = Request(k, recall, share, latency_ms, budget, plan, deadline_ms, where, allowed_ids)
         state = self._state
         scores, positions, served, _ = answer(state, read_vectors(queries), asked, audit)
         scores, positions = padded(scores, positions, k)

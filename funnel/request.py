@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from numbers import Real
 from reprlib import repr as shown
 from time import perf_counter
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,16 @@ from funnel.planning.costs import batch_class
 from funnel.results import Explanation
 from funnel.rows import as_array
 
-__all__ = ["Deadline", "Request", "SearchOptions", "explicit_plan", "read_query", "read_vectors", "wanted_budget"]
+__all__ = [
+    "Deadline",
+    "Reading",
+    "Request",
+    "SearchOptions",
+    "explicit_plan",
+    "read_query",
+    "read_vectors",
+    "wanted_budget",
+]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -39,61 +48,56 @@ class SearchOptions(TypedDict, total=False):
     allowed_ids: Iterable[str] | Iterable[int] | None
 
 
+class Reading(NamedTuple):
+    """What a call that gives documents does besides the search.
+
+    texts: the queries, where they are texts. encoded: whether they are to be encoded. fused: of a hybrid search, whose
+    k is the depth of its lists: how many hits are kept of them.
+    """
+
+    texts: Sequence[str] = ()
+    encoded: bool = False
+    fused: int | None = None
+
+
+FLOATS = {float, type(None)}
+
+
 class Request:
     """One call of search: k, and a budget or a plan, as the user wrote them; the clock of its deadline runs from here.
 
+    where, allowed_ids: a filter, or None; `filtered`: whether there is one. reading: None where no documents are given.
     began: when, in seconds, where a latency is to be kept; 0 where none is, or where the call had to be planned first.
-    from_text: whether the queries are to be encoded; texts: they, where they are known. hits: whether documents are to
-    be read. fused: of a hybrid search, whose k is the depth of its lists: how many hits are kept of them. where,
-    allowed_ids: a filter, or None. Raises InputError for a deadline that is none, or that a latency budget may use up.
+    Raises InputError for a deadline that is none, or that a latency budget may use up.
     """
 
     __slots__ = (
-        *("allowed_ids", "began", "budget", "deadline", "from_text", "fused", "hits", "k", "latency_ms"),
-        *("plan", "recall", "share", "texts", "where"),
+        *("allowed_ids", "began", "budget", "deadline", "filtered", "k", "latency_ms", "plan", "reading", "recall"),
+        *("share", "where"),
     )
-
-    k: int
-    recall: float | None
-    share: float | None
-    latency_ms: float | None
-    budget: Budget | None
-    plan: Plan | Explanation | None
-    began: float
-    from_text: bool
-    hits: bool
-    fused: int | None
-    texts: Sequence[str]
-    where: str | None
-    allowed_ids: Any
-    deadline: Deadline | None
 
     def __init__(
         self,
         k: int,
-        recall: float | None,
-        latency_ms: float | None,
-        budget: Budget | None,
-        plan: Plan | Explanation | None,
-        deadline_ms: float | None,
-        *,
+        recall: float | None = None,
         share: float | None = None,
-        from_text: bool = False,
-        texts: Sequence[str] | None = None,
-        hits: bool = False,
-        fused: int | None = None,
+        latency_ms: float | None = None,
+        budget: Budget | None = None,
+        plan: Plan | Explanation | None = None,
+        deadline_ms: float | None = None,
         where: str | None = None,
         allowed_ids: Any = None,
+        reading: Reading | None = None,
     ) -> None:
         if plan is not None:  # before it is a key
             explicit_plan(plan, recall, latency_ms, budget, share)
-        elif budget is not None or not (_is_float(recall) and _is_float(latency_ms) and _is_float(share)):
+        elif budget is not None or not {type(recall), type(latency_ms), type(share)} <= FLOATS:
             wanted_budget(recall, latency_ms, budget, share)  # choices are remembered, and True is found under 1.0
         self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
-        self.share, self.texts = share, texts or ()
+        self.share, self.reading = share, reading
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
-        self.from_text, self.hits, self.fused = from_text, hits, fused
         self.where, self.allowed_ids = where, allowed_ids
+        self.filtered = where is not None or allowed_ids is not None
         self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
             latency = latency_ms if budget is None else budget.latency_ms
@@ -108,11 +112,6 @@ class Request:
         latency = self.latency_ms if self.budget is None else self.budget.latency_ms
         assert latency is not None
         note(latency, batch_class(n_queries), (perf_counter() - self.began) * 1e3)
-
-    @property
-    def filtered(self) -> bool:
-        """Whether some rows only may be returned."""
-        return self.where is not None or self.allowed_ids is not None
 
     @property
     def wanted(self) -> Budget:
@@ -143,6 +142,8 @@ def read_query(
     query: Any, dim: int, text: str | Sequence[str] | None = None
 ) -> tuple[list[str] | None, npt.NDArray[Any] | None, bool]:
     """Texts, vectors [n, d], or with `text` both, and whether it was a single query. InputError for what is neither."""
+    if type(query) is np.ndarray and query.dtype == np.float32 and 1 <= query.ndim <= 2 and text is None:
+        return None, query if query.ndim == 2 else query[None, :], query.ndim == 1
     texts, vectors, single = _texts_or_vectors(query, dim)
     if text is None:
         return texts, vectors, single
@@ -182,12 +183,10 @@ def _texts_or_vectors(query: Any, dim: int) -> tuple[list[str] | None, npt.NDArr
 
 def read_vectors(queries: Any) -> npt.NDArray[Any]:
     """Vectors only: an array, a tensor, or rows of numbers."""
+    if type(queries) is np.ndarray and queries.dtype == np.float32:
+        return queries
     rows = as_array(queries)
     return _numbers(queries) if rows is None else rows
-
-
-def _is_float(value: object) -> bool:
-    return value is None or type(value) is float
 
 
 def wanted_budget(

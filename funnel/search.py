@@ -27,12 +27,12 @@ from funnel.planning.costs import batch_class
 from funnel.planning.latencies import Held
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
-from funnel.request import Request
+from funnel.request import Reading, Request
 from funnel.results import Hit, Hits, Served
 from funnel.storage.ids import Ids, JoinedIds
 from indexes.forks import free_in_children
 
-__all__ = ["Beside", "State", "answer", "answer_hits"]
+__all__ = ["Beside", "State", "answer", "answer_fused"]
 
 SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
@@ -55,29 +55,21 @@ class Beside:
         self._held: Remembered[tuple[str, int, int], Held] = Remembered()
         self._lock = free_in_children(Lock())
 
-    def ms(
-        self,
-        batch: int,
-        k: int,
-        from_text: bool,
-        hits: bool,
-        latency_ms: float,
-        fused: int | None = None,
-        texts: Sequence[str] = (),
-    ) -> float:
+    def ms(self, batch: int, k: int, reading: Reading | None, latency_ms: float) -> float:
         """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
 
-        batch: queries in a call. from_text: whether they are encoded. hits: whether documents are read. fused: the
-        number of them in a hybrid search, whose lists are k long. Encoding and BM25 are timed on beginnings of
-        documents; where there are none, encoding on the texts of the call.
-        Raises BudgetError where this takes all of latency_ms by itself.
+        batch: queries in a call. Encoding and BM25 are timed on beginnings of documents; where there are none, encoding
+        on the texts of the call. Raises BudgetError where this takes all of latency_ms by itself.
         """
+        if reading is None:
+            return 0.0
+        texts, from_text, fused = reading
         total = 0.0
         if from_text and (texts or self._documents is not None):
             total += self._ms("encoding", batch, 0, self._encode(batch, texts), latency_ms)
         if fused is not None and self._lexical is not None:
             total += self._ms("BM25 for", batch, k, self._rank(batch, k), latency_ms - total)
-        if hits and self._documents is not None:
+        if self._documents is not None:
             read = k if fused is None else fused
             total += self._ms("reading the documents of", batch, read, self._read(batch, read), latency_ms - total)
         return total
@@ -203,7 +195,7 @@ class State:
         if wanted.latency_ms is None:
             return 0.0
         batch = batch_class(n_queries)
-        return self.beside.ms(batch, k, asked.from_text, asked.hits, wanted.latency_ms, asked.fused, asked.texts)
+        return self.beside.ms(batch, k, asked.reading, wanted.latency_ms)
 
     def serving(self, asked: Request, k: int, n_queries: int) -> Served:
         """What serves a budget, or a plan of the user's own.
@@ -213,10 +205,8 @@ class State:
         if asked.plan is not None:
             return self._explicit(asked.explicit, k)
         choices, batch = self.choices, batch_class(n_queries)
-        key = (
-            *(k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget),
-            *(asked.from_text, asked.hits, asked.fused),
-        )
+        beside = None if asked.reading is None else (asked.reading.encoded, asked.reading.fused)
+        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, beside)
         served = choices.get(key)
         if served is None:
             asked.began = 0.0  # planning on first use does not count
@@ -286,31 +276,21 @@ Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served]
 """Scores [n, k], input positions [n, k], how they were found, and where a deadline stopped some how each was."""
 
 
-def answer_hits(
-    state: State,
-    vectors: npt.NDArray[Any],
-    asked: Request,
-    audit: float | bool | None,
-    fused: Hybrid | None,
-    texts: Sequence[str] | None,
+def answer_fused(
+    state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None, fused: Hybrid
 ) -> list[Hits]:
-    """Hits of each query. fused: of a hybrid search, whose dense list `asked` is about; texts: its queries."""
-    if fused is None:
-        hits = state.hits(*answer(state, vectors, asked, audit))
+    """Hits of each query of a hybrid search, whose dense list `asked` is about."""
+    assert asked.reading is not None, "hits are read"
+    allowed = state.filters.by_position(asked.where, asked.allowed_ids) if asked.filtered else None
+    if allowed is not None:
+        fused = replace(fused, lexical=fused.lexical.among(allowed))
+    words = fused.rank(asked.reading.texts, asked.deadline)
+    if fused.words_alone:
+        scores, positions, served, each = _no_dense(state, asked, len(words), allowed)
     else:
-        allowed = state.filters.by_position(asked.where, asked.allowed_ids) if asked.filtered else None
-        if allowed is not None:
-            fused = replace(fused, lexical=fused.lexical.among(allowed))
-        words = fused.rank(texts or [], asked.deadline)
-        if fused.words_alone:
-            scores, positions, served, each = _no_dense(state, asked, len(words), allowed)
-        else:
-            scores, positions, served, each = answer(state, vectors, asked, audit)
-        scores, positions, ranks = fused.fuse((scores, positions), words)
-        hits = fused.marked(state.hits(scores, positions, served, each), ranks, words)
-    if asked.began:
-        asked.took(len(hits), state.monitor.punctuality.note)
-    return hits
+        scores, positions, served, each = answer(state, vectors, asked, audit)
+    scores, positions, ranks = fused.fuse((scores, positions), words)
+    return fused.marked(state.hits(scores, positions, served, each), ranks, words)
 
 
 def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
@@ -423,19 +403,13 @@ def make_hits(
     scores, positions: [n, k]. served: one a query.
     """
     if documents is None:
-        return [
-            Hits((Hit(_plain(id_), float(score)) for id_, score, at in zip(*row, strict=True) if at >= 0), how)
-            for *row, how in zip(ids.at(positions), scores, positions, served, strict=True)
-        ]
+        found = zip(ids.at(positions).tolist(), scores.tolist(), positions.tolist(), served, strict=True)
+        return [Hits([Hit(*hit) for *hit, at in zip(*row, strict=True) if at >= 0], how) for *row, how in found]
     result = []
     for row_scores, row, how in zip(scores, positions, served, strict=True):
-        hits = (
-            Hit(document.id, float(score), document.title, document.text, dict(document.metadata))
-            for document, score in zip(documents.get(row[row >= 0]), row_scores, strict=False)
-        )
+        hits = [
+            Hit(document.id, score, document.title, document.text, dict(document.metadata))
+            for document, score in zip(documents.get(row[row >= 0]), row_scores.tolist(), strict=False)
+        ]
         result.append(Hits(hits, how))
     return result
-
-
-def _plain(value: Any) -> str | int:
-    return value if isinstance(value, str) else int(value)

@@ -285,7 +285,7 @@ def _say(promise: str | None) -> None:
 def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: float | None) -> str:
     from funnel.budget import check_k
     from funnel.engine.hybrid import list_depth
-    from funnel.request import Request
+    from funnel.request import Reading, Request
     from funnel.results import BM25_ALONE
 
     if hybrid == 1.0:
@@ -293,7 +293,7 @@ def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: f
     k, fused = check_k(k, len(index)), None
     if hybrid is not None:
         k, fused = list_depth(k, len(index)), k
-    asked = Request(k, None, None, budget, None, None, from_text=vectors is None, hits=True, fused=fused)
+    asked = Request(k, budget=budget, reading=Reading(encoded=vectors is None, fused=fused))
     choice = index.choose(asked, k, 1 if vectors is None else len(vectors))
     said = f"{choice.plan} ({choice.certificate})"
     return said if hybrid is None else f"dense list of {k}: {said}; fused with BM25 of weight {hybrid:g}"

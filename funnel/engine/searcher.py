@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Concatenate, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
@@ -80,12 +81,12 @@ class Searcher:
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
         self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """The full width d."""
         return self.cascade.store.dim
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many rows there are that were not deleted."""
         return self.cascade.rows + (0 if self.others is None else self.others.rows)

@@ -60,10 +60,6 @@ class Watch:
                 return Watch(self.drift, self.reference, rows, changed)
         return Watch(self.drift, Reference(calibration), rows)
 
-    def see(self, scores: npt.NDArray[np.float32], plan: Plan, kept: Kept) -> bool:
-        """See `Drift.see`."""
-        return self.drift.see(scores, plan, kept, self.reference)
-
 
 HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
 
@@ -200,7 +196,7 @@ class Monitor:
 
     def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
         """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
-        if self._watch is not None and self._watch.see(scores, plan, kept):
+        if self._watch is not None and self._watch.drift.see(scores, plan, kept, self._watch.reference):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "

@@ -19,7 +19,10 @@ BATCH_SIZES = (1, 32, 256)
 
 def batch_class(n_queries: int) -> int:
     """The batch size that stands for a call of n_queries: the next larger measured one, then powers of two."""
-    return next((size for size in BATCH_SIZES if size >= n_queries), 1 << (n_queries - 1).bit_length())
+    for size in BATCH_SIZES:
+        if size >= n_queries:
+            return size
+    return 1 << (n_queries - 1).bit_length()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from funnel import FunnelIndex
 from funnel.encoding.encoders import PROBE_TEXT
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.errors import BudgetError
+from funnel.request import Reading
 from funnel.search import Beside
 from tests.funnel.storage.helpers import settings
 
@@ -40,42 +41,40 @@ def beside(encode: Slow) -> Beside:
 
 def test_encoding_is_measured_once_for_each_batch_size(slow: Slow) -> None:
     made = beside(slow)
-    first = made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000, texts=["one"])
+    first = made.ms(1, 10, Reading(["one"], True), 10_000)
     assert first >= 3
     calls = len(slow.calls)
-    assert made.ms(1, 10, from_text=True, hits=True, latency_ms=10_000, texts=["two"]) == first
+    assert made.ms(1, 10, Reading(["two"], True), 10_000) == first
     assert len(slow.calls) == calls
-    made.ms(32, 10, from_text=True, hits=True, latency_ms=10_000, texts=["one", "two"])
+    made.ms(32, 10, Reading(["one", "two"], True), 10_000)
     assert slow.calls[-1] == ["one", "two"] * 16
 
 
 def test_what_is_not_done_takes_nothing(slow: Slow) -> None:
-    assert beside(slow).ms(1, 10, from_text=False, hits=True, latency_ms=1) == 0.0
+    assert beside(slow).ms(1, 10, Reading((), False), 1) == 0.0
     assert slow.calls == []
 
 
 def test_an_encoder_slower_than_the_latency_is_refused_at_once(slow: Slow) -> None:
     with pytest.raises(BudgetError, match=r"encoding 32 queries takes .* ms by itself, and 2 ms are left"):
-        beside(slow).ms(32, 10, from_text=True, hits=True, latency_ms=2, texts=["one"])
+        beside(slow).ms(32, 10, Reading(["one"], True), 2)
     assert len(slow.calls) < 70
 
 
 def test_documents_count_where_they_are_read(texts: FunnelIndex) -> None:
     made = texts._state.beside
-    assert made.ms(1, 5, from_text=False, hits=False, latency_ms=1000) == 0.0
-    assert made.ms(1, 5, from_text=False, hits=True, latency_ms=1000) > 0
-    both = made.ms(1, 5, from_text=True, hits=True, latency_ms=1000)
-    assert both > made.ms(1, 5, from_text=True, hits=False, latency_ms=1000)
+    assert made.ms(1, 5, None, 1000) == 0.0
+    assert made.ms(1, 5, Reading((), False), 1000) > 0
+    both = made.ms(1, 5, Reading((), True), 1000)
+    assert both > 0
 
 
 def test_encoding_is_timed_on_texts_of_the_user_alone(texts: FunnelIndex, slow: Slow) -> None:
-    assert beside(slow).ms(1, 10, from_text=True, hits=True, latency_ms=10_000) == 0.0
+    assert beside(slow).ms(1, 10, Reading((), True), 10_000) == 0.0
     assert slow.calls == []  # there are none
     documents = texts._state.opened.documents
     assert documents is not None
-    Beside(QueryEncoder(slow, settings(), DIM, "cpu"), documents, len(texts)).ms(
-        2, 10, from_text=True, hits=False, latency_ms=10_000, texts=["one"]
-    )
+    Beside(QueryEncoder(slow, settings(), DIM, "cpu"), documents, len(texts)).ms(2, 10, Reading(["one"], True), 10_000)
     contents = [" ".join(one.content.split()) for one in documents.get(range(len(texts)))]
     timed = {text for call in slow.calls for text in call} - {PROBE_TEXT}
     assert len(timed) > 2

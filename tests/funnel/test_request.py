@@ -54,13 +54,13 @@ def test_a_budget_one_way_or_the_other() -> None:
 
 def test_what_an_audit_is_listed_under() -> None:
     plan = Plan(16, 16)
-    assert Request(10, 0.9, None, None, None, None).name == ("recall 0.9", 0.9)
-    assert Request(10, None, None, None, None, None).name == ("recall 0.95", 0.95)
-    assert Request(10, None, 5.0, None, None, None).name == ("latency 5 ms", None)
-    assert Request(10, None, None, Budget(0.8, 5.0), None, None).name == ("recall 0.8 and latency 5 ms", 0.8)
+    assert Request(10, 0.9).name == ("recall 0.9", 0.9)
+    assert Request(10).name == ("recall 0.95", 0.95)
+    assert Request(10, latency_ms=5.0).name == ("latency 5 ms", None)
+    assert Request(10, budget=Budget(0.8, 5.0)).name == ("recall 0.8 and latency 5 ms", 0.8)
     # Half of the queries at .9, the others at 0 or more.
-    assert Request(10, 0.9, None, None, None, None, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
-    assert Request(10, None, None, None, plan, None).name == (f"plan {plan}", None)
+    assert Request(10, 0.9, share=0.5).name == ("recall 0.9 for 50 % of queries", 0.45)
+    assert Request(10, plan=plan).name == (f"plan {plan}", None)
 
 
 def test_an_array_of_texts_is_texts() -> None:

@@ -15,7 +15,7 @@ from funnel.data.documents import Document, DocumentStore
 from funnel.engine.hybrid import DEFAULT_WEIGHT, DEPTH, RRF_K, Lexical, fuse, list_depth
 from funnel.errors import EncoderError, InputError
 from funnel.plan import Plan, Stage
-from funnel.request import Deadline
+from funnel.request import Deadline, Reading
 from funnel.results import Hits, Ranks
 from tests.funnel.corpora import documents, hashed_words
 
@@ -205,7 +205,7 @@ def test_a_latency_leaves_room_for_bm25(texts: FunnelIndex, monkeypatch: pytest.
     slow = FunnelIndex.open(texts.path, encoder=hashed_words)
     monkeypatch.setattr("funnel.search.times_ms", lambda call: (call(0), [500.0])[1])
     with pytest.raises(BudgetError, match="BM25 for one query takes 500 ms"):
-        slow._state.beside.ms(1, 10, False, True, 100.0, fused=3)
+        slow._state.beside.ms(1, 10, Reading(fused=3), 100.0)
 
 
 def test_an_explicit_plan(graph_texts: FunnelIndex) -> None:
