@@ -10,10 +10,13 @@ import numpy as np
 from funnel.budget import Budget
 from funnel.checks import checked_whole
 from funnel.engine.allowed import FilterChoice, Filters
+from funnel.engine.exact import pruning_of
 from funnel.engine.searcher import Searcher
+from funnel.engine.steps import measure_steps
 from funnel.errors import InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
+from funnel.planning.run import Run
 from funnel.results import Explanation, StageLine, stage_lines
 
 __all__ = ["checked_batch", "explain_budget", "explain_filtered"]
@@ -31,7 +34,10 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
     choice = searcher.choose(wanted, k, batch)
     plan, size = choice.plan, batch_class(batch)
     latency, cascade = searcher.measured(plan, k, size), searcher.cascade
-    pruning = searcher.pruning(k, size) if plan.is_flat else None
+    pruning = pruning_of(cascade, searcher.sample_queries(), k, size) if plan.is_flat else None
+    predicted = (
+        [latency.p50] if searcher.calibration is None else searcher.planner.costs.stages(plan, size, searcher.dim)
+    )
     exact = str(pruning or "every row at full width") if plan.is_flat else ""
     lines = stage_lines(
         plan,
@@ -39,15 +45,25 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
         searcher.rows,
         (cascade.width, searcher.dim),
         cascade.store.dtype.itemsize,
-        searcher.stage_ms(plan, size) or [latency.p50],
+        predicted,
         searcher.step_recalls(plan, k),
         _coarse_bytes(searcher, plan),
-        searcher.measure_steps(plan, k, size) if run else (),
+        measure_steps(cascade, _recorded(searcher, k), plan, k, size) if run else (),
         pruning,
     )
     held = None if wanted.latency_ms is None else searcher.held(plan, k, size)
     times = (latency.p50, latency.p95)
     return Explanation.of(str(wanted), k, size, plan, lines, times, choice.certificate, exact, held)
+
+
+def _recorded(searcher: Searcher, k: int) -> Run:
+    """Queries and their true scores to run a plan on: the calibration's, or a sample's."""
+    if searcher.calibration is not None and k <= searcher.calibration.depth:
+        return searcher.calibration.run()
+    queries = searcher.sample_queries()
+    truth, _ = searcher.cascade.truth(queries, k)
+    own, none = np.full(len(queries), -1, dtype=np.int64), np.empty((0, 0))
+    return Run(queries, own, truth, searcher.widths, none.astype(np.int32), none.astype(np.float32), {})
 
 
 def checked_batch(batch: object) -> None:

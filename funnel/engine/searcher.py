@@ -17,9 +17,8 @@ from funnel.adaptors import Adaptor
 from funnel.budget import Budget
 from funnel.checks import checked_name
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
-from funnel.engine.exact import pruning_of
 from funnel.engine.segments import Others
-from funnel.engine.steps import Found, measure_steps, search
+from funnel.engine.steps import Found, search
 from funnel.engine.timing import fingerprint, held_ms, measure_costs, times_ms
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
@@ -30,12 +29,9 @@ from funnel.planning.costs import Costs, batch_class
 from funnel.planning.latencies import Held, Latencies, Latency
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.remembered import Remembered
-from funnel.planning.run import Run
 from funnel.request import Deadline
-from funnel.results import MeasuredStep
 from funnel.rows import unit_rows
 from funnel.storage.ids import Ids, JoinedIds
-from indexes import Pruning
 
 __all__ = ["Searcher"]
 
@@ -246,26 +242,6 @@ class Searcher:
         if self.calibration is None:
             return self.cascade.as_asked(self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy())
         return self.calibration.run().queries
-
-    def measure_steps(self, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:
-        """The plan run step by step: see `funnel.engine.steps`."""
-        if self.calibration is not None and k <= self.calibration.depth:
-            return measure_steps(self.cascade, self.calibration.run(), plan, k, batch)
-        queries = self.sample_queries()
-        truth, _ = self.cascade.truth(queries, k)
-        own, none = np.full(len(queries), -1, dtype=np.int64), np.empty((0, 0))
-        run = Run(queries, own, truth, self.widths, none.astype(np.int32), none.astype(np.float32), {})
-        return measure_steps(self.cascade, run, plan, k, batch)
-
-    def pruning(self, k: int, batch: int) -> Pruning | None:
-        """How FLAT is run for calls of `batch` queries; None: every row at full width."""
-        return pruning_of(self.cascade, self.sample_queries(), k, batch)
-
-    def stage_ms(self, plan: Plan, batch: int) -> list[float] | None:
-        """Predicted milliseconds of each step of a plan; None without a calibration."""
-        if self.calibration is None:
-            return None
-        return self.planner.costs.stages(plan, batch, self.dim)
 
     def measured(self, plan: Plan, k: int, batch: int) -> Latency:
         """As `latency`, remembered where there is a planner to remember it."""
