@@ -2,17 +2,17 @@
 
 import math
 import sys
-import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel.errors import InputError
 from funnel.identifiers import identifier, listed
+from indexes.mapping import npy_header
 
 __all__ = ["NpyRows", "as_array", "check_ids", "is_table", "table_library", "unit_rows", "unmasked"]
 
@@ -130,20 +130,12 @@ class NpyRows:
                 yield values.reshape(rows, self.dim)
 
 
-def _read_header(file: object, path: Path) -> tuple[int, int, np.dtype[np.generic]]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+def _read_header(file: IO[bytes], path: Path) -> tuple[int, int, np.dtype[np.generic]]:
     try:
-        version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
-        reader = readers.get(version)
-        if reader is None:
-            raise InputError(f"{path} has .npy format {version}, expected 1.0 or 2.0; save it again with numpy.save")
-        shape, column_order, dtype = reader(file)  # type: ignore[arg-type]
-    except InputError:
-        raise
-    except (ValueError, EOFError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        # All of these come out of numpy's header parser, which evaluates the header as a Python literal.
+        shape, column_order, dtype = npy_header(file)
+    except ValueError as error:
         raise InputError(f"{path} is not a readable .npy file ({error}); save it with numpy.save") from None
-    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+    if len(shape) != 2 or shape[1] < 1:
         raise InputError(f"{path} has shape {list(shape)}, expected rows [n, d]")
     if dtype.newbyteorder("=").name not in ROW_TYPES:
         raise InputError(f"{path} holds {dtype}, expected one of {', '.join(ROW_TYPES)}")

@@ -16,6 +16,7 @@ from typing_extensions import override
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError
 from indexes.forks import free_in_children
+from indexes.mapping import npy_header
 
 __all__ = ["DeviceRows"]
 
@@ -208,9 +209,6 @@ class DeviceRows(CoarseIndex):
 
 def _read(file: BinaryIO) -> np.ndarray[Any, np.dtype[Any]]:
     """The next array. Raises ValueError where there is none, or where it ends early."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"array of version {version}; expected (1, 0)")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    shape, _, dtype = npy_header(file)
     values = np.fromfile(file, dtype, int(np.prod(shape)))
     return values.reshape(shape)

@@ -6,7 +6,6 @@ import errno
 import math
 import mmap
 import os
-import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +18,13 @@ import torch
 from indexes._placement import Codes, pinned, settled
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
-from indexes.mapping import map_file
+from indexes.mapping import map_file, npy_header
 from indexes.system import advise, claim, machine_bytes
 
 __all__ = ["VectorStore", "VectorWriter"]
 
 # Half the bytes of float32 for at most 2e-4 in a cosine, and the default; both are read without conversion.
 STORED_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
-# Out of numpy's header parser, which evaluates the header as a Python literal.
-UNREADABLE = (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError)
-
 # Matrices up to here are held as float32 once they were searched in full: converting them anew would take most of the
 # time of a single flat search. 10,000 rows at 384 dims are 15 MB.
 SMALL_BYTES = 16_777_216
@@ -353,16 +349,11 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
     """Shape, type and first byte of the matrix, checked against the size of the file."""
     with open(path, "rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise CoarseIndexError(f"{path} is .npy version {version}; expected (1, 0)")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        except CoarseIndexError:
-            raise
-        except UNREADABLE as error:
+            shape, fortran, dtype = npy_header(file)
+        except ValueError as error:
             raise CoarseIndexError(f"{path} is not a .npy file: {error}") from error
         start = file.tell()
-    if len(shape) != 2 or min(shape) < 0 or fortran or dtype not in STORED_TYPES:
+    if len(shape) != 2 or fortran or dtype not in STORED_TYPES:
         order = "column-major" if fortran else "row-major"
         raise CoarseIndexError(
             f"{path} holds a {order} {dtype} array of shape {list(shape)}; "

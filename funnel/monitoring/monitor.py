@@ -116,7 +116,7 @@ class Health:
 
 REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or index.tune(queries=...)"
 
-CALLER = 6  # frames from the warning to whoever called search
+CALLER = 5  # frames from the warning to whoever called search
 
 Float32 = npt.NDArray[np.float32]
 # Prepared queries and k -> the scores of their true top k, falling, and the rows.

@@ -25,7 +25,7 @@ from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 from funnel.planning.run import LARGEST_K, MISSING, Run, hits
 from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
-from indexes.mapping import map_file
+from indexes.mapping import map_file, npy_header
 
 __all__ = [
     "ALIGNED",
@@ -99,7 +99,7 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     with archive.open(member) as opened:
-        shape, fortran, dtype = _header(opened)
+        shape, fortran, dtype = npy_header(opened)
         header = opened.tell()
     name, extra = LOCAL_HEADER.unpack_from(whole.data, member.header_offset)
     start = member.header_offset + LOCAL_HEADER.size + name + extra + header
@@ -113,20 +113,6 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray
             array: npt.NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
         return array
     return np.frombuffer(whole, dtype, count, start).reshape(shape)
-
-
-def _header(opened: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns come first, and type. Raises ValueError for what is not a plain array."""
-    version = np.lib.format.read_magic(opened)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
-    else:
-        raise ValueError(f"version {version} of the .npy format; expected (1, 0) or (2, 0)")
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    return shape, fortran, dtype
 
 
 LONGEST_SAID = 300  # characters of a message: values in it may be long

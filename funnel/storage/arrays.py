@@ -1,7 +1,6 @@
 """Plain .npy files of an index, mapped: type and shape are checked against the file's size before it is read."""
 
 import math
-import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
-
-# Out of numpy's header parser, which evaluates the header as a Python literal of at most 10,000 characters.
-_UNREADABLE = (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+from indexes.mapping import npy_header
 
 
 def map_npy(path: Path, dtypes: tuple[str, ...], dimensions: int) -> npt.NDArray[Any]:
@@ -25,14 +21,11 @@ def map_npy(path: Path, dtypes: tuple[str, ...], dimensions: int) -> npt.NDArray
     """
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise ValueError(f"its format is {version}, expected (1, 0) or (2, 0)")
-            shape, by_column, dtype = _HEADERS[version](file)
+            shape, by_column, dtype = npy_header(file)
             start = file.tell()
-    except _UNREADABLE as error:
+    except ValueError as error:
         raise DamagedIndexError(f"{path}: not a readable array ({error})") from error
-    if dtype.hasobject or dtype.name not in dtypes or len(shape) != dimensions or min(shape, default=0) < 0:
+    if dtype.name not in dtypes or len(shape) != dimensions:
         raise DamagedIndexError(
             f"{path}: holds {dtype} {list(shape)}; expected {' or '.join(dtypes)} of {dimensions} dimensions"
         )

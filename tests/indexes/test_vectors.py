@@ -218,7 +218,7 @@ def test_files_that_are_not_such_a_matrix_are_refused(path: Path) -> None:
         (contents + b"x", "bytes; a float16 matrix"),
         (b"PK" + contents, "is not a .npy file"),
         (contents[:20], "is not a .npy file"),
-        (contents[:6] + b"\x02" + contents[7:], r"is .npy version \(2, 0\)"),
+        (contents[:6] + b"\x02" + contents[7:], "is not a .npy file"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(CoarseIndexError, match=message):
