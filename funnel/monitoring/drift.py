@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.engine.exact import best_of
 from funnel.engine.rerank import Kept, depths
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
