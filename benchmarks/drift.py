@@ -293,8 +293,8 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     prepared = index.searcher.prepare(pool[:STREAM])
     single = [index.searcher.found(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
     known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
-    watch = Drift(lambda plan, k: known)
-    taken = np.array([_us(lambda one=one: watch.see(one.scores, plan, one.kept)) for one in single])
+    watch = Drift(lambda _plan, _k: known)
+    taken = np.array([_us(partial(watch.see, one.scores, plan, one.kept)) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),

@@ -22,8 +22,10 @@ def _lengths(texts: list[str]) -> np.ndarray:
 
 def test_a_callable_is_an_encoder() -> None:
     encoder = load_encoder(_lengths)
-    assert isinstance(encoder, CallableEncoder) and isinstance(encoder, Encoder)
-    assert encoder.name.startswith("callable:") and encoder.name.endswith("test_encoders._lengths")
+    assert isinstance(encoder, CallableEncoder)
+    assert isinstance(encoder, Encoder)
+    assert encoder.name.startswith("callable:")
+    assert encoder.name.endswith("test_encoders._lengths")
     assert not encoder.reopenable
     assert encoder.dim == 2
     vectors = encoder.encode(["ab", ""])

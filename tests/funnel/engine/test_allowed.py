@@ -61,7 +61,8 @@ def test_exact_search_finds_the_true_allowed_rows(
         allowed = allowed_only(cascade, mask)
         for count in (1, len(asked)):
             found = search(allowed, asked[:count], FLAT, K)
-            assert mask[found.rows].all() and found.seen == 1.0
+            assert mask[found.rows].all()
+            assert found.seen == 1.0
             np.testing.assert_allclose(found.scores, truth(cascade, mask, asked[:count], K), atol=1e-5)
             own = np.einsum("qd,qkd->qk", asked[:count], stored_rows(cascade)[found.rows])
             np.testing.assert_allclose(found.scores, own, atol=1e-5)
@@ -111,7 +112,8 @@ def test_a_deadline_stops_exact_search_between_pieces(
     mask = masks(cascade.store.n)[0]
     allowed = allowed_only(cascade, mask)
     found = search(allowed, asked, FLAT, K, Clock(1))
-    assert found.seen == pytest.approx(100 / mask.sum()) and (found.done == 0).all()
+    assert found.seen == pytest.approx(100 / mask.sum())
+    assert (np.asarray(found.done) == 0).all()
     np.testing.assert_allclose(
         found.scores, truth(cascade, np.isin(np.arange(len(mask)), np.flatnonzero(mask)[:100]), asked, K), atol=1e-5
     )
@@ -122,7 +124,8 @@ def test_a_deadline_stops_a_plan_between_stages(cascade: Cascade, asked: npt.NDA
     mask = masks(cascade.store.n)[0]
     allowed, plan = allowed_only(cascade, mask), strongest(cascade)
     stopped, whole = search(allowed, asked, plan, K, Clock(0)), search(allowed, asked, plan, K, Clock(10_000))
-    assert (stopped.done == 1).all() and (whole.done == plan.steps).all()
+    assert (np.asarray(stopped.done) == 1).all()
+    assert (np.asarray(whole.done) == plan.steps).all()
     for found in (stopped, whole):
         assert mask[found.rows[found.rows >= 0]].all()
     np.testing.assert_allclose(whole.scores, search(allowed, asked, plan, K).scores, atol=1e-5)

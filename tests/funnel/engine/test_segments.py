@@ -9,7 +9,8 @@ import pytest
 
 from funnel.building import segment as folding
 from funnel.building.segment import fold_from
-from funnel.engine.segments import ExactRows, Segment, best_of, live_rows
+from funnel.engine.exact import best_of
+from funnel.engine.segments import ExactRows, Segment, live_rows
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows

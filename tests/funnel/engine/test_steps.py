@@ -40,7 +40,7 @@ def test_with_time_enough_it_is_the_plan(cascade: Cascade, queries: Float32, pla
     scores, rows = cascade.run(queries[:count], plan, K)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_allclose(found.scores, scores, atol=1e-6)
-    assert (found.done == plan.steps).all()
+    assert (np.asarray(found.done) == plan.steps).all()
     assert found.seen == 1.0
 
 
@@ -50,14 +50,14 @@ def test_a_deadline_that_has_passed_gives_the_coarse_order_and_its_cosines(
 ) -> None:
     found = search(cascade, queries[:count], PLAN, K, Clock(0))
     np.testing.assert_array_equal(found.rows, cascade.shortlist(queries[:count], PLAN.shortlist, 0)[:, :K])
-    assert (found.done == 1).all()
+    assert (np.asarray(found.done) == 1).all()
     np.testing.assert_allclose(found.scores, prefix_cosines(cascade, queries[:count], found.rows, 8), atol=1e-5)
 
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_after_each_stage_its_best_are_left_with_their_cosines(cascade: Cascade, queries: Float32, stages: int) -> None:
     found = search(cascade, queries[:1], PLAN, K, Clock(2 * stages))  # looked at before a stage, and before its part
-    assert found.done.tolist() == [stages + 1]
+    assert np.asarray(found.done).tolist() == [stages + 1]
     left = cascade.shortlist(queries[:1], PLAN.shortlist, 0)
     for stage in PLAN.stages[:stages]:
         cosines = prefix_cosines(cascade, queries[:1], left, stage.width)
@@ -74,11 +74,11 @@ def test_a_part_of_a_batch_that_is_stopped_says_so_itself(
     parts = len(next(steps(cascade, queries, PLAN, K)))
     assert parts > 4
     found = search(cascade, queries, PLAN, K, Clock(1 + parts // 2))
-    done, counts = np.unique(found.done, return_counts=True)
+    done, counts = np.unique(np.asarray(found.done), return_counts=True)
     assert done.tolist() == [1, 2]
     assert counts.min() >= 10
     _, rows = cascade.run(queries, Plan(0, 300, (Stage(16, K),)), K)
-    reached = found.done == 2
+    reached = np.asarray(found.done) == 2
     assert (np.sort(found.rows[reached], axis=1) == np.sort(rows[reached], axis=1)).all()
 
 
@@ -99,12 +99,12 @@ def test_flat_search_stops_between_blocks_and_says_how_much_it_saw(
     monkeypatch.setattr(staged, "CELLS_BETWEEN_LOOKS", 100 * DIM)
     found = search(cascade, queries, FLAT, K, Clock(3))  # one block before the first look
     assert found.seen == 0.4
-    assert (found.done == 0).all()
+    assert (np.asarray(found.done) == 0).all()
     best = np.argsort(-(queries @ stored_rows(cascade)[:400].T), axis=1, kind="stable")[:, :K]
     assert np.mean([np.isin(a, b).mean() for a, b in zip(found.rows, best, strict=True)]) > 0.999
     whole = search(cascade, queries, FLAT, K, Clock(100))
     assert whole.seen == 1.0
-    assert (whole.done == 1).all()
+    assert (np.asarray(whole.done) == 1).all()
     np.testing.assert_allclose(whole.scores, exact_search(cascade.store, queries, K)[0], atol=1e-6)
 
 

@@ -19,8 +19,8 @@ def agrees(index: FunnelIndex, reference: Reference, plan: Plan, depth: bool) ->
     assert searcher.calibration is not None
     run = searcher.calibration.runs()[1]
     assert run is not None
-    found = searcher.found(np.ascontiguousarray(run.queries), plan, K)
-    scores, kept = found.scores, found.kept
+    returned = searcher.found(np.ascontiguousarray(run.queries), plan, K)
+    scores, kept = returned.scores, returned.kept
     found = reference(plan, K)
     assert found is not None
     same = np.abs(found[:, :-1] - scores[:, RANKS]).max(axis=1) < 1e-5
