@@ -74,6 +74,7 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
     assert overlap(one, ids[:1]) >= 0.8
 
 
+@pytest.mark.slow  # three whole builds, each of which trains
 def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_path: Path) -> None:
     adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings.adaptor
     assert adaptor.kind == "pca"

@@ -12,6 +12,7 @@ from funnel.cli.demo import QUERIES
 from tests.funnel.cli.test_main import refused, run
 
 
+@pytest.mark.slow  # a build, searches and a benchmark, each of which has tests of its own
 @pytest.mark.usefixtures("minilm")
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel.reports.bench.SECONDS_PER_FIGURE", 0.02)

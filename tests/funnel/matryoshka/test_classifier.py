@@ -28,9 +28,9 @@ def test_a_shared_head_is_one_weight_sliced(dims: Any, bias: Any, seed: int) -> 
     rows = embeddings(6, 16, seed)
     logits = classifier(rows)
     assert list(logits) == list(dims)
-    weight, bias = head.get_parameter("weight"), head.get_parameter("bias")
+    assert isinstance(head, torch.nn.Linear)
     for width in dims:
-        expected = torch.nn.functional.linear(rows[:, :width], weight[:, :width], bias)
+        expected = torch.nn.functional.linear(rows[:, :width], head.weight[:, :width], head.bias)
         torch.testing.assert_close(logits[width], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -24,6 +24,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow  # test_transactions stops at every operation of a file, in this process
 @pytest.mark.parametrize("operations", [("build", "compact"), ("add", "upsert", "delete")])
 def test_nothing_is_lost_when_an_operation_is_stopped(tmp_path: Path, operations: tuple[str, ...]) -> None:
     only = [argument for operation in operations for argument in ("--only", operation)]
@@ -35,6 +36,7 @@ def test_nothing_is_lost_when_an_operation_is_stopped(tmp_path: Path, operations
         assert row["short"] == 2
 
 
+@pytest.mark.slow  # test_checks and the tests of opening name damage of every kind of file
 def test_all_damage_is_found_and_named(tmp_path: Path) -> None:
     record = run(tmp_path, "damage", "--count", "6")
     assert set(record["table"]) > {"CURRENT", "generations", "vectors.npy", "coarse.faiss", "tombstones"}
