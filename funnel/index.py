@@ -22,6 +22,7 @@ from funnel.building.intake import build_encoder
 from funnel.building.queries import QrelsSource
 from funnel.building.tune import tune_index
 from funnel.building.updates import Updates
+from funnel.building.upgrade import upgrade_index
 from funnel.checks import checked_flag, checked_flags, checked_name
 from funnel.data.corpus import Columns, CorpusSource, open_corpus
 from funnel.data.queries import QueriesSource
@@ -173,6 +174,17 @@ class FunnelIndex(Updates):
             "allow_download": allow_download,
         }
         return made
+
+    @classmethod
+    def upgrade(cls, path: str | os.PathLike[str], *, progress: bool = False) -> bool:
+        """Rewrite the index in the folder `path` into the present format, as a new generation; whether it was older.
+
+        Nothing is encoded again, and vectors are not copied where the disk has hard links. Columns that are damaged are
+        written anew. Searches go on meanwhile. Raises as `open` does, where this folder cannot be opened, StorageError
+        where another process writes, NoSpaceError.
+        """
+        checked_flag("progress", progress)
+        return upgrade_index(path, progress)
 
     _options: Mapping[str, Any] = MappingProxyType({})
 

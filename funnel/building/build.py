@@ -31,6 +31,7 @@ from funnel.building.segment import (
     checked_ladder,
     choose_ladder,
     order_rows,
+    segment_entry,
     steps_above,
     store_rows,
     write_norms,
@@ -49,7 +50,7 @@ from funnel.planning.planner import Planner
 from funnel.planning.run import NEAR, given_scores, without_own
 from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
 from funnel.progress import Progress
-from funnel.storage import AdaptorNote, IndexFolder, Manifest, PartEntry, Settings, Transaction
+from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
 from indexes import CoarseIndexError, FamilyChoice, PrunedSearch, RunningTop, VectorStore, choose, family, release_freed
@@ -220,7 +221,8 @@ def build_index(
         segment = transaction.folder("segments")
         asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
         texts = frozenset(asked.texts or ())
-        intake = take_in(corpus, encoder, segment, options.seed, options.progress, texts)
+        documents = transaction.folder("documents") if corpus.kind == "documents" else None
+        intake = take_in(corpus, encoder, segment, documents, options.seed, options.progress, texts)
         if options.progress and str(corpus.norms or ""):
             Progress.write(str(corpus.norms), file=sys.stderr)
         chosen = _adaptor(options, intake, segment, asked)
@@ -466,7 +468,7 @@ def _commit(
         "d": intake.dim,
         "ladder": list(built.ladder),
         "counts": {"rows": intake.count},
-        "segments": [PartEntry(transaction.identifier(segment), intake.count)],
+        "segments": [segment_entry(transaction, segment, intake.count, intake.documents)],
         "adaptor": transaction.identifier(adaptor_folder),
         "settings": Settings(
             adaptor=AdaptorNote(chosen.adaptor.kind, chosen.adaptor.isometric, chosen.why),
@@ -474,7 +476,7 @@ def _commit(
             coarse_settings=dict(built.choice.settings),
             coarse_width=built.choice.dim,
             coarse_asked=options.coarse is not None or options.dims is not None,
-            documents=intake.has_documents,
+            documents=intake.documents is not None,
             dtype=options.dtype,
             kept=None if calibration is None else _kept(calibration),
             float16_kept=narrow_kept,

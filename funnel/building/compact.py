@@ -12,7 +12,7 @@ from msgspec import structs
 
 from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
 from funnel.building.intake import SAMPLE_BYTES, Intake
-from funnel.building.segment import choose_ladder, live_documents, write_ids, write_norms, write_rows
+from funnel.building.segment import choose_ladder, live_documents, segment_entry, write_ids, write_norms, write_rows
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
 from funnel.engine.coarse import build_coarse
@@ -25,6 +25,7 @@ from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.storage import PartEntry, Settings, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
+from funnel.storage.layout import DOCUMENTS
 from indexes import FamilyChoice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction"]
@@ -72,17 +73,16 @@ def compact_index(
     _coarse_choice(opened, settings, asked, count, opened.manifest.ladder)  # before the rows are written, not after
     seed = settings.seed if seed is None else seed
     folder = transaction.folder("segments")
-    intake = Intake(
-        count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), opened.documents is not None
-    )
+    documents = transaction.folder("documents") if settings.documents else None
+    intake = Intake(count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), documents)
     write_rows(intake, _AsStored(intake.dim), folder, settings.dtype, seed, progress)
     _number_by_input(opened, folder)
     alive = [live_positions(segment, opened.live) for segment in opened.segments]
     write_ids(folder, [segment.ids for segment in opened.segments], alive)
-    if settings.documents:
-        with DocumentStore.create(folder / "documents.sqlite") as documents:
+    if documents is not None:
+        with DocumentStore.create(documents / DOCUMENTS) as target:
             for part in live_documents(opened.segments, opened.live):
-                documents.append(part)
+                target.append(part)
     store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
     # Rows that came since may need other widths than those that the index was built with.
     ladder = opened.manifest.ladder if asked else choose_ladder(store, seed, progress)
@@ -96,7 +96,8 @@ def compact_index(
         coarse_width=choice.dim,
         coarse_library=searcher.cascade.coarse.library(),
     )
-    _commit(transaction, opened, folder, ladder, calibration, settings, progress)
+    entry = segment_entry(transaction, folder, count, documents)
+    _commit(transaction, opened, entry, ladder, calibration, settings, progress)
 
 
 def _rows(opened: Opened) -> Iterator[Float32]:
@@ -252,17 +253,17 @@ def _places(opened: Opened, searcher: Searcher, alive: Sequence[Live | None]) ->
 def _commit(
     transaction: Transaction,
     opened: Opened,
-    folder: Path,
+    entry: PartEntry,
     ladder: tuple[int, ...],
     calibration: Calibration | None,
     settings: Settings,
     progress: bool,
 ) -> None:
-    manifest, count = opened.manifest, opened.searcher.rows
+    manifest = opened.manifest
     body = manifest.body() | {
         "ladder": ladder,
-        "counts": {"rows": count, "deleted": 0},
-        "segments": [PartEntry(transaction.identifier(folder), count)],
+        "counts": {"rows": entry.rows, "deleted": 0},
+        "segments": [entry],
         "tombstones": [],
         "calibration": None,
         "settings": settings,

@@ -23,6 +23,7 @@ from funnel.encoding.encoders import (
 from funnel.encoding.prompts import TextOptions
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
+from funnel.storage.layout import DOCUMENTS
 
 __all__ = ["SAMPLE_BYTES", "Intake", "TextIds", "build_encoder", "take_in"]
 
@@ -43,16 +44,17 @@ class Intake:
     """What the first pass leaves behind.
 
     rows: reads all unit rows again, in input order, in batches float32 [c, d]. sample: float32 [s, d], rows drawn
-    evenly without replacement, for the adaptor and the cluster tree; empty once these are fitted. sampled: int64 [s],
-    their input positions. spool: a temporary file to delete once the rows are stored, if there is one. asked_for: of
-    the texts that were to be looked for, those that are the text of a document, or its title and text.
+    evenly without replacement, for the adaptor and the cluster tree; empty once these are fitted. documents: the folder
+    they were written into; None: bare vectors. sampled: int64 [s], their input positions. spool: a temporary file to
+    delete once the rows are stored, if there is one. asked_for: of the texts that were to be looked for, those that are
+    the text of a document, or its title and text.
     """
 
     count: int
     dim: int
     sample: Float32
     rows: Callable[[], Iterator[Float32]]
-    has_documents: bool
+    documents: Path | None
     spool: Path | None = field(default=None)
     sampled: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     asked_for: frozenset[str] = frozenset()
@@ -105,19 +107,21 @@ def take_in(
     corpus: Corpus,
     encoder: Encoder | None,
     folder: Path,
+    documents: Path | None,
     seed: int,
     progress: bool,
     looked_for: frozenset[str] = frozenset(),
 ) -> Intake:
-    """Read the corpus once: check it, encode it where it has no vectors, write ids and documents into the folder.
+    """Read the corpus once: check it, encode it where it has no vectors, write ids into the folder.
 
-    looked_for: texts, folded, to be found among those of the documents: see `Intake.asked_for`.
+    documents: the folder to write documents into, where it holds such. looked_for: texts, folded, to be found among
+    those of the documents: see `Intake.asked_for`.
 
     Raises InputError for rows, lines and ids that cannot be used, EncoderError when an encoder is needed.
     """
-    if corpus.kind == "vectors":
+    if documents is None:
         return _take_vectors(corpus, folder, seed, progress)
-    return _take_documents(corpus, encoder, folder, seed, progress, looked_for)
+    return _take_documents(corpus, encoder, folder, documents, seed, progress, looked_for)
 
 
 def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> Intake:
@@ -134,11 +138,17 @@ def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> In
     else:
         _save_ids(folder, corpus.ids)
     rows_drawn, numbers = sample.finish()
-    return Intake(count, dim, rows_drawn, lambda: corpus.vectors(batch_rows), has_documents=False, sampled=numbers)
+    return Intake(count, dim, rows_drawn, lambda: corpus.vectors(batch_rows), None, sampled=numbers)
 
 
 def _take_documents(
-    corpus: Corpus, encoder: Encoder | None, folder: Path, seed: int, progress: bool, looked_for: frozenset[str]
+    corpus: Corpus,
+    encoder: Encoder | None,
+    folder: Path,
+    target: Path,
+    seed: int,
+    progress: bool,
+    looked_for: frozenset[str],
 ) -> Intake:
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
@@ -147,7 +157,7 @@ def _take_documents(
     found: set[str] = set()
     label = "read" if corpus.has_vectors else "encode"
     with (
-        DocumentStore.create(folder / "documents.sqlite") as store,
+        DocumentStore.create(target / DOCUMENTS) as store,
         spool.open("wb") as file,
         Progress(total=corpus.count, desc=label, unit="docs", disable=not progress) as bar,
     ):
@@ -166,7 +176,7 @@ def _take_documents(
     ids.save(folder)
     rows_drawn, numbers = sample.finish()
     return Intake(
-        *(ids.count, dim, rows_drawn, lambda: _read_spool(spool, dim), True, spool), numbers, frozenset(found)
+        *(ids.count, dim, rows_drawn, lambda: _read_spool(spool, dim), target, spool), numbers, frozenset(found)
     )
 
 

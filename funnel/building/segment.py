@@ -16,8 +16,11 @@ from funnel.data.documents import Document, DocumentStore
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse, unit_prefixes
 from funnel.engine.generation import Opened
 from funnel.engine.segments import Segment, live_positions
+from funnel.filtering.columns import write_columns
 from funnel.progress import Progress
+from funnel.storage import PartEntry, Transaction
 from funnel.storage.ids import Ids
+from funnel.storage.layout import COLUMNS, DOCUMENTS
 from indexes import ClusterTree, RunningTop, VectorStore, release_freed, stored_order
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "fold_from",
     "live_documents",
     "order_rows",
+    "segment_entry",
     "steps_above",
     "store_rows",
     "write_coarse",
@@ -235,6 +239,8 @@ EXACT_ROWS = 20_000
 ROWS_AT_A_TIME = 4_096
 
 Live = npt.NDArray[np.bool_]
+Written: TypeAlias = tuple[Path, Path | None]
+"""The folders of a segment and of its documents, None for bare vectors."""
 
 
 def _level(rows: int) -> int:
@@ -262,11 +268,10 @@ def fold_from(segments: Sequence[Segment], count: int) -> int:
         start = at
 
 
-def write_folded(
-    segments: Sequence[Segment], live: Live, newest: Path, count: int, folder: Path, opened: Opened
-) -> int:
-    """Write what is left of small segments, and the segment in the folder `newest` behind it; gives the row count."""
-    stores = [*(segment.store for segment in segments), VectorStore.open(newest / "vectors.npy")]
+def write_folded(segments: Sequence[Segment], live: Live, newest: Written, count: int, target: Written) -> int:
+    """Write what is left of small segments, and the segment that is written already behind it; gives the row count."""
+    folder, documents = target
+    stores = [*(segment.store for segment in segments), VectorStore.open(newest[0] / "vectors.npy")]
     alive = [live[segment.first : segment.stop] for segment in segments] + [np.ones(count, dtype=np.bool_)]
     total = sum(int(part.sum()) for part in alive)
     done = 0
@@ -276,16 +281,32 @@ def write_folded(
                 rows = rows[part[first : first + len(rows)]]
                 writer.write(np.arange(done, done + len(rows)), rows)
                 done += len(rows)
-    sources = [*(segment.ids for segment in segments), Ids.open(newest)]
+    sources = [*(segment.ids for segment in segments), Ids.open(newest[0])]
     write_ids(folder, sources, alive)
-    if opened.manifest.settings.documents:
-        with DocumentStore.create(folder / "documents.sqlite") as target:
-            for documents in live_documents(segments, live):
-                target.append(documents)
-            with DocumentStore.open(newest / "documents.sqlite") as last:
+    if documents is not None and newest[1] is not None:
+        with DocumentStore.create(documents / DOCUMENTS) as joined:
+            for some in live_documents(segments, live):
+                joined.append(some)
+            with DocumentStore.open(newest[1] / DOCUMENTS) as last:
                 for start in range(0, count, ROWS_AT_A_TIME):
-                    target.append(last.get(range(start, min(start + ROWS_AT_A_TIME, count))))
+                    joined.append(last.get(range(start, min(start + ROWS_AT_A_TIME, count))))
     return total
+
+
+def segment_entry(
+    transaction: Transaction, folder: Path, rows: int, documents: Path | None, exact: bool = False
+) -> PartEntry:
+    """The entry of a segment that was written.
+
+    documents: the folder of its documents, whose columns are written here; None: bare vectors.
+    """
+    if documents is None:
+        return PartEntry(transaction.identifier(folder), rows, exact)
+    columns = transaction.folder("columns")
+    with DocumentStore.open(documents / DOCUMENTS) as store:
+        write_columns(store, columns / COLUMNS)
+    beside = (transaction.identifier(documents), transaction.identifier(columns))
+    return PartEntry(transaction.identifier(folder), rows, exact, *beside)
 
 
 def write_ids(folder: Path, sources: Sequence[Ids], alive: Sequence[Live | None]) -> None:

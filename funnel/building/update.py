@@ -11,13 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.building.intake import Intake, take_in
-from funnel.building.segment import ADDED_DTYPE, EXACT_ROWS, fold_from, write_coarse, write_folded
+from funnel.building.segment import (
+    ADDED_DTYPE,
+    EXACT_ROWS,
+    Written,
+    fold_from,
+    segment_entry,
+    write_coarse,
+    write_folded,
+)
 from funnel.data.corpus import Columns, Corpus, CorpusSource, open_corpus
 from funnel.data.documents import Document
 from funnel.encoding.encoders import Encoder
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.generation import Opened
-from funnel.engine.segments import Segment
 from funnel.errors import EncoderError, InputError
 from funnel.identifiers import identifier, identifiers
 from funnel.storage import PartEntry, Transaction
@@ -75,14 +82,15 @@ def add_rows(
         batches = corpus.documents(DOCUMENTS_AT_A_TIME)
         _refuse_known(opened, [str(one.id) for batch in batches for one in batch])
     folder = transaction.folder("segments")
-    intake = take_in(corpus, _encoder(corpus, encoder), folder, seed=0, progress=progress)
+    documents = transaction.folder("documents") if opened.manifest.settings.documents else None
+    intake = take_in(corpus, _encoder(corpus, encoder), folder, documents, seed=0, progress=progress)
     _write_vectors(opened, intake, folder)
     intake.finish()
     given = Ids.open(folder)
     if given.text != opened.segments[0].ids.text:
         raise InputError(f"the ids given are {_kind(given)}, those of the index {_kind(opened.segments[0].ids)}")
     replaced = live_rows_of(opened, given.all()) if upsert else _refuse_known(opened, given.all())
-    _commit_added(transaction, opened, folder, intake.count, replaced, progress)
+    _commit_added(transaction, opened, (folder, documents), intake.count, replaced, progress)
     return Changes(intake.count, len(replaced), 0, transaction.generation)
 
 
@@ -226,7 +234,7 @@ def _missing(opened: Opened, wanted: Sequence[Any]) -> list[Any]:
 def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.int64]) -> None:
     """Commit tombstones for these rows."""
     body = opened.manifest.body()
-    kept = _kept_files(opened, opened.segments)
+    kept = opened.manifest.shared(opened.manifest.segments)
     body["tombstones"] = _tombstones(transaction, opened, rows, opened.segments[-1].stop, kept)
     _commit(transaction, body, kept)
 
@@ -234,25 +242,26 @@ def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.i
 def _commit_added(
     transaction: Transaction,
     opened: Opened,
-    folder: Path,
+    written: Written,
     count: int,
     replaced: npt.NDArray[np.int64],
     progress: bool,
 ) -> None:
-    """Commit the segment written in `folder`, small ones before it folded into one with it where there are many."""
+    """Commit the segment that was written, small ones before it folded into one with it where there are many."""
     segments, body = opened.segments, opened.manifest.body()
     start = fold_from(segments, count)
     below = segments[start].first if start < len(segments) else segments[-1].stop
     if start < len(segments):
         live = _live_after(opened, replaced)
-        merged = transaction.folder("segments")
-        count = write_folded(segments[start:], live, folder, count, merged, opened)
-        transaction.drop(folder)
-        folder = merged
+        merged = transaction.folder("segments"), None if written[1] is None else transaction.folder("documents")
+        count = write_folded(segments[start:], live, written, count, merged)
+        for folder in filter(None, written):
+            transaction.drop(folder)
+        written = merged
     if count > EXACT_ROWS:
-        write_coarse(opened, folder, progress)
-    added = PartEntry(transaction.identifier(folder), count, exact=count <= EXACT_ROWS)
-    kept = _kept_files(opened, segments[:start])
+        write_coarse(opened, written[0], progress)
+    added = segment_entry(transaction, written[0], count, written[1], exact=count <= EXACT_ROWS)
+    kept = opened.manifest.shared(opened.manifest.segments[:start])
     body["segments"] = (*opened.manifest.segments[:start], added)
     body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
     _commit(transaction, body, kept)
@@ -282,16 +291,6 @@ def _tombstones(
         np.save(folder / "tombstones.npy", new)
         old.append(PartEntry(transaction.identifier(folder), len(new)))
     return old
-
-
-def _kept_files(opened: Opened, segments: Sequence[Segment]) -> list[str]:
-    """The files of the adaptor, the calibration and these segments."""
-    ids = {segment.id for segment in segments}
-    return [
-        path
-        for path in opened.manifest.files
-        if not path.startswith("tombstones/") and (not path.startswith("segments/") or path.split("/")[1] in ids)
-    ]
 
 
 def _commit(transaction: Transaction, body: dict[str, Any], kept: Iterable[str]) -> None:

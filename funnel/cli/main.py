@@ -16,7 +16,7 @@ import click
 from funnel.cli.adaptors import adaptor, train
 from funnel.cli.files import export, info
 from funnel.cli.options import PATH, OpenIndex, fields, opens, prompts, widths
-from funnel.cli.updates import add, compact, delete, tune
+from funnel.cli.updates import add, compact, delete, tune, upgrade
 from funnel.errors import FunnelError, InputError
 from funnel.plainjson import plain_json
 from indexes.errors import CoarseIndexError, MissingBackendError
@@ -109,6 +109,7 @@ cli.add_command(export)
 cli.add_command(add)
 cli.add_command(delete)
 cli.add_command(compact)
+cli.add_command(upgrade)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The commands that change an index in place: funnel add, delete, compact."""
+"""The commands that change an index in place: funnel add, delete, compact, tune, upgrade."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 if TYPE_CHECKING:
     from funnel.data.corpus import Columns
 
-__all__ = ["add", "compact", "delete", "tune"]
+__all__ = ["add", "compact", "delete", "tune", "upgrade"]
 
 
 @click.command()
@@ -89,6 +89,22 @@ def compact(open_index: OpenIndex, index: Path, memory_mb: float | None, quiet: 
     done = opened.compact(memory_mb=memory_mb, progress=not quiet)
     said = f"generation {opened.manifest.generation}, {len(opened):,} rows in one segment" if done else "nothing to do"
     click.echo(f"{index}: {said}; {opened.certification}")
+
+
+@click.command()
+@click.argument("index", type=PATH)
+@QUIET
+def upgrade(index: Path, quiet: bool) -> None:
+    """Rewrite INDEX, of an older format, into the present one; nothing is encoded again, searches go on meanwhile.
+
+    Example: funnel upgrade my-index
+    """
+    from funnel.index import FunnelIndex
+    from funnel.storage import FORMAT_VERSION, IndexFolder
+
+    done = FunnelIndex.upgrade(index, progress=not quiet)
+    said = f"generation {IndexFolder(index).manifest().generation}" if done else "nothing to do"
+    click.echo(f"{index}: format {FORMAT_VERSION}; {said}")
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -11,10 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
-from funnel.errors import DamagedIndexError, StorageError, of_environment, reason
-from indexes.system import at_fork
+from funnel.errors import DamagedIndexError, FunnelError, NoSpaceError, StorageError, of_environment, reason
+from indexes.system import PLAIN_FILE, Descriptor, at_fork, path_of
 
-__all__ = ["Bounded", "Connections", "heeding_ctrl_c", "open_to_read", "unreadable"]
+__all__ = [
+    "Bounded",
+    "Connections",
+    "heeding_ctrl_c",
+    "held_open",
+    "open_to_read",
+    "reading_file",
+    "unreadable",
+    "writing_file",
+]
 
 # Our statements are far below these; what stands in a file that somebody else wrote may not make SQLite go beyond.
 LIMITS = {
@@ -35,6 +45,7 @@ STEPS_BETWEEN_CLOCKS = 1_000  # where there is something to be stopped for: some
 # limit that is common (macOS).
 MOST_IN_USE = 16
 READ_BYTES = 1 << 20
+DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
 
@@ -96,6 +107,28 @@ def unreadable(path: Path, error: Exception) -> StorageError:
     return DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again")
 
 
+@contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """What SQLite says while a file of the index is read, as `unreadable` gives it."""
+    try:
+        yield
+    except FunnelError:
+        raise
+    except (sqlite3.Error, MemoryError, ValueError, RecursionError) as error:  # of JSON, Unicode, and long numbers
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[None]:
+    """What SQLite says while a new file is written, as NoSpaceError or StorageError."""
+    try:
+        yield
+    except (sqlite3.Error, MemoryError) as error:
+        if DISK_FULL in str(error):
+            raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
+        raise StorageError(f"cannot write {path}: {reason(error)}") from error
+
+
 def _of_the_disk(path: Path) -> OSError | None:
     """What the system says where it cannot read the whole of a file."""
     try:
@@ -108,10 +141,11 @@ def _of_the_disk(path: Path) -> OSError | None:
 
 
 class Connections:
-    """The connections to one file. make: opens one."""
+    """The connections to one file. make: opens one. file: a descriptor of it, closed with them."""
 
-    def __init__(self, make: Callable[[], Bounded]) -> None:
+    def __init__(self, make: Callable[[], Bounded], file: Descriptor | None = None) -> None:
         self._make = make
+        self._file = file
         self._begin()
         _pools.add(self)
 
@@ -161,6 +195,8 @@ class Connections:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+        if self._file is not None:
+            self._file.close()
 
     def _take(self) -> Bounded:
         try:
@@ -175,6 +211,22 @@ class Connections:
             connection.close()
         else:
             self._idle.append(connection)
+
+
+def held_open(path: Path, prepare: Callable[[Bounded], None] | None = None) -> Connections:
+    """Connections that read a file, also where its folder was renamed since. prepare: is given each new one.
+
+    Raises OSError where it cannot be opened.
+    """
+    file = Descriptor(os.open(path, os.O_RDONLY | PLAIN_FILE))
+
+    def connect() -> Bounded:
+        connection = open_to_read(path_of(file.fileno()) or path, os.fstat(file.fileno()).st_size)
+        if prepare is not None:
+            prepare(connection)
+        return connection
+
+    return Connections(connect, file)
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import enum
 import json
 import math
-import os
 import sqlite3
 import uuid
 import weakref
@@ -24,10 +22,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.connections import Bounded, Connections, open_to_read, unreadable
+from funnel.data.connections import Bounded, Connections, held_open, reading_file, writing_file
 from funnel.data.words import LexicalIndex, insert_texts, is_lexical, make_table
-from funnel.errors import DamagedIndexError, FunnelError, InputError, NoSpaceError, StorageError, reason
-from indexes.system import PLAIN_FILE, Descriptor, path_of
+from funnel.errors import DamagedIndexError, InputError, StorageError
 
 __all__ = ["Document", "DocumentStore", "pieces_of", "plain"]
 
@@ -151,7 +148,6 @@ OBJECTS = (
 )
 LONGEST_SHOWN = 40  # characters of a name in a message
 POSITIONS_PER_QUERY = 500  # below 999, SQLite's smallest default limit on bound values
-DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 NAMED_IDS = 5  # duplicate ids an error names before it only counts
 
 
@@ -190,8 +186,7 @@ class DocumentStore:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self._writable = writable
-        self._file = None if writable else Descriptor(os.open(path, os.O_RDONLY | PLAIN_FILE))
-        self._connections = Connections(partial(_connect, path, writable, self._file))
+        self._connections = Connections(partial(_connect, path)) if writable else held_open(path)
         weakref.finalize(self, self._connections.close).atexit = False  # at once: SQLite's cursors make cycles
         self._closed = False
         self._count = 0
@@ -209,7 +204,7 @@ class DocumentStore:
         if path.exists():
             raise InputError(f"{path} exists already; a document store is created in a new file")
         store = cls(path, writable=True)
-        with _storage_errors(path), store._connection() as connection:
+        with writing_file(path), store._connection() as connection:
             connection.execute(SCHEMA)
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             store._lexical = make_table(connection)
@@ -230,7 +225,7 @@ class DocumentStore:
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            with _reading(path), store._connection() as connection:
+            with reading_file(path), store._connection() as connection:
                 _check_schema(path, connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
@@ -257,7 +252,7 @@ class DocumentStore:
         if not self._writable:
             raise InputError(f"{self.path} was opened for reading; documents are added by building")
         rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
-        with _storage_errors(self.path), self._connection() as connection:
+        with writing_file(self.path), self._connection() as connection:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
@@ -278,7 +273,7 @@ class DocumentStore:
         """The words of titles and texts; None in a store that was written without them."""
         if not self._lexical:
             return None
-        with _reading(self.path), self._connection() as connection:
+        with reading_file(self.path), self._connection() as connection:
             first, last = connection.execute("SELECT min(id), max(id) FROM lexical_docsize").fetchone()
             if first is not None and not 0 <= first <= last < self._count:
                 raise DamagedIndexError(
@@ -296,7 +291,7 @@ class DocumentStore:
             DamagedIndexError: the documents cannot be read.
         """
         with (
-            _storage_errors(path),
+            writing_file(path),
             DocumentStore(path, writable=True) as beside,
             beside._connection() as connection,
         ):
@@ -310,7 +305,7 @@ class DocumentStore:
         return LexicalIndex(path, DocumentStore(path, writable=False)._connection)
 
     def _texts(self) -> Iterator[tuple[int, str, str]]:
-        with _reading(self.path), self._streaming() as connection:
+        with reading_file(self.path), self._streaming() as connection:
             for position, title, text in connection.execute(
                 "SELECT position, title, text FROM documents ORDER BY position"
             ):
@@ -330,7 +325,7 @@ class DocumentStore:
             raise InputError(f"position {outside[0]} is outside the store of {self._count} documents")
         found: dict[int, Document] = {}
         unique = sorted(set(wanted))
-        with _reading(self.path), self._connection() as connection:
+        with reading_file(self.path), self._connection() as connection:
             for start in range(0, len(unique), POSITIONS_PER_QUERY):
                 part = unique[start : start + POSITIONS_PER_QUERY]
                 marks = ", ".join("?" * len(part))
@@ -350,14 +345,14 @@ class DocumentStore:
 
     def ids(self) -> Iterator[str | int]:
         """Every id in order of position, streamed."""
-        with _reading(self.path), self._streaming() as connection:
+        with reading_file(self.path), self._streaming() as connection:
             for (identifier,) in connection.execute("SELECT id FROM documents ORDER BY position"):
                 _check_kinds(identifier, "", "")
                 yield identifier
 
     def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
         """Position, id, title and metadata of every document in order of position, streamed."""
-        with _reading(self.path), self._streaming() as connection:
+        with reading_file(self.path), self._streaming() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
             for position, identifier, title, metadata in connection.execute(query):
                 _check_kinds(identifier, title, "")
@@ -365,7 +360,7 @@ class DocumentStore:
 
     def find(self, document_id: str | int) -> int | None:
         """The position of an id, or None."""
-        with _reading(self.path), self._connection() as connection:
+        with reading_file(self.path), self._connection() as connection:
             query = "SELECT position FROM documents WHERE id = ?"
             row = connection.execute(query, (document_id,)).fetchone()
         return None if row is None else int(row[0])
@@ -373,7 +368,7 @@ class DocumentStore:
     def find_all(self, document_ids: Sequence[str | int]) -> dict[str | int, int]:
         """The positions of those ids that are there."""
         found: dict[str | int, int] = {}
-        with _reading(self.path), self._connection() as connection:
+        with reading_file(self.path), self._connection() as connection:
             for start in range(0, len(document_ids), POSITIONS_PER_QUERY):
                 part = document_ids[start : start + POSITIONS_PER_QUERY]
                 query = f"SELECT id, position FROM documents WHERE id IN ({', '.join('?' * len(part))})"
@@ -384,8 +379,6 @@ class DocumentStore:
         """Close the connections; closing twice is fine."""
         self._closed = True
         self._connections.close()
-        if self._file is not None:
-            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -408,11 +401,7 @@ class DocumentStore:
             raise InputError(f"the document store {self.path} is closed; open it again")
 
 
-def _connect(path: Path, writable: bool, file: Descriptor | None) -> Bounded:
-    if not writable:
-        # By its descriptor the file is found where its folder was renamed.
-        held = None if file is None else path_of(file.fileno())
-        return open_to_read(held or path, path.stat().st_size if file is None else os.fstat(file.fileno()).st_size)
+def _connect(path: Path) -> Bounded:
     # check_same_thread is off: threads take turns with a connection.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Bounded)
     # The file becomes part of a generation only once it is complete and synced by the storage.
@@ -495,26 +484,6 @@ def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -
     named = ", ".join(repr(identifier) for identifier in duplicates[:NAMED_IDS])
     more = f" and {len(duplicates) - NAMED_IDS} more" if len(duplicates) > NAMED_IDS else ""
     return InputError(f"{len(duplicates)} duplicate ids: {named}{more}; every document needs its own")
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FunnelError:
-        raise
-    except (sqlite3.Error, MemoryError, ValueError, RecursionError) as error:  # of JSON, Unicode, and long numbers
-        raise unreadable(path, error) from error
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, MemoryError) as error:
-        if DISK_FULL in str(error):
-            raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
-        raise StorageError(f"cannot write {path}: {reason(error)}") from error
 
 
 # Words of a run: most queries of the judged sets at hand have so many.

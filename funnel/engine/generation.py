@@ -21,6 +21,7 @@ from funnel.engine.measuring import Certifying, Given, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
+from funnel.filtering.columns import FilterColumns
 from funnel.filtering.segment import SegmentRows
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.planning.run import LARGEST_K
@@ -62,13 +63,11 @@ class Opened:
 
     @property
     def rows_by_id(self) -> tuple[SegmentRows, ...]:
-        """Each segment's stored rows by what filters ask for; columns are cached under the hash of its documents."""
+        """Each segment's stored rows by what filters ask for."""
         result = []
         for segment in self.segments:
-            path = f"segments/{segment.id}/documents.sqlite"
-            key = self.manifest.files[path].sha256 if segment.documents is not None else ""
             order = np.arange(segment.rows, dtype=np.int64) if segment.order is None else segment.order
-            result.append(SegmentRows(segment.ids, order, segment.documents, key))
+            result.append(SegmentRows(segment.ids, order, segment.documents, segment.columns))
         return tuple(result)
 
 
@@ -247,14 +246,32 @@ def _open_segment(
         widths = rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width)
         keep = manifest.settings.memory_mb is None  # who states a memory gets no more than was chosen at build
         cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
-    documents = None
+    documents = columns = None
     if manifest.settings.documents:
-        _require(manifest, part, "documents.sqlite")
-        documents = DocumentStore.open(path / "documents.sqlite")
+        documents, columns = _documents(folder, manifest, part, verification)
     ids = Ids.open(path, f"segments/{part.id}/id_offsets.npy" in manifest.files)
-    segment = Segment(part.id, first, store, ids, order, cascade, documents, rebuilt)
+    segment = Segment(part.id, first, store, ids, order, cascade, documents, columns, rebuilt)
     _check_agreement(segment, part.rows)
     return segment
+
+
+def _documents(
+    folder: IndexFolder, manifest: Manifest, part: PartEntry, verification: Verification
+) -> tuple[DocumentStore, FilterColumns]:
+    """A segment's documents, and their columns: those in the documents, where there is no file of them to use."""
+    path = manifest.documents(part)
+    if path is None:
+        raise DamagedIndexError(f"segments/{part.id} has no documents.sqlite; build the index again")
+    documents = DocumentStore.open(folder.path / path)
+    if part.columns is None:
+        return documents, FilterColumns(documents, None)
+    columns = f"columns/{part.columns}.sqlite"
+    why = verification.damaged_caches.get(columns)
+    if why is not None:
+        warnings.warn(
+            f"{folder.path}: filters read all documents until funnel upgrade writes their columns: {why}", stacklevel=6
+        )
+    return documents, FilterColumns(documents, folder.path / columns if why is None else None)
 
 
 def _check_order(order: npt.NDArray[np.int64], rows: int, segment: str) -> None:

@@ -21,6 +21,7 @@ from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.exact import allowed_only, best_of, over_live
 from funnel.engine.steps import Found
 from funnel.errors import DamagedIndexError
+from funnel.filtering.columns import FilterColumns
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 
@@ -38,8 +39,8 @@ class Segment:
     """One opened segment, with all of its rows, deleted or not.
 
     first: the number of its first row. order: stored row -> input position, both inside the segment; None where they
-    are equal. cascade: None where the rows are searched exactly. documents: None where the index holds bare vectors.
-    rebuilt: why its coarse index had to be made again; None where it had not.
+    are equal. cascade: None where the rows are searched exactly. documents, columns: None where the index holds bare
+    vectors. rebuilt: why its coarse index had to be made again; None where it had not.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Segment:
     order: Int64 | None
     cascade: Cascade | None
     documents: DocumentStore | None
+    columns: FilterColumns | None
     rebuilt: str | None = None
 
     @property

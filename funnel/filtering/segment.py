@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
-from funnel.filtering.columns import ColumnCache, Values
+from funnel.filtering.columns import FilterColumns, Values
 from funnel.filtering.condition import (
     Between,
     Comparison,
@@ -89,22 +89,23 @@ IDS_AT_A_TIME = 65_536
 class SegmentRows:
     """The rows of one segment by their ids and their documents' metadata.
 
-    order: stored row -> position, int64 [n]. documents: None where there are bare vectors. key: names the contents of
-    the documents, such as their sha256.
+    order: stored row -> position, int64 [n]. documents, columns: None where there are bare vectors.
     """
 
-    def __init__(self, ids: Ids, order: npt.NDArray[np.int64], documents: DocumentStore | None, key: str) -> None:
+    def __init__(
+        self, ids: Ids, order: npt.NDArray[np.int64], documents: DocumentStore | None, columns: FilterColumns | None
+    ) -> None:
         self._ids = ids
         self._order = np.asarray(order)
         self._documents = documents
-        self._columns = None if documents is None else ColumnCache(documents, key)
+        self._columns = columns
 
     def __len__(self) -> int:
         return len(self._order)
 
     def catalogue(self) -> dict[str, Values]:
         """The columns a condition may name; none where there are bare vectors."""
-        return {} if self._columns is None else self._columns.catalogue()
+        return {} if self._columns is None else self._columns.catalogue
 
     def matching(self, condition: Condition) -> Mask:
         """The stored rows whose documents meet a condition: bool [n]."""

@@ -1,9 +1,9 @@
-"""From a condition to SQL over the tables of a column cache. Every literal is bound; names come from a catalogue.
+"""From a condition to SQL over tables of columns. Every literal is bound; names come from a catalogue.
 
-A column is a table of its own, with one cell for each kind of value: `number`, `text` and `boolean` (0 or 1), and
-`present`, 1 where the document has the field and it is not null. A literal is compared with the cell of its own kind
-alone, so that a value of another kind is as unknown as a missing one: neither a test nor its NOT holds. A text that is
-a number as it is written, such as "2020", fills both cells.
+A column is a table of its own, with a row for each document that has the field and it is not null, and in it one cell
+for each kind of value: `number`, `text` and `boolean` (0 or 1), and `present`, 1. A literal is compared with the cell
+of its own kind alone, so that a value of another kind is as unknown as a missing one: neither a test nor its NOT holds.
+A text that is a number as it is written, such as "2020", fills both cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from funnel.filtering.condition import (
     kind_of,
 )
 
-__all__ = ["KINDS", "NAME", "add_like", "cells", "compiled", "indexable", "written_number"]
+__all__ = ["KINDS", "NAME", "add_like", "cells", "compiled", "written_number"]
 
 NAME = "like_with_zeros"
 # SQLite ignores the case of A to Z alone.
@@ -130,7 +130,6 @@ KINDS = ("number", "text", "boolean")
 MOST_JOINED = 64  # tables: SQLite's limit, which no setting raises; more columns are looked up row by row
 MOST_PATTERN_BYTES = 50_000  # SQLite's default limit
 ZERO = "\0"  # where SQLite's LIKE stops reading
-ALL_ROWS = "positions"  # the table of every position, for conditions that need no column
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,34 +140,38 @@ class Statement:
     parameters: tuple[Literal, ...]
 
 
-def compiled(condition: Condition, tables: Mapping[str, str]) -> Statement:
-    """The statement for a condition. tables: column -> table; a column without one is null in every row."""
-    used = sorted({tables[test.column.name] for test in each_test(condition) if test.column.name in tables})
+def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> Statement:
+    """The statement for a condition.
+
+    tables: column -> table; a column without one is null in every row. every: a table with all positions.
+    """
+    used = {tables[test.column.name] for test in each_test(condition) if test.column.name in tables}
+    needed = {tables[name] for name in _needed(condition) if name in tables}
     cells = {name: f"{table}.{{}}" for name, table in tables.items()}
-    if len(used) > MOST_JOINED:
+    if len(used) >= MOST_JOINED:
         cells = {
-            name: f"(SELECT {{}} FROM {table} WHERE {table}.position = {ALL_ROWS}.position)"
+            name: f"(SELECT {{}} FROM {table} AS own WHERE own.position = {every}.position)"
             for name, table in tables.items()
         }
-        used = []
-    first, *others = used or [ALL_ROWS]
-    joins = "".join(f" JOIN {other} ON {other}.position = {first}.position" for other in others)
+        used = needed = set()
+    first, *inner = sorted(needed) or [every]
+    joins = [f" JOIN {other} ON {other}.position = {first}.position" for other in inner]
+    joins += [f" LEFT JOIN {other} ON {other}.position = {first}.position" for other in sorted(used - needed - {first})]
     parameters: list[Literal] = []
     where = _sql(condition, cells, parameters)
-    return Statement(f"SELECT {first}.position FROM {first}{joins} WHERE {where}", tuple(parameters))
+    return Statement(f"SELECT {first}.position FROM {first}{''.join(joins)} WHERE {where}", tuple(parameters))
 
 
-def indexable(condition: Condition) -> set[tuple[str, str]]:
-    """Column and cell of every test that an index answers: equality and ranges, where they are not negated."""
-    wanted = set()
-    for test in each_test(condition):
-        if isinstance(test, Comparison) and test.operator != "<>":
-            wanted.add((test.column.name, kind_of(test.value)))
-        elif isinstance(test, In) and not test.negated:
-            wanted.add((test.column.name, kind_of(test.values[0])))
-        elif isinstance(test, Between) and not test.negated:
-            wanted.add((test.column.name, kind_of(test.low)))
-    return wanted
+def _needed(condition: Condition) -> set[str]:
+    """Columns that must have a value where the condition holds: SQLite can begin with the rows of these."""
+    if isinstance(condition, Not):
+        return (
+            _needed(condition.of) if isinstance(condition.of, Test) and not isinstance(condition.of, IsNull) else set()
+        )
+    if isinstance(condition, Test):
+        return set() if isinstance(condition, IsNull) and not condition.negated else {condition.column.name}
+    parts = map(_needed, condition.parts)
+    return set.union(*parts) if isinstance(condition, And) else set.intersection(*parts)
 
 
 def _sql(condition: Condition, tables: Mapping[str, str], parameters: list[Literal]) -> str:

@@ -12,6 +12,7 @@ from funnel.engine.coarse import unit_prefixes
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment
 from funnel.errors import DamagedIndexError
+from funnel.filtering.columns import FilterColumns
 from funnel.index import FunnelIndex
 from funnel.storage.arrays import map_npy
 
@@ -108,6 +109,13 @@ def _documents(index: FunnelIndex) -> str:
     stored = [str(id_) for id_ in index.document_ids()]
     if stored != [str(id_) for id_ in index.ids()]:
         raise DamagedIndexError("documents.sqlite and ids.npy hold different ids; build the index again")
+    for segment in index.segments:
+        assert segment.documents is not None
+        assert segment.columns is not None
+        if segment.columns.catalogue != FilterColumns(segment.documents, None).catalogue:
+            raise DamagedIndexError(
+                "columns.sqlite and documents.sqlite hold different metadata; build the index again"
+            )
     return "documents.sqlite holds the ids of ids.npy, in order"
 
 

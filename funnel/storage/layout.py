@@ -6,7 +6,7 @@ A new file is one line in `LAYOUT`; a change that an older funnel could not read
 import re
 from dataclasses import dataclass
 
-FORMAT_VERSION = 2  # 1: one segment and no tombstones
+FORMAT_VERSION = 3  # 1: one segment and no tombstones; 2: documents inside of segments, no columns
 
 CURRENT = "CURRENT"
 CURRENT_TEMPORARY = "CURRENT.tmp"
@@ -14,6 +14,7 @@ GENERATIONS = "generations"
 # A name nobody else uses: its presence is what tells an unfinished first build from a user's own folder.
 LOCK = ".funnel-lock"
 TEMPORARY_PREFIX = ".tmp-"
+DOCUMENTS, COLUMNS = "documents.sqlite", "columns.sqlite"
 
 # 21,845 rows of 384 float16; sha256 at 1.5 GB/s checks one in about 10 ms, and 1,024 of them cover 16 GiB.
 BLOCK_BYTES = 16 * 1024 * 1024
@@ -70,9 +71,11 @@ LAYOUT: tuple[FolderFormat, ...] = (
             ),
             FileFormat("ids.npy", "int64 [n] in input order, or uint8 [bytes] of UTF-8 text"),
             FileFormat("id_offsets.npy", "int64 [n + 1], where each text id starts", required=False),
-            FileFormat("documents.sqlite", "titles, texts and metadata", required=False),
+            FileFormat("documents.sqlite", "as those of documents/, in folders up to format 2", required=False),
         ),
     ),
+    FolderFormat("documents", (FileFormat(DOCUMENTS, "titles, texts and metadata, by input position"),), flat=True),
+    FolderFormat("columns", (FileFormat(COLUMNS, "the metadata as filters read it", cache=True),), flat=True),
     FolderFormat(
         "tombstones",
         (FileFormat("tombstones.npy", "int64 [deleted], rising: stored rows, counted through the segments"),),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from funnel.errors import FormatVersionError, InputError
-from funnel.storage.layout import BOUNDS, FORMAT_VERSION, KINDS, FileFormat, is_identifier, split_path
+from funnel.storage.layout import BOUNDS, DOCUMENTS, FORMAT_VERSION, KINDS, FileFormat, is_identifier, split_path
 from funnel.storage.settings import Settings
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -21,6 +21,7 @@ _KEYS = frozenset(
         *("segments", "tombstones", "adaptor", "calibration", "settings", "files"),
     )
 )
+_PART_KEYS = ("id", "rows", "exact", "documents", "columns")
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,28 @@ class FileEntry:
 class PartEntry:
     """A segment or a set of tombstones.
 
-    exact: of a segment without a coarse index, all of whose rows are compared. unknown: keys of other versions, left as
-    they are.
+    exact: of a segment without a coarse index, all of whose rows are compared. documents, columns: the parts of its
+    documents and of their metadata; None: there are none, or documents lie in the segment, as up to format 2. unknown:
+    keys of other versions, left as they are.
     """
 
     id: str
     rows: int
     exact: bool = False
+    documents: str | None = None
+    columns: str | None = None
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     def document(self) -> dict[str, object]:
         """The entry as it stands in the manifest."""
-        exact = {"exact": True} if self.exact else {}
-        return {**self.unknown, "id": self.id, "rows": self.rows, **exact}
+        told = {"exact": self.exact, "documents": self.documents, "columns": self.columns}
+        return {**self.unknown, "id": self.id, "rows": self.rows, **{key: one for key, one in told.items() if one}}
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The parts of its own that it names: kind and identifier."""
+        named = {"documents": self.documents, "columns": self.columns}
+        return {kind: one for kind, one in named.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,20 @@ class Manifest:
     def coarse_width(self) -> int:
         """The width that the coarse index is over: the first of the ladder, unless it is over all of it."""
         return self.settings.coarse_width or self.ladder[0]
+
+    def documents(self, part: PartEntry) -> str | None:
+        """The path of a segment's documents, relative to the index folder; None where it has none."""
+        inside = f"segments/{part.id}/{DOCUMENTS}"
+        if part.documents is None:
+            return inside if inside in self.files else None
+        return KINDS["documents"].path(part.documents, DOCUMENTS)
+
+    def shared(self, segments: Iterable[PartEntry]) -> list[str]:
+        """The files of the adaptor, the calibration and these segments, for a generation that keeps them."""
+        parts = {("adaptor", self.adaptor), ("calibrations", self.calibration)}
+        parts |= {part for segment in segments for part in (("segments", segment.id), *segment.beside.items())}
+        owners = {path: split_path(path)[:2] for path in self.files}
+        return [path for path, (folder, owner) in owners.items() if (folder.kind, owner) in parts]
 
     def body(self) -> dict[str, Any]:
         """What `Transaction.commit` takes to commit the same again, to be changed."""
@@ -248,7 +272,9 @@ def _parts(value: object, name: str) -> tuple[PartEntry, ...]:
                 id=_text(entry.get("id"), f"{name}[{place}].id", is_identifier),
                 rows=_integer(entry.get("rows"), f"{name}[{place}].rows", 0, BOUNDS.rows),
                 exact=_flag(entry.get("exact", False), f"{name}[{place}].exact"),
-                unknown={key: value for key, value in entry.items() if key not in ("id", "rows", "exact")},
+                documents=_optional_identifier(entry.get("documents"), f"{name}[{place}].documents"),
+                columns=_optional_identifier(entry.get("columns"), f"{name}[{place}].columns"),
+                unknown={key: value for key, value in entry.items() if key not in _PART_KEYS},
             )
         )
     if len({part.id for part in parts}) != len(parts):
@@ -294,6 +320,7 @@ def _check_references(manifest: Manifest) -> None:
     if width is not None and width not in known:
         raise InputError(f"settings.coarse_width is {width}, expected one of {sorted(known)}; restore the file")
     named = {("segments", part.id) for part in manifest.segments}
+    named |= {beside for part in manifest.segments for beside in part.beside.items()}
     named |= {("tombstones", part.id) for part in manifest.tombstones}
     named |= {("adaptor", manifest.adaptor)} if manifest.adaptor else set()
     named |= {("calibrations", manifest.calibration)} if manifest.calibration else set()

@@ -74,9 +74,11 @@ def funnel_plan(index: FunnelIndex, recall: float = 0.9, k: int = 10) -> Plan:
 
 
 def segment_file(folder: Path, name: str) -> Path:
-    """Where a file of the live segment lies."""
+    """Where a file of the first live segment lies, its documents.sqlite and columns.sqlite too."""
     manifest = IndexFolder(folder).manifest()
-    return folder / "segments" / manifest.segments[0].id / name
+    named = {"segments": manifest.segments[0].id, **manifest.segments[0].beside}
+    paths = {path: at for kind, one in named.items() for path, at in manifest.paths(kind, one).items()}
+    return folder / paths.get(name, f"segments/{named['segments']}/{name}")
 
 
 def flip_byte(path: Path, offset: int = -1) -> None:

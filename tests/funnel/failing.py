@@ -66,7 +66,6 @@ class Trials:
 
     def __init__(self, library: str, home: Path, most: int) -> None:
         self.watched, self.most = home / "watched", most
-        os.environ["FUNNEL_CACHE"] = str(self.watched / "cache")
         self.calls = ctypes.CDLL(library)
         self.fresh = home / "fresh"
         FunnelIndex.build(documents(ROWS), self.fresh, encoder=hashed_words, progress=False)

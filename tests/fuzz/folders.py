@@ -112,7 +112,6 @@ def work(connection: Connection, folders: list[Path], into: Path) -> None:
 
     torch.set_num_threads(THREADS)
     warnings.simplefilter("ignore")
-    os.environ["FUNNEL_CACHE"] = str(into / "cache")
     connection.send(None)
     while (seed := connection.recv()) is not None:
         connection.send(one_trial(folders, into / "trial", seed))

@@ -27,8 +27,8 @@ def read_all(taken: module.Intake) -> np.ndarray:
 def test_vectors_come_again_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 7)  # seven rows at a time
     rows = clustered_rows(50) * 4
-    taken = take_in(open_corpus(rows), None, tmp_path, 0, False)
-    assert (taken.count, taken.dim, taken.has_documents, taken.spool) == (50, 64, False, None)
+    taken = take_in(open_corpus(rows), None, tmp_path, None, 0, False)
+    assert (taken.count, taken.dim, taken.documents, taken.spool) == (50, 64, None, None)
     assert_allclose(read_all(taken), rows / 4, atol=1e-6)
     assert_array_equal(np.load(tmp_path / "ids.npy"), np.arange(50))
 
@@ -46,7 +46,7 @@ def test_documents_are_encoded_once_and_spooled(
 
     corpus = documents(40)
     source = (document for document in corpus) if as_generator else corpus
-    taken = take_in(open_corpus(source), load_encoder(encode), tmp_path, 0, False)
+    taken = take_in(open_corpus(source), load_encoder(encode), tmp_path, tmp_path, 0, False)
     expected = hashed_words([f"{document['title']} {document['text']}" for document in corpus])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_the_sample_is_drawn_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     counts = np.zeros(100)
     for seed in range(200):
-        sample = take_in(open_corpus(rows), None, tmp_path, seed, False).sample
+        sample = take_in(open_corpus(rows), None, tmp_path, None, seed, False).sample
         assert sample.shape == (20, 2)
         drawn = np.abs(np.arctan2(sample[:, 1], sample[:, 0])[:, None] - angles).argmin(axis=1)
         assert len(set(drawn)) == 20
@@ -81,7 +81,7 @@ def test_the_sample_is_the_same_in_any_batches(tmp_path: Path, monkeypatch: pyte
     rows, samples = clustered_rows(400), []
     for batch in (1, 7, 50, 64, 400):
         monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * batch)
-        sample = take_in(open_corpus(rows), None, tmp_path, 5, False).sample
+        sample = take_in(open_corpus(rows), None, tmp_path, None, 5, False).sample
         samples.append(sample[np.lexsort(sample.T)])
     for sample in samples[1:]:
         assert_allclose(sample, samples[0], atol=1e-6)
@@ -91,7 +91,7 @@ def test_the_sample_is_the_same_in_any_batches(tmp_path: Path, monkeypatch: pyte
 
 def test_a_small_corpus_is_its_own_sample(tmp_path: Path) -> None:
     rows = clustered_rows(30)
-    assert_allclose(take_in(open_corpus(rows), None, tmp_path, 0, False).sample, rows, atol=1e-6)
+    assert_allclose(take_in(open_corpus(rows), None, tmp_path, None, 0, False).sample, rows, atol=1e-6)
 
 
 def test_reading_takes_the_memory_of_the_sample_and_a_few_batches(
@@ -102,7 +102,7 @@ def test_reading_takes_the_memory_of_the_sample_and_a_few_batches(
     monkeypatch.setattr(module, "CELLS_AT_A_TIME", batch_bytes // 4)
     corpus = open_corpus(np.tile(clustered_rows(500), (80, 1)))  # five samples long
     tracemalloc.start()
-    taken = take_in(corpus, None, tmp_path, 0, False)
+    taken = take_in(corpus, None, tmp_path, None, 0, False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     ids = 8 * taken.count
@@ -114,7 +114,7 @@ def test_reading_takes_the_memory_of_the_sample_and_a_few_batches(
 
 def test_texts_without_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="holds texts without vectors"):
-        take_in(open_corpus(documents(3)), None, tmp_path, 0, False)
+        take_in(open_corpus(documents(3)), None, tmp_path, tmp_path, 0, False)
 
 
 def test_an_encoder_that_changes_its_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_an_encoder_that_changes_its_width(tmp_path: Path, monkeypatch: pytest.M
     widths = iter([64, 64, 32, 32])
     encoder = load_encoder(lambda texts: hashed_words(texts)[:, : next(widths)])
     with pytest.raises((InputError, EncoderError), match="32"):
-        take_in(open_corpus(documents(12)), encoder, tmp_path, 0, False)
+        take_in(open_corpus(documents(12)), encoder, tmp_path, tmp_path, 0, False)
 
 
 def test_an_encoder_error_names_the_number_of_the_document(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_encoder_error_names_the_number_of_the_document(tmp_path: Path) -> No
 
     corpus = open_corpus([{"_id": f"d{i}", "text": f"w{i}"} for i in range(4_700)])
     with pytest.raises(EncoderError, match="row 4600 "):
-        take_in(corpus, load_encoder(encode), tmp_path, 0, False)
+        take_in(corpus, load_encoder(encode), tmp_path, tmp_path, 0, False)
     few = [{"_id": f"a{i}", "text": f"a{i}"} for i in range(20)]
     index = FunnelIndex.build(few, tmp_path / "index", encoder=encode, progress=False)
     more = [f"w{i}" for i in range(4_601)]

@@ -25,7 +25,7 @@ LADDER = (16, 40, 64)
 @pytest.fixture
 def store(tmp_path: Path) -> VectorStore:
     rows = clustered_rows(700)
-    taken = take_in(open_corpus(rows), None, tmp_path, 0, False)
+    taken = take_in(open_corpus(rows), None, tmp_path, None, 0, False)
     write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
     return VectorStore.open(tmp_path / "vectors.npy")
 
@@ -44,7 +44,7 @@ def test_rows_are_adapted_and_put_in_order(store: VectorStore, tmp_path: Path) -
 
 
 def test_the_sample_goes_once_the_order_is_known(tmp_path: Path) -> None:
-    taken = take_in(open_corpus(clustered_rows(300)), None, tmp_path, 0, False)
+    taken = take_in(open_corpus(clustered_rows(300)), None, tmp_path, None, 0, False)
     write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
     assert len(taken.sample) == 0
 
@@ -55,7 +55,7 @@ def test_rows_are_stored_alike_in_any_batches(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(module, "CELLS_AT_A_TIME", cells)
         folder = tmp_path / str(cells)
         folder.mkdir()
-        taken = take_in(open_corpus(clustered_rows(700)), None, folder, 0, False)
+        taken = take_in(open_corpus(clustered_rows(700)), None, folder, None, 0, False)
         write_rows(taken, make_adaptor("identity", taken.sample), folder, "float32", 0, False)
         stored.append(VectorStore.open(folder / "vectors.npy").matrix.numpy())
     assert_array_equal(*stored)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, flip_byte, segment_file
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("build", "search", "explain", "tune", "add", "delete", "compact", "bench", "check", "demo")
+COMMANDS = ("build", "search", "explain", "tune", "add", "delete", "compact", "upgrade", "bench", "check", "demo")
 
 
 def run(arguments: Sequence[object], **options: object) -> Result:

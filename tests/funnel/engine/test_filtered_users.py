@@ -17,11 +17,6 @@ from tests.funnel.corpora import documents, hashed_words
 WHERE = "year >= 2020 AND lang = 'en'"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FUNNEL_CACHE", str(tmp_path / "cache"))
-
-
 def csv_file(path: Path, numbers: Iterable[int], **others: str) -> Path:
     """Documents of a year each, from 1900 on, in two languages; some have no year, and a zip code is 5 digits."""
     with path.open("w", newline="") as file:

@@ -25,7 +25,9 @@ def segment(folder: Path, first: int, count: int, seed: int) -> Segment:
     with VectorStore.create(folder / "vectors.npy", count, DIM) as writer:
         writer.write(np.arange(count), rows)
     np.save(folder / "ids.npy", np.arange(first, first + count))
-    return Segment(folder.name, first, VectorStore.open(folder / "vectors.npy"), Ids.open(folder), None, None, None)
+    return Segment(
+        folder.name, first, VectorStore.open(folder / "vectors.npy"), Ids.open(folder), None, None, None, None
+    )
 
 
 def test_exact_rows_grow_without_changing_what_others_hold(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import InputError
-from funnel.filtering.columns import ColumnCache, Values, merged
+from funnel.filtering.columns import FilterColumns, Values, merged
 from funnel.filtering.condition import parse
 from funnel.filtering.segment import check_columns
 from funnel.filtering.sql import written_number
@@ -45,38 +45,38 @@ def test_what_python_writes_is_read(number: float) -> None:
     assert written_number(repr(number)) == number
 
 
-def cached(tmp_path: Path, *records: dict[str, Any]) -> ColumnCache:
+def columns_of(tmp_path: Path, *records: dict[str, Any]) -> FilterColumns:
     path = tmp_path / "documents.sqlite"
     with DocumentStore.create(path) as made:
         made.append([Document(f"d{i}", f"title {i}", metadata=record) for i, record in enumerate(records)])
-    return ColumnCache(DocumentStore.open(path), "key", tmp_path / "cache")
+    return FilterColumns(DocumentStore.open(path), None)
 
 
-def found(cache: ColumnCache, where: str) -> list[int]:
+def found(columns: FilterColumns, where: str) -> list[int]:
     """Positions of a condition that fits the columns."""
     condition = parse(where)
-    check_columns(where, condition, cache.catalogue())
-    return sorted(cache.positions(condition).tolist())
+    check_columns(where, condition, columns.catalogue)
+    return sorted(columns.positions(condition).tolist())
 
 
 def test_a_column_of_written_numbers_is_compared_with_numbers_and_with_texts(tmp_path: Path) -> None:
-    cache = cached(tmp_path, *({"year": year} for year in ("1999", "2020", "2020.5", "", "300")), {})
-    assert cache.catalogue()["year"] == Values(0, 5, 0, 0, "'1999'", 4)
-    assert found(cache, "year >= 2020") == [1, 2]
-    assert found(cache, "NOT year >= 2020") == [0, 4]  # an empty text is unknown beside a number
-    assert found(cache, "year IN (300, 1999)") == [0, 4]
-    assert found(cache, "year BETWEEN 299.5 AND 2020") == [0, 1, 4]
-    assert found(cache, "year >= '2020'") == [1, 2, 4]  # in the order of texts
-    assert found(cache, "year = '' OR year LIKE '%.5'") == [2, 3]
-    assert found(cache, "year IS NULL") == [5]
+    columns = columns_of(tmp_path, *({"year": year} for year in ("1999", "2020", "2020.5", "", "300")), {})
+    assert columns.catalogue["year"] == Values(0, 5, 0, 0, "'1999'", 4)
+    assert found(columns, "year >= 2020") == [1, 2]
+    assert found(columns, "NOT year >= 2020") == [0, 4]  # an empty text is unknown beside a number
+    assert found(columns, "year IN (300, 1999)") == [0, 4]
+    assert found(columns, "year BETWEEN 299.5 AND 2020") == [0, 1, 4]
+    assert found(columns, "year >= '2020'") == [1, 2, 4]  # in the order of texts
+    assert found(columns, "year = '' OR year LIKE '%.5'") == [2, 3]
+    assert found(columns, "year IS NULL") == [5]
 
 
 def test_codes_of_which_some_begin_with_zeros_stay_texts(tmp_path: Path) -> None:
-    cache = cached(tmp_path, {"zip": "10115"}, {"zip": "01067"}, {"zip": ""}, {"zip": "80331"})
-    assert found(cache, "zip = '10115' OR zip = '01067'") == [0, 1]
-    assert found(cache, "zip < '80331'") == [0, 1, 2]
+    columns = columns_of(tmp_path, {"zip": "10115"}, {"zip": "01067"}, {"zip": ""}, {"zip": "80331"})
+    assert found(columns, "zip = '10115' OR zip = '01067'") == [0, 1]
+    assert found(columns, "zip < '80331'") == [0, 1, 2]
     with pytest.raises(InputError) as caught:
-        found(cache, "zip < 80331")
+        found(columns, "zip < 80331")
     assert "column 'zip' holds texts, of which some, such as '01067', are not written as numbers are" in str(
         caught.value
     )
@@ -84,17 +84,17 @@ def test_codes_of_which_some_begin_with_zeros_stay_texts(tmp_path: Path) -> None
 
 
 def test_an_empty_text_is_no_example_where_there_is_another(tmp_path: Path) -> None:
-    cache = cached(tmp_path, {"lang": ""}, {"lang": "en"})
+    columns = columns_of(tmp_path, {"lang": ""}, {"lang": "en"})
     with pytest.raises(
         InputError, match=r"'lang' holds texts, such as 'en', and is compared with a number, which none"
     ):
-        found(cache, "lang = 5")
+        found(columns, "lang = 5")
 
 
 def test_in_a_column_of_numbers_and_texts_written_numbers_count_as_numbers(tmp_path: Path) -> None:
-    cache = cached(tmp_path, {"part": 3}, {"part": "4"}, {"part": "5b"}, {"part": True})
-    assert found(cache, "part >= 3") == [0, 1]
-    assert found(cache, "part > '3'") == [1, 2]
+    columns = columns_of(tmp_path, {"part": 3}, {"part": "4"}, {"part": "5b"}, {"part": True})
+    assert found(columns, "part >= 3") == [0, 1]
+    assert found(columns, "part > '3'") == [1, 2]
 
 
 def test_all_segments_together_say_what_a_column_holds() -> None:

@@ -1,11 +1,11 @@
-"""Conditions run over documents: the same rows as plain Python finds, and a cache that may be damaged at any time."""
+"""Conditions run over documents: the same rows as plain Python finds, from a file of columns and without one."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from funnel.data.documents import Document, DocumentStore
-from funnel.errors import InputError, NoSpaceError
-from funnel.filtering import columns as sidefile
-from funnel.filtering.columns import FORMAT, ColumnCache, Values, merged
+from funnel.errors import DamagedIndexError, InputError, NoSpaceError
+from funnel.filtering import columns as columns_module
+from funnel.filtering.columns import FilterColumns, Values, merged, write_columns
 from funnel.filtering.condition import Condition, parse
 from funnel.filtering.segment import check_columns
 from tests.funnel.filtering.evaluate import holds
@@ -42,9 +42,19 @@ def stored(path: Path, records: list[dict[str, Any]]) -> DocumentStore:
     return DocumentStore.open(path)
 
 
-def found(cache: ColumnCache, where: str | Condition) -> list[int]:
+def made(store: DocumentStore, path: Path) -> FilterColumns:
+    write_columns(store, path)
+    return FilterColumns(store, path)
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+
+def found(columns: FilterColumns, where: str | Condition) -> list[int]:
     condition = parse(where) if isinstance(where, str) else where
-    return sorted(cache.positions(condition).tolist())
+    return sorted(columns.positions(condition).tolist())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,8 @@ def found(cache: ColumnCache, where: str | Condition) -> list[int]:
     ],
 )
 def test_conditions_select(store: DocumentStore, tmp_path: Path, where: str, positions: list[int]) -> None:
-    assert found(ColumnCache(store, "key", tmp_path / "cache"), where) == positions
+    assert found(made(store, tmp_path / "columns.sqlite"), where) == positions
+    assert found(FilterColumns(store, None), where) == positions
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -79,116 +90,93 @@ def test_the_same_rows_as_plain_python(
 ) -> None:
     folder = tmp_path_factory.mktemp("columns")
     with stored(folder / "documents.sqlite", documents) as store:
-        cache = ColumnCache(store, "key", folder / "cache")
+        columns = made(store, folder / "columns.sqlite")
         for condition in asked:
             expected = [i for i, record in enumerate(documents) if holds(condition, record) is True]
-            assert found(cache, condition) == expected
+            assert found(columns, condition) == expected
+            assert found(FilterColumns(store, None), condition) == expected
 
 
-def test_a_second_cache_reads_what_the_first_took_out(store: DocumentStore, tmp_path: Path) -> None:
-    assert found(ColumnCache(store, "key", tmp_path / "cache"), "year >= 2019") == [0, 1, 2]
-    store.close()  # documents are not read again
-    second = ColumnCache(store, "key", tmp_path / "cache")
-    assert found(second, "year >= 2020") == [1, 2]
-    assert second.catalogue()["year"] == Values(2, 1, 0, 0, "2019", 1)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_catalogue_says_what_columns_hold(store: DocumentStore, tmp_path: Path, kept: bool) -> None:
+    columns = made(store, tmp_path / "columns.sqlite") if kept else FilterColumns(store, None)
+    assert list(columns.catalogue) == ["id", "title", "year", "lang", "done", "tags", "big"]
+    assert columns.catalogue["year"] == Values(2, 1, 0, 0, "2019", 1)
+    assert columns.catalogue["tags"] == Values(0, 0, 0, 1, "['a']")
 
 
-def test_columns_and_indexes_are_made_on_demand(store: DocumentStore, tmp_path: Path) -> None:
-    cache = ColumnCache(store, "key", tmp_path / "cache")
-
-    def made() -> set[str]:
-        (path,) = (tmp_path / "cache").glob("*.sqlite")
-        connection = sqlite3.connect(path)
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'c%'")}
-        connection.close()
-        return names - {"catalogue"}
-
-    cache.catalogue()
-    assert made() == set()
-    number = {name: f"c{place}" for place, name in enumerate(cache.catalogue())}
-    found(cache, "lang LIKE 'e%'")
-    assert made() == {number["lang"]}
-    found(cache, "year > 5 AND lang <> 'x'")
-    assert made() == {number["lang"], number["year"], f"{number['year']}_number"}
+def test_documents_are_read_no_more_once_columns_are_written(store: DocumentStore, tmp_path: Path) -> None:
+    columns = made(store, tmp_path / "columns.sqlite")
+    store.close()
+    assert found(columns, "year >= 2019 AND unheard IS NULL") == [0, 1, 2]
 
 
-def test_documents_are_never_written(store: DocumentStore, tmp_path: Path) -> None:
-    before = store.path.read_bytes()
-    found(ColumnCache(store, "key", tmp_path / "cache"), "year > 5")
-    assert store.path.read_bytes() == before
+def test_fields_that_come_late_are_read_from_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns_module, "STORED", 4)  # id, title and two fields
+    with stored(tmp_path / "documents.sqlite", [{"a": 1, "b": 2}, {"a": 2, "c": 3}, {"c": 4, "d": "x"}]) as store:
+        columns = made(store, tmp_path / "columns.sqlite")
+        assert list(columns.catalogue) == ["id", "title", "a", "b", "c", "d"]
+        assert tables(tmp_path / "columns.sqlite") == {"catalogue", "c0", "c1", "c2", "c3"}
+        wheres = ["c >= 3", "a = 2 AND c = 3", "a = 1 OR d = 'x'", "c IS NULL", "a IS NULL"]
+        assert [found(columns, where) for where in wheres] == [[1, 2], [1], [0, 2], [0], [2]]
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def test_a_file_of_many_fields_is_bounded(tmp_path: Path) -> None:
+    with stored(tmp_path / "documents.sqlite", [{f"k{number}": number for number in range(300)}]) as store:
+        columns = made(store, tmp_path / "columns.sqlite")
+        assert len(tables(tmp_path / "columns.sqlite")) == 1 + 2 + 256
+        assert found(columns, "k299 = 299 AND k0 = 0") == [0]
+
+
+def test_no_documents_have_columns_too(tmp_path: Path) -> None:
+    with stored(tmp_path / "documents.sqlite", []) as store:
+        columns = made(store, tmp_path / "columns.sqlite")
+        assert (list(columns.catalogue), found(columns, "id IS NULL OR id <> 'a'")) == (["id", "title"], [])
 
 
 @pytest.mark.parametrize(
-    "damage", [flip, lambda path: os.truncate(path, 100), lambda path: path.write_bytes(b"junk"), Path.unlink]
+    "statement",
+    [
+        "CREATE VIEW other AS SELECT 1",
+        "CREATE INDEX other ON c0 (text)",
+        "ALTER TABLE c1 ADD COLUMN more AS (hex(zeroblob(9)))",
+        "DROP TABLE c3",
+        "DROP TABLE catalogue",
+        "UPDATE catalogue SET texts = 'many'",
+        "UPDATE catalogue SET number = number + 7",
+        "UPDATE catalogue SET name = 'x' WHERE number = 0",
+        "UPDATE c2 SET position = position + 100",
+        "UPDATE c2 SET position = -position",
+    ],
 )
-def test_a_damaged_cache_is_made_anew(store: DocumentStore, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
-    folder = tmp_path / "cache"
-    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1, 2]
-    (path,) = folder.glob("*.sqlite")
-    damage(path)
-    assert found(ColumnCache(store, "key", folder), "year >= 2019") == [0, 1, 2]
-    (again,) = folder.glob("*.sqlite")
-    assert again.read_bytes()[:15] == b"SQLite format 3"
+def test_a_file_that_is_not_our_own_is_refused(store: DocumentStore, tmp_path: Path, statement: str) -> None:
+    made(store, tmp_path / "columns.sqlite")
+    with closing(sqlite3.connect(tmp_path / "columns.sqlite", isolation_level=None)) as connection:
+        connection.execute(statement)
+    with pytest.raises(DamagedIndexError, match=r"columns.sqlite"):
+        found(FilterColumns(store, tmp_path / "columns.sqlite"), "year >= 2019 AND lang IS NOT NULL OR year > 0")
 
 
-def test_every_flipped_byte_is_found(store: DocumentStore, tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
-    found(ColumnCache(store, "key", folder), "year >= 2019")
-    (path,) = folder.glob("*.sqlite")
-    sound = path.read_bytes()
-    for offset in range(0, len(sound), max(1, len(sound) // 50)):
-        data = bytearray(sound)
-        data[offset] ^= 1 << offset % 8
-        path.write_bytes(data)
-        assert sidefile.SideFile(f"key-{FORMAT}", folder).connection() is None
-        assert not path.exists()
-        path.write_bytes(sound)
+def test_damaged_documents_give_no_columns(store: DocumentStore, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(store.path)) as connection, connection:
+        connection.execute("DELETE FROM documents WHERE position = 3")
+    with DocumentStore.open(store.path) as damaged:
+        with pytest.raises(DamagedIndexError, match="lacks the document at position 3"):
+            write_columns(damaged, tmp_path / "columns.sqlite")
+        with pytest.raises(DamagedIndexError, match="lacks the document at position 3"):
+            found(FilterColumns(damaged, None), "year = 1")
 
 
-def test_a_cache_that_breaks_while_open_is_made_anew(store: DocumentStore, tmp_path: Path) -> None:
-    cache = ColumnCache(store, "key", tmp_path / "cache")
-    assert found(cache, "year >= 2019") == [0, 1, 2]
-    (path,) = (tmp_path / "cache").glob("*.sqlite")
-    with open(path, "r+b") as file:  # the same file that is open
-        file.write(b"\xff" * path.stat().st_size)
-    assert found(cache, "year >= 2019 AND lang = 'en'") == [0]
+def test_a_full_disk_is_said(store: DocumentStore) -> None:
+    with pytest.raises(NoSpaceError, match="no space left while writing /dev/full"):
+        write_columns(store, Path("/dev/full"))
 
 
-def test_a_folder_that_cannot_be_made_is_replaced(store: DocumentStore, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    assert found(ColumnCache(store, "key", blocked / "cache"), "year >= 2019") == [0, 1, 2]
-
-
-def test_no_room_anywhere_is_said(store: DocumentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(NoSpaceError, match=r"the columns that filters need cannot be kept in .*FUNNEL_CACHE"):
-        found(ColumnCache(store, "key", tmp_path / "cache"), "year >= 2019")
-
-
-def test_side_files_are_bounded(store: DocumentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "cache"
-    found(ColumnCache(store, "old", folder), "year >= 2019")
-    (size,) = (path.stat().st_size for path in folder.iterdir())
-    monkeypatch.setattr(sidefile, "LARGEST_FOLDER", size + 1)
-    found(ColumnCache(store, "new", folder), "year >= 2019")
-    assert [path.name[:3] for path in folder.iterdir()] == ["new"]
-
-
-def test_threads_share_a_cache(store: DocumentStore, tmp_path: Path) -> None:
-    cache = ColumnCache(store, "key", tmp_path / "cache")
+def test_threads_share_columns(store: DocumentStore, tmp_path: Path) -> None:
+    columns = made(store, tmp_path / "columns.sqlite")
     wheres = ["year >= 2019", "lang LIKE 'e_'", "done = TRUE OR done = FALSE", "title LIKE '%'"] * 4
     with ThreadPoolExecutor(4) as pool:
-        sizes = [len(result) for result in pool.map(lambda where: found(cache, where), wheres)]
+        sizes = [len(result) for result in pool.map(lambda where: found(columns, where), wheres)]
     assert sizes == [3, 2, 2, 5] * 4
 
 
@@ -225,16 +213,16 @@ def test_a_field_called_as_an_own_column_has_a_name_of_its_own(tmp_path: Path) -
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         metadata = {"id": 5, "title": 7, "metadata.id": 8, "metadata.x": 9}
         store.append([Document("a", "t", metadata=metadata), Document("b", "u")])
-        cache = ColumnCache(store, "f" * 64, tmp_path / "columns")
+        columns = made(store, tmp_path / "columns.sqlite")
         wheres = ["id = 'a'", '"metadata.id" = 5', '"metadata.title" >= 7', "title = 'u'", '"metadata.id" IS NULL']
         wheres += ['"metadata.metadata.id" = 8', '"metadata.x" = 9']
-        assert [found(cache, where) for where in wheres] == [[0], [0], [0], [1], [1], [0], [0]]
+        assert [found(columns, where) for where in wheres] == [[0], [0], [0], [1], [1], [0], [0]]
 
 
 def test_conditions_over_many_columns(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         store.append([Document(str(n), metadata={f"c{j}": j + n for j in range(200)}) for n in range(3)])
-        cache = ColumnCache(store, "e" * 64, tmp_path / "columns")
-        for columns in (64, 65, 200):
-            assert found(cache, " AND ".join(f"c{j} >= {j + 1}" for j in range(columns))) == [1, 2]
-            assert found(cache, " OR ".join(f"c{j} = {j}" for j in range(columns))) == [0]
+        columns = made(store, tmp_path / "columns.sqlite")
+        for count in (63, 64, 65, 200):
+            assert found(columns, " AND ".join(f"c{j} >= {j + 1}" for j in range(count))) == [1, 2]
+            assert found(columns, " OR ".join(f"c{j} = {j}" for j in range(count))) == [0]

@@ -53,11 +53,11 @@ def test_whole_numbers_are_texts_where_ids_are(
     with DocumentStore.create(tmp_path / "documents.sqlite") as made:
         made.append([Document(text) for text in TEXTS])
     with DocumentStore.open(tmp_path / "documents.sqlite") as documents:
-        assert held(SegmentRows(text_ids(TEXTS), np.arange(len(TEXTS)), documents, "key"), given) == positions
+        assert held(SegmentRows(text_ids(TEXTS), np.arange(len(TEXTS)), documents, None), given) == positions
 
 
 def test_ids_of_whole_numbers_are_told_from_texts() -> None:
-    rows = SegmentRows(Ids(np.array(NUMBERS), None), np.arange(3), None, "")
+    rows = SegmentRows(Ids(np.array(NUMBERS), None), np.arange(3), None, None)
     assert held(rows, [7, 2**63 - 1, 8]) == [1, 2]
     assert held(rows, np.array([5], dtype=np.uint64)) == [0]
     for given, said in (

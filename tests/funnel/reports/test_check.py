@@ -121,6 +121,17 @@ def test_documents_of_other_ids(text_folder: Path, copied: Copy) -> None:
         list(deep_check(folder))
 
 
+def test_columns_of_other_documents(text_folder: Path, copied: Copy) -> None:
+    folder = copied(text_folder)
+    connection = sqlite3.connect(segment_file(folder, "columns.sqlite"))
+    connection.execute("UPDATE catalogue SET numbers = numbers - 1 WHERE name = 'year'")
+    connection.commit()
+    connection.close()
+    sign_again(folder)
+    with pytest.raises(DamagedIndexError, match="hold different metadata"):
+        list(deep_check(folder))
+
+
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 
 

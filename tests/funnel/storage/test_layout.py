@@ -59,10 +59,11 @@ def test_no_accepted_path_leaves_the_folder(path: str) -> None:
     assert ".." not in path.split("/")
 
 
-def test_only_the_coarse_index_is_a_cache() -> None:
+def test_the_coarse_index_and_columns_are_caches() -> None:
     caches = [file.name for folder in LAYOUT for file in folder.files if file.cache]
-    assert caches == ["coarse.faiss"]
+    assert caches == ["coarse.faiss", "columns.sqlite"]
     assert is_cache(f"segments/{ID}/coarse.faiss")
+    assert is_cache(f"columns/{ID}.sqlite")
     assert not is_cache(f"segments/{ID}/vectors.npy")
     assert not is_cache(f"segments/{ID}/unknown.bin")
 
@@ -73,4 +74,4 @@ def test_part_names_are_those_that_funnel_gives() -> None:
     assert part_name("tombstones", ID) is None
     assert part_name("segments", f"{ID}.npy") is None
     assert part_name("segments", "holiday") is None
-    assert set(KINDS) == {"segments", "tombstones", "adaptor", "calibrations"}
+    assert set(KINDS) == {"segments", "documents", "columns", "tombstones", "adaptor", "calibrations"}
