@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_c
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.encoding.models import DEFAULT_ENCODER, canonical_name, load_model
+from funnel.encoding.models import DEFAULT_ENCODER, canonical_name, load_model, local_folder
 from funnel.encoding.prompts import TextOptions
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
@@ -107,7 +107,8 @@ def load_encoder(
         InputError: the device is not there; or the options name a prompt that it does not have.
         MissingPackageError: sentence-transformers is needed and not installed.
     """
-    check_source(source)
+    if not of_index:
+        check_source(source)
     made = _made(source, exact, device, of_index, fetch)
     if options in (AS_THE_MODEL_SAYS, made.options):
         return made
@@ -125,7 +126,9 @@ def _made(
         return source
     if isinstance(source, str | Path):
         name = str(source) if of_index else canonical_name(str(source))
-        model = load_model(name, _resolve_device(device), of_index=of_index, fetch=fetch)
+        device = _resolve_device(device)
+        model = None if exact or device != "cpu" else _stored(name, of_index)
+        model = model or load_model(name, device, of_index=of_index, fetch=fetch)
         return ModelEncoder(model, name, exact=exact, reopenable=True)
     if _is_sentence_transformer(source):
         # Half precision changes the weights in place, and this model belongs to the user.
@@ -139,6 +142,14 @@ def _made(
     if callable(source):
         return CallableEncoder(source, f"callable:{_qualified_name(source)}")
     raise _none(source)
+
+
+def _stored(name: str, of_index: bool) -> "PackedModel | SentenceTransformer | None":
+    """A plain BERT that is on this machine, read without sentence-transformers; None for others."""
+    from funnel.encoding.stored import read_stored
+
+    folder = local_folder(name, of_index=of_index)
+    return None if folder is None else read_stored(folder)
 
 
 def check_source(source: object) -> None:
@@ -219,20 +230,20 @@ class CallableEncoder:
 
 
 class ModelEncoder:
-    """An encoder around a sentence-transformers model.
+    """An encoder around a sentence-transformers model, or one that was read from its folder.
 
     Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
-    on CPUs with native instructions): a plain BERT on the CPU without padding, others in batches of fixed shape.
-    Cosines to the exact vectors are at least 0.998. Models that cannot be run that way use their own `encode`.
+    on CPUs with native instructions): a plain BERT by name on the CPU without padding, others in batches of fixed
+    shape. Cosines to the exact vectors are at least 0.998. Models that cannot be run that way use their own `encode`.
     """
 
-    def __init__(self, model: "SentenceTransformer", name: str, *, exact: bool, reopenable: bool) -> None:
+    def __init__(self, model: "SentenceTransformer | PackedModel", name: str, *, exact: bool, reopenable: bool) -> None:
         self.name = name
         self.reopenable = reopenable
         self.exact = exact
         self.own_prompts: Mapping[str, str | None] = model.prompts
         self.options = TextOptions.of_model(self.own_prompts)
-        self._model = model.eval()
+        self._model: Any = model.eval() if hasattr(model, "eval") else model
         self._dim = _model_dim(model)
         self._fast = None if exact else _fast(model)
 
@@ -274,25 +285,27 @@ class ModelEncoder:
         return np.concatenate(parts)
 
 
-def _model_dim(model: "SentenceTransformer") -> int:
+def _model_dim(model: Any) -> int:
     """The width a model declares, 0 when it declares none."""
+    if hasattr(model, "dim"):  # it was read from its folder
+        return int(model.dim)
     # Renamed in sentence-transformers 5.3, where the former name warns.
     get = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
     return int(get() or 0)
 
 
-def _fast(model: "SentenceTransformer") -> "PackedModel | BucketedModel | None":
-    """The model in half precision where the device has it: packed, or in batches of fixed shape, or None."""
+def _fast(model: "SentenceTransformer | PackedModel") -> "PackedModel | BucketedModel | None":
+    """The model in half precision where the device has it: as it was read, or in batches of fixed shape, or None."""
     import torch
 
     from funnel.encoding.packed import BucketedModel, PackedModel, fast_dtype
 
+    if isinstance(model, PackedModel):
+        return model
     if not BucketedModel.supports(model):
         return None
-    dtype = fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype
-    packed = None if dtype is None else PackedModel.of(model, dtype)
-    model.to(dtype)
-    return BucketedModel(model) if packed is None else packed
+    model.to(fast_dtype(torch.device(model.device)) if model.dtype == torch.float32 else model.dtype)
+    return BucketedModel(model)
 
 
 def checked(values: Any, count: int, dim: int | None, name: str) -> NDArray[Any]:

@@ -4,7 +4,6 @@ Only attention looks at texts one by one, and texts of equal length are taken to
 token. What is computed is what `transformers`' BertModel and sentence-transformers' pooling compute.
 """
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -237,11 +236,6 @@ BATCH_TOKENS = 2048  # measured (MiniLM, bfloat16, 2 cores)
 # Tokens of a batch are rounded up to a multiple of the second, up to so many: few shapes, little waste.
 STEPS = ((128, 8), (BATCH_TOKENS, 64))
 LONG_STEP = 512
-DTYPES = (torch.float32, torch.bfloat16)
-FOLLOWING = {"Normalize", "Dense"}  # modules after the pooling that need the pooled vector alone
-# What the own computation must agree with: texts of different lengths, one of them longer than any limit.
-PROBES = ("a", "packed rows, laid end to end", "how are texts of very different lengths encoded together? " * 80)
-AGREEMENT = 0.998  # the cosine promised of half precision
 KINDS = ("weight", "bias")
 
 Tokenize = Callable[[list[str], str | None, str], Mapping[str, Any]]
@@ -249,45 +243,18 @@ Tokenize = Callable[[list[str], str | None, str], Mapping[str, Any]]
 
 
 class PackedModel:
-    """A plain BERT, its tokeniser, and what follows it; on the CPU. May be called from several threads.
+    """A plain BERT and its tokeniser; on the CPU. May be called from several threads.
 
-    tokenize: texts, prompt and task to padded token ids. cls: pool by the first token, not by the mean. following:
-    modules that turn the pooled vector into the embedding.
+    tokenize: texts, prompt and task to padded token ids. cls: pool by the first token, not by the mean. prompts: its
+    own, by name.
     """
 
-    def __init__(
-        self,
-        bert: "PackedBert",
-        tokenize: Tokenize,
-        cls: bool,
-        following: Sequence[Any] = (),
-        truncate_dim: int | None = None,
-    ) -> None:
+    def __init__(self, bert: "PackedBert", tokenize: Tokenize, cls: bool, prompts: Mapping[str, str | None]) -> None:
+        self.dim = bert.width
+        self.prompts = prompts
         self._bert = bert
         self._tokenize = tokenize
         self._cls = cls
-        self._following = following
-        self._truncate_dim = truncate_dim
-
-    @classmethod
-    def of(cls, model: "SentenceTransformer", dtype: torch.dtype) -> "PackedModel | None":
-        """The model packed, or None where it is of another kind or its vectors would differ from its own."""
-        if not _is_plain_bert(model) or dtype not in DTYPES:
-            return None
-        words, pooling, *following = list(model)
-        bert = _transformer(words)
-        state, config = bert.state_dict(), bert.config
-        packed = cls(
-            PackedBert(state, config.num_attention_heads, config.layer_norm_eps, dtype),
-            Tokenizer(model),
-            pooling.pooling_mode in ("cls", ("cls",)),
-            copy.deepcopy(following),  # they stay in float32
-            model.truncate_dim,
-        )
-        own = model.encode(list(PROBES), prompt="", show_progress_bar=False, convert_to_tensor=True).float()
-        found = torch.from_numpy(packed.encode(PROBES, None, "document", lambda _: None))
-        agrees = functional.cosine_similarity(own, found).min().item() >= AGREEMENT
-        return packed if agrees else None
 
     def encode(
         self, texts: Sequence[str], prompt: str | None, task: str, advance: Callable[[int], object]
@@ -309,11 +276,7 @@ class PackedModel:
 
     def _forward(self, groups: "list[_Group]") -> NDArray[np.float32]:
         with torch.inference_mode():
-            features = {"sentence_embedding": torch.cat([self._pooled(hidden) for hidden in self._bert(groups)])}
-            for module in self._following:
-                features = module(features)
-            vectors: NDArray[np.float32] = features["sentence_embedding"].numpy()
-        return vectors if self._truncate_dim is None else vectors[:, : self._truncate_dim]
+            return torch.cat([self._pooled(hidden) for hidden in self._bert(groups)]).numpy()
 
     def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[:, 0].float() if self._cls else hidden.mean(dim=1, dtype=torch.float32)
@@ -515,27 +478,3 @@ def _cut(by_length: NDArray[np.intp], lengths: NDArray[np.intp]) -> Iterator[NDA
 def _rounded(tokens: int) -> int:
     step = next((step for up_to, step in STEPS if tokens <= up_to), LONG_STEP)
     return -(-tokens // step) * step
-
-
-def _transformer(module: Any) -> Any:
-    # Renamed in sentence-transformers 6; the former name is `auto_model`.
-    return getattr(module, "model", None) or getattr(module, "auto_model", None)
-
-
-def _is_plain_bert(model: "SentenceTransformer") -> bool:
-    """BERT as an encoder, its tokens pooled by mean or first token, then at most Normalize and Dense; on the CPU."""
-    modules = list(model)
-    kinds = [type(module).__name__ for module in modules]
-    if torch.device(model.device).type != "cpu" or kinds[:2] != ["Transformer", "Pooling"]:
-        return False
-    if getattr(modules[0], "query_expansion", None):
-        return False
-    bert = _transformer(modules[0])
-    pooling = modules[1]
-    if type(bert).__name__ != "BertModel" or not getattr(pooling, "include_prompt", True):
-        return False
-    config = bert.config
-    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
-    plain = config.hidden_act == "gelu" and not config.is_decoder and absolute
-    pooled = getattr(pooling, "pooling_mode", None) in ("mean", "cls", ("mean",), ("cls",))
-    return plain and pooled and set(kinds[2:]) <= FOLLOWING

@@ -12,7 +12,8 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.encoding.encoders import Encoder
-from funnel.encoding.query_encoder import stored_encoder
+from funnel.encoding.models import local_folder
+from funnel.encoding.stored import read_stored
 from tests.funnel.corpora import documents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 
 @pytest.fixture(scope="module")
 def folder(minilm: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if stored_encoder(minilm.name) is None:
+    folder = local_folder(minilm.name)
+    if folder is None or read_stored(folder) is None:
         pytest.skip("all-MiniLM-L6-v2 here is not of the kind that is read without transformers")
     path = tmp_path_factory.mktemp("start") / "index"
     FunnelIndex.build(documents(40), path, encoder=minilm, adaptor="identity", progress=False)

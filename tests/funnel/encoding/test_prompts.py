@@ -13,7 +13,6 @@ from funnel.checks import LONGEST_PROMPT
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import load_model, local_folder
 from funnel.encoding.prompts import TextOptions
-from funnel.encoding.query_encoder import stored_encoder
 from funnel.errors import InputError
 from tests.funnel.storage.helpers import settings
 
@@ -58,9 +57,7 @@ def same(minilm: Any, vectors: np.ndarray, prompt: str, dim: int | None = None) 
 def test_the_prompts_that_models_have_are_known(kind: str, minilm: Any, tmp_path: Path) -> None:
     prompts, query, document = SHIPPED[kind]
     folder = saved(prompts, tmp_path / "model")
-    stored = stored_encoder(folder)
-    assert stored is not None
-    for encoder in (load_encoder(folder, device="cpu"), load_encoder(folder, exact=True, device="cpu"), stored):
+    for encoder in (load_encoder(folder, device="cpu"), load_encoder(folder, exact=True, device="cpu")):
         assert (encoder.options.query_prompt, encoder.options.document_prompt) == (query, document)
         assert same(minilm, encoder.encode_query(TEXTS), query)
         assert same(minilm, encoder.encode(TEXTS), document)
@@ -79,9 +76,8 @@ def test_the_prompts_that_models_have_are_known(kind: str, minilm: Any, tmp_path
 def test_a_prompt_is_a_name_or_a_text(given: Any, texts: tuple[str, str], minilm: Any, tmp_path: Path) -> None:
     prompts = {"sts": "same: ", "search_query": "search_query: ", "document": "document: "}
     folder, options = saved(prompts, tmp_path / "model"), TextOptions(*given)
-    encoder, stored = load_encoder(folder, device="cpu", options=options), stored_encoder(folder, options=options)
-    assert stored is not None
-    for one in (encoder, stored):
+    exact = load_encoder(folder, device="cpu", options=options, exact=True)
+    for one in (load_encoder(folder, device="cpu", options=options), exact):
         assert (one.options.query_prompt, one.options.document_prompt) == texts
         assert same(minilm, one.encode_query(TEXTS), texts[0])
         assert same(minilm, one.encode(TEXTS), texts[1])
@@ -125,10 +121,8 @@ def test_the_users_encoder_stays_as_it_was() -> None:
 
 def test_the_first_dims_are_kept(minilm: Any, tmp_path: Path) -> None:
     folder, options = saved({"query": "query: "}, tmp_path / "model"), TextOptions(truncate_dim=64)
-    stored = stored_encoder(folder, options=options)
-    assert stored is not None
     loaded = [load_encoder(folder, exact=exact, device="cpu", options=options) for exact in (False, True)]
-    for encoder in (*loaded, load_encoder(minilm, options=TextOptions("query: ", None, 64)), stored):
+    for encoder in (*loaded, load_encoder(minilm, options=TextOptions("query: ", None, 64))):
         vectors = encoder.encode_query(TEXTS)
         assert encoder.dim == 64
         assert vectors.shape == (3, 64)

@@ -10,10 +10,9 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.encoding import query_encoder
-from funnel.encoding import query_encoder as stored
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.encoding.models import local_folder
-from funnel.encoding.query_encoder import QueryEncoder, stored_encoder
+from funnel.encoding.query_encoder import QueryEncoder
 from funnel.errors import EncoderError
 from tests.funnel.storage.helpers import settings
 
@@ -42,10 +41,10 @@ def test_warm_up_loads_the_model_once_and_no_text_waits_for_it_again(
 
     def counted(name: str, **options: Any) -> Any:
         loads.append(name)
-        return stored_encoder(name, **options)
+        return load_encoder(name, **options)
 
     FunnelIndex.build(["one text", "another"], tmp_path, encoder=DEFAULT_ENCODER, adaptor="identity", progress=False)
-    monkeypatch.setattr(stored, "stored_encoder", counted)
+    monkeypatch.setattr(query_encoder, "load_encoder", counted)
     index = FunnelIndex.open(tmp_path, device="cpu")
     assert loads == []
     with ThreadPoolExecutor(8) as pool:

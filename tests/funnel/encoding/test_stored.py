@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.encoding import query_encoder as stored
-from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
+from funnel.encoding import stored
+from funnel.encoding.encoders import DEFAULT_ENCODER, ModelEncoder, load_encoder
 from funnel.encoding.models import local_folder
-from funnel.encoding.query_encoder import stored_encoder
+from funnel.encoding.packed import PackedModel
+from funnel.encoding.stored import read_stored
 from funnel.rows import unit_rows
 
 TEXTS = ["", " ", "A Café!", "日本語 テキスト", "\x00 🙂 don't", "x" * 300, "lime [SEP] ##tree", "how? " * 500]
@@ -32,8 +33,9 @@ def test_it_gives_the_vectors_of_sentence_transformers(folder: Path, task: str, 
 
     monkeypatch.setattr(stored, "fast_dtype", lambda _device: torch.float32)
     _change(folder, "config_sentence_transformers.json", prompts={"query": "search: ", "passage": "title: "})
-    found = stored_encoder(str(folder))
-    assert found is not None
+    found = load_encoder(str(folder), device="cpu")
+    assert isinstance(found, ModelEncoder)
+    assert isinstance(found._fast, PackedModel)
     assert found.dim == 384
     assert found.name == str(folder)
     assert found.reopenable
@@ -43,9 +45,7 @@ def test_it_gives_the_vectors_of_sentence_transformers(folder: Path, task: str, 
 
 
 def test_half_precision_keeps_the_cosine_that_is_promised(folder: Path) -> None:
-    found = stored_encoder(str(folder))
-    exact = load_encoder(str(folder), exact=True, device="cpu")
-    assert found is not None
+    found, exact = load_encoder(str(folder), device="cpu"), load_encoder(str(folder), exact=True, device="cpu")
     assert np.einsum("ij,ij->i", found.encode(TEXTS), unit_rows(exact.encode(TEXTS), 0, "exact")).min() >= 0.998
     assert found.encode_query([]).shape == (0, 384)
 
@@ -70,17 +70,16 @@ def test_half_precision_keeps_the_cosine_that_is_promised(folder: Path) -> None:
     ],
 )
 def test_folders_that_say_anything_else_are_left_alone(folder: Path, file: str, change: dict[str, Any]) -> None:
-    assert stored_encoder(str(folder)) is not None
+    assert read_stored(folder) is not None
     _change(folder, file, **change)
-    assert stored_encoder(str(folder)) is None
+    assert read_stored(folder) is None
 
 
 def test_missing_and_damaged_files_are_left_to_sentence_transformers(folder: Path) -> None:
-    assert stored_encoder("nobody/no-such-model") is None
     (folder / "model.safetensors").write_bytes(b"not weights")
-    assert stored_encoder(str(folder)) is None
+    assert read_stored(folder) is None
     (folder / "modules.json").write_text(json.dumps([]))
-    assert stored_encoder(str(folder)) is None
+    assert read_stored(folder) is None
 
 
 def _change(folder: Path, file: str, **values: Any) -> None:
