@@ -191,11 +191,12 @@ class Filtered:
         """How many rows are allowed."""
         return self.cascade.rows + (0 if self.others is None else self.others.rows)
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
-        """Bytes held: masks, row numbers, and each coarse index's own form of them."""
+        """Bytes held: masks, row numbers, each coarse index's own form of them, and the samples."""
         cascades = [self.cascade, *(() if self.others is None else (cascade for _, cascade in self.others.coarse))]
-        return sum(cascade.store.n + cascade.store.n // 8 + 8 * cascade.rows for cascade in cascades)
+        rows: int = sum(cascade.store.n + cascade.store.n // 8 + 8 * cascade.rows for cascade in cascades)
+        return rows + sum(sample.queries.nbytes for sample in list(self.samples.values()))
 
     def found(
         self, searcher: Searcher, prepared: Float32, plan: Plan, k: int, deadline: Deadline | None = None

@@ -293,7 +293,7 @@ def record(
     sizes = {effort: cascade.coarse.largest_shortlist(effort) for effort in wanted}
     places = {effort: _kept((len(queries), size), np.uint16, folder) for effort, size in sizes.items()}
     found = []
-    with Progress(total=len(queries), desc=label, unit="queries", disable=not progress) as bar:
+    with Progress(total=len(queries), desc=label, unit="queries", even=False, disable=not progress) as bar:
         at_a_time = max(1, CELLS_LISTED // sum(sizes.values()))
         for start in range(0, len(queries), at_a_time):
             part = slice(start, start + at_a_time)
