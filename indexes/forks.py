@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from threading import Lock, RLock
 from typing import Any, TypeVar
-from weakref import WeakSet
 
-from indexes.system import at_fork
+from indexes.system import Living, at_fork
 
 __all__ = ["free_in_children"]
 
 AnyLock = TypeVar("AnyLock", bound=Any)
 
-_locks: WeakSet[Any] = WeakSet()
+_locks = Living()
 
 
 def free_in_children(lock: AnyLock) -> AnyLock:
@@ -24,7 +23,7 @@ def free_in_children(lock: AnyLock) -> AnyLock:
 
 def _begin_child() -> None:
     """In the thread that forked, the only one of the child: OpenMP would wait for threads that are not there."""
-    for lock in list(_locks):
+    for lock in _locks.all():
         lock._at_fork_reinit()
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(1)

@@ -15,6 +15,7 @@ import platform
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -28,6 +29,7 @@ if sys.platform != "win32":
 __all__ = [
     "PLAIN_FILE",
     "Descriptor",
+    "Living",
     "advise",
     "at_fork",
     "claim",
@@ -69,6 +71,27 @@ class Descriptor(io.FileIO):
     """
 
     _finalizing = None  # in the place of FileIO's own, by which it would warn that it was not closed
+
+
+class Living:
+    """What was added and is in use still. No Python runs when one is let go, as WeakSet does: Ctrl-C would end it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Any]] = {}
+        self._most = 64
+
+    def add(self, one: object) -> None:
+        """Know it for as long as others hold it."""
+        if len(self._known) >= self._most:
+            for key, known in list(self._known.items()):
+                if known() is None:
+                    self._known.pop(key, None)
+            self._most = max(64, 2 * len(self._known))
+        self._known[id(one)] = weakref.ref(one)
+
+    def all(self) -> list[Any]:
+        """Those that are in use."""
+        return [one for known in list(self._known.values()) if (one := known()) is not None]
 
 
 def lock(descriptor: int, exclusive: bool) -> None:

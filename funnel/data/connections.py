@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from weakref import WeakSet
+from weakref import ref
 
 from funnel.errors import DamagedIndexError, FunnelError, NoSpaceError, StorageError, of_environment, reason
-from indexes.system import PLAIN_FILE, Descriptor, at_fork, path_of
+from indexes.system import PLAIN_FILE, Descriptor, Living, at_fork, path_of
 
 __all__ = [
     "Bounded",
@@ -49,7 +49,7 @@ DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no 
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
 
-_pools: WeakSet[Connections] = WeakSet()
+_pools = Living()
 _turns = threading.BoundedSemaphore(MOST_IN_USE)
 _mine = threading.local()  # .held: how many turns the thread has; .taken: how many it took to fork
 
@@ -70,13 +70,16 @@ class Bounded(sqlite3.Connection):
         every = STEPS_BETWEEN_LOOKS if stopped is None else STEPS_BETWEEN_CLOCKS
         left = math.inf if self.size is None else (STEPS + STEPS_PER_BYTE * self.size) // every
         self.ran_away = False
+        itself = ref(self)  # held by what it holds, it would stay open until garbage is collected
 
         def look() -> bool:
             nonlocal left
             left -= 1
-            self.ran_away = left < 0
-            self.ended = self.ran_away or (stopped is not None and stopped())
-            return self.ended
+            connection = itself()
+            assert connection is not None, "it runs a statement"
+            connection.ran_away = left < 0
+            connection.ended = connection.ran_away or (stopped is not None and stopped())
+            return connection.ended
 
         self.set_progress_handler(None if stopped is None and self.size is None else look, every)
 
@@ -259,7 +262,7 @@ def _in_child() -> None:
     """Connections are not carried over a fork; those of the parent are neither used nor closed."""
     global _turns
     _turns = threading.BoundedSemaphore(MOST_IN_USE)
-    for pool in list(_pools):
+    for pool in _pools.all():
         _left_alone.append(pool._idle)
         closed = pool._closed
         pool._begin()

@@ -148,7 +148,9 @@ def main(home: Path, seed: int, times: int) -> None:
         except BaseException as error:
             wrong += 1
             print(f"{label}: afterwards {type(error).__name__}: {str(error)[:300]}", flush=True)
-    for said in unraisable:
+    # What closes a file whose owner was let go runs a few lines of Python: where Ctrl-C falls into them it is lost.
+    lost = [said for said in unraisable if said.startswith("KeyboardInterrupt in <finalize")]
+    for said in unraisable if len(lost) > 1 + times // 50 else [said for said in unraisable if said not in lost]:
         wrong += 1
         print(f"not raised: {said}", flush=True)
     print(f"{struck} interrupted, {wrong} wrong", flush=True)
