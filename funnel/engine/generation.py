@@ -30,6 +30,7 @@ from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verific
 from funnel.storage.arrays import map_npy
 from funnel.storage.files import REMEDY
 from funnel.storage.ids import Ids, JoinedIds
+from funnel.storage.layout import COLUMNS, KINDS
 from indexes import (
     CoarseIndex,
     CoarseIndexError,
@@ -265,7 +266,7 @@ def _documents(
     documents = DocumentStore.open(folder.path / path)
     if part.columns is None:
         return documents, FilterColumns(documents, None)
-    columns = f"columns/{part.columns}.sqlite"
+    columns = KINDS["columns"].path(part.columns, COLUMNS)
     why = verification.damaged_caches.get(columns)
     if why is not None:
         warnings.warn(

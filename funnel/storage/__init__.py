@@ -3,7 +3,7 @@
 ```
 CURRENT                     the live generation's number and the sha256 of its manifest
 generations/000001.json     the manifest: what makes up this state, with a hash for every file
-segments/<id>/  documents/<id>.sqlite  columns/<id>.sqlite  tombstones/<id>.npy  adaptor/<id>/  calibrations/<id>/
+segments/<id>/  documents/<id>/  columns/<id>/  tombstones/<id>.npy  adaptor/<id>/  calibrations/<id>/
                             the parts: see `layout.LAYOUT`
 ```
 """

@@ -74,8 +74,8 @@ LAYOUT: tuple[FolderFormat, ...] = (
             FileFormat("documents.sqlite", "as those of documents/, in folders up to format 2", required=False),
         ),
     ),
-    FolderFormat("documents", (FileFormat(DOCUMENTS, "titles, texts and metadata, by input position"),), flat=True),
-    FolderFormat("columns", (FileFormat(COLUMNS, "the metadata as filters read it", cache=True),), flat=True),
+    FolderFormat("documents", (FileFormat(DOCUMENTS, "titles, texts and metadata, by input position"),)),
+    FolderFormat("columns", (FileFormat(COLUMNS, "the metadata as filters read it", cache=True),)),
     FolderFormat(
         "tombstones",
         (FileFormat("tombstones.npy", "int64 [deleted], rising: stored rows, counted through the segments"),),

@@ -137,7 +137,7 @@ def test_too_many_open_files(
 
 def test_a_missing_part_is_damage(text_folder: Path, copied: Callable[[Path], Path]) -> None:
     folder = copied(text_folder)
-    sorted(folder.glob("documents/*.sqlite"))[0].unlink()
+    sorted(folder.glob("documents/*/documents.sqlite"))[0].unlink()
     with pytest.raises(DamagedIndexError, match=r"documents/.*\.sqlite in .* is missing"):
         FunnelIndex.open(folder)
 

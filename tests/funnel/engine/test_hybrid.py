@@ -236,7 +236,7 @@ def test_an_index_built_without_the_words(
     """What an index of an earlier version lacks is made beside it; its files stay as they were."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = copied(text_folder)
-    (path,) = folder.glob("documents/*.sqlite")
+    (path,) = folder.glob("documents/*/documents.sqlite")
     connection = sqlite3.connect(path)
     connection.execute("DROP TABLE lexical")
     connection.close()

@@ -63,7 +63,7 @@ def test_the_coarse_index_and_columns_are_caches() -> None:
     caches = [file.name for folder in LAYOUT for file in folder.files if file.cache]
     assert caches == ["coarse.faiss", "columns.sqlite"]
     assert is_cache(f"segments/{ID}/coarse.faiss")
-    assert is_cache(f"columns/{ID}.sqlite")
+    assert is_cache(f"columns/{ID}/columns.sqlite")
     assert not is_cache(f"segments/{ID}/vectors.npy")
     assert not is_cache(f"segments/{ID}/unknown.bin")
 

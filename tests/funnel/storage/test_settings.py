@@ -119,7 +119,7 @@ def test_an_order_is_a_permutation(tmp_path: Path, order: list[int]) -> None:
 )
 def test_sql_that_is_not_our_own_is_refused(tmp_path: Path, statement: str) -> None:
     root = built(tmp_path / "index")
-    connection = sqlite3.connect(next(root.glob("documents/*.sqlite")), isolation_level=None)
+    connection = sqlite3.connect(next(root.glob("documents/*/documents.sqlite")), isolation_level=None)
     connection.execute(statement)
     connection.close()
     crafted(root, lambda _said: None)
@@ -132,7 +132,7 @@ def test_sql_that_is_not_our_own_is_refused(tmp_path: Path, statement: str) -> N
 )
 def test_a_document_of_other_types_is_refused(tmp_path: Path, values: str) -> None:
     root = built(tmp_path / "index")
-    connection = sqlite3.connect(next(root.glob("documents/*.sqlite")), isolation_level=None)
+    connection = sqlite3.connect(next(root.glob("documents/*/documents.sqlite")), isolation_level=None)
     connection.execute(f"UPDATE documents SET {values}")
     connection.close()
     crafted(root, lambda _said: None)
