@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tokenize
 from typing import IO, Any, BinaryIO
 
@@ -24,7 +25,10 @@ def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
     Under a limit on memory (`ulimit -d`) they must not be written to: the limit counts what could be written, even
     privately, and spares a map that can only be read.
     """
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if heed_data_limit() else mmap.ACCESS_COPY)
+    size = os.fstat(
+        file.fileno()
+    ).st_size  # told, as mmap would say "Invalid argument" where the system refuses to look
+    whole = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ if heed_data_limit() else mmap.ACCESS_COPY)
     return whole, np.asarray(_Mapped(whole)) if len(whole) else np.empty(0, np.uint8)
 
 

@@ -97,7 +97,7 @@ def test_a_file_cut_short_is_named_with_both_sizes(tmp_path: Path) -> None:
         (np.ones(4, dtype=np.float32), r"has shape \[4\], expected rows"),
         (np.ones((2, 2), dtype=np.int64), "holds int64, expected one of float32"),
         (np.asfortranarray(np.ones((2, 2), dtype=np.float32)), "column by column"),
-        (np.array([[{}]], dtype=object), "holds object"),
+        (np.array([[{}]], dtype=object), "it holds Python objects"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
@@ -127,7 +127,7 @@ def test_a_negative_row_count_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 4)}\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(InputError, match=r"has shape \[-2, 4\]"):
+    with pytest.raises(InputError, match=r"its shape is \[-2, 4\]"):
         NpyRows(path)
 
 
