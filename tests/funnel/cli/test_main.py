@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -265,11 +264,8 @@ def test_ctrl_c_is_one_line(model_folder: Path) -> None:
         asking.stdin.write("clock\n")
         asking.stdin.flush()
         assert json.loads(asking.stdout.readline())["query"] == "clock"
-        for _ in range(6):  # Python drops one that falls into a finalizer
-            asking.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                assert asking.wait(15) == 130
-                break
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(60) == 130
         assert asking.stderr.read() == "Interrupted\n"
 
 
