@@ -16,7 +16,7 @@ from funnel.errors import DamagedIndexError, NotAnIndexError
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM, ROWS, segment_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_of_a_graph(graph_folder: Path, graph: FunnelIndex) -> None:

@@ -18,7 +18,7 @@ from funnel.cli.main import cli
 from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import documents, flip_byte, segment_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ("build", "search", "explain", "tune", "add", "delete", "compact", "upgrade", "bench", "check", "demo")
 
 
