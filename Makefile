@@ -58,11 +58,11 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# As on every system; a cache for each, since they would empty one another's.
+# As on every system; a cache for each, since they would empty one another's. Tests and benchmarks fork: not on Windows.
 types: install
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
-	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 funnel indexes
 
 # The plan of the house, measured: its rooms and the contracts of .importlinter, and how far a search runs.
 house: install
