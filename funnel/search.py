@@ -29,7 +29,6 @@ from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
 from funnel.request import Reading, Request
 from funnel.results import Hit, Hits, Served
-from funnel.storage.ids import Ids, JoinedIds
 from indexes.forks import free_in_children
 
 __all__ = ["Beside", "State", "answer", "answer_fused"]
@@ -236,9 +235,23 @@ class State:
         served: Served,
         each: Sequence[Served] | None,
     ) -> list[Hits]:
-        """What was found as lists of hits. each: how each query was answered, where they differ."""
-        how = each or [served] * len(scores)
-        return make_hits(self.opened.documents, self.opened.searcher.ids, scores, positions, how)
+        """Hits for each query, with the documents where there are any; positions below 0 give none.
+
+        scores, positions: [n, k]. each: how each query was answered, where they differ.
+        """
+        documents, answered = self.opened.documents, each or [served] * len(scores)
+        if documents is None:
+            ids = self.opened.searcher.ids.at(positions).tolist()
+            found = zip(ids, scores.tolist(), positions.tolist(), answered, strict=True)
+            return [Hits([Hit(*hit) for *hit, at in zip(*row, strict=True) if at >= 0], how) for *row, how in found]
+        result = []
+        for row_scores, row, how in zip(scores, positions, answered, strict=True):
+            hits = [
+                Hit(document.id, score, document.title, document.text, dict(document.metadata))
+                for document, score in zip(documents.get(row[row >= 0]), row_scores.tolist(), strict=False)
+            ]
+            result.append(Hits(hits, how))
+        return result
 
 
 def lexical_of(opened: Opened) -> Lexical | None:
@@ -389,27 +402,3 @@ def _no_dense(state: State, asked: Request, n_queries: int, allowed: npt.NDArray
     rows = None if allowed is None else int(allowed.sum())
     served = Served(FLAT, math.nan, allowed_rows=rows, dense=False)
     return np.empty((n_queries, 0), np.float32), np.empty((n_queries, 0), np.int64), served, None
-
-
-def make_hits(
-    documents: Documents | None,
-    ids: Ids | JoinedIds,
-    scores: npt.NDArray[np.float32],
-    positions: npt.NDArray[np.int64],
-    served: Sequence[Served],
-) -> list[Hits]:
-    """Hits for each query, with the documents where there are any; positions below 0 give none.
-
-    scores, positions: [n, k]. served: one a query.
-    """
-    if documents is None:
-        found = zip(ids.at(positions).tolist(), scores.tolist(), positions.tolist(), served, strict=True)
-        return [Hits([Hit(*hit) for *hit, at in zip(*row, strict=True) if at >= 0], how) for *row, how in found]
-    result = []
-    for row_scores, row, how in zip(scores, positions, served, strict=True):
-        hits = [
-            Hit(document.id, score, document.title, document.text, dict(document.metadata))
-            for document, score in zip(documents.get(row[row >= 0]), row_scores.tolist(), strict=False)
-        ]
-        result.append(Hits(hits, how))
-    return result
