@@ -1,4 +1,4 @@
-"""Writing one segment: rows in cluster order, the norms of their prefixes, the coarse index."""
+"""Writing one segment: rows in order, norms, columns, the widths of its prefixes; small segments put together."""
 
 from __future__ import annotations
 

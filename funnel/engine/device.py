@@ -1,4 +1,4 @@
-"""To a device and back: queries go there once, and what was found comes back after one wait for it."""
+"""To a GPU and back, with one wait; and, where Triton is, gathering and multiplying there in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a calibration: runs the queries, times the stages, works out the plans worth testing."""
+"""Makes a calibration: runs queries at every effort, scores what they find, measures what storage costs."""
 
 from __future__ import annotations
 

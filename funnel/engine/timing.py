@@ -1,4 +1,4 @@
-"""How long a call takes, so that it can be promised: the 95th percentile over short windows, by one and two callers."""
+"""How long steps take, for planning, and whole calls, for promises: the 95th percentile over short windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of results: aligned text for a terminal, Markdown for a README."""
+"""What is measured as one record, and tables of it: aligned text for a terminal."""
 
 from __future__ import annotations
 
