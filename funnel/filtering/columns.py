@@ -191,7 +191,7 @@ class FilterColumns:
         """
         tables = {name: f"c{number}" for number, name in enumerate(self.catalogue)}
         statement = compiled(condition, tables, ALL_ROWS)
-        with self._open({test.column.name for test in each_test(condition)}) as connection:
+        with self._open({test.column for test in each_test(condition)}) as connection:
             found = connection.execute(statement.sql, statement.parameters)
             positions = np.fromiter((position for (position,) in found), dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self._documents.count():

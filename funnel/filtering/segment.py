@@ -14,18 +14,7 @@ import numpy.typing as npt
 from funnel.data.documents import DocumentStore
 from funnel.errors import InputError
 from funnel.filtering.columns import FilterColumns, Values
-from funnel.filtering.condition import (
-    Between,
-    Comparison,
-    Condition,
-    In,
-    IsNull,
-    Literal,
-    Test,
-    each_test,
-    fault,
-    kind_of,
-)
+from funnel.filtering.condition import Condition, each_test, fault
 from funnel.filtering.sql import KINDS
 from funnel.identifiers import identifiers
 from funnel.storage.ids import Ids
@@ -152,26 +141,11 @@ NAMED = 20  # columns that an error lists before it only counts
 def check_columns(where: str, condition: Condition, columns: Mapping[str, Values]) -> None:
     """InputError, with the place in the text, for an unknown column and for a literal of a kind it never holds."""
     for test in each_test(condition):
-        name, start = test.column.name, test.column.start
-        if name not in columns:
-            raise fault(where, start, f"there is no column {name!r}; {_known(name, columns)}")
-        values, kind = columns[name], _kind(test)
-        if kind is not None and any(values.counts) and not values.comparable(kind):
-            raise fault(where, start, f"column {name!r} holds {_misfit(values, kind)}")
-
-
-def _kind(test: Test) -> str | None:
-    """The kind of value that a test is about; None: of any."""
-    if isinstance(test, IsNull):
-        return None
-    literal: Literal = ""
-    if isinstance(test, Comparison):
-        literal = test.value
-    elif isinstance(test, In):
-        literal = test.values[0]
-    elif isinstance(test, Between):
-        literal = test.low
-    return kind_of(literal)
+        if test.column not in columns:
+            raise fault(where, test.start, f"there is no column {test.column!r}; {_known(test.column, columns)}")
+        values = columns[test.column]
+        if test.kind is not None and any(values.counts) and not values.comparable(test.kind):
+            raise fault(where, test.start, f"column {test.column!r} holds {_misfit(values, test.kind)}")
 
 
 def _misfit(values: Values, kind: str) -> str:

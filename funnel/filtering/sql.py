@@ -13,25 +13,10 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from funnel.errors import InputError
-from funnel.filtering.condition import (
-    LARGEST_INT,
-    And,
-    Between,
-    Comparison,
-    Condition,
-    In,
-    IsNull,
-    Like,
-    Literal,
-    Not,
-    Or,
-    Test,
-    each_test,
-    kind_of,
-)
+from funnel.filtering.condition import LARGEST_INT, ColumnTest, Condition, Joined, Literal, Not, each_test
 
 __all__ = ["KINDS", "NAME", "add_like", "cells", "compiled", "written_number"]
 
@@ -145,7 +130,7 @@ def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> Sta
 
     tables: column -> table; a column without one is null in every row. every: a table with all positions.
     """
-    used = {tables[test.column.name] for test in each_test(condition) if test.column.name in tables}
+    used = {tables[test.column] for test in each_test(condition) if test.column in tables}
     needed = {tables[name] for name in _needed(condition) if name in tables}
     cells = {name: f"{table}.{{}}" for name, table in tables.items()}
     if len(used) >= MOST_JOINED:
@@ -164,62 +149,47 @@ def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> Sta
 
 def _needed(condition: Condition) -> set[str]:
     """Columns that must have a value where the condition holds: SQLite can begin with the rows of these."""
-    if isinstance(condition, Not):
-        return (
-            _needed(condition.of) if isinstance(condition.of, Test) and not isinstance(condition.of, IsNull) else set()
-        )
-    if isinstance(condition, Test):
-        return set() if isinstance(condition, IsNull) and not condition.negated else {condition.column.name}
-    parts = map(_needed, condition.parts)
-    return set.union(*parts) if isinstance(condition, And) else set.intersection(*parts)
+    if isinstance(condition, Joined):
+        parts = map(_needed, condition.parts)
+        return set.union(*parts) if condition.word == "AND" else set.intersection(*parts)
+    if isinstance(condition, ColumnTest):
+        return set() if condition.operator == "IS" and not condition.negated else {condition.column}
+    return _needed(condition.of) if isinstance(condition.of, ColumnTest) and condition.of.operator != "IS" else set()
 
 
 def _sql(condition: Condition, tables: Mapping[str, str], parameters: list[Literal]) -> str:
+    if isinstance(condition, ColumnTest):
+        return _test(condition, tables.get(condition.column, ""), parameters)
     if isinstance(condition, Not):
-        return f"NOT {_inside(condition.of, And | Or, tables, parameters)}"
-    if isinstance(condition, Test):
-        return _test(condition, tables.get(condition.column.name), parameters)
-    joint, wrapped = (" AND ", And | Or) if isinstance(condition, And) else (" OR ", Or)
-    return joint.join(_inside(part, wrapped, tables, parameters) for part in condition.parts)
+        return f"NOT {_inside(condition.of, 'AND OR', tables, parameters)}"
+    wrapped = "AND OR" if condition.word == "AND" else "OR"
+    return f" {condition.word} ".join(_inside(part, wrapped, tables, parameters) for part in condition.parts)
 
 
-def _inside(part: Condition, wrapped: Any, tables: Mapping[str, str], parameters: list[Literal]) -> str:
+def _inside(part: Condition, wrapped: str, tables: Mapping[str, str], parameters: list[Literal]) -> str:
     """A part in parentheses only where precedence asks for them: SQLite's parser takes few within each other."""
     sql = _sql(part, tables, parameters)
-    return f"({sql})" if isinstance(part, wrapped) else sql
+    return f"({sql})" if isinstance(part, Joined) and part.word in wrapped else sql
 
 
-def _test(test: Test, table: str | None, parameters: list[Literal]) -> str:
-    negated = "" if not getattr(test, "negated", False) else "NOT "
-    if isinstance(test, IsNull):
-        return f"{_cell(table, 'present')} IS {negated}NULL"
-    if isinstance(test, Comparison):
-        parameters.append(test.value)
-        return f"{_cell(table, kind_of(test.value))} {test.operator} ?"
-    if isinstance(test, In):
-        parameters.extend(test.values)
-        return f"{_cell(table, kind_of(test.values[0]))} {negated}IN ({', '.join('?' * len(test.values))})"
-    if isinstance(test, Between):
-        parameters.extend((test.low, test.high))
-        return f"{_cell(table, kind_of(test.low))} {negated}BETWEEN ? AND ?"
-    return _like(test, table, negated, parameters)
+def _test(test: ColumnTest, table: str, parameters: list[Literal]) -> str:
+    cell = table.format(test.kind or "present") or "NULL"
+    if test.operator == "LIKE":
+        return _like(test, cell, parameters)
+    parameters.extend(test.values)
+    negated = "NOT " if test.negated else ""
+    marks = {"IN": f"({', '.join('?' * len(test.values))})", "BETWEEN": "? AND ?"}.get(test.operator, "?")
+    return f"{cell} IS {negated}NULL" if test.operator == "IS" else f"{cell} {negated}{test.operator} {marks}"
 
 
-def _like(test: Like, table: str | None, negated: str, parameters: list[Literal]) -> str:
-    cell = _cell(table, "text")
-    if len(test.pattern.encode()) > MOST_PATTERN_BYTES:
-        raise InputError(
-            f"a LIKE pattern has {len(test.pattern):,} characters; give at most {MOST_PATTERN_BYTES:,} bytes"
-        )
-    ours = f"{NAME}({cell}, ?, {'NULL' if test.escape is None else '?'})"
-    escape = [] if test.escape is None else [test.escape]
-    parameters += [test.pattern, *escape]
-    if ZERO in test.pattern:
-        return f"{negated}{ours}"
-    parameters += [test.pattern, *escape]
-    like = f"{cell} LIKE ?{' ESCAPE ?' if escape else ''}"
-    return f"{negated}CASE WHEN instr({cell}, char(0)) THEN {ours} ELSE {like} END"
-
-
-def _cell(table: str | None, name: str) -> str:
-    return "NULL" if table is None else table.format(name)
+def _like(test: ColumnTest, cell: str, parameters: list[Literal]) -> str:
+    pattern, *escape = map(str, test.values)
+    if len(pattern.encode()) > MOST_PATTERN_BYTES:
+        raise InputError(f"a LIKE pattern has {len(pattern):,} characters; give at most {MOST_PATTERN_BYTES:,} bytes")
+    found = f"{NAME}({cell}, ?, {'?' if escape else 'NULL'})"
+    parameters += [pattern, *escape]
+    if ZERO not in pattern:
+        parameters += [pattern, *escape]
+        like = f"{cell} LIKE ?{' ESCAPE ?' if escape else ''}"
+        found = f"CASE WHEN instr({cell}, char(0)) THEN {found} ELSE {like} END"
+    return f"NOT {found}" if test.negated else found

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from funnel.filtering.condition import And, Between, Comparison, Condition, In, IsNull, Like, Not
+from funnel.filtering.condition import ColumnTest, Condition, Joined, Not
 
 __all__ = ["holds"]
 
@@ -22,24 +22,23 @@ WRITTEN = {"2": 2, "-3": -3, "0.5": 0.5, "1.50": 1.5, "1e-05": 0.00001}  # those
 def holds(condition: Condition, record: Mapping[str, Any]) -> bool | None:
     if isinstance(condition, Not):
         return negated(holds(condition.of, record))
-    if not isinstance(condition, Comparison | In | Between | Like | IsNull):
+    if isinstance(condition, Joined):
         found = [holds(part, record) for part in condition.parts]
-        decisive = not isinstance(condition, And)
+        decisive = condition.word == "OR"
         return decisive if decisive in found else None if None in found else not decisive
-    value = record.get(condition.column.name)
-    if isinstance(condition, IsNull):
+    value = record.get(condition.column)
+    if condition.operator == "IS":
         return (value is None) != condition.negated
-    if isinstance(condition, Like):
+    if condition.operator == "LIKE":
         return like(condition, value) != condition.negated if isinstance(value, str) else None
-    literal = next(getattr(condition, name) for name in ("value", "low", "values") if hasattr(condition, name))
-    value = as_read(value, literal[0] if isinstance(literal, tuple) else literal)
-    if isinstance(condition, Comparison):
-        return OPERATORS[condition.operator](value, condition.value) if alike(value, condition.value) else None
-    if isinstance(condition, In):
-        known = alike(value, condition.values[0])
-        return (value in condition.values) != condition.negated if known else None
-    known = alike(value, condition.low)
-    return (condition.low <= value <= condition.high) != condition.negated if known else None
+    value = as_read(value, condition.values[0])
+    if not alike(value, condition.values[0]):
+        return None
+    if condition.operator == "IN":
+        return (value in condition.values) != condition.negated
+    if condition.operator == "BETWEEN":
+        return bool(condition.values[0] <= value <= condition.values[1]) != condition.negated
+    return bool(OPERATORS[condition.operator](value, condition.values[0]))
 
 
 def as_read(value: Any, literal: Any) -> Any:
@@ -60,8 +59,9 @@ def alike(value: Any, literal: Any) -> bool:
     return kinds[0] == kinds[1]
 
 
-def like(condition: Like, value: str) -> bool:
-    signs, pattern, escaped = iter(condition.pattern), "", condition.escape
+def like(condition: ColumnTest, value: str) -> bool:
+    given, *escape = map(str, condition.values)
+    signs, pattern, escaped = iter(given), "", escape[0] if escape else None
     for sign in signs:
         if sign == escaped:
             following = next(signs, None)
