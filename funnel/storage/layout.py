@@ -119,14 +119,14 @@ class Bounds:
 BOUNDS = Bounds()
 
 # What identifiers look like is fixed, so that sweeping never removes a file that funnel did not make.
-_IDENTIFIER = re.compile(r"[0-9]{6,12}-[0-9a-f]{8}", re.ASCII)
+IDENTIFIER = r"[0-9]{6,12}-[0-9a-f]{8}"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _GENERATION_FILE = re.compile(r"[0-9]{6,12}\.json", re.ASCII)
 
 
 def is_identifier(text: str) -> bool:
     """Whether `text` has the form of the identifiers that funnel gives to parts."""
-    return _IDENTIFIER.fullmatch(text) is not None
+    return re.fullmatch(IDENTIFIER, text) is not None
 
 
 def generation_name(number: int) -> str:

@@ -1,51 +1,42 @@
 """The manifest of a generation: what it holds, written as JSON and read with every value checked."""
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Annotated, Any, get_type_hints
 
+import msgspec
 import numpy as np
 
 from funnel.errors import FormatVersionError, InputError
-from funnel.storage.layout import BOUNDS, DOCUMENTS, FORMAT_VERSION, KINDS, FileFormat, is_identifier, split_path
-from funnel.storage.settings import Settings
+from funnel.storage.layout import BOUNDS, DOCUMENTS, FORMAT_VERSION, IDENTIFIER, KINDS, split_path
+from funnel.storage.settings import Settings, converted
 
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)", re.ASCII)
-_KEYS = frozenset(
-    (
-        *("format_version", "generation", "created", "versions", "d", "ladder", "counts"),
-        *("segments", "tombstones", "adaptor", "calibration", "settings", "files"),
-    )
-)
-_PART_KEYS = ("id", "rows", "exact", "documents", "columns")
+Identifier = Annotated[str, msgspec.Meta(pattern=rf"\A{IDENTIFIER}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Rows = Annotated[int, msgspec.Meta(ge=0, le=BOUNDS.rows)]
+Width = Annotated[int, msgspec.Meta(ge=1, le=BOUNDS.dimensions)]
+_CREATED = r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(\+00:00|Z)\Z"
 
 
-@dataclass(frozen=True)
-class BlockHashes:
+class BlockHashes(msgspec.Struct, frozen=True):
     """The sha256 of each block of `block_bytes` bytes of a file; the last block may be shorter."""
 
-    block_bytes: int
-    sha256: tuple[str, ...]
+    block_bytes: Annotated[int, msgspec.Meta(ge=1, le=BOUNDS.block_bytes)] = msgspec.field(name="bytes")
+    sha256: tuple[Sha256, ...]
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Hash and size (bytes) of one file, with the hashes of its blocks where the layout asks for them."""
 
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=0, le=BOUNDS.file_bytes)] = msgspec.field(name="bytes")
     blocks: BlockHashes | None = None
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> Any:
         """The entry as it stands in the manifest."""
-        entry: dict[str, object] = {"sha256": self.sha256, "bytes": self.size}
-        if self.blocks is not None:
-            entry["blocks"] = {"bytes": self.blocks.block_bytes, "sha256": list(self.blocks.sha256)}
-        return entry
+        return msgspec.to_builtins(self)
 
 
 @dataclass(frozen=True)
@@ -57,23 +48,26 @@ class PartEntry:
     keys of other versions, left as they are.
     """
 
-    id: str
-    rows: int
+    id: Identifier
+    rows: Rows
     exact: bool = False
-    documents: str | None = None
-    columns: str | None = None
+    documents: Identifier | None = None
+    columns: Identifier | None = None
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     def document(self) -> dict[str, object]:
         """The entry as it stands in the manifest."""
-        told = {"exact": self.exact, "documents": self.documents, "columns": self.columns}
-        return {**self.unknown, "id": self.id, "rows": self.rows, **{key: one for key, one in told.items() if one}}
+        told = {key: one for key in _PART_KEYS if (one := getattr(self, key))}
+        return {**self.unknown, **told, "rows": self.rows}
 
     @property
     def beside(self) -> dict[str, str]:
         """The parts of its own that it names: kind and identifier."""
         named = {"documents": self.documents, "columns": self.columns}
         return {kind: one for kind, one in named.items() if one is not None}
+
+
+_PART_KEYS = ("id", "rows", "exact", "documents", "columns")
 
 
 @dataclass(frozen=True)
@@ -84,16 +78,16 @@ class Manifest:
     by its path relative to the index folder, `settings` what else is needed to open it again.
     """
 
-    generation: int
-    created: str
+    generation: Annotated[int, msgspec.Meta(ge=1, le=10**12 - 1)]
+    created: Annotated[str, msgspec.Meta(pattern=_CREATED)]
     versions: Mapping[str, str]
-    d: int
-    ladder: tuple[int, ...]
-    counts: Mapping[str, int]
+    d: Width
+    ladder: Annotated[tuple[Width, ...], msgspec.Meta(min_length=1, max_length=BOUNDS.widths)]
+    counts: Mapping[str, Rows]
     segments: tuple[PartEntry, ...]
     tombstones: tuple[PartEntry, ...]
-    adaptor: str | None
-    calibration: str | None
+    adaptor: Identifier | None
+    calibration: Identifier | None
     settings: Settings
     files: Mapping[str, FileEntry]
     format_version: int = FORMAT_VERSION
@@ -110,12 +104,15 @@ class Manifest:
             return inside if inside in self.files else None
         return KINDS["documents"].path(part.documents, DOCUMENTS)
 
+    def parts(self, segments: Iterable[PartEntry]) -> set[tuple[str, str]]:
+        """The kinds and identifiers of the adaptor, the calibration, these segments and what lies beside them."""
+        found = {(kind, one) for kind, one in (("adaptor", self.adaptor), ("calibrations", self.calibration)) if one}
+        return found | {part for one in segments for part in (("segments", one.id), *one.beside.items())}
+
     def shared(self, segments: Iterable[PartEntry]) -> list[str]:
         """The files of the adaptor, the calibration and these segments, for a generation that keeps them."""
-        parts = {("adaptor", self.adaptor), ("calibrations", self.calibration)}
-        parts |= {part for segment in segments for part in (("segments", segment.id), *segment.beside.items())}
-        owners = {path: split_path(path)[:2] for path in self.files}
-        return [path for path, (folder, owner) in owners.items() if (folder.kind, owner) in parts]
+        parts = self.parts(segments)
+        return [path for path in self.files if _owner(path) in parts]
 
     def body(self) -> dict[str, Any]:
         """What `Transaction.commit` takes to commit the same again, to be changed."""
@@ -124,12 +121,16 @@ class Manifest:
 
     def paths(self, kind: str, identifier: str) -> dict[str, str]:
         """The files of one part: `{file name: path relative to the index folder}`."""
-        named: dict[str, str] = {}
-        for path in self.files:
-            folder, owner, name = split_path(path)
-            if (folder.kind, owner) == (kind, identifier):
-                named[name] = path
-        return named
+        return {split_path(path)[2]: path for path in self.files if _owner(path) == (kind, identifier)}
+
+
+def _owner(path: str) -> tuple[str, str]:
+    """The kind and the identifier of the part that a file is of."""
+    folder, identifier, _ = split_path(path)
+    return folder.kind, identifier
+
+
+_TYPES = get_type_hints(Manifest, include_extras=True)
 
 
 def encode(document: Mapping[str, object]) -> bytes:
@@ -150,42 +151,31 @@ def parse(data: bytes) -> Manifest:
     Raises FormatVersionError for a newer format, InputError saying what is wrong otherwise.
     """
     document = _load(data)
-    version = _integer(document.get("format_version"), "format_version", 1, BOUNDS.files)
+    version: int = converted(document.get("format_version"), Annotated[int, msgspec.Meta(ge=1)], "format_version")
     if version > FORMAT_VERSION:
         raise FormatVersionError(
             f"the index has format version {version}, this funnel reads up to {FORMAT_VERSION}: upgrade with "
             "'pip install --upgrade funnel-retrieval'"
         )
-    if document.keys() != _KEYS:
-        odd = ", ".join(sorted(document.keys() ^ _KEYS))
+    if document.keys() != _TYPES.keys():
+        odd = ", ".join(sorted(document.keys() ^ _TYPES.keys()))
         raise InputError(f"the manifest has missing or unknown keys ({odd}); free values go in 'settings'")
-    width = _integer(document["d"], "d", 1, BOUNDS.dimensions)
-    manifest = Manifest(
-        format_version=version,
-        generation=_integer(document["generation"], "generation", 1, 10**12 - 1),
-        created=_text(document["created"], "created", _is_created),
-        versions={
-            key: _text(value, f"versions.{key}") for key, value in _mapping(document["versions"], "versions").items()
-        },
-        d=width,
-        ladder=_ladder(document["ladder"], width),
-        counts={
-            key: _integer(value, f"counts.{key}", 0, BOUNDS.rows)
-            for key, value in _mapping(document["counts"], "counts").items()
-        },
-        segments=_parts(document["segments"], "segments"),
-        tombstones=_parts(document["tombstones"], "tombstones"),
-        adaptor=_optional_identifier(document["adaptor"], "adaptor"),
-        calibration=_optional_identifier(document["calibration"], "calibration"),
-        settings=Settings.read(_mapping(document["settings"], "settings")),
-        files=_files(document["files"]),
-    )
+    own: dict[str, Any] = {
+        "versions": _each(document["versions"], str, "versions"),
+        "counts": _each(document["counts"], Rows, "counts"),
+        "segments": _parts(document["segments"], "segments"),
+        "tombstones": _parts(document["tombstones"], "tombstones"),
+        "settings": Settings.read(_mapping(document["settings"], "settings")),
+        "files": _files(document["files"]),
+    }
+    plain: dict[str, Any] = {key: converted(document[key], kind, key) for key, kind in _TYPES.items() if key not in own}
+    manifest = Manifest(**plain, **own)
     _check_references(manifest)
     return manifest
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, PartEntry | Settings):
+    if isinstance(value, PartEntry | Settings | FileEntry):
         return value.document()
     if isinstance(value, np.generic):
         return value.item()
@@ -211,131 +201,62 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _integer(value: object, name: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name} is {_short(value)}, expected a whole number from {low:,} to {high:,}")
-    return value
+def _mapping(value: object, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = converted(value, dict[str, Any], name)
+    return found
 
 
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{name} is {_short(value)}, expected true or false")
-    return value
-
-
-def _text(value: object, name: str, accepts: Callable[[str], object] = bool) -> str:
-    if not isinstance(value, str) or not accepts(value):
-        raise InputError(f"{name} is {_short(value)}, which is not a text of the form expected there")
-    return value
-
-
-def _mapping(value: object, name: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise InputError(f"{name} is {_short(value)}, expected an object")
-    return cast(dict[str, object], value)
-
-
-def _sequence(value: object, name: str, most: int) -> list[object]:
-    if not isinstance(value, list) or len(value) > most:
-        raise InputError(f"{name} is {_short(value)}, expected a list of at most {most:,} values")
-    return cast(list[object], value)
-
-
-def _short(value: object) -> str:
-    # A hostile value can be megabytes long; a message should not.
-    text = f"a list of {len(value):,} values" if isinstance(value, list) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_created(text: str) -> bool:
-    return _CREATED.fullmatch(text) is not None
-
-
-def _is_sha256(text: str) -> bool:
-    return _SHA256.fullmatch(text) is not None
-
-
-def _ladder(value: object, width: int) -> tuple[int, ...]:
-    widths = _sequence(value, "ladder", BOUNDS.widths)
-    ladder = tuple(_integer(item, f"ladder[{place}]", 1, width) for place, item in enumerate(widths))
-    if not ladder or any(low >= high for low, high in pairwise(ladder)):
-        raise InputError(f"ladder is {list(ladder)}, expected one or more rising widths up to {width}")
-    return ladder
+def _each(value: object, kind: Any, name: str) -> dict[str, Any]:
+    return {key: converted(one, kind, f"{name}.{key}") for key, one in _mapping(value, name).items()}
 
 
 def _parts(value: object, name: str) -> tuple[PartEntry, ...]:
+    listed = Annotated[list[dict[str, Any]], msgspec.Meta(max_length=BOUNDS.parts)]
     parts: list[PartEntry] = []
-    for place, item in enumerate(_sequence(value, name, BOUNDS.parts)):
-        entry = _mapping(item, f"{name}[{place}]")
-        parts.append(
-            PartEntry(
-                id=_text(entry.get("id"), f"{name}[{place}].id", is_identifier),
-                rows=_integer(entry.get("rows"), f"{name}[{place}].rows", 0, BOUNDS.rows),
-                exact=_flag(entry.get("exact", False), f"{name}[{place}].exact"),
-                documents=_optional_identifier(entry.get("documents"), f"{name}[{place}].documents"),
-                columns=_optional_identifier(entry.get("columns"), f"{name}[{place}].columns"),
-                unknown={key: value for key, value in entry.items() if key not in _PART_KEYS},
-            )
-        )
+    for place, entry in enumerate(converted(value, listed, name)):
+        known = {key: entry.pop(key) for key in _PART_KEYS if key in entry}
+        part: PartEntry = converted(known, PartEntry, f"{name}[{place}]")
+        parts.append(replace(part, unknown=entry))
     if len({part.id for part in parts}) != len(parts):
         raise InputError(f"{name} names one id twice")
     return tuple(parts)
-
-
-def _optional_identifier(value: object, name: str) -> str | None:
-    return None if value is None else _text(value, name, is_identifier)
 
 
 def _files(value: object) -> dict[str, FileEntry]:
     files = _mapping(value, "files")
     if len(files) > BOUNDS.files:
         raise InputError(f"files has {len(files):,} entries, expected at most {BOUNDS.files:,}")
-    return {path: _file_entry(path, entry) for path, entry in files.items()}
-
-
-def _file_entry(path: str, value: object) -> FileEntry:
-    try:
-        split_path(path)
-    except ValueError as error:
-        raise InputError(f"a file has an unsafe or unknown path: {error}") from error
-    entry = _mapping(value, path)
-    size = _integer(entry.get("bytes"), f"{path}: bytes", 0, BOUNDS.file_bytes)
-    blocks = _blocks(path, size, entry["blocks"]) if "blocks" in entry else None
-    return FileEntry(_text(entry.get("sha256"), f"{path}: sha256", _is_sha256), size, blocks)
-
-
-def _blocks(path: str, size: int, value: object) -> BlockHashes:
-    entry = _mapping(value, f"{path}: blocks")
-    block_bytes = _integer(entry.get("bytes"), f"{path}: blocks.bytes", 1, BOUNDS.block_bytes)
-    expected = -(-size // block_bytes)
-    hashes = _sequence(entry.get("sha256"), f"{path}: blocks.sha256", expected)
-    if len(hashes) != expected:
-        raise InputError(f"{path}: {len(hashes)} block hashes, expected {expected} for {size:,} bytes")
-    return BlockHashes(block_bytes, tuple(_text(item, f"{path}: block hash", _is_sha256) for item in hashes))
+    found: dict[str, FileEntry] = {}
+    for path, given in files.items():
+        try:
+            split_path(path)
+        except ValueError as error:
+            raise InputError(f"a file has an unsafe or unknown path: {error}") from error
+        entry: FileEntry = converted(given, FileEntry, f"{path}: ")
+        expected = -(-entry.size // entry.blocks.block_bytes) if entry.blocks else 0
+        if entry.blocks and len(entry.blocks.sha256) != expected:
+            said = f"{len(entry.blocks.sha256)} block hashes, expected {expected} for {entry.size:,} bytes"
+            raise InputError(f"{path}: {said}")
+        found[path] = entry
+    return found
 
 
 def _check_references(manifest: Manifest) -> None:
     """Every part that is named has its files, every file belongs to a part that is named, and widths are known."""
-    width, known = manifest.settings.coarse_width, {*manifest.ladder, manifest.d}
-    if width is not None and width not in known:
-        raise InputError(f"settings.coarse_width is {width}, expected one of {sorted(known)}; restore the file")
-    named = {("segments", part.id) for part in manifest.segments}
-    named |= {beside for part in manifest.segments for beside in part.beside.items()}
-    named |= {("tombstones", part.id) for part in manifest.tombstones}
-    named |= {("adaptor", manifest.adaptor)} if manifest.adaptor else set()
-    named |= {("calibrations", manifest.calibration)} if manifest.calibration else set()
-    present: dict[tuple[str, str], set[str]] = {}
-    for path in manifest.files:
-        folder, identifier, name = split_path(path)
-        present.setdefault((folder.kind, identifier), set()).add(name)
-    for kind, identifier in sorted(present.keys() - named):
+    ladder, known = manifest.ladder, {*manifest.ladder, manifest.d}
+    if ladder[-1] > manifest.d or any(low >= high for low, high in pairwise(ladder)):
+        raise InputError(f"ladder is {list(ladder)}, expected one or more rising widths up to {manifest.d}")
+    if manifest.settings.coarse_width not in (None, *known):
+        raise InputError(
+            f"settings.coarse_width is {manifest.settings.coarse_width}, expected one of {sorted(known)}; "
+            "restore the file"
+        )
+    named = manifest.parts(manifest.segments) | {("tombstones", part.id) for part in manifest.tombstones}
+    present = set(map(_owner, manifest.files))
+    for kind, identifier in sorted(present - named):
         raise InputError(f"files of {kind} {identifier} are listed, but the manifest does not name that part")
     for kind, identifier in sorted(named):
-        names = present.get((kind, identifier), set())
-        missing = [file.name for file in _required(kind) if file.name not in names]
+        required = [file.name for file in KINDS[kind].files if file.required]
+        missing = [name for name in required if KINDS[kind].path(identifier, name) not in manifest.files]
         if missing:
             raise InputError(f"{kind} {identifier} has no {', '.join(missing)} among the files")
-
-
-def _required(kind: str) -> list[FileFormat]:
-    return [file for file in KINDS[kind].files if file.required]

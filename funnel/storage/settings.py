@@ -5,6 +5,7 @@ A new setting is one line of `Settings`, with a default, so that older indexes o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -67,13 +68,7 @@ class Settings(msgspec.Struct, kw_only=True):
         known = {key: value for key, value in document.items() if key in _KEYS}
         if "faiss" in document:  # of the first indexes, in place of coarse_library
             known.setdefault("coarse_library", f"faiss {document['faiss']}")
-        try:
-            settings = msgspec.convert(known, cls)
-        except (msgspec.ValidationError, RecursionError) as error:
-            said, _, place = str(error).partition(" - at `$")
-            key = place.rstrip("`").lstrip(".")
-            value = f" is {_short(_at(document, key))}" if key else ""
-            raise InputError(f"settings{'.' if key else ''}{key}{value}: {said}; restore the file") from None
+        settings: Settings = converted(known, cls, "settings")
         settings.unknown = {key: value for key, value in document.items() if key not in (*_KEYS, "faiss")}
         return settings
 
@@ -86,13 +81,19 @@ class Settings(msgspec.Struct, kw_only=True):
 _KEYS = frozenset(Settings.__struct_fields__) - {"unknown"}
 
 
-def _at(settings: Mapping[str, Any], key: str) -> object:
-    value: object = settings
-    for step in key.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else value
-    return value
+def converted(value: Any, kind: Any, name: str) -> Any:
+    """A value of JSON as a type. Raises InputError naming the place, what stands there and what was expected."""
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        said, _, place = str(error).partition(" - at `$")
+        for key, number in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+            inner = isinstance(value, Mapping | list) and (key in value if key else True)
+            value = value[key or int(number)] if inner else value
+        raise InputError(f"{name}{place.rstrip('`')} is {_short(value)}: {said}; restore the file") from None
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    # A hostile value can be megabytes long; a message should not.
+    text = f"a list of {len(value):,} values" if isinstance(value, list) else repr(value)
     return text if len(text) <= LARGEST_SHOWN else f"{text[: LARGEST_SHOWN - 3]}..."

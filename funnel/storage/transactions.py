@@ -275,7 +275,7 @@ class Transaction:
             "generation": self.generation,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {**_library_versions(), **(versions if isinstance(versions, dict) else {})},
-            "files": {path: entry.document() for path, entry in files.items()},
+            "files": files,
         }
         return encode(document)
 
