@@ -108,7 +108,7 @@ class _Tokenizer:
         tokenizer.enable_truncation(limit)
         tokenizer.enable_padding()
 
-    def __call__(self, texts: list[str], prompt: str | None, _task: str) -> dict[str, torch.Tensor]:
+    def __call__(self, texts: list[str], prompt: str | None) -> dict[str, torch.Tensor]:
         found = self._tokenizer.encode_batch([f"{prompt or ''}{text}" for text in texts])
         kinds = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         return {name: torch.tensor([getattr(one, kind) for one in found]) for name, kind in kinds.items()}

@@ -138,7 +138,7 @@ def test_the_users_own_model_is_left_as_it_was(tiny_model: Any, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("bars_at_once")
-def test_models_that_do_not_bucket_use_their_own_encode(
+def test_models_that_pad_on_the_left_keep_their_precision(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(encoding, "PLAIN_TEXTS_PER_CALL", 2)

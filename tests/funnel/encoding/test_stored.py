@@ -35,7 +35,7 @@ def test_it_gives_the_vectors_of_sentence_transformers(folder: Path, task: str, 
     _change(folder, "config_sentence_transformers.json", prompts={"query": "search: ", "passage": "title: "})
     found = load_encoder(str(folder), device="cpu")
     assert isinstance(found, ModelEncoder)
-    assert isinstance(found._fast, PackedModel)
+    assert isinstance(found._model, PackedModel)
     assert found.dim == 384
     assert found.name == str(folder)
     assert found.reopenable
