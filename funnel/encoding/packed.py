@@ -63,6 +63,10 @@ class PackedModel:
         self._tokenize = tokenize
         self._cls = cls
 
+    def get_embedding_dimension(self) -> int:
+        """The width of the vectors."""
+        return self._bert.width
+
     def encode(self, texts: Sequence[str], prompt: str | None, advance: Callable[[int], object]) -> NDArray[np.float32]:
         """Encode texts: float32 [n, d] as the model gives them, in the order of the texts.
 
