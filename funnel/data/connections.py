@@ -8,7 +8,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from operator import methodcaller
 from pathlib import Path
 from weakref import ref
 
@@ -45,6 +46,7 @@ STEPS_BETWEEN_CLOCKS = 1_000  # where there is something to be stopped for: some
 # limit that is common (macOS).
 MOST_IN_USE = 16
 READ_BYTES = 1 << 20
+MALFORMED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # ERROR: of FTS5's own tables
 DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
@@ -54,13 +56,30 @@ _turns = threading.BoundedSemaphore(MOST_IN_USE)
 _mine = threading.local()  # .held: how many turns the thread has; .taken: how many it took to fork
 
 
+class _Closing(ref["Connections"]):
+    """Closes a connection at once when its pool is let go: SQLite's cache of statements makes a cycle of each.
+
+    No Python runs then, as it would in a finalizer: Ctrl-C would end there, and be lost.
+    """
+
+    __slots__ = ("close",)
+    close: Callable[[], None]
+
+    @classmethod
+    def of(cls, pool: Connections, connection: Bounded) -> _Closing:
+        made = cls(pool, methodcaller("close"))
+        made.close = connection.close
+        return made
+
+
 class Bounded(sqlite3.Connection):
     """A connection whose statements end.
 
     size: bytes of the file; None where it is our own, and only `stopped` ends them. ran_away: whether they took more
-    steps than they may. ended: whether one of them was ended by `bound`.
+    steps than they may. ended: whether one of them was ended by `bound`. closing: what closes it with its pool.
     """
 
+    closing: _Closing | None = None
     size: int | None = None
     ran_away = False
     ended = False
@@ -107,6 +126,8 @@ def unreadable(path: Path, error: Exception) -> StorageError:
         cause = _of_the_disk(path)
     if cause is not None:
         return StorageError(f"{path} cannot be read now: {reason(cause)}")
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in MALFORMED and _sound(path):
+        return StorageError(f"{path} cannot be read now: {reason(error)}, and a moment later it was sound; try again")
     return DamagedIndexError(f"{path} is damaged ({error}); restore it or build the index again")
 
 
@@ -141,6 +162,15 @@ def _of_the_disk(path: Path) -> OSError | None:
     except OSError as error:
         return error if of_environment(error) else None
     return None
+
+
+def _sound(path: Path) -> bool:
+    """Whether SQLite finds nothing wrong with a whole file: where it did before, a read failed and the next did not."""
+    try:
+        with closing(open_to_read(path, path.stat().st_size)) as connection:
+            return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+    except (sqlite3.Error, OSError):
+        return False
 
 
 class Connections:
@@ -205,12 +235,14 @@ class Connections:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._make()
+            connection = self._make()
+            connection.closing = _Closing.of(self, connection)
+            return connection
         connection.bound()
         return connection
 
     def _give(self, connection: Bounded) -> None:
-        if self._closed or len(self._idle) >= MOST_IDLE:
+        if self._closed or connection.in_transaction or len(self._idle) >= MOST_IDLE:  # Ctrl-C may leave it in one
             connection.close()
         else:
             self._idle.append(connection)
@@ -263,6 +295,8 @@ def _in_child() -> None:
     global _turns
     _turns = threading.BoundedSemaphore(MOST_IN_USE)
     for pool in _pools.all():
+        for connection in pool._idle:
+            connection.closing = None
         _left_alone.append(pool._idle)
         closed = pool._closed
         pool._begin()

@@ -8,7 +8,6 @@ import json
 import math
 import sqlite3
 import uuid
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -187,7 +186,6 @@ class DocumentStore:
         self.path = path
         self._writable = writable
         self._connections = Connections(partial(_connect, path)) if writable else held_open(path)
-        weakref.finalize(self, self._connections.close).atexit = False  # at once: SQLite's cursors make cycles
         self._closed = False
         self._count = 0
         self._lexical = False

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -24,7 +22,7 @@ from funnel.errors import InputError
 from funnel.plan import Plan
 from funnel.request import Deadline
 from funnel.results import Explanation, Hits, Ranks
-from funnel.storage.files import remove_own
+from funnel.storage.files import keep_for
 from indexes.forks import free_in_children
 
 __all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth", "read_weight"]
@@ -102,9 +100,9 @@ class Lexical:
         return narrowed
 
     def _beside(self, store: DocumentStore) -> LexicalIndex:
-        folder = tempfile.mkdtemp(prefix="funnel-words-")
-        weakref.finalize(self, remove_own, os.getpid(), folder)
-        return store.words_beside(Path(folder) / "words.sqlite")
+        folder = Path(tempfile.mkdtemp(prefix="funnel-words-"))
+        keep_for(self, folder)
+        return store.words_beside(folder / "words.sqlite")
 
     def rank(self, text: str, depth: int, deadline: Deadline | None = None) -> Ranking | None:
         """The best `depth` positions of all stores together; None where the deadline came first."""

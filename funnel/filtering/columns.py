@@ -8,7 +8,6 @@ names them.
 from __future__ import annotations
 
 import sqlite3
-import weakref
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -163,8 +162,6 @@ class FilterColumns:
         self._documents = documents
         self._path = path
         self._file = None if path is None else held_open(path, add_like)
-        if self._file is not None:
-            weakref.finalize(self, self._file.close).atexit = False
 
     @property
     def stored(self) -> bool:

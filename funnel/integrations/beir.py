@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import os
 import shutil
 import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +35,7 @@ from funnel.integrations.beir_corpora import (
 from funnel.plan import FLAT
 from funnel.results import Explanation
 from funnel.storage import IndexFolder
-from funnel.storage.files import remove_own
+from funnel.storage.files import keep_for
 
 try:
     from beir.retrieval.search import BaseSearch
@@ -254,7 +252,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         if temporary:
-            weakref.finalize(index, remove_own, os.getpid(), folder)
+            keep_for(index, folder)
         return index
 
     def _difference(self, index: FunnelIndex, corpus: SearchedCorpus, dim: int) -> str | None:

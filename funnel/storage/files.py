@@ -3,6 +3,7 @@
 Also here: the mapping from the many ways in which libraries say that the disk is full to `NoSpaceError`.
 """
 
+import atexit
 import errno
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import ref
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError, of_environment
 from indexes.system import PLAIN_FILE, data_limited, flush, read_at
@@ -117,10 +119,26 @@ class Files:
 FILES = Files()
 
 
-def remove_own(process: int, folder: str | os.PathLike[str]) -> None:
-    """Remove a temporary folder, for finalizers: not in a forked child of the process that made it."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
+_temporary: dict[Path, tuple[int, ref[object]]] = {}  # by folder: the process that made it, and whose it is
+
+
+def keep_for(owner: object, folder: Path) -> None:
+    """Remove a temporary folder once its owner was let go: at the next call of this, or at the end of the process.
+
+    Not at once: Ctrl-C in a finalizer would be lost. Nor in a forked child of the process that made it.
+    """
+    _temporary[folder] = os.getpid(), ref(owner)
+    _sweep(False)
+
+
+def _sweep(all_of_them: bool = True) -> None:
+    for folder, (process, owner) in list(_temporary.items()):
+        if process == os.getpid() and (all_of_them or owner() is None):
+            shutil.rmtree(folder, ignore_errors=True)
+            _temporary.pop(folder, None)
+
+
+atexit.register(_sweep)
 
 
 def remove_tree(path: Path, files: Files) -> None:

@@ -167,9 +167,7 @@ class Trials:
             text = str(said)
             reason = any(part in text for part in (os.strerror(code), *REASONS))
             kind = isinstance(said, FunnelError | OSError) and not isinstance(said, DamagedIndexError | NotAnIndexError)
-            if code == errno.EIO and not lasts and ("malformed" in text or "vtable" in text):
-                kind = reason = True  # a read that failed once, which SQLite itself calls CORRUPT
-                text = ""
+            reason = reason or "and a moment later it was sound" in text  # what SQLite itself calls CORRUPT
             if not kind or not reason or "\n" in text or "damaged" in text:
                 yield f"{label}: {type(said).__name__}: {text[:400]}"
         del said

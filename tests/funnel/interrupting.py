@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -148,9 +149,8 @@ def main(home: Path, seed: int, times: int) -> None:
         except BaseException as error:
             wrong += 1
             print(f"{label}: afterwards {type(error).__name__}: {str(error)[:300]}", flush=True)
-    # What closes a file whose owner was let go runs a few lines of Python: where Ctrl-C falls into them it is lost.
-    lost = [said for said in unraisable if said.startswith("KeyboardInterrupt in <finalize")]
-    for said in unraisable if len(lost) > 1 + times // 50 else [said for said in unraisable if said not in lost]:
+            traceback.print_exception(error)
+    for said in unraisable:
         wrong += 1
         print(f"not raised: {said}", flush=True)
     print(f"{struck} interrupted, {wrong} wrong", flush=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from funnel.data.connections import Bounded, open_to_read
+from funnel.data.connections import Bounded, held_open, open_to_read, unreadable
 from funnel.data.documents import Document, DocumentStore
+from funnel.errors import DamagedIndexError
 
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
 
@@ -81,3 +83,52 @@ def test_ctrl_c_inside_a_statement_is_no_damage(tmp_path: Path) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "written.sqlite"
+    with DocumentStore.create(path) as store:
+        store.append([Document(str(number), "a title", f"the text {number} " * 99) for number in range(99)])
+    return path
+
+
+def malformed(code: int) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT | 1 << 8])
+def test_malformed_once_and_sound_after_is_a_read_that_failed(code: int, written: Path) -> None:
+    said = unreadable(written, malformed(code))
+    assert not isinstance(said, DamagedIndexError)
+    assert str(said).endswith("a moment later it was sound; try again")
+    with written.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    assert isinstance(unreadable(written, malformed(code)), DamagedIndexError)
+
+
+def test_no_python_runs_when_connections_are_let_go(written: Path) -> None:
+    """Ctrl-C would end it, and be lost; and the files are closed at once, not when garbage is collected."""
+    pool = held_open(written)
+    with pool.use() as first, pool.apart() as second:
+        assert [one.execute("SELECT count(*) FROM documents").fetchone() for one in (first, second)] == [(99,)] * 2
+    ran: list[str] = []
+    sys.setprofile(lambda frame, event, _: ran.append(frame.f_code.co_name) if event == "call" else None)
+    del pool
+    sys.setprofile(None)
+    assert ran == []
+    for one in (first, second):
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            one.execute("SELECT 1")
+
+
+def test_a_connection_left_in_a_transaction_is_not_used_again(written: Path) -> None:
+    pool = held_open(written)
+    with pool.use() as left:
+        left.execute("BEGIN")
+    with pool.use() as other:
+        other.execute("BEGIN")
+    pool.close()

@@ -251,7 +251,10 @@ def test_an_index_built_without_the_words(
         assert np.array_equal(mine[1], theirs[1])
         (made,) = tmp_path.glob("funnel-words-*/words.sqlite")
         del beside
-    assert not made.exists()
+        next_one = Lexical([(0, store)])
+        assert next_one.rank("clock 5", 9) is not None
+        (later,) = tmp_path.glob("funnel-words-*/words.sqlite")
+    assert later != made
     assert path.read_bytes() == before
 
 

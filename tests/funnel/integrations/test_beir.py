@@ -240,18 +240,19 @@ def test_another_corpus_gets_another_index_and_the_temporary_one_goes() -> None:
     retriever.search(small(12), queries, 5)
     assert retriever.index.path == first
     swapped = dict(zip(small(12), reversed(small(12).values()), strict=True))
-    for corpus in (small(13), swapped):
-        before = retriever.index.path
+    paths = [first]
+    for corpus in (small(13), swapped, small(12)):
         found = retriever.search(corpus, queries, 3)
         assert set(found["q"]) <= set(corpus)
         gc.collect()
-        assert not before.exists()
-    assert next(iter(found["q"])) == "d8"
-    last = retriever.index.path
-    assert last.is_dir()
+        paths.append(retriever.index.path)
+    assert next(iter(found["q"])) == "d3"
+    assert [path.exists() for path in paths] == [False, False, True, True]  # the one before goes with the next
     del retriever
     gc.collect()
-    assert not last.exists()
+    retriever = made_small()
+    retriever.search(small(12), queries, 3)
+    assert not any(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize(
