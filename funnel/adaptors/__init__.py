@@ -10,14 +10,13 @@ from funnel.adaptors.base import (
     make_adaptor,
     register,
 )
-from funnel.adaptors.fitting import RECIPES, TRAINED_KINDS, fit_adaptor
 from funnel.adaptors.mlp import MLP, Attention, DeepMLP
 from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
-from funnel.adaptors.recipes import Phase, Recipe
+from funnel.adaptors.recipes import RECIPES, TRAINED_KINDS, Phase, Recipe
 from funnel.adaptors.rotation import Rotation
 from funnel.adaptors.sampling import Judged, Qrels, TrainingQueries, rows_to_train_on
 from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
-from funnel.adaptors.training import Trained, TrainingLog
+from funnel.adaptors.training import Trained, TrainingLog, fit_adaptor
 
 __all__ = [
     "MLP",

@@ -10,11 +10,11 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -46,137 +46,56 @@ FORMAT_VERSION = 1
 TENSOR_FILE = "adaptor.safetensors"
 HEADER_FILE = "adaptor.json"
 
-LONGEST_SHOWN = 80  # characters of a bad value in a message
 REMEDY = "restore the file or fit the adaptor again"
 
-Field = TypeVar("Field", str, int, bool, list[Any], dict[str, Any])
 
-
-@dataclass(frozen=True)
-class AdaptorHeader:
-    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file, once there is one.
+class AdaptorHeader(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What `adaptor.json` says of the adaptor; `sha256` is that of the tensors' file.
 
     seen_queries: hashes of the queries that trained or chose it, rising: see `funnel.data.queries.query_hashes`.
     """
 
+    format_version: int
     kind: str
-    dim: int
+    dim: Annotated[int, msgspec.Meta(ge=1)]
     dims: tuple[int, ...]
     isometric: bool
-    settings: Mapping[str, int]
-    sha256: str = ""
+    settings: dict[str, int]
+    sha256: str
     seen_queries: tuple[str, ...] = ()
 
 
-def write_adaptor(folder: Path, header: AdaptorHeader, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write both files; the description comes last, so that an interrupted write is found on reading."""
-    folder.mkdir(parents=True, exist_ok=True)
-    payload = save_tensors({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()})
-    fields = {
-        "format_version": FORMAT_VERSION,
-        "kind": header.kind,
-        "dim": header.dim,
-        "dims": list(header.dims),
-        "isometric": header.isometric,
-        "settings": dict(header.settings),
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        **({"seen_queries": list(header.seen_queries)} if header.seen_queries else {}),
-    }
-    (folder / TENSOR_FILE).write_bytes(payload)
-    (folder / HEADER_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def read_header(folder: Path) -> AdaptorHeader:
-    """Read and check `adaptor.json`.
-
-    Raises:
-        InputError: there is no such folder.
-        FormatVersionError: the file is of a newer format.
-        DamagedIndexError: the file is missing, unreadable or incomplete.
-    """
+def _read_header(folder: Path) -> AdaptorHeader:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one that holds {HEADER_FILE} and {TENSOR_FILE}")
     path = folder / HEADER_FILE
-    fields = _read_fields(path)
-    version = _field(path, fields, "format_version", int)
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{path} is of format {version}; this version reads up to {FORMAT_VERSION}; upgrade funnel-retrieval"
-        )
-    header = AdaptorHeader(
-        kind=_field(path, fields, "kind", str),
-        dim=_field(path, fields, "dim", int),
-        dims=tuple(_numbers(path, "dims", _field(path, fields, "dims", list))),
-        isometric=_field(path, fields, "isometric", bool),
-        settings=_settings(path, _field(path, fields, "settings", dict)),
-        sha256=_field(path, fields, "sha256", str),
-        seen_queries=_hashes(path, _field(path, {"seen_queries": [], **fields}, "seen_queries", list)),
-    )
-    if header.dim < 1:
-        raise DamagedIndexError(f"{path}: dim is {header.dim}, expected at least 1; {REMEDY}")
-    return header
+    try:
+        fields = msgspec.json.decode(_read_bytes(path))
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{path} is of format {version}; this version reads up to {FORMAT_VERSION}; upgrade funnel-retrieval"
+            )
+        return msgspec.convert(fields, AdaptorHeader)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedIndexError(f"{path} does not describe an adaptor ({error}); {REMEDY}") from error
 
 
-def read_tensors(folder: Path, header: AdaptorHeader) -> dict[str, NDArray[np.float32]]:
-    """Read `adaptor.safetensors`, its checksum first.
-
-    Raises:
-        DamagedIndexError: the file is missing, changed, or holds anything but finite float32 tensors.
-    """
+def _read_tensors(folder: Path, sha256: str) -> dict[str, NDArray[np.float32]]:
+    """The tensors, their checksum first. Raises DamagedIndexError for anything but finite float32."""
     path = folder / TENSOR_FILE
     payload = _read_bytes(path)
     found = hashlib.sha256(payload).hexdigest()
-    if found != header.sha256:
-        raise DamagedIndexError(f"{path} has sha256 {found[:12]}…, {HEADER_FILE} says {header.sha256[:12]}…; {REMEDY}")
+    if found != sha256:
+        raise DamagedIndexError(f"{path} has sha256 {found[:12]}…, {HEADER_FILE} says {sha256[:12]}…; {REMEDY}")
     try:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise DamagedIndexError(f"{path} is not a safetensors file ({error}); {REMEDY}") from error
     for name, tensor in tensors.items():
-        if tensor.dtype != np.float32:
-            raise DamagedIndexError(f"{path}: tensor {name} is {tensor.dtype}, expected float32; {REMEDY}")
-        if not np.isfinite(tensor).all():
-            raise DamagedIndexError(f"{path}: tensor {name} holds values that are not finite; {REMEDY}")
+        if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise DamagedIndexError(f"{path}: tensor {name} is {tensor.dtype}; expected finite float32; {REMEDY}")
     return tensors
-
-
-def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise DamagedIndexError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
-    if not isinstance(fields, dict):
-        raise DamagedIndexError(f"{path} holds a {type(fields).__name__}, expected an object; {REMEDY}")
-    return fields
-
-
-def _field(path: Path, fields: dict[str, Any], name: str, expected: type[Field]) -> Field:
-    if name not in fields:
-        raise DamagedIndexError(f"{path} lacks the field {name!r}; {REMEDY}")
-    value = fields[name]
-    # By type and not isinstance: True is an int to Python, and not to this format.
-    if type(value) is not expected:
-        raise DamagedIndexError(
-            f"{path}: {name} is {repr(value)[:LONGEST_SHOWN]}, expected {expected.__name__}; {REMEDY}"
-        )
-    return value
-
-
-def _numbers(path: Path, name: str, values: list[Any]) -> list[int]:
-    if any(type(value) is not int for value in values):
-        raise DamagedIndexError(f"{path}: {name} is {repr(values)[:LONGEST_SHOWN]}, expected whole numbers; {REMEDY}")
-    return values
-
-
-def _hashes(path: Path, values: list[Any]) -> tuple[str, ...]:
-    if any(type(value) is not str for value in values):
-        raise DamagedIndexError(f"{path}: seen_queries holds values that are no texts; {REMEDY}")
-    return tuple(values)
-
-
-def _settings(path: Path, values: dict[str, Any]) -> dict[str, int]:
-    _numbers(path, "settings", list(values.values()))
-    return values
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -331,10 +250,21 @@ class Adaptor(torch.nn.Module, ABC):
         raise InputError(f"an adaptor of kind {self.kind!r} cannot be inverted; give the original vectors")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `adaptor.safetensors` and `adaptor.json` into the folder, which is made if need be."""
-        seen = tuple(sorted(self.seen_queries))
-        header = AdaptorHeader(self.kind, self.dim, self.dims, self.isometric, self.settings(), seen_queries=seen)
-        write_adaptor(checked_path("folder", folder), header, self.tensors())
+        """Write `adaptor.safetensors` and `adaptor.json` into the folder, which is made if need be.
+
+        The description comes last, so that an interrupted write is found on reading.
+        """
+        path = checked_path("folder", folder)
+        tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in self.tensors().items()}
+        payload = save_tensors(tensors)
+        header = AdaptorHeader(
+            format_version=FORMAT_VERSION, kind=self.kind, dim=self.dim, dims=self.dims, isometric=self.isometric,
+            settings=self.settings(), sha256=hashlib.sha256(payload).hexdigest(),
+            seen_queries=tuple(sorted(self.seen_queries)),
+        )  # fmt: skip
+        path.mkdir(parents=True, exist_ok=True)
+        (path / TENSOR_FILE).write_bytes(payload)
+        (path / HEADER_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n")
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> Adaptor:
@@ -346,21 +276,17 @@ class Adaptor(torch.nn.Module, ABC):
             DamagedIndexError: a file is missing, cut short, changed, or does not fit its description.
         """
         path = checked_path("folder", folder)
-        header = read_header(path)
+        header = _read_header(path)
         cls = adaptor_class(header.kind)
-        tensors = read_tensors(path, header)
+        tensors = _read_tensors(path, header.sha256)
         try:
-            adaptor = cls._restore(header, tensors)
+            if header.isometric != cls.isometric:
+                raise InputError(f"isometric is {header.isometric}, expected {cls.isometric} for kind {cls.kind!r}")
+            adaptor = cls.build(header.dim, header.dims, header.settings, tensors)
         except InputError as error:
             raise DamagedIndexError(f"{folder} does not hold together: {error}; {REMEDY}") from error
         adaptor.seen_queries = frozenset(header.seen_queries)
         return adaptor
-
-    @classmethod
-    def _restore(cls, header: AdaptorHeader, tensors: Mapping[str, FloatArray]) -> Self:
-        if header.isometric != cls.isometric:
-            raise InputError(f"isometric is {header.isometric}, expected {cls.isometric} for kind {cls.kind!r}")
-        return cls.build(header.dim, header.dims, header.settings, tensors)
 
     @property
     def checksum(self) -> str:
@@ -413,15 +339,14 @@ def chunks_of(sample: Sample) -> Iterator[NDArray[Any]]:
     Raises:
         InputError: there are no rows, or a chunk is not two-dimensional or of another width.
     """
-    dim: int | None = None
-    rows = 0
+    dim = rows = 0
     if not isinstance(sample, Iterable):
         raise InputError(f"sample is {shown(sample)}; expected an array (rows, dimension), or several")
     for chunk in [sample] if isinstance(sample, np.ndarray) else sample:
         if not isinstance(chunk, np.ndarray) or chunk.ndim != 2:
             shape = getattr(chunk, "shape", None)
             raise InputError(f"a sample chunk has shape {shape}; give arrays of shape (rows, dimension)")
-        if dim is not None and chunk.shape[1] != dim:
+        if dim and chunk.shape[1] != dim:
             raise InputError(f"a sample chunk is {chunk.shape[1]} wide; the chunks before it are {dim} wide")
         dim = chunk.shape[1]
         rows += len(chunk)

@@ -12,7 +12,6 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from funnel.checks import checked_widths
 from funnel.errors import InputError
 
 __all__ = [
@@ -49,11 +48,8 @@ def pairwise_similarity_loss(
         A scalar.
 
     Raises:
-        InputError: fewer than two rows, or shapes, widths or weights that do not fit.
+        InputError: weights that do not fit.
     """
-    _check_same_rows("original", original, "adapted", adapted)
-    if len(original) < 2:
-        raise InputError(f"{len(original)} rows were given; pairs need at least 2 rows")
     others = ~torch.eye(len(original), dtype=torch.bool, device=original.device)
     (target,) = prefix_cosines(original, original, (original.shape[1],))
     errors = ((target - found).abs()[others].mean() for found in prefix_cosines(adapted, adapted, dims))
@@ -86,12 +82,8 @@ def topk_similarity_loss(
         A scalar.
 
     Raises:
-        InputError: no neighbours, or shapes, widths or weights that do not fit.
+        InputError: weights that do not fit.
     """
-    _check_same_rows("original", original, "adapted", adapted)
-    _check_same_rows("original_neighbours", original_neighbours, "adapted_neighbours", adapted_neighbours)
-    if original_neighbours.ndim != 3:
-        raise InputError(f"the neighbours have shape {tuple(original_neighbours.shape)}; expected (rows, k, width)")
     (target,) = prefix_cosines(original, original_neighbours, (original.shape[1],))
     errors = ((target - found).abs().mean() for found in prefix_cosines(adapted, adapted_neighbours, dims))
     return _summed(errors, dims, weights)
@@ -109,11 +101,7 @@ def reconstruction_loss(original: Tensor, adapted: Tensor) -> Tensor:
 
     Returns:
         A scalar.
-
-    Raises:
-        InputError: the shapes differ, or there are no rows.
     """
-    _check_equal_shapes("original", original, "adapted", adapted)
     return (original - adapted).abs().mean()
 
 
@@ -146,12 +134,11 @@ def ranking_loss(
         A scalar; 0 where no pair is active.
 
     Raises:
-        InputError: shapes, widths, weights or the temperature do not fit.
+        InputError: weights that do not fit.
     """
-    _check_temperature(temperature)
-    _check_candidates("documents", documents, query)
-    _check_shape("relevance", relevance, (len(query), documents.shape[-2]))
-    rows, above, below = _active_pairs(relevance, mask)
+    kept = ~_left_out(mask, relevance)
+    active = (relevance[:, :, None] > relevance[:, None, :]) & kept[:, :, None] & kept[:, None, :]
+    rows, above, below = active.nonzero(as_tuple=True)
     grades = relevance.to(query.dtype)
     gaps = grades[rows, above] - grades[rows, below]
 
@@ -165,7 +152,7 @@ def ranking_loss(
 def distillation_loss(
     teacher: Tensor,
     query: Tensor,
-    candidates: Sequence[Tensor],
+    candidates: Tensor,
     dims: Sequence[int],
     weights: Sequence[float] | None = None,
     *,
@@ -182,8 +169,7 @@ def distillation_loss(
     Args:
         teacher: float [b, n], full-width cosines of each query with its n candidates; gets no gradient.
         query: float [b, w], adapted.
-        candidates: blocks that make up the n candidates in order: [b, k, w], each row's own, or [r, w], shared by all
-            rows; adapted. Shared blocks are not copied per row.
+        candidates: float [b, n, w], each row's own, or [n, w], shared by all; adapted.
         dims: widths m, rising, up to w.
         weights: one per width.
         temperature: T, above 0.
@@ -193,21 +179,11 @@ def distillation_loss(
         A scalar.
 
     Raises:
-        InputError: a row has all its candidates left out, or shapes, widths, weights or the temperature do not fit.
+        InputError: weights that do not fit.
     """
-    _check_temperature(temperature)
-    if not candidates:
-        raise InputError("no candidates were given; give at least one block")
-    for number, block in enumerate(candidates):
-        _check_candidates(f"block {number} of the candidates", block, query)
-    _check_shape("teacher", teacher, (len(query), sum(block.shape[-2] for block in candidates)))
-    left_out = _checked_mask(mask, teacher)
-    if left_out.all(dim=1).any():
-        raise InputError("a row of the mask leaves out all its candidates; drop the row or keep a candidate")
+    left_out = _left_out(mask, teacher)
     target = (teacher.detach() / temperature).masked_fill(left_out, -math.inf).softmax(dim=1)
-    by_block = (prefix_cosines(query, block, dims) for block in candidates)
-    logits = (torch.cat(blocks, dim=1) / temperature for blocks in zip(*by_block, strict=True))
-    return _summed((_cross_entropy(target, student, left_out) for student in logits), dims, weights)
+    return _cross_entropies(target, query, candidates, dims, weights, temperature, left_out)
 
 
 def listwise_loss(
@@ -239,19 +215,14 @@ def listwise_loss(
         A scalar.
 
     Raises:
-        InputError: a query without a relevant document, a grade below 0, or shapes, widths, weights or the temperature
-            do not fit.
+        InputError: a query without a relevant document, a grade below 0, or weights that do not fit.
     """
-    _check_temperature(temperature)
-    _check_candidates("documents", documents, query)
-    _check_shape("grades", grades, (len(query), documents.shape[-2]))
-    left_out = _checked_mask(mask, grades)
+    left_out = _left_out(mask, grades)
     kept = grades.to(query.dtype).masked_fill(left_out, 0.0)
     totals = kept.sum(dim=1, keepdim=True)
     if bool((kept < 0).any()) or not bool((totals > 0).all()):
         raise InputError("every query needs a document graded above 0, and no grade may be below 0")
-    logits = (cosines / temperature for cosines in prefix_cosines(query, documents, dims))
-    return _summed((_cross_entropy(kept / totals, student, left_out) for student in logits), dims, weights)
+    return _cross_entropies(kept / totals, query, documents, dims, weights, temperature, left_out)
 
 
 def prefix_cosines(queries: Tensor, candidates: Tensor, dims: Sequence[int]) -> Iterator[Tensor]:
@@ -264,13 +235,8 @@ def prefix_cosines(queries: Tensor, candidates: Tensor, dims: Sequence[int]) -> 
 
     Yields:
         float [b, n] for each width; 0 where a prefix is all zeros.
-
-    Raises:
-        InputError: the shapes or widths do not fit.
     """
-    _check_candidates("candidates", candidates, queries)
-    widths = checked_widths(dims, queries.shape[1])
-    query_parts, candidate_parts = _segments(queries, widths), _segments(candidates, widths)
+    query_parts, candidate_parts = _segments(queries, dims), _segments(candidates, dims)
     dots = accumulate(map(_dots, query_parts, candidate_parts))
     scales = zip(_scales(query_parts), _scales(candidate_parts), strict=True)
     for dot, (query_scale, candidate_scale) in zip(dots, scales, strict=True):
@@ -296,18 +262,28 @@ def _scales(parts: Sequence[Tensor]) -> Iterator[Tensor]:
         yield squared.clamp_min(SHORTEST_SQUARED).rsqrt().masked_fill(squared < SHORTEST_SQUARED, 0.0)
 
 
-def _cross_entropy(target: Tensor, logits: Tensor, left_out: Tensor) -> Tensor:
+def _cross_entropies(
+    target: Tensor,
+    query: Tensor,
+    candidates: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None,
+    temperature: float,
+    left_out: Tensor,
+) -> Tensor:
+    """Between a target [b, n] and the softmax of every prefix's cosines / T."""
+
     # Not target · log_softmax: what is left out would give 0 · −∞.
-    normaliser = logits.masked_fill(left_out, -math.inf).logsumexp(dim=1)
-    return (normaliser - (target * logits).sum(dim=1)).mean()
+    def cross_entropy(cosines: Tensor) -> Tensor:
+        logits = cosines / temperature
+        normaliser = logits.masked_fill(left_out, -math.inf).logsumexp(dim=1)
+        return (normaliser - (target * logits).sum(dim=1)).mean()
+
+    return _summed(map(cross_entropy, prefix_cosines(query, candidates, dims)), dims, weights)
 
 
-def _active_pairs(relevance: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, the more relevant document and the less relevant one, of every pair that counts: int64 [pairs] each."""
-    kept = ~_checked_mask(mask, relevance)
-    active = (relevance[:, :, None] > relevance[:, None, :]) & kept[:, :, None] & kept[:, None, :]
-    rows, above, below = active.nonzero(as_tuple=True)
-    return rows, above, below
+def _left_out(mask: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.bool) if mask is None else mask
 
 
 def _summed(losses: Iterable[Tensor], dims: Sequence[int], weights: Sequence[float] | None) -> Tensor:
@@ -315,50 +291,3 @@ def _summed(losses: Iterable[Tensor], dims: Sequence[int], weights: Sequence[flo
     if len(factors) != len(dims) or not all(math.isfinite(factor) and factor >= 0 for factor in factors):
         raise InputError(f"weights is {factors}; expected {len(dims)} finite numbers, none below 0, one per width")
     return torch.stack([factor * loss for factor, loss in zip(factors, losses, strict=True)]).sum()
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise InputError(f"the temperature is {temperature}; expected a finite number above 0")
-
-
-def _check_equal_shapes(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape != other.shape or tensor.numel() == 0:
-        raise InputError(
-            f"{name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; "
-            "expected equal shapes with at least one row"
-        )
-
-
-def _check_same_rows(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape[:-1] != other.shape[:-1] or tensor.numel() == 0:
-        raise InputError(
-            f"{name} has shape {tuple(tensor.shape)} and {other_name} {tuple(other.shape)}; "
-            "expected equal shapes but for the width, with at least one row"
-        )
-
-
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tensor.shape != expected:
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}")
-
-
-def _check_candidates(name: str, candidates: Tensor, queries: Tensor) -> None:
-    if queries.ndim != 2 or len(queries) == 0:
-        raise InputError(f"the queries have shape {tuple(queries.shape)}; expected (rows, width), at least one row")
-    rows, width = queries.shape
-    if candidates.shape[-1:] != (width,) or candidates.ndim not in (2, 3) or candidates.shape[:-2] not in ((), (rows,)):
-        raise InputError(
-            f"{name} has shape {tuple(candidates.shape)}; expected ({rows}, n, {width}), each row's own, "
-            f"or (n, {width}), shared"
-        )
-
-
-def _checked_mask(mask: Tensor | None, like: Tensor) -> Tensor:
-    if mask is None:
-        return torch.zeros(like.shape, dtype=torch.bool, device=like.device)
-    if mask.dtype != torch.bool or mask.shape != like.shape:
-        raise InputError(
-            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape {tuple(like.shape)}"
-        )
-    return mask

@@ -77,7 +77,7 @@ class ResidualAdaptor(Adaptor):
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
     ) -> Adaptor:
         """Train on a sample, which is held in memory; dims default to half octaves up to half the width or 256."""
-        from funnel.adaptors.fitting import fit_adaptor
+        from funnel.adaptors.training import fit_adaptor
 
         return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
@@ -143,9 +143,11 @@ class ResidualAdaptor(Adaptor):
             raise InputError(f"dim={dim} and the settings {dict(settings)} ask for more than the {held} numbers given")
         with torch.device("meta"):  # shapes without memory, until it is known that the tensors have them
             adaptor = cls(dim, dims, **settings)
-        _check_tensors(tensors, adaptor.state_dict())
         copies = {name: torch.from_numpy(np.array(tensor, dtype=np.float32)) for name, tensor in tensors.items()}
-        adaptor.load_state_dict(copies, assign=True)
+        try:
+            adaptor.load_state_dict(copies, assign=True)
+        except RuntimeError as error:
+            raise InputError(f"the tensors do not fit the settings: {' '.join(str(error).split())}") from error
         return adaptor.requires_grad_(False).eval()
 
 
@@ -154,9 +156,8 @@ class ZeroLinear(torch.nn.Linear):
 
     def reset_parameters(self) -> None:
         """Zero weights and biases."""
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
+        for parameter in self.parameters():
+            torch.nn.init.zeros_(parameter)
 
 
 class Perceptron(torch.nn.Module):
@@ -170,8 +171,7 @@ class Perceptron(torch.nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """The change."""
-        changed: torch.Tensor = self.up(self.norm(self.down(vectors).relu()))
-        return changed
+        return self.up(self.norm(self.down(vectors).relu()))  # type: ignore[no-any-return]
 
 
 @register
@@ -222,8 +222,7 @@ class DeepMLP(MLP):
 
 def draw_uniform(weight: torch.Tensor, inputs: int, generator: torch.Generator) -> None:
     """Fill with uniform numbers of variance 1/(3·inputs), torch's own start of a linear layer."""
-    with torch.no_grad():
-        weight.uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+    torch.nn.init.uniform_(weight, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator)
 
 
 def _checked_settings(given: Mapping[str, int], defaults: Mapping[str, int]) -> dict[str, int]:
@@ -237,17 +236,6 @@ def _checked_settings(given: Mapping[str, int], defaults: Mapping[str, int]) -> 
             expected = "0 or 1" if name == "rotated" else "a whole number of at least 1"
             raise InputError(f"{name} is {value!r}; expected {expected}")
     return {name: int(value) for name, value in settings.items()}
-
-
-def _check_tensors(given: Mapping[str, FloatArray], expected: Mapping[str, torch.Tensor]) -> None:
-    if set(given) != set(expected):
-        raise InputError(f"the tensors are {sorted(given)}, expected {sorted(expected)}")
-    for name, model in expected.items():
-        tensor = given[name]
-        if tensor.shape != model.shape:
-            raise InputError(f"the tensor {name} has shape {tensor.shape}, expected {tuple(model.shape)}")
-        if not np.isfinite(tensor).all():
-            raise InputError(f"the tensor {name} holds values that are not finite")
 
 
 # Eight tokens of 48 entries at 384 dimensions; with these the layer has 62,000 parameters there, the MLP 148,000.

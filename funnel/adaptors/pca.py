@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from funnel.adaptors.base import Adaptor, FloatArray, Sample, chunks_of, register
+from funnel.checks import checked_whole
 from funnel.errors import InputError
 from funnel.progress import Progress
 
@@ -44,8 +45,13 @@ class OrthogonalAdaptor(Adaptor):
                 f"a rotation of shape {getattr(matrix, 'shape', None)} was given; it must be a square array"
             )
         super().__init__(len(matrix), dims)
-        _check_orthogonal(matrix)
         self.register_buffer("matrix", torch.from_numpy(np.array(matrix, dtype=np.float32, order="C")))
+        exact = self.matrix.double()
+        error = float(torch.linalg.matrix_norm(exact.T @ exact - torch.eye(self.dim)))
+        if not error <= ORTHOGONALITY_TOLERANCE:  # nor is NaN
+            raise InputError(
+                f"the matrix is not orthogonal: ‖RᵀR − I‖ = {error:.2g}, at most {ORTHOGONALITY_TOLERANCE:g} is allowed"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -59,10 +65,9 @@ class OrthogonalAdaptor(Adaptor):
 
     def unit_transform(self, vectors: NDArray[Any]) -> FloatArray:
         """As `transform`, as lengths are kept; one query goes the short way: checks take as long as the product."""
-        if vectors.shape != (1, self.dim) or vectors.dtype != np.float32:
-            return self.transform(vectors)
         matrix = self.matrix
-        if matrix.device.type != "cpu" or not vectors.flags.c_contiguous:
+        short = vectors.shape == (1, self.dim) and vectors.dtype == np.float32 and vectors.flags.c_contiguous
+        if not short or matrix.device.type != "cpu":
             return self.transform(vectors)
         with torch.inference_mode():
             adapted: FloatArray = torch.mm(torch.from_numpy(vectors), matrix).numpy()
@@ -78,25 +83,10 @@ class OrthogonalAdaptor(Adaptor):
         cls, dim: int, dims: Sequence[int], settings: Mapping[str, int], tensors: Mapping[str, FloatArray]
     ) -> Self:
         """The adaptor of the tensor `matrix`, float32 [dim, dim]."""
-        if sorted(tensors) != ["matrix"] or settings:
-            raise InputError(
-                f"the tensors are {sorted(tensors)} and the settings {dict(settings)}, expected ['matrix']"
-            )
-        matrix = tensors["matrix"]
-        if matrix.shape != (dim, dim):
-            raise InputError(f"the tensor matrix has shape {matrix.shape}, expected {(dim, dim)}")
-        return cls(matrix, dims)
-
-
-def _check_orthogonal(matrix: FloatArray) -> None:
-    if not np.isfinite(matrix).all():
-        raise InputError("the rotation holds values that are not finite")
-    exact = matrix.astype(np.float64)
-    error = float(np.linalg.norm(exact.T @ exact - np.eye(len(exact))))
-    if error > ORTHOGONALITY_TOLERANCE:
-        raise InputError(
-            f"the matrix is not orthogonal: ‖RᵀR − I‖ = {error:.2g}, at most {ORTHOGONALITY_TOLERANCE:g} is allowed"
-        )
+        shapes, expected = {name: tensor.shape for name, tensor in tensors.items()}, {"matrix": (dim, dim)}
+        if shapes != expected or settings:
+            raise InputError(f"the tensors are {shapes} and the settings {dict(settings)}, expected {expected}")
+        return cls(tensors["matrix"], dims)
 
 
 @register
@@ -173,9 +163,7 @@ class SecondMoment:
     """
 
     def __init__(self, dim: int) -> None:
-        if dim < 1:
-            raise InputError(f"a second moment of dimension {dim} was asked for; it must be at least 1")
-        self.dim = dim
+        self.dim = checked_whole("dim", dim)
         self.rows = 0
         self._sum = np.zeros((dim, dim), dtype=np.float64)
 
@@ -193,7 +181,15 @@ class SecondMoment:
             raise InputError(f"a chunk of shape {chunk.shape} was given; expected (rows, {self.dim})")
         size = max(1, BLOCK_CELLS // self.dim)
         for start in range(0, len(chunk), size):
-            self._add(chunk[start : start + size].astype(np.float64))
+            block = chunk[start : start + size].astype(np.float64)
+            # Beyond float32 the products could overflow; a comparison with NaN is False.
+            usable = (np.abs(block) <= np.finfo(np.float32).max).all(axis=1)
+            if not usable.all():
+                rows = self.rows + np.flatnonzero(~usable)
+                named = ", ".join(map(str, rows[:ROWS_NAMED]))
+                raise InputError(f"{len(rows)} rows hold values that are not finite (row {named}); repair or drop them")
+            self._sum += block.T @ block
+            self.rows += len(block)
 
     def matrix(self) -> NDArray[np.float64]:
         """XᵀX / n, float64 [dim, dim].
@@ -220,13 +216,3 @@ class SecondMoment:
     def finish(self) -> PCA:
         """The rotation of what was summed, as an adaptor; more rows may still be added afterwards."""
         return PCA(self.rotation())
-
-    def _add(self, block: NDArray[np.float64]) -> None:
-        # Beyond float32 the products could overflow; a comparison with NaN is False.
-        usable = (np.abs(block) <= np.finfo(np.float32).max).all(axis=1)
-        if not usable.all():
-            rows = self.rows + np.flatnonzero(~usable)
-            named = ", ".join(str(row) for row in rows[:ROWS_NAMED])
-            raise InputError(f"{len(rows)} rows hold values that are not finite (row {named}); repair or drop them")
-        self._sum += block.T @ block
-        self.rows += len(block)

@@ -31,7 +31,7 @@ class Rotation(OrthogonalAdaptor):
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
     ) -> Adaptor:
         """Train on a sample, which is held in memory; dims default to half octaves up to half the width or 256."""
-        from funnel.adaptors.fitting import fit_adaptor
+        from funnel.adaptors.training import fit_adaptor
 
         return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.recipes import Recipe
+from funnel.adaptors.recipes import LEAST_PIECES, Recipe
 from funnel.errors import InputError
 
 __all__ = [
-    "LEAST_PIECES",
     "NO_QUERIES",
     "Batch",
+    "HeldOut",
     "HeldOutJudged",
     "HeldOutRows",
     "Judged",
@@ -106,9 +107,14 @@ class Judged:
         """
         query_at = {name: i for i, name in enumerate(query_ids)}
         document_at = {name: i for i, name in enumerate(document_ids)}
-        missing = _missing(qrels, query_at, document_at)
-        total = sum(len(judged) for judged in qrels.values())
-        if total and len(missing) > MOST_MISSING * total:
+        missing = [
+            document if query in query_at else query
+            for query, judged in qrels.items()
+            for document in judged
+            if query not in query_at or document not in document_at
+        ]
+        total = sum(map(len, qrels.values()))
+        if len(missing) > MOST_MISSING * total:
             raise InputError(
                 f"{len(missing):,} of {total:,} judgements name ids that are not in the corpus or the queries "
                 f"({', '.join(missing[:NAMED])}); at most {MOST_MISSING:.0%} may: give the corpus the qrels are for"
@@ -122,7 +128,7 @@ class Judged:
                 grades.append(torch.tensor(list(kept.values()), dtype=torch.float32))
         if not rows:
             raise InputError("no query has a document judged above 0; give qrels that name this corpus and queries")
-        vectors = torch.nn.functional.normalize(torch.from_numpy(queries[rows].astype(np.float32)), dim=1)
+        vectors = scaled(torch.from_numpy(queries[rows].astype(np.float32)))
         return cls(vectors, documents, grades, len(missing), missing[:NAMED])
 
     @property
@@ -142,10 +148,6 @@ class Judged:
         """Some of the queries, by number."""
         chosen = numbers.tolist()
         return Judged(self.queries[numbers], [self.documents[i] for i in chosen], [self.grades[i] for i in chosen])
-
-    def sampled(self, most: int, generator: torch.Generator) -> Judged:
-        """At most so many of the queries, drawn at random."""
-        return self.part(torch.randperm(len(self), generator=generator)[:most])
 
     def split(self, share: float, generator: torch.Generator) -> tuple[Judged, Judged]:
         """Two parts drawn at random, the second of the share given and of at least one query.
@@ -170,18 +172,6 @@ def rows_to_train_on(ids: Sequence[str], qrels: Sequence[Qrels], seed: int, most
     return np.flatnonzero(kept)
 
 
-def _missing(qrels: Qrels, query_at: Mapping[str, int], document_at: Mapping[str, int]) -> list[str]:
-    """The missing id of every judgement that has one."""
-    found = []
-    for query, judged in qrels.items():
-        for document in judged:
-            if query not in query_at:
-                found.append(query)
-            elif document not in document_at:
-                found.append(document)
-    return found
-
-
 Map: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """[n, d] -> [n, w], w at least the widest width that is looked at."""
 
@@ -193,67 +183,70 @@ ROWS_AT_A_TIME = 8_192  # mapped at once
 SAME = 0.9999
 
 
-@dataclass(frozen=True)
-class HeldOutRows:
-    """Rows kept from training, as queries against the rows that are trained on.
+class HeldOut(ABC):
+    """Queries kept from training, by which prefixes are judged.
 
     Attributes:
-        queries: float32 [h, d].
-        rows: float32 [n, d].
-        truth: int64 [h, depth], each query's neighbours at full width.
-        shortlist: how many rows each width may offer.
+        figure: what is told of each query.
+        queries: float32 [h, d], unit rows.
+        rows: float32 [n, d], unit rows: what they are compared with.
+        depth: how many of the rows each width ranks.
     """
 
-    queries: torch.Tensor
-    rows: torch.Tensor
-    truth: torch.Tensor
-    shortlist: int
+    figure: ClassVar[str]
 
-    @classmethod
-    def of(cls, queries: torch.Tensor, rows: torch.Tensor) -> HeldOutRows:
-        """Find the truth. Both [., d], unit rows."""
-        depth = min(DEPTH, len(rows))
-        shortlist = min(SHORTLIST, max(depth, round(SHORTLIST_SHARE * len(rows))))
-        return cls(queries, rows, nearest(queries, rows, depth)[1], shortlist)
+    def __init__(self, queries: torch.Tensor, rows: torch.Tensor, depth: int) -> None:
+        self.queries, self.rows, self.depth = queries, rows, min(depth, len(rows))
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @abstractmethod
+    def judge(self, found: torch.Tensor) -> torch.Tensor:
+        """The figure of each query, float32 [h], from its ranking int64 [h, depth], best first."""
 
     def per_query(self, project: Map, widths: Sequence[int]) -> dict[int, torch.Tensor]:
-        """For each width the share of each query's true neighbours inside the shortlist, float32 [h]."""
+        """For each width the figure of each query when the rows are ranked by that prefix, float32 [h]."""
         with torch.inference_mode():
             queries, rows = project(self.queries), _mapped(project, self.rows, max(widths))
-            shares = {}
-            for width in widths:
-                found = nearest(scaled(queries[:, :width]), scaled(rows[:, :width]), self.shortlist)[1]
-                shares[width] = (self.truth[:, :, None] == found[:, None, :]).any(2).float().mean(1)
-        return shares
-
-    def figures(self, project: Map, widths: Sequence[int]) -> dict[int, float]:
-        """The means of `per_query`."""
-        return {width: float(share.mean()) for width, share in self.per_query(project, widths).items()}
-
-
-@dataclass(frozen=True)
-class HeldOutJudged:
-    """Judged queries kept from training. rows: all documents, float32 [n, d]."""
-
-    judged: Judged
-    rows: torch.Tensor
-
-    def per_query(self, project: Map, widths: Sequence[int]) -> dict[int, torch.Tensor]:
-        """For each width each query's nDCG@10 when all documents are ranked by that prefix, float32 [h]."""
-        queries = self.judged.queries
-        with torch.inference_mode():
-            own = own_rows(queries, self.rows)
-            mapped, rows = project(queries), _mapped(project, self.rows, max(widths))
-            figures = {}
-            for width in widths:
-                depth = min(DEPTH + 1, len(rows))
-                found = nearest(scaled(mapped[:, :width]), scaled(rows[:, :width]), depth)[1]
-                figures[width] = ndcg(found, own, self.judged)
-        return figures
+            return {
+                width: self.judge(nearest(scaled(queries[:, :width]), scaled(rows[:, :width]), self.depth)[1])
+                for width in widths
+            }
 
     def figures(self, project: Map, widths: Sequence[int]) -> dict[int, float]:
         """The means of `per_query`."""
         return {width: float(values.mean()) for width, values in self.per_query(project, widths).items()}
+
+
+class HeldOutRows(HeldOut):
+    """By the share of a query's true neighbours, at full width, inside a shortlist: of 50, or 1 % of few rows."""
+
+    figure = "shortlist recall"
+
+    def __init__(self, queries: torch.Tensor, rows: torch.Tensor, shortlist: int | None = None) -> None:
+        """Find the truth, int64 [h, 10]."""
+        self.truth = nearest(queries, rows, min(DEPTH, len(rows)))[1]
+        usual = min(SHORTLIST, max(DEPTH, round(SHORTLIST_SHARE * len(rows))))
+        super().__init__(queries, rows, shortlist or usual)
+
+    def judge(self, found: torch.Tensor) -> torch.Tensor:
+        """The shares."""
+        return (self.truth[:, :, None] == found[:, None, :]).any(2).float().mean(1)
+
+
+class HeldOutJudged(HeldOut):
+    """By the nDCG@10 of judged queries; rows are all documents."""
+
+    figure = "nDCG@10"
+
+    def __init__(self, judged: Judged, rows: torch.Tensor) -> None:
+        super().__init__(judged.queries, rows, DEPTH + 1)
+        self._judged, self._own = judged, own_rows(judged.queries, rows)
+
+    def judge(self, found: torch.Tensor) -> torch.Tensor:
+        """The nDCG@10."""
+        return ndcg(found, self._own, self._judged)
 
 
 def ndcg(found: torch.Tensor, own: torch.Tensor, judged: Judged, depth: int = DEPTH) -> torch.Tensor:
@@ -290,7 +283,6 @@ def _mapped(project: Map, rows: torch.Tensor, width: int) -> torch.Tensor:
 
 HELD_OUT = 500  # rows held out, twice: the standard error of a share of .95 is about .004
 HELD_OUT_SHARE = 0.05  # of a small corpus
-LEAST_PIECES = 1_000  # so that 50 of them are held out, twice
 LEAST_ROWS = 40  # so that two of them are held out, twice
 COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
 HELD_OUT_JUDGED = 500  # judged queries held out, at most
@@ -404,8 +396,11 @@ class TrainingSet:
 
     Attributes:
         rows: float32 [n, d], unit rows: those trained on, or, with judgements, all documents.
-        held_out: rows kept from training, to stop by. compared: others, to choose among adaptors by.
-        judged: judged queries to train on, or None. held_out_judged, compared_judged: those kept from training.
+        judged: judged queries to train on, or None.
+        held_out: queries kept from training, to stop by: judged ones where there are any. compared: others, to choose
+            among adaptors by.
+        batch: anchors in a step.
+        steps_in_an_epoch: steps in which every row that is an anchor comes once.
     """
 
     def __init__(
@@ -441,23 +436,20 @@ class TrainingSet:
             asked, self._pieces = self._pieces[:held_out], self._pieces[held_out:]
         count = _held_out_of(len(shuffled)) if asked is None else 0
         self._trained = shuffled[2 * count :]
-        held = scaled(rows[shuffled[: 2 * count]]) if asked is None else self._drawn(asked)
+        if asked is None:
+            held = scaled(rows[shuffled[: 2 * count]])
+        else:
+            held = asked[torch.randperm(len(asked), generator=self._generator)[: 2 * HELD_OUT]]
+        self.judged = judged
+        self.held_out: HeldOut
+        self.compared: HeldOut
         if judged is None and dev is None:  # one copy of the rows, which all that follows looks into
             self.rows = _scaled_in_place(rows[self._trained])
             self._trained = torch.arange(len(self.rows))
-            against = self.rows[:COMPARED_ROWS]
+            self.held_out, self.compared = (HeldOutRows(held[i::2], self.rows[:COMPARED_ROWS]) for i in (0, 1))
         else:
             self.rows = scaled(rows)
-            against = self.rows[self._trained[:COMPARED_ROWS]]
-        self.held_out = HeldOutRows.of(held[::2], against)
-        self.compared = HeldOutRows.of(held[1::2], against)
-        self.judged = judged
-        self.held_out_judged: HeldOutJudged | None = None
-        self.compared_judged: HeldOutJudged | None = None
-        if dev is not None:
-            self._hold_out(*dev.sampled(2 * HELD_OUT_JUDGED, self._generator).split(0.5, self._generator))
-        elif judged is not None:
-            self._split(judged)
+            self.held_out, self.compared = (HeldOutJudged(part, self.rows) for part in self._judged_parts(judged, dev))
         if self.judged is not None:
             self._hard = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
             self._own = own_rows(self.judged.queries, self.rows)
@@ -466,6 +458,9 @@ class TrainingSet:
         self._near_pieces = nearest(self._pieces, self.rows, min(recipe.near, len(self.rows)))[1]
         self._rows_order, self._pieces_order = (_Order(len(part)) for part in (self._anchors, self._pieces))
         self._judged_order = _Order(0 if self.judged is None else len(self.judged))
+        self.batch = min(len(self._anchors), recipe.batch)
+        self._pieces_in_a_batch = min(len(self._pieces), round(recipe.pieces * self.batch))
+        self.steps_in_an_epoch = -(-len(self._anchors) // max(1, self.batch - self._pieces_in_a_batch))
 
     def _usable(self, pieces: NDArray[Any] | None, dim: int) -> torch.Tensor:
         """Pieces in random order, each vector once; none where they are too few, or the recipe wants none."""
@@ -475,32 +470,16 @@ class TrainingSet:
         distinct = distinct_numbers(found)
         return found[distinct[torch.randperm(len(distinct), generator=self._generator)]]
 
-    def _drawn(self, queries: torch.Tensor) -> torch.Tensor:
-        return queries[torch.randperm(len(queries), generator=self._generator)[: 2 * HELD_OUT]]
-
-    def _split(self, judged: Judged) -> None:
+    def _judged_parts(self, judged: Judged | None, dev: Judged | None) -> tuple[Judged, Judged]:
+        """Two parts to hold out: of dev where there is one, else of judged, of which the rest is trained on."""
+        if dev is not None:
+            drawn = torch.randperm(len(dev), generator=self._generator)[: 2 * HELD_OUT_JUDGED]
+            return dev.part(drawn).split(0.5, self._generator)
+        assert judged is not None, "either is given"
         share = min(HELD_OUT_JUDGED_SHARE, HELD_OUT_JUDGED / len(judged))
-        self.judged, first = judged.split(share, self._generator)
-        self.judged, second = self.judged.split(share, self._generator)
-        self._hold_out(first, second)
-
-    def _hold_out(self, first: Judged, second: Judged) -> None:
-        self.held_out_judged = HeldOutJudged(first, self.rows)
-        self.compared_judged = HeldOutJudged(second, self.rows)
-
-    @property
-    def batch(self) -> int:
-        """Anchors in a step."""
-        return min(len(self._anchors), self._recipe.batch)
-
-    @property
-    def steps_in_an_epoch(self) -> int:
-        """Steps in which every row that is an anchor comes once."""
-        return -(-len(self._anchors) // max(1, self.batch - self._pieces_in_a_batch))
-
-    @property
-    def _pieces_in_a_batch(self) -> int:
-        return min(len(self._pieces), round(self._recipe.pieces * self.batch))
+        rest, first = judged.split(share, self._generator)
+        self.judged, second = rest.split(share, self._generator)
+        return first, second
 
     def draw(self) -> Batch:
         """The next anchors, each once before any comes again, and random rows."""
@@ -525,21 +504,22 @@ class TrainingSet:
         assert judged is not None, "drawn in a phase that needs judgements"
         size = min(len(judged), self._recipe.judged_batch)
         chosen = self._judged_order.draw(size, self._generator)
-        answers = torch.cat([self._some_of(judged.documents[i]) for i in chosen.tolist()])
+        asked = judged.part(chosen)
+        answers = [
+            documents[torch.randperm(len(documents), generator=self._generator)[:ANSWERS]]
+            for documents in asked.documents
+        ]
         places = torch.randint(self._hard.shape[1], (size, self._recipe.hard), generator=self._generator)
         random = torch.randint(len(self.rows), (self._recipe.judged_random,), generator=self._generator)
-        drawn = torch.cat([answers, self._hard[chosen].gather(1, places).flatten(), random])
+        drawn = torch.cat([*answers, self._hard[chosen].gather(1, places).flatten(), random])
         documents = torch.from_numpy(np.unique(drawn.numpy()))
         grades = torch.zeros((size, len(documents)))
-        for row, query in enumerate(chosen.tolist()):
-            places = torch.searchsorted(documents, judged.documents[query]).clamp(max=len(documents) - 1)
-            there = documents[places] == judged.documents[query]
-            grades[row, places[there]] = judged.grades[query][there]
+        for row, (relevant, values) in enumerate(zip(asked.documents, asked.grades, strict=True)):
+            places = torch.searchsorted(documents, relevant).clamp(max=len(documents) - 1)
+            there = documents[places] == relevant
+            grades[row, places[there]] = values[there]
         own = documents[None, :] == self._own[chosen][:, None]
-        return JudgedBatch(judged.queries[chosen], self.rows[documents], grades, own & (grades == 0))
-
-    def _some_of(self, numbers: torch.Tensor) -> torch.Tensor:
-        return numbers[torch.randperm(len(numbers), generator=self._generator)[:ANSWERS]]
+        return JudgedBatch(asked.queries, self.rows[documents], grades, own & (grades == 0))
 
     def _neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = torch.randperm(len(self._trained), generator=self._generator)[: self._recipe.anchors]

@@ -10,20 +10,11 @@ from pathlib import Path
 import torch
 
 from funnel.adaptors.base import Adaptor, Sample
-from funnel.adaptors.fitting import JUDGED_MLP, fit_adaptor, recipe_for, training_widths, whole
 from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
-from funnel.adaptors.recipes import Recipe
+from funnel.adaptors.recipes import JUDGED_MLP, Recipe, recipe_for
 from funnel.adaptors.rotation import blended
-from funnel.adaptors.sampling import (
-    NO_QUERIES,
-    HeldOutJudged,
-    HeldOutRows,
-    TrainingQueries,
-    TrainingSet,
-    checked_rows,
-    distinct_numbers,
-)
-from funnel.adaptors.training import Trained, TrainingLog
+from funnel.adaptors.sampling import NO_QUERIES, HeldOut, TrainingQueries, TrainingSet, checked_rows, distinct_numbers
+from funnel.adaptors.training import Trained, TrainingLog, fit_adaptor, training_widths, whole
 from funnel.plainjson import plain_json
 
 __all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
@@ -81,7 +72,7 @@ def choose_adaptor(
 ) -> AdaptorChoice:
     """Train `rotation` (and `mlp` where there are judgements), compare with identity and PCA, keep the best.
 
-    The figure is that of `train`, over held-out queries that neither trained nor stopped a candidate. A trained
+    The figure is that of `fit_adaptor`, over held-out queries that neither trained nor stopped a candidate. A trained
     adaptor is kept only where its mean over the widths is above those of PCA and identity, and at no width below
     either by more than two standard errors. A rotation that is, as it may be on small corpora, is first moved towards
     PCA, by a quarter of the way at a time.
@@ -105,10 +96,9 @@ def choose_adaptor(
         why = f"pca: {different:,} different vectors are too few to train and compare on"
         return AdaptorChoice(PCA.fit(vectors, dims=widths), why)
     recipes = {"rotation": recipe_for("rotation", queries.pieces), "mlp": JUDGED_MLP, **(recipes or {})}
-    kinds = ("rotation",) if queries.judged is None else ("rotation", "mlp")
     data = TrainingSet(vectors, recipes["rotation"], widths[0], queries, seed)
     trained: dict[str, Trained] = {}
-    for kind in kinds:
+    for kind in ("rotation",) if queries.judged is None else ("rotation", "mlp"):
         trained[kind] = fit_adaptor(
             kind, vectors, dims=widths, recipe=recipes[kind], data=data, seed=seed, progress=progress,
             keep_on_interrupt=keep_on_interrupt,
@@ -120,15 +110,13 @@ def choose_adaptor(
         "pca": PCA.fit(data.rows.numpy(), dims=widths),
         **{kind: result.adaptor for kind, result in trained.items()},
     }
-    held_out = data.compared_judged or data.compared
-    compared = {kind: held_out.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
-    moved = _towards_pca(candidates, compared, held_out, data.rows)
+    compared = {kind: data.compared.per_query(adaptor.map, widths) for kind, adaptor in candidates.items()}
+    moved = _towards_pca(candidates, compared, data.compared, data.rows)
     kept, why = _best(compared)
-    asked = len(next(iter(compared[kept].values())))
-    figure = "shortlist recall" if data.compared_judged is None else "nDCG@10"
+    figure = data.compared.figure
     return AdaptorChoice(
         candidates[kept],
-        f"{kept}: {figure} on {asked:,} held-out queries, {why}{moved}{queries.note}",
+        f"{kept}: {figure} on {len(data.compared):,} held-out queries, {why}{moved}{queries.note}",
         figure,
         {kind: {width: float(v.mean()) for width, v in found.items()} for kind, found in compared.items()},
         {kind: result.log for kind, result in trained.items()},
@@ -138,7 +126,7 @@ def choose_adaptor(
 def _towards_pca(
     candidates: dict[str, Adaptor],
     compared: dict[str, dict[int, torch.Tensor]],
-    held_out: HeldOutRows | HeldOutJudged,
+    held_out: HeldOut,
     rows: torch.Tensor,
 ) -> str:
     """Put the first step towards PCA that is nowhere clearly worse in place of a rotation that is; said in words."""

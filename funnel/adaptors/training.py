@@ -1,16 +1,18 @@
-"""The training loop: steps, held-out figures, early stopping, the log."""
+"""From vectors to a trained adaptor: steps, held-out figures, early stopping, the log."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from funnel.adaptors.base import Adaptor
+from funnel.adaptors.base import Adaptor, Sample, adaptor_class, chunks_of, default_widths
 from funnel.adaptors.losses import (
     distillation_loss,
     listwise_loss,
@@ -19,11 +21,12 @@ from funnel.adaptors.losses import (
     reconstruction_loss,
     topk_similarity_loss,
 )
-from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, weight_at
-from funnel.adaptors.sampling import Batch, JudgedBatch, TrainingSet
+from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for, weight_at
+from funnel.adaptors.sampling import NO_QUERIES, Batch, HeldOutRows, JudgedBatch, TrainingQueries, TrainingSet
+from funnel.checks import checked_widths
 from funnel.progress import Progress
 
-__all__ = ["Student", "Trained", "TrainingLog", "train"]
+__all__ = ["Student", "Trained", "TrainingLog", "fit_adaptor", "training_widths", "whole"]
 
 # A rise of the held-out figure below this is noise of its thousand queries.
 RISE = 1e-4
@@ -92,75 +95,89 @@ class Trained:
     log: TrainingLog
 
 
-def train(
-    student: Student,
+def training_widths(dims: Sequence[int] | None, dim: int) -> tuple[int, ...]:
+    """The widths to train: the user's below the full width, or the default ones.
+
+    Raises InputError unless they rise from 1 to dim.
+    """
+    if dims is None:
+        return default_widths(dim)
+    return tuple(width for width in checked_widths(dims, dim) if width < dim) or default_widths(dim)
+
+
+def fit_adaptor(
     kind: str,
-    data: TrainingSet,
-    recipe: Recipe,
-    dims: Sequence[int],
+    sample: Sample,
     *,
+    dims: Sequence[int] | None = None,
+    queries: TrainingQueries = NO_QUERIES,
+    recipe: Recipe | None = None,
+    data: TrainingSet | None = None,
     seed: int = 0,
     progress: bool = False,
     keep_on_interrupt: bool = False,
 ) -> Trained:
-    """Train until the held-out figure stops rising, and give back the best state there was.
+    """Train an adaptor of a kind on vectors, held in memory, until the held-out figure stops rising.
 
-    That is the last of those that are no worse than the best by more than the recipe's tolerance.
-
-    The figure is nDCG@10 of held-out judged queries where there are judgements, else the share of the true top 10 of
-    held-out rows in a shortlist; averaged over the widths. The untrained state takes part. A loss that is not finite
-    ends the training; so does an interrupt (Ctrl-C), which is passed on unless keep_on_interrupt.
+    Given back is the last of the states that are no worse than the best by more than the recipe's tolerance. The figure
+    is nDCG@10 of held-out judged queries where there are judgements, else the share of the true top 10 of held-out rows
+    in a shortlist; averaged over the widths. The untrained state takes part. A loss that is not finite ends the
+    training; so does an interrupt (Ctrl-C), which is passed on unless keep_on_interrupt.
 
     Args:
-        student: the untrained state.
-        kind: for the log and the bar.
-        data: rows, anchors, held-out queries.
-        recipe: losses, weights, steps.
-        dims: widths that are trained, rising.
-        seed: for the log; the data carry their own generator.
-        progress: a bar with the losses and held-out figures on stderr.
-        keep_on_interrupt: give back the best state so far on Ctrl-C.
+        kind: "rotation", "mlp", "deep-mlp" or "attention".
+        sample: float [n, d], or chunks of such rows; with judgements, all documents, in the order their numbers mean.
+        dims: widths to train for; default: half octaves up to half of d or 256.
+        queries: judged ones, real ones and pieces of documents: what to train on and to stop by.
+        recipe: losses, weights and steps; default: the kind's own.
+        data: the training set of the sample, where it was made before.
+        seed: of everything random.
+        progress: show a bar on stderr.
+        keep_on_interrupt: on Ctrl-C give back the best state so far.
+
+    Raises:
+        InputError: the kind is not trained, or rows or dims that cannot be used.
     """
-    run = _Run(student, kind, data, recipe, tuple(dims), seed, progress)
+    recipe = recipe or recipe_for(kind, queries.pieces)
+    vectors = whole(sample)
+    widths = training_widths(dims, vectors.shape[1])
+    data = data or TrainingSet(vectors, recipe, widths[0], queries, seed)
+    student: Student = adaptor_class(kind).start(data.rows, widths, seed, **recipe.settings)  # type: ignore[attr-defined]
+    log = TrainingLog(kind, list(widths), seed, len(data.rows), len(data.judged or ()), data.held_out.figure)
+    run = _Run(student, data, recipe, log, progress)
     try:
-        for phase in recipe.phases:
-            if phase.judged and data.judged is None:
-                continue
+        for phase in run.phases:
             if not run.phase(phase):
                 break
     except KeyboardInterrupt:
         if not keep_on_interrupt:
             raise
-        run.log.stopped.append(f"interrupted after step {run.step}")
-        run.log.interrupted = True
+        log.stopped.append(f"interrupted after step {run.step}")
+        log.interrupted = True
     finally:
         run.bar.close()
-    run.log.seconds = time.perf_counter() - run.started
+    log.seconds = time.perf_counter() - run.started
     run.restore()
-    return Trained(student.snapshot(), run.log)
+    return Trained(student.snapshot(), log)
+
+
+def whole(sample: Sample) -> NDArray[Any]:
+    """A sample in one array. Raises InputError for no rows, or rows of differing widths."""
+    if isinstance(sample, np.ndarray):
+        return next(chunks_of(sample))
+    return np.concatenate(list(chunks_of(sample)))
 
 
 class _Run:
     """The state of one training."""
 
-    def __init__(
-        self,
-        student: Student,
-        kind: str,
-        data: TrainingSet,
-        recipe: Recipe,
-        dims: tuple[int, ...],
-        seed: int,
-        progress: bool,
-    ) -> None:
-        self.student, self.data, self.recipe, self.dims = student, data, recipe, dims
-        judged = 0 if data.judged is None else len(data.judged)
-        figure = "shortlist recall" if data.held_out_judged is None else "nDCG@10"
-        self.log = TrainingLog(kind, list(dims), seed, len(data.rows), judged, figure)
+    def __init__(self, student: Student, data: TrainingSet, recipe: Recipe, log: TrainingLog, progress: bool) -> None:
+        self.student, self.data, self.recipe, self.log = student, data, recipe, log
+        self.phases = [phase for phase in recipe.phases if data.judged is not None or not phase.judged]
         self.started = time.perf_counter()
         self.step = 0
-        total = sum(phase.steps for phase in recipe.phases if data.judged is not None or not phase.judged)
-        self.bar = Progress(total=total, desc=f"train {kind}", unit="steps", disable=not progress)
+        total = sum(phase.steps for phase in self.phases)
+        self.bar = Progress(total=total, desc=f"train {log.kind}", unit="steps", disable=not progress)
         self._best_mean = -math.inf
         self._best: dict[str, Any] = {}
 
@@ -178,9 +195,8 @@ class _Run:
             losses = self._losses(phase)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
-                self._stop(phase, f"diverged at step {self.step}: a loss of {loss.item()}; the best state is kept")
-                self.restore()
-                return False
+                why = f"diverged at step {self.step}: a loss of {loss.item()}; the best state is kept"
+                break
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -189,12 +205,13 @@ class _Run:
             if number % self.recipe.evaluate_every == 0 or number == phase.steps:
                 since_best = 0 if self._evaluate(phase.name) else since_best + 1
                 if since_best >= self.recipe.patience:
-                    self._stop(phase, f"no rise in {since_best} figures, at step {self.step}")
+                    why = f"no rise in {since_best} figures, at step {self.step}"
                     break
         else:
-            self._stop(phase, f"all {phase.steps} steps done")
+            why = f"all {phase.steps} steps done"
+        self.log.stopped.append(f"{phase.name}: {why}")
         self.restore()
-        return True
+        return bool(torch.isfinite(loss))
 
     def restore(self) -> None:
         """Go back to the best state."""
@@ -207,7 +224,7 @@ class _Run:
         weights = {name: weight for name, weight in weights.items() if weight}
         batch = self.data.draw()
         judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(weights) else None
-        found = losses_of(self.student, batch, judged, weights, self.dims, self.recipe)
+        found = losses_of(self.student, batch, judged, weights, self.log.dims, self.recipe)
         return {name: weights[name] * loss for name, loss in found.items()}
 
     def _record(self, phase: Phase, losses: Mapping[str, torch.Tensor]) -> None:
@@ -222,27 +239,19 @@ class _Run:
 
     def _evaluate(self, phase: str) -> bool:
         """Take the held-out figure; True where its state is kept."""
-        held_out = self.data.held_out_judged or self.data.held_out
-        figures = held_out.figures(lambda rows: self.student.project(rows)[0], self.dims)
+        held_out = self.data.held_out
+        figures = held_out.figures(lambda rows: self.student.project(rows)[0], self.log.dims)
         mean = sum(figures.values()) / len(figures)
         seconds = time.perf_counter() - self.started
         self.log.evaluations.append(
             {"step": self.step, "phase": phase, "seconds": seconds, "figures": figures, "mean": mean}
         )
-        if not self._best:
-            bound = -math.inf
-        elif self.data.held_out_judged is None and self.recipe.tolerance:
-            bound = self._best_mean - self.recipe.tolerance
-        else:
-            bound = self._best_mean + RISE
-        if not mean > bound:
+        tolerated = self.recipe.tolerance if isinstance(held_out, HeldOutRows) else 0.0
+        if not mean > self._best_mean + (-tolerated or RISE):
             return False
         self._best_mean, self.log.best_step = max(mean, self._best_mean), self.step
         self._best = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
         return True
-
-    def _stop(self, phase: Phase, why: str) -> None:
-        self.log.stopped.append(f"{phase.name}: {why}")
 
 
 def losses_of(
@@ -254,35 +263,27 @@ def losses_of(
     recipe: Recipe,
 ) -> dict[str, torch.Tensor]:
     """The losses named, unweighted, each summed over the widths; everything is mapped in one go."""
-    blocks = [batch.anchors, batch.candidates]
-    if judged is not None:
-        blocks += [judged.queries, judged.documents]
-    anchors, candidates, *answered = student.project(*blocks)
+    given = () if judged is None else (judged.queries, judged.documents)
+    anchors, candidates, *answered = student.project(batch.anchors, batch.candidates, *given)
     weights = recipe.width_weights
-    found = {}
-    for name in names:
-        if name == "distillation":
-            teacher = batch.anchors @ batch.candidates.T
-            found[name] = distillation_loss(
-                teacher, anchors, [candidates], dims, weights, temperature=recipe.temperature, mask=batch.own
-            )
-        elif name == "pairwise":
-            found[name] = pairwise_similarity_loss(batch.anchors, anchors, dims, weights)
-        elif name == "topk":
-            near, adapted = batch.candidates[batch.near], candidates[batch.near]
-            found[name] = topk_similarity_loss(batch.anchors, near, anchors, adapted, dims, weights)
-        elif name == "reconstruction":
-            found[name] = reconstruction_loss(student.unchanged(batch.anchors), anchors)
-        else:
-            assert judged is not None, "drawn where a loss needs it"
-            query, documents = answered
-            temperature, mask = recipe.judged_temperature, judged.left_out
-            if name == "ranking":
-                found[name] = ranking_loss(
-                    query, documents, judged.grades, dims, weights, mask=mask, temperature=temperature
-                )
-            else:
-                found[name] = listwise_loss(
-                    judged.grades, query, documents, dims, weights, mask=mask, temperature=temperature
-                )
-    return found
+    losses: dict[str, Callable[[], torch.Tensor]] = {
+        "distillation": lambda: distillation_loss(
+            batch.anchors @ batch.candidates.T, anchors, candidates, dims, weights,
+            temperature=recipe.temperature, mask=batch.own,
+        ),
+        "pairwise": lambda: pairwise_similarity_loss(batch.anchors, anchors, dims, weights),
+        "topk": lambda: topk_similarity_loss(
+            batch.anchors, batch.candidates[batch.near], anchors, candidates[batch.near], dims, weights
+        ),
+        "reconstruction": lambda: reconstruction_loss(student.unchanged(batch.anchors), anchors),
+    }  # fmt: skip
+    if judged is not None:
+        query, documents = answered
+        grades, left_out, temperature = judged.grades, judged.left_out, recipe.judged_temperature
+        losses["ranking"] = lambda: ranking_loss(
+            query, documents, grades, dims, weights, mask=left_out, temperature=temperature
+        )
+        losses["listwise"] = lambda: listwise_loss(
+            grades, query, documents, dims, weights, mask=left_out, temperature=temperature
+        )
+    return {name: losses[name]() for name in names}

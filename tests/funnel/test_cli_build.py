@@ -11,7 +11,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.adaptors import RECIPES, selection
-from funnel.adaptors.fitting import JUDGED_MLP
+from funnel.adaptors.recipes import JUDGED_MLP
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from tests.funnel.adaptors.test_rotation import SHORT
 from tests.funnel.cli.test_main import refused, run

@@ -70,15 +70,16 @@ def test_an_unknown_kind_is_an_input_error(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dim": 5}, r"shape \(4, 4\), expected \(5, 5\)"),
-        ({"dim": 0}, "dim is 0"),
-        ({"dim": True}, "dim is True, expected int"),
-        ({"dim": "4"}, "dim is '4', expected int"),
-        ({"dims": 4}, "dims is 4, expected list"),
-        ({"dims": [1.5]}, r"dims is \[1.5\], expected whole numbers"),
+        ({"dim": 5}, r"\(4, 4\)\} and the settings \{\}, expected \{'matrix': \(5, 5\)\}"),
+        ({"dim": 0}, r"Expected `int` >= 1 - at `\$.dim`"),
+        ({"dim": True}, r"Expected `int`, got `bool` - at `\$.dim`"),
+        ({"dim": "4"}, r"Expected `int`, got `str` - at `\$.dim`"),
+        ({"dims": 4}, r"Expected `array`, got `int` - at `\$.dims`"),
+        ({"dims": [1.5]}, r"Expected `int`, got `float` - at `\$.dims\[0\]`"),
         ({"dims": [3, 2]}, "expected rising widths from 1 to 4"),
-        ({"settings": {"hidden": "9"}}, "expected whole numbers"),
-        ({"settings": {"hidden": 9}}, "the settings"),
+        ({"settings": {"hidden": "9"}}, r"Expected `int`, got `str` - at `\$.settings\[...\]`"),
+        ({"seen_queries": [1]}, r"Expected `str`, got `int` - at `\$.seen_queries\[0\]`"),
+        ({"settings": {"hidden": 9}}, "the settings {'hidden': 9}"),
         ({"isometric": False}, "isometric is False, expected True"),
         ({"kind": "identity"}, r"holds neither tensors nor settings, and \['matrix'\]"),
         ({"sha256": "0" * 64}, "sha256 .* says 000000000000…"),
@@ -93,11 +94,12 @@ def test_a_description_that_does_not_fit_is_damage(folder: Path, fields: Any, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "not readable as JSON"),
-        (b"\xff\xfe{", "not readable as JSON"),
-        (b"[" * 100_000, "not readable as JSON"),
-        (b"[]", "holds a list, expected an object"),
-        (b"{}", "lacks the field 'format_version'"),
+        (b"", "does not describe an adaptor"),
+        (b"\xff\xfe{", "does not describe an adaptor"),
+        (b'{"\xff": 1}', "does not describe an adaptor"),
+        (b"[" * 100_000, "does not describe an adaptor"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"{}", "missing required field `format_version`"),
     ],
 )
 def test_an_unreadable_description_is_damage(folder: Path, text: Any, message: str) -> None:
@@ -111,10 +113,10 @@ def test_an_unreadable_description_is_damage(folder: Path, text: Any, message: s
     [
         (b"", "not a safetensors file"),
         (b"\xff" * 64, "not a safetensors file"),
-        (save({"matrix": np.eye(4)}), "is float64, expected float32"),
-        (save({"matrix": np.full((4, 4), np.nan, np.float32)}), "not finite"),
+        (save({"matrix": np.eye(4)}), "is float64; expected finite float32"),
+        (save({"matrix": np.full((4, 4), np.nan, np.float32)}), "expected finite float32"),
         (save({"matrix": 2 * np.eye(4, dtype=np.float32)}), "not orthogonal"),
-        (save({}), r"the tensors are \[\]"),
+        (save({}), r"the tensors are \{\}"),
     ],
 )
 def test_tensors_of_no_use_are_damage_even_with_a_right_checksum(folder: Path, payload: Any, message: str) -> None:

@@ -13,8 +13,8 @@ pytrec_eval = pytest.importorskip("pytrec_eval")
 
 def test_shortlist_recall_is_what_a_loop_finds() -> None:
     rows, queries = clustered(600, 16), clustered(30, 16, seed=1)
-    held_out = HeldOutRows.of(torch.from_numpy(queries), torch.from_numpy(rows))
-    assert held_out.shortlist == 10
+    held_out = HeldOutRows(torch.from_numpy(queries), torch.from_numpy(rows))
+    assert held_out.depth == 10
     found = held_out.per_query(lambda vectors: vectors, (4, 16))
     for width in (4, 16):
         prefixes = rows[:, :width] / np.linalg.norm(rows[:, :width], axis=1, keepdims=True)
@@ -28,7 +28,7 @@ def test_shortlist_recall_is_what_a_loop_finds() -> None:
 def test_the_shortlist_is_a_share_of_a_small_corpus_and_fifty_of_a_large_one() -> None:
     for rows, expected in ((6, 6), (300, 10), (2_000, 20), (9_000, 50)):
         vectors = torch.from_numpy(clustered(rows, 8))
-        assert HeldOutRows.of(vectors[:3], vectors).shortlist == expected
+        assert HeldOutRows(vectors[:3], vectors).depth == expected
 
 
 def judged_set(seed: int) -> tuple[torch.Tensor, Judged]:
@@ -67,6 +67,6 @@ def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged() -> N
 
 def test_pca_keeps_more_than_truncation() -> None:
     rows, queries = clustered(3_000), clustered(200, seed=1)
-    held_out = HeldOutRows.of(torch.from_numpy(queries), torch.from_numpy(rows))
+    held_out = HeldOutRows(torch.from_numpy(queries), torch.from_numpy(rows))
     plain = held_out.figures(lambda vectors: vectors, (8,))[8]
     assert held_out.figures(PCA.fit(rows).map, (8,))[8] > plain + 0.1

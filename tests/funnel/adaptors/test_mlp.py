@@ -225,15 +225,13 @@ def test_every_tensor_must_be_there_and_fit(kind: Any) -> None:
     settings, tensors = kind(DIM).settings(), moved(kind).tensors()
     for name in tensors:
         lacking = {other: tensor for other, tensor in tensors.items() if other != name}
-        with pytest.raises(InputError, match="the tensors are"):
+        with pytest.raises(InputError, match=f'the tensors do not fit the settings.* Missing key.*"{name}"'):
             kind.build(DIM, DIMS, settings, lacking)
-        with pytest.raises(InputError, match=f"the tensor {name} has shape"):
+        with pytest.raises(InputError, match=f"size mismatch for {name}"):
             kind.build(DIM, DIMS, settings, {**tensors, name: tensors[name][..., :-1]})
-        with pytest.raises(InputError, match=f"the tensor {name} holds values that are not finite"):
-            kind.build(DIM, DIMS, settings, {**tensors, name: np.full_like(tensors[name], np.nan)})
-    with pytest.raises(InputError, match="the tensors are"):
+    with pytest.raises(InputError, match=r'Unexpected key.*"more"'):
         kind.build(DIM, DIMS, settings, {**tensors, "more": np.zeros(1, np.float32)})
-    with pytest.raises(InputError, match="has shape"):
+    with pytest.raises(InputError, match="size mismatch"):
         kind.build(2 * DIM, DIMS, settings, tensors)
 
 
@@ -262,7 +260,7 @@ def test_settings_that_were_tampered_with_take_no_memory(kind: Any) -> None:
 def test_wide_settings_of_few_numbers_are_refused_by_shape() -> None:
     # The tensors hold more numbers than dim or hidden, and dim × hidden would be a terabyte.
     wide = {**moved(MLP).tensors(), "blocks.0.up.bias": np.zeros(600_000, np.float32)}
-    with pytest.raises(InputError, match=r"down.weight has shape \(5, 10\), expected \(500000, 500000\)"):
+    with pytest.raises(InputError, match=r"down.weight: .*\[5, 10\].*\[500000, 500000\]"):
         MLP.build(500_000, DIMS, {**MLP(DIM).settings(), "hidden": 500_000}, wide)
 
 
@@ -271,7 +269,7 @@ def test_a_folder_that_does_not_hold_together_is_damaged(tmp_path: Path) -> None
     adaptor.save(tmp_path)
     header = tmp_path / "adaptor.json"
     header.write_text(header.read_text().replace('"hidden": 5', '"hidden": 6'))
-    with pytest.raises(DamagedIndexError, match=r"down.weight has shape \(5, 10\), expected \(6, 10\)"):
+    with pytest.raises(DamagedIndexError, match=r"down.weight: .*\[5, 10\].*\[6, 10\]"):
         Adaptor.load(tmp_path)
 
 

@@ -23,7 +23,7 @@ def test_a_matrix_that_stretches_is_refused() -> None:
     ("matrix", "message"),
     [
         (np.zeros((2, 3), np.float32), r"shape \(2, 3\)"),
-        (np.full((2, 2), np.nan, np.float32), "not finite"),
+        (np.full((2, 2), np.nan, np.float32), "not orthogonal: .* = nan"),
     ],
 )
 def test_a_matrix_of_no_use_is_refused(matrix: Any, message: str) -> None:
@@ -32,7 +32,7 @@ def test_a_matrix_of_no_use_is_refused(matrix: Any, message: str) -> None:
 
 
 def test_the_tensors_must_be_those_expected() -> None:
-    with pytest.raises(InputError, match=r"the tensors are \['other'\] and the settings \{\}, expected \['matrix'\]"):
+    with pytest.raises(InputError, match=r"the tensors are \{'other': \(2, 2\)\} and the settings \{\}, expected"):
         PCA.build(2, (), {}, {"other": np.eye(2, dtype=np.float32)})
-    with pytest.raises(InputError, match=r"shape \(2, 2\), expected \(3, 3\)"):
+    with pytest.raises(InputError, match=r"\{'matrix': \(2, 2\)\} .* expected \{'matrix': \(3, 3\)\}"):
         PCA.build(3, (), {}, {"matrix": np.eye(2, dtype=np.float32)})

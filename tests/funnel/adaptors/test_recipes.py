@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from funnel.adaptors import RECIPES, Phase
+from funnel.adaptors import RECIPES, Phase, Recipe
 from funnel.adaptors.recipes import weight_at
 from funnel.errors import InputError
 
@@ -28,3 +28,9 @@ def test_steps_and_rates_are_above_zero(steps: int, rate: Any) -> None:
 def test_every_recipe_begins_without_judgements() -> None:
     for recipe in RECIPES.values():
         assert not recipe.phases[0].judged
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 0}, {"judged_temperature": float("inf")}])
+def test_temperatures_are_finite_and_above_zero(changed: Any) -> None:
+    with pytest.raises(InputError, match=r"a temperature is .*; expected a finite number above 0"):
+        Recipe(phases=(), **changed)

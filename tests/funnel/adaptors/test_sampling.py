@@ -99,14 +99,12 @@ def test_dev_queries_are_held_out_and_every_judged_one_trains() -> None:
     )
     data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged, dev))
     assert data.judged is not None
-    assert data.held_out_judged is not None
-    assert data.compared_judged is not None
     assert torch.equal(data.judged.queries, judged.queries)
-    held = torch.cat([data.held_out_judged.judged.queries, data.compared_judged.judged.queries])
+    held = torch.cat([data.held_out.queries, data.compared.queries])
     assert torch.equal(held.sort(dim=0).values, dev.queries.sort(dim=0).values)
     alone = TrainingSet(rows, RECIPE, 4, TrainingQueries(dev=dev))
     assert alone.judged is None
-    assert alone.held_out_judged is not None
+    assert alone.held_out.figure == "nDCG@10"
     assert len(alone.rows) == 200
 
 
@@ -158,9 +156,7 @@ def test_a_judged_batch_holds_answers_grades_and_negatives() -> None:
     judged = Judged(queries, documents, [torch.tensor([1.0, 2.0, 3.0])] * 30)
     data = TrainingSet(rows, RECIPE, 4, TrainingQueries(judged))
     assert data.judged is not None
-    assert data.held_out_judged is not None
-    assert data.compared_judged is not None
-    assert len(data.judged) + len(data.held_out_judged.judged) + len(data.compared_judged.judged) == 30
+    assert len(data.judged) + len(data.held_out) + len(data.compared) == 30
     assert len(data.rows) == 200
     graded = dict(zip(map(tuple, judged.queries.numpy()), judged.documents, strict=True))
     for _ in range(10):

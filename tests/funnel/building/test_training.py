@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from funnel import FunnelIndex
-from funnel.adaptors import RECIPES, Adaptor, Rotation, fitting
+from funnel.adaptors import RECIPES, Adaptor, Rotation, recipes
 from funnel.adaptors.sampling import TrainingSet
 from funnel.building.training import EmbeddingCache, JudgedBy, embed_corpus, embed_queries, train_adaptor
 from funnel.encoding.prompts import TextOptions
@@ -137,7 +137,7 @@ def test_a_rotation_is_trained_on_pieces_of_the_texts_as_well(
     kind: str, trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = replace(SHORT, phases=(replace(SHORT.phases[0], steps=3),))
-    monkeypatch.setattr(fitting, "ON_PIECES", replace(short, pieces=0.5))
+    monkeypatch.setattr(recipes, "ON_PIECES", replace(short, pieces=0.5))
     monkeypatch.setitem(RECIPES, "mlp", replace(short, phases=(replace(short.phases[0], weights={"topk": 1.0}),)))
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{number}" for number in rng.integers(0, 500, 40)) for _ in range(1_100)]

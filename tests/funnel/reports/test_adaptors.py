@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.adaptors import PCA, RECIPES, Adaptor, Identity, fitting
+from funnel.adaptors import PCA, RECIPES, Adaptor, Identity
 from funnel.encoding.encoders import Encoder
 from funnel.errors import EncoderError, InputError
 from funnel.reports.adaptors import (
@@ -40,7 +40,6 @@ def measured(folders: list[Path]) -> AdaptorReport:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "rotation", replace(SHORT, phases=(replace(SHORT.phases[0], steps=20),)))
-    assert fitting.RECIPES is RECIPES
 
 
 def test_each_set_is_measured_by_truncation_pca_and_the_adaptor(measured: AdaptorReport) -> None:
