@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from funnel.encoding.encoders import DEFAULT_ENCODER, EncoderSource, load_encode
 from funnel.errors import EncoderError, InputError, MissingPackageError
 from funnel.plainjson import plain_json
 from funnel.progress import Progress
-from funnel.reports.bench import RANKING_MEASURES, ranking_metrics, recall_at_k
+from funnel.reports.bench import ranking_metrics, recall_at_k
 from funnel.reports.pages import figure, page, table
 from funnel.reports.plots import (
     FLAT_COLOUR,
@@ -42,10 +42,6 @@ from funnel.reports.plots import (
 )
 from funnel.reports.tables import Column, text_table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 __all__ = [
     "JudgedSet",
     "SetFigures",
@@ -60,7 +56,7 @@ __all__ = [
 ]
 
 SHORTLIST_RECALL = "shortlist recall"
-MEASURES = (*(name for name, _, _ in RANKING_MEASURES), SHORTLIST_RECALL)
+MEASURES = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", SHORTLIST_RECALL: "shortlist recall"}
 # The true neighbours looked for, the shortlist they are looked for in, and the depth of a ranking that is judged.
 TOP, SHORTLIST, DEPTH = 10, 50, 100
 ROWS_AT_A_TIME = 4_096  # of documents compared with all queries
@@ -177,7 +173,7 @@ def measure(
     ways: Mapping[str, Adaptor],
     widths: Sequence[int],
     adaptor: Mapping[str, str] | None = None,
-    measured: Callable[[], object] = lambda: None,
+    progress: bool = False,
 ) -> SetFigures:
     """Rank all documents for every judged query by the cosine of each prefix.
 
@@ -190,7 +186,7 @@ def measure(
         ways: adaptors by name; "truncation", the identity, is to be among them.
         widths: rising, up to the full width, which is measured as well.
         adaptor: facts to keep with the figures.
-        measured: called after each way and width.
+        progress: show a bar on stderr.
 
     Raises:
         InputError: widths beyond the full one.
@@ -203,19 +199,27 @@ def measure(
                 f"the {way} takes vectors of {found.dim} dims, and those of {judged.name} have {judged.dim}; "
                 "use the encoder that it was trained with"
             )
-    queries, rows = _tensors(judged)
+    queries, rows = (scaled(torch.from_numpy(part.vectors)) for part in (judged.queries, judged.documents))
+    ids = judged.documents.ids
     left_out = _equal_rows(judged, queries, rows)
     truth = _rankings(queries, rows, TOP, left_out)
     figures: Figures = {name: {way: {} for way in ways} for name in MEASURES}
+    total = len(ways) * len({*widths, judged.dim})
+    bar = Progress(total=total, desc=f"measure {judged.name}", unit="rankings", disable=not progress)
     for way, found in ways.items():
         asked, given = (torch.from_numpy(found.transform(part.numpy())) for part in (queries, rows))
         for width in dict.fromkeys((*widths, judged.dim)):
             ranking = _rankings(scaled(asked[:, :width]), scaled(given[:, :width]), DEPTH, left_out)
-            for name, value in ranking_metrics(_run(judged, ranking), judged.qrels).items():
+            run = {
+                query: {ids[row]: score for row, score in best}
+                for query, best in zip(judged.queries.ids, ranking, strict=True)
+            }
+            for name, value in ranking_metrics(run, judged.qrels).items():
                 figures[name][way][width] = value
             figures[SHORTLIST_RECALL][way][width] = _shortlist_recall(queries, rows, ranking, truth)
-            measured()
-    sizes = len(judged.documents.ids), len(judged.queries.ids), sum(map(len, left_out))
+            bar.update()
+    bar.close()
+    sizes = len(ids), len(judged.queries.ids), sum(map(len, left_out))
     return SetFigures(judged.name, *sizes, figures, dict(adaptor or {}))
 
 
@@ -252,10 +256,6 @@ def _judged_queries(queries: Queries, qrels: Mapping[str, object]) -> Queries:
     )
 
 
-def _tensors(judged: JudgedSet) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(scaled(torch.from_numpy(part.vectors)) for part in (judged.queries, judged.documents))  # type: ignore[return-value]
-
-
 def _equal_rows(judged: JudgedSet, queries: torch.Tensor, rows: torch.Tensor) -> list[set[int]]:
     """For each query the rows that equal it and are not judged for it."""
     equal: list[set[int]] = [set() for _ in range(len(queries))]
@@ -275,14 +275,6 @@ def _rankings(queries: torch.Tensor, rows: torch.Tensor, depth: int, left_out: S
         [(row, score) for row, score in zip(numbers, values, strict=True) if row not in skipped][:depth]
         for numbers, values, skipped in zip(found.tolist(), scores.tolist(), left_out, strict=True)
     ]
-
-
-def _run(judged: JudgedSet, ranking: Ranking) -> dict[str, dict[str, float]]:
-    """A ranking by ids, as trec_eval reads it."""
-    ids = judged.documents.ids
-    return {
-        query: {ids[row]: score for row, score in best} for query, best in zip(judged.queries.ids, ranking, strict=True)
-    }
 
 
 def _shortlist_recall(queries: torch.Tensor, rows: torch.Tensor, ranking: Ranking, truth: Ranking) -> float:
@@ -318,13 +310,10 @@ def show_training(choice: AdaptorChoice, folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     said = []
-    if any(log.evaluations for log in choice.logs.values()):
-        try:
-            training_plot(choice, folder / PLOT)
-        except MissingPackageError as error:
-            said = [str(error)]
-    else:
-        said = ["nothing was trained, so there are no curves to draw"]
+    try:
+        training_plot(choice, folder / PLOT)
+    except (MissingPackageError, InputError) as error:
+        said = [str(error)]
     figures = _held_out(choice)
     files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
     parts = [
@@ -339,56 +328,40 @@ def show_training(choice: AdaptorChoice, folder: Path) -> str:
 def training_plot(choice: AdaptorChoice, path: Path) -> None:
     """Write a PNG with two panels a trained kind, losses and held-out figure by step, and one of figures by width.
 
-    Raises MissingPackageError without matplotlib.
+    Raises MissingPackageError without matplotlib, InputError where nothing was trained.
     """
     logs = [log for log in choice.logs.values() if log.evaluations]
+    if not logs:
+        raise InputError("nothing was trained, so there are no curves to draw")
     figure = new_figure((WIDTH_IN_INCHES, ROW_IN_INCHES * len(logs) + HEAD_IN_INCHES))
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         len(logs), 3, left=0.05, right=0.985, top=1 - 1.1 / height, bottom=0.55 / height, wspace=0.18, hspace=0.42
     )
     for row, log in enumerate(logs):
-        _losses(figure.add_subplot(grid[row, 0]), log)
-        _progress(figure.add_subplot(grid[row, 1]), log)
-    _widths(figure.add_subplot(grid[:, 2]), choice)
+        phases: dict[str, int] = {}  # the first step of each
+        for step in log.steps:
+            phases.setdefault(step["phase"], step["step"])
+        names = dict.fromkeys(name for step in log.steps for name in step if name not in STEP_KEYS)
+        losses = [
+            Curve(name, {step["step"]: step[name] for step in log.steps if name in step}, LOSS_COLOURS.get(name, TEXT))
+            for name in names
+        ]
+        left, right = (figure.add_subplot(grid[row, column]) for column in (0, 1))
+        by_step(left, f"{log.kind}: loss terms, weighted", losses, phases, averaged=True)
+        if losses:
+            legend(left)
+        points = {evaluation["step"]: evaluation["mean"] for evaluation in log.evaluations}
+        kept = Curve(f"dot: the state kept, step {log.best_step}", points, WAY_COLOURS.get(log.kind, TEXT))
+        by_step(right, f"{log.kind}: held-out {log.figure}, mean", [kept], phases, marked=log.best_step)
+        legend(right, "lower right")
+    axes = figure.add_subplot(grid[:, 2])
+    curves = [Curve(name, found, WAY_COLOURS.get(name, FLAT_COLOUR)) for name, found in _held_out(choice).items()]
+    by_width(axes, f"held-out {choice.figure} by width", curves)
+    legend(axes, "lower right")
     heading(figure, 1 - 0.3 / height, f"Training: {choice.adaptor.kind} kept", 15, TEXT, "bold")
     heading(figure, 1 - 0.6 / height, choice.why, 10, FLAT_COLOUR, "normal")
     save_figure(figure, path)
-
-
-def _losses(axes: Axes, log: TrainingLog) -> None:
-    names = dict.fromkeys(name for step in log.steps for name in step if name not in STEP_KEYS)
-    curves = [
-        Curve(name, {step["step"]: step[name] for step in log.steps if name in step}, LOSS_COLOURS.get(name, TEXT))
-        for name in names
-    ]
-    by_step(axes, f"{log.kind}: loss terms, weighted", curves, _phases(log), averaged=True)
-    if curves:
-        legend(axes)
-
-
-def _progress(axes: Axes, log: TrainingLog) -> None:
-    points = {evaluation["step"]: evaluation["mean"] for evaluation in log.evaluations}
-    colour = WAY_COLOURS.get(log.kind, TEXT)
-    title = f"{log.kind}: held-out {log.figure}, mean"
-    curves = [Curve(f"dot: the state kept, step {log.best_step}", points, colour)]
-    by_step(axes, title, curves, _phases(log), marked=log.best_step)
-    legend(axes, "lower right")
-
-
-def _phases(log: TrainingLog) -> dict[str, int]:
-    """The first step of each phase."""
-    begun: dict[str, int] = {}
-    for step in log.steps:
-        begun.setdefault(step["phase"], step["step"])
-    return begun
-
-
-def _widths(axes: Axes, choice: AdaptorChoice) -> None:
-    figures = _held_out(choice)
-    curves = [Curve(name, found, WAY_COLOURS.get(name, FLAT_COLOUR)) for name, found in figures.items()]
-    by_width(axes, f"held-out {choice.figure} by width", curves)
-    legend(axes, "lower right")
 
 
 def _held_out(choice: AdaptorChoice) -> CurveFigures:
@@ -399,13 +372,8 @@ def _held_out(choice: AdaptorChoice) -> CurveFigures:
     for kind, log in choice.logs.items():
         if log.evaluations:
             found[f"{kind}, untrained"] = log.evaluations[0]["figures"]
-            found[kind] = _best(log)["figures"]
+            found[kind] = next(one["figures"] for one in log.evaluations if one["step"] == log.best_step)
     return found
-
-
-def _best(log: TrainingLog) -> dict[str, Any]:
-    """The evaluation of the state that was kept."""
-    return next(evaluation for evaluation in log.evaluations if evaluation["step"] == log.best_step)
 
 
 def _table(figures: CurveFigures, choice: AdaptorChoice) -> str:
@@ -438,7 +406,6 @@ def _course(log: TrainingLog) -> list[str]:
 
 
 PLOT_INCHES = (11.0, 5.2)
-TITLES = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", SHORTLIST_RECALL: "shortlist recall"}
 WAYS_NOTE = (
     "All documents are ranked by the cosine of the prefix. Shortlist recall: the share of the full embedding's top 10 "
     "among the best 50 by the prefix. PCA: fitted on the documents of each set."
@@ -502,7 +469,8 @@ def report_on_adaptor(
     sets = []
     for name, folder in named(folders).items():
         judged = JudgedSet.read(folder, name, split, used, store, progress)
-        sets.append(_measured(judged, adaptor, widths, {"kind": adaptor.kind}, progress))
+        ways = ways_of(judged.documents.vectors, adaptor)
+        sets.append(measure(judged, ways, widths, {"kind": adaptor.kind}, progress))
     return _report(adaptor.kind, split, sets)
 
 
@@ -550,7 +518,7 @@ def report_on_training(
         widths = checked_widths(dims or adaptor.dims or default_widths(adaptor.dim), adaptor.dim)
         trained_on = "documents and qrels/train.tsv" if supervised else "documents"
         facts = {"kind": adaptor.kind, "why": choice.why, "trained on": trained_on}
-        sets.append(_measured(judged, adaptor, widths, facts, progress))
+        sets.append(measure(judged, ways_of(judged.documents.vectors, adaptor), widths, facts, progress))
     kinds = {found.adaptor["kind"] for found in sets}
     return _report(kinds.pop() if len(kinds) == 1 else kind, split, sets)
 
@@ -570,15 +538,27 @@ def write_report(report: AdaptorReport, folder: Path) -> str:
         figures = [figure(f"By width, {caption}", plot.read_bytes())]
     except MissingPackageError as error:
         figures, said = [], [str(error)]
-    (folder / "report.html").write_text(_page(report, figures), encoding="utf-8")
-    parts = [
-        report.title,
-        *(_set_text(found, report) for found in report.sets),
-        text_table(_mean_rows(report), _columns(report, _mean_title(report))),
-        WAYS_NOTE,
-        f"written to {folder}/: report.json, report.html" + (", report.png" if figures else ""),
+    title = f"share kept, mean of {len(report.sets)} sets" if len(report.sets) > 1 else "share of full nDCG@10"
+    mean = _table_of(report.mean, report, title)
+    texts, sections = [], []
+    for found in report.sets:
+        head = _set_head(found, report)
+        tables = [_table_of(found.figures[name], report, shown) for name, shown in MEASURES.items()]
+        texts += ["\n".join([f"{found.name}: {head[0]}", *head[1:]]), *(text_table(*one) for one in tables)]
+        sections += [f"<h2>{escape(found.name)}</h2>", *(f"<p>{escape(line)}</p>" for line in head)]
+        sections += [table(*one) for one in tables]
+    page_head = [
+        f"<h1>{escape(report.title)}</h1>",
+        f'<p class="faint">{escape(report.created)} · judgements: {escape(report.split)} · '
+        f"full width {report.widths[-1]}</p>",
+        *figures,
+        "<h2>Share of the full embedding's nDCG@10</h2>",
+        table(*mean),
     ]
-    return "\n\n".join(parts) + "".join(f"\n{line}" for line in said)
+    html = page(report.title, [*page_head, *sections, f"<p class='faint'>{escape(WAYS_NOTE)}</p>"])
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    written = f"written to {folder}/: report.json, report.html" + (", report.png" if figures else "")
+    return "\n\n".join([report.title, *texts, text_table(*mean), WAYS_NOTE, "\n".join([written, *said])])
 
 
 def shares_plot(
@@ -631,15 +611,6 @@ def _encoder_for(folders: Sequence[Path], encoder: EncoderSource | None) -> Enco
     return load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
 
 
-def _measured(
-    judged: JudgedSet, adaptor: Adaptor, widths: Sequence[int], facts: dict[str, str], progress: bool
-) -> SetFigures:
-    ways = ways_of(judged.documents.vectors, adaptor)
-    total = len(ways) * len({*widths, judged.dim})
-    with Progress(total=total, desc=f"measure {judged.name}", unit="rankings", disable=not progress) as bar:
-        return measure(judged, ways, widths, facts, bar.update)
-
-
 def _report(kind: str, split: str, sets: Sequence[SetFigures]) -> AdaptorReport:
     widths = {found.name: list(found.figures["ndcg@10"]["adaptor"]) for found in sets}
     first = next(iter(widths.values()))
@@ -656,47 +627,27 @@ def _way_name(way: str, report: AdaptorReport) -> str:
     return f"adaptor ({report.adaptor})" if way == "adaptor" else way
 
 
-def _columns(report: AdaptorReport, title: str) -> list[Column]:
-    return [
-        Column("way", title, left=True),
-        *(Column(str(width), str(width), ".4f") for width in report.widths[:-1]),
-        Column(str(report.widths[-1]), f"{report.widths[-1]}, full", ".4f"),
-    ]
-
-
-def _rows(by_way: Mapping[str, Mapping[int, float]], report: AdaptorReport) -> list[dict[str, Any]]:
-    return [
+def _table_of(
+    by_way: Mapping[str, Mapping[int, float]], report: AdaptorReport, title: str
+) -> tuple[list[dict[str, Any]], list[Column]]:
+    """Rows and columns: the ways down, the widths across."""
+    rows = [
         {"way": _way_name(way, report), **{str(width): value for width, value in found.items()}}
         for way, found in by_way.items()
     ]
+    names = {width: str(width) for width in report.widths[:-1]} | {report.widths[-1]: f"{report.widths[-1]}, full"}
+    widths = [Column(str(width), name, ".4f") for width, name in names.items()]
+    return rows, [Column("way", title, left=True), *widths]
 
 
-def _mean_title(report: AdaptorReport) -> str:
-    return f"share kept, mean of {len(report.sets)} sets" if len(report.sets) > 1 else "share of full nDCG@10"
-
-
-def _mean_rows(report: AdaptorReport) -> list[dict[str, Any]]:
-    return _rows(report.mean, report)
-
-
-def _set_head(found: SetFigures, report: AdaptorReport) -> str:
+def _set_head(found: SetFigures, report: AdaptorReport) -> list[str]:
+    """What was measured, why this adaptor, and what was left out."""
     said = f"{found.documents:,} documents, {found.queries:,} judged queries ({report.split})"
-    return f"{said}; {found.adaptor['why']}" if "why" in found.adaptor else said
-
-
-def _left_out(found: SetFigures) -> str:
-    if not found.left_out:
-        return ""
-    return (
+    left_out = (
         f"left out: {found.left_out:,} documents that equal a query (cosine ≥ 0.9999) and are not judged for it, "
         "each out of the ranking of that query"
     )
-
-
-def _set_text(found: SetFigures, report: AdaptorReport) -> str:
-    tables = [text_table(_rows(found.figures[name], report), _columns(report, TITLES[name])) for name in MEASURES]
-    head = f"{found.name}: {_set_head(found, report)}"
-    return "\n\n".join(["\n".join(filter(None, [head, _left_out(found)])), *tables])
+    return ["; ".join(filter(None, [said, found.adaptor.get("why")])), *([left_out] if found.left_out else [])]
 
 
 def _curves(of_sets: Sequence[Mapping[str, Mapping[int, float]]], names: Mapping[str, str]) -> list[Curve]:
@@ -711,20 +662,3 @@ def _curves(of_sets: Sequence[Mapping[str, Mapping[int, float]]], names: Mapping
                 Curve(way, {width: found[way][width] for width in shown}, colour, faint=True) for found in of_sets
             ]
     return curves
-
-
-def _page(report: AdaptorReport, figures: Sequence[str]) -> str:
-    full = report.widths[-1]
-    sections = [
-        f"<h1>{escape(report.title)}</h1>",
-        f'<p class="faint">{escape(report.created)} · judgements: {escape(report.split)} · full width {full}</p>',
-        *figures,
-        "<h2>Share of the full embedding's nDCG@10</h2>",
-        table(_mean_rows(report), _columns(report, _mean_title(report))),
-    ]
-    for found in report.sets:
-        sections += [f"<h2>{escape(found.name)}</h2>", f"<p>{escape(_set_head(found, report))}</p>"]
-        sections += [f'<p class="note">{escape(said)}</p>' for said in [_left_out(found)] if said]
-        sections += [table(_rows(found.figures[name], report), _columns(report, TITLES[name])) for name in MEASURES]
-    sections.append(f"<p class='faint'>{escape(WAYS_NOTE)}</p>")
-    return page(report.title, sections)

@@ -22,9 +22,8 @@ from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import BATCH_SIZES
 from funnel.progress import Progress
-from funnel.reports.tables import FlatResult, FunnelResult, IndexFacts, MachineFacts, Results
+from funnel.reports.tables import FlatResult, FunnelResult, Results
 from funnel.results import Explanation
-from funnel.storage import Settings
 from indexes import FlatBaseline
 from indexes.system import free_bytes
 
@@ -60,12 +59,7 @@ def recall_at_k(
 
     Returns:
         float32 [n_queries], from 0 to 1.
-
-    Raises:
-        InputError: k is below 1 or above the true scores given, the shapes do not fit, a true score
-            is not finite, or the tolerance is negative.
     """
-    _check_recall_arguments(returned_scores, true_scores, k, tolerance)
     true = true_scores.astype(np.float64)
     position = true.shape[1] - k
     kth = np.partition(true, position, axis=1)[:, position]
@@ -105,7 +99,14 @@ def ranking_metrics(
         for query, documents in run.items()
         if documents
     }
-    answers = _trec_eval(scored, judged)
+    try:
+        import pytrec_eval
+    except ImportError as error:
+        raise MissingPackageError(
+            "ranking metrics need pytrec_eval; install it with: pip install 'funnel-retrieval[beir]'"
+        ) from error
+    evaluator = pytrec_eval.RelevanceEvaluator(judged, {measure for _, measure, _ in RANKING_MEASURES})
+    answers: dict[str, dict[str, float]] = evaluator.evaluate(scored)
     return {name: sum(answer[key] for answer in answers.values()) / len(judged) for name, _, key in RANKING_MEASURES}
 
 
@@ -117,32 +118,6 @@ def _whole(grades: dict[str, float]) -> dict[str, int]:
         return {document: int(grade) for document, grade in grades.items()}
     factor = LARGEST_GRADE / max(map(abs, grades.values()))
     return {document: max(1, round(grade * factor)) if grade > 0 else 0 for document, grade in grades.items()}
-
-
-def _trec_eval(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    try:
-        import pytrec_eval
-    except ImportError as error:
-        raise MissingPackageError(
-            "ranking metrics need pytrec_eval; install it with: pip install 'funnel-retrieval[beir]'"
-        ) from error
-    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {measure for _, measure, _ in RANKING_MEASURES})
-    answers: dict[str, dict[str, float]] = evaluator.evaluate(run)
-    return answers
-
-
-def _check_recall_arguments(returned: NDArray[Any], true: NDArray[Any], k: int, tolerance: float) -> None:
-    if returned.ndim != 2 or true.ndim != 2 or len(returned) != len(true):
-        raise InputError(
-            f"returned_scores has shape {returned.shape} and true_scores {true.shape}; both must be "
-            "two-dimensional with one row a query"
-        )
-    if not 1 <= k <= true.shape[1]:
-        raise InputError(f"k is {k}; it must be from 1 to {true.shape[1]}, the true scores given for a query")
-    if not np.isfinite(true).all():
-        raise InputError("true_scores holds values that are not finite; pass the scores of flat search")
-    if not tolerance >= 0:
-        raise InputError(f"tolerance is {tolerance}; it must be 0 or more")
 
 
 TARGETS = (0.80, 0.90, 0.95, 0.99)
@@ -199,8 +174,15 @@ def bench(
     prepared = index.searcher.prepare(queries.vectors)
     truth = _Truth(index, prepared, queries.own_positions, k)
     steps = Progress(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
-    flat = _flat(index, prepared, queries, qrels, k, batch)
-    flat["recall"] = 1.0 - truth.lost
+    store, search = index.searcher.cascade.store, _flat_search(index)
+    flat: FlatResult = {
+        "us_single": _us(lambda rows: search(rows, k), prepared, 1),
+        "us_batch": _us(lambda rows: search(rows, k), prepared, batch),
+        "bytes": store.n * store.dim * 4,
+        "recall": 1.0 - truth.lost,
+    }
+    if qrels is not None:
+        flat.update(_ranking(index, queries, qrels, FLAT))  # type: ignore[typeddict-item]
     steps.update()
     measured: list[FunnelResult] = []
     for target in targets:
@@ -249,26 +231,6 @@ class _Truth:
         return -np.sort(-kept, axis=1)[:, : self._k]
 
 
-def _flat(
-    index: FunnelIndex,
-    prepared: npt.NDArray[np.float32],
-    queries: BenchQueries,
-    qrels: Mapping[str, Mapping[str, float]] | None,
-    k: int,
-    batch: int,
-) -> FlatResult:
-    store = index.searcher.cascade.store
-    search = _flat_search(index)
-    result: FlatResult = {
-        "us_single": _us(lambda rows: search(rows, k), prepared, 1),
-        "us_batch": _us(lambda rows: search(rows, k), prepared, batch),
-        "bytes": store.n * store.dim * 4,
-    }
-    if qrels is not None:
-        result.update(_ranking(index, queries, qrels, FLAT))  # type: ignore[typeddict-item]
-    return result
-
-
 def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int], object]:
     """FAISS's flat index over the same vectors in memory, at its best setting; the mapped matrix if too large."""
     store = index.searcher.cascade.store
@@ -314,16 +276,15 @@ def _target(
         "bytes": many.bytes_touched,
     }
     if qrels is not None:
-        plan = many.plan if k >= RANKED else index.explain(_ranked(index), recall=target, batch=batch).plan
+        plan = many.plan if k >= RANKED else index.explain(min(RANKED, len(index)), recall=target, batch=batch).plan
         result.update(_ranking(index, queries, qrels, plan))  # type: ignore[typeddict-item]
     return result
 
 
 def _predicted_us(index: FunnelIndex, explained: Explanation) -> float:
-    calibration = index.searcher.calibration
-    if calibration is None:
-        return explained.p50_ms * 1e3 / explained.batch
-    cost = index.searcher.planner.costs.predict(explained.plan, explained.batch, index.dim)
+    cost = explained.p50_ms
+    if index.searcher.calibration is not None:
+        cost = index.searcher.planner.costs.predict(explained.plan, explained.batch, index.dim)
     return cost * 1e3 / explained.batch
 
 
@@ -335,10 +296,6 @@ def _us(call: Callable[[npt.NDArray[np.float32]], object], queries: npt.NDArray[
     return float(np.median(times)) * 1e3 / batch
 
 
-def _ranked(index: FunnelIndex) -> int:
-    return min(RANKED, len(index))
-
-
 def _ranking(
     index: FunnelIndex, queries: BenchQueries, qrels: Mapping[str, Mapping[str, float]], plan: Plan
 ) -> dict[str, float]:
@@ -347,7 +304,7 @@ def _ranking(
     judged = [i for i, id_ in enumerate(queries.ids) if id_ in qrels]
     if not judged:
         raise InputError("no query has a judgement; do the queries and qrels belong together?")
-    ids, scores = index.search_vectors(queries.vectors[judged], _ranked(index), plan=plan)
+    ids, scores = index.search_vectors(queries.vectors[judged], min(RANKED, len(index)), plan=plan)
     run = {
         queries.ids[i]: {str(id_): float(score) for id_, score in zip(*found, strict=True) if id_ != queries.ids[i]}
         for i, found in zip(judged, zip(ids, scores, strict=True), strict=True)
@@ -355,36 +312,25 @@ def _ranking(
     return ranking_metrics(run, {queries.ids[i]: qrels[queries.ids[i]] for i in judged})  # those asked, no others
 
 
-def index_facts(index: FunnelIndex) -> IndexFacts:
+def index_facts(index: FunnelIndex) -> dict[str, Any]:
     """What was searched."""
-    manifest = index.manifest
+    manifest, settings = index.manifest, index.manifest.settings
+    chosen = ", ".join(f"{name} {value}" for name, value in settings.coarse_settings.items())
     return {
         "rows": len(index),
         "dim": manifest.d,
-        "coarse": _coarse_name(manifest.settings),
+        "coarse": f"{settings.coarse} ({chosen})" if chosen else settings.coarse,
         "adaptor": index.searcher.adaptor.kind,
         "ladder": list(manifest.ladder),
         "resident_mb": index.resident_bytes / 1e6,
-        "encoder": (manifest.settings.encoder or "none (vectors given)"),
+        "encoder": settings.encoder or "none (vectors given)",
         "certificate": index.certification,
     }
 
 
-def _coarse_name(settings: Settings) -> str:
-    chosen = ", ".join(f"{name} {value}" for name, value in settings.coarse_settings.items())
-    return f"{settings.coarse} ({chosen})" if chosen else settings.coarse
-
-
-def machine_facts(index: FunnelIndex) -> MachineFacts:
-    """Where it was searched."""
-    machine = fingerprint(index.searcher.cascade.store.device, index.searcher.cascade.store.placement)
-    return {
-        "processor": machine["processor"],
-        "cores": int(machine["cores"]),
-        "threads": int(machine["threads"]),
-        "device": machine["device"],
-        "torch": machine["torch"],
-        "faiss": machine["faiss"],
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+def machine_facts(index: FunnelIndex) -> dict[str, Any]:
+    """Where it was searched; the library fields hold versions."""
+    store = index.searcher.cascade.store
+    machine = fingerprint(store.device, store.placement)
+    counts = {name: int(machine[name]) for name in ("cores", "threads")}
+    return {**machine, **counts, "numpy": np.__version__, "python": platform.python_version()}

@@ -53,43 +53,42 @@ def deep_check(path: Path) -> Iterator[str]:
         yield _truth(searcher)
 
 
+def _require(true: object, said: str) -> None:
+    if not true:
+        raise DamagedIndexError(said)
+
+
 def _order(segment: Segment) -> str:
     assert segment.order is not None
     counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
-    if len(counts) != segment.rows or (counts != 1).any():
-        raise DamagedIndexError("order.npy is not a permutation of the rows; build the index again")
+    whole = len(counts) == segment.rows and (counts == 1).all()
+    _require(whole, "order.npy is not a permutation of the rows; build the index again")
     return "order.npy is a permutation of the rows"
 
 
 def _ids(index: FunnelIndex) -> str:
     ids = index.ids()
-    if len(set(ids)) != len(ids):
-        raise DamagedIndexError("ids.npy holds an id twice; build the index again")
+    _require(len(set(ids)) == len(ids), "ids.npy holds an id twice; build the index again")
     return f"{len(ids):,} ids, all different"
 
 
 def _finite(segment: Segment, unit: bool) -> None:
     for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
-        if not np.isfinite(rows).all():
-            raise DamagedIndexError(f"vectors.npy holds values that are not finite in rows from {start}")
+        _require(np.isfinite(rows).all(), f"vectors.npy holds values that are not finite in rows from {start}")
         off = np.abs(np.linalg.norm(rows, axis=1) - 1.0)
-        if unit and off.max() > UNIT_TOLERANCE:
-            raise DamagedIndexError(
-                f"vectors.npy holds rows that are not of unit length, such as row {start + off.argmax()}"
-            )
+        said = f"vectors.npy holds rows that are not of unit length, such as row {start + off.argmax()}"
+        _require(not unit or off.max() <= UNIT_TOLERANCE, said)
 
 
 def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
     norms = map_npy(segment.folder / "norms.npy", ("float32",), 2)
-    if norms.shape != (segment.rows, len(ladder)):
-        raise DamagedIndexError(f"norms.npy has shape {norms.shape}, expected {(segment.rows, len(ladder))}")
+    shape = (segment.rows, len(ladder))
+    _require(norms.shape == shape, f"norms.npy has shape {norms.shape}, expected {shape}")
     for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
         for column, width in enumerate(ladder):
-            expected = np.linalg.norm(rows[:, :width], axis=1)
-            found = norms[start : start + len(rows), column]
-            if not np.abs(expected - found).max() <= NORM_TOLERANCE:  # NaN is no agreement
-                row = start + int(np.abs(expected - found).argmax())
-                raise DamagedIndexError(f"norms.npy disagrees with vectors.npy in row {row} at {width} dims")
+            off = np.abs(np.linalg.norm(rows[:, :width], axis=1) - norms[start : start + len(rows), column])
+            said = f"norms.npy disagrees with vectors.npy in row {start + int(off.argmax())} at {width} dims"
+            _require(off.max() <= NORM_TOLERANCE, said)  # NaN is no agreement
     return "norms.npy agrees with vectors.npy, whose rows have unit length"
 
 
@@ -100,22 +99,19 @@ def _coarse(cascade: Cascade) -> str:
     size = min(10, cascade.coarse.largest_shortlist(effort))
     scores, found = cascade.coarse.search(unit_prefixes(cascade.as_asked(vectors), cascade.width), size, effort)
     share = float(((found == rows[:, None]).any(axis=1) | (scores[:, -1] > 1 - UNIT_TOLERANCE)).mean())
-    if share < SELF_FOUND:
-        raise DamagedIndexError(f"coarse.faiss finds {share:.0%} of {len(rows)} rows searched for by themselves")
-    return f"coarse.faiss finds {share:.1%} of {len(rows)} rows searched for by themselves"
+    said = f"of {len(rows)} rows searched for by themselves"
+    _require(share >= SELF_FOUND, f"coarse.faiss finds {share:.0%} {said}")
+    return f"coarse.faiss finds {share:.1%} {said}"
 
 
 def _documents(index: FunnelIndex) -> str:
-    stored = [str(id_) for id_ in index.document_ids()]
-    if stored != [str(id_) for id_ in index.ids()]:
-        raise DamagedIndexError("documents.sqlite and ids.npy hold different ids; build the index again")
+    same = [str(id_) for id_ in index.document_ids()] == [str(id_) for id_ in index.ids()]
+    _require(same, "documents.sqlite and ids.npy hold different ids; build the index again")
     for segment in index.segments:
         assert segment.documents is not None
         assert segment.columns is not None
-        if segment.columns.catalogue != FilterColumns(segment.documents, None).catalogue:
-            raise DamagedIndexError(
-                "columns.sqlite and documents.sqlite hold different metadata; build the index again"
-            )
+        same = segment.columns.catalogue == FilterColumns(segment.documents, None).catalogue
+        _require(same, "columns.sqlite and documents.sqlite hold different metadata; build the index again")
     return "documents.sqlite holds the ids of ids.npy, in order"
 
 
@@ -130,6 +126,6 @@ def _truth(searcher: Searcher) -> str:
     kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]
     allowed = TRUTH_TOLERANCE if run.given is None else STORED_TOLERANCE
     true = run.truth[:TRUTH_SAMPLED]
-    if not ((np.abs(kept - true, where=kept != true, out=np.zeros_like(kept))) <= allowed).all():
-        raise DamagedIndexError("calibration.npz holds other true scores than the vectors give; calibrate again")
+    agree = (np.abs(kept - true, where=kept != true, out=np.zeros_like(kept)) <= allowed).all()
+    _require(agree, "calibration.npz holds other true scores than the vectors give; calibrate again")
     return f"the true scores of {len(sample)} calibration queries are those of the vectors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -79,23 +78,6 @@ _CAPTIONS = {
         "python": "Python",
     },
 }
-
-
-def write_page(
-    results: Results, path: str | os.PathLike[str], figures: Sequence[tuple[str, str | os.PathLike[str]]] = ()
-) -> None:
-    """Write the page of `html_page` to a file, in UTF-8.
-
-    Args:
-        results: what was measured.
-        path: of the page.
-        figures: caption and path of each PNG to embed.
-
-    Raises:
-        InputError: a figure is not a PNG file.
-    """
-    embedded = [(caption, Path(figure).read_bytes()) for caption, figure in figures]
-    Path(path).write_text(html_page(results, embedded), encoding="utf-8")
 
 
 def html_page(results: Results, figures: Sequence[tuple[str, bytes]] = ()) -> str:
@@ -179,17 +161,13 @@ def figure(caption: str, data: bytes) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """A table as HTML, every cell escaped."""
-    shown = shown_columns(rows, columns)
-    head = "".join(f"<th{_side(column)}>{escape(column.title)}</th>" for column in shown)
+    shown = [(' class="left"' if column.left else "", column) for column in shown_columns(rows, columns)]
+    head = "".join(f"<th{side}>{escape(column.title)}</th>" for side, column in shown)
     body = "\n".join(
-        "<tr>" + "".join(f"<td{_side(column)}>{escape(column.cell(row))}</td>" for column in shown) + "</tr>"
+        "<tr>" + "".join(f"<td{side}>{escape(column.cell(row))}</td>" for side, column in shown) + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _side(column: Column) -> str:
-    return ' class="left"' if column.left else ""
 
 
 def _facts(values: Mapping[str, Any], captions: Mapping[str, str]) -> str:
@@ -215,9 +193,7 @@ def bench_queries(index: FunnelIndex, path: Path | None) -> BenchQueries:
     queries = open_queries(str(path))
     vectors = queries.vectors
     if vectors is None:
-        if queries.texts is None:
-            raise InputError(f"{path} holds neither texts nor vectors")
-        vectors = index.encode_queries(queries.texts)
+        vectors = index.encode_queries(queries.texts or [])
     return BenchQueries(vectors, None if queries.ids is None else [str(id_) for id_ in queries.ids])
 
 
@@ -231,10 +207,10 @@ def write_results(results: Results, folder: Path) -> str:
     plot, said = folder / "frontier.png", []
     try:
         frontier_plot(results, plot)
-        figures: list[tuple[str, str | Path]] = [("Recall against speed", plot)]
+        figures = [("Recall against speed", plot.read_bytes())]
     except MissingPackageError as error:
         figures, said = [], [str(error)]
-    write_page(results, folder / "report.html", figures)
+    (folder / "report.html").write_text(html_page(results, figures), encoding="utf-8")
     index = results["index"]
     return "\n".join(
         [

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from funnel.budget import Budget, check_k
 from funnel.errors import InputError, MissingPackageError
@@ -54,22 +54,15 @@ RECALL_OFFSET = 0.002
 MARGIN = 0.02
 # The size at which a long heading is no longer made smaller, in points.
 SMALLEST_TEXT = 5.0
+MARKED: dict[str, Any] = {"markersize": 8, "markeredgecolor": "white", "zorder": 3}
 # Speed-ups that may carry a tick.
 SPEED_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-@dataclass(frozen=True)
-class _Series:
-    name: str
-    key: Literal["speedup_batch", "speedup_single"]
-    colour: str
-    marker: str
-    below: bool
-
-
-_SERIES = (
-    _Series("queries in batch", "speedup_batch", BATCH_COLOUR, "o", below=False),
-    _Series("one query a call", "speedup_single", SINGLE_COLOUR, "s", below=True),
+# Name, key of a result, colour, marker, whether its labels stand below.
+_SERIES: tuple[tuple[str, Literal["speedup_batch", "speedup_single"], str, str, bool], ...] = (
+    ("queries in batch", "speedup_batch", BATCH_COLOUR, "o", False),
+    ("one query a call", "speedup_single", SINGLE_COLOUR, "s", True),
 )
 
 
@@ -93,9 +86,22 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
     figure = new_figure()
     axes = figure.add_axes((0.08, 0.115, 0.895, 0.70))
     _frame(axes, results)
-    for series in _SERIES:
-        _curve(axes, results, series)
-    _titles(figure, axes, results)
+    points = sorted(results["funnel"], key=lambda point: point["recall"])
+    x = [stretch(point["recall"]) for point in points]
+    lows, highs = ([stretch(end) for end in ends] for ends in zip(*map(_reach, points), strict=True))
+    for name, key, colour, marker, _ in _SERIES:
+        y = [point[key] for point in points]
+        axes.hlines(y, lows, highs, color=colour, linewidth=1.4, alpha=0.55, zorder=2)
+        axes.plot(x, y, color=colour, linewidth=1.6, alpha=0.35, zorder=1)
+        axes.plot(x, y, marker, color=colour, label=name, **MARKED)
+    axes.plot([stretch(1.0)], [1.0], "D", color=FLAT_COLOUR, label="flat search", **MARKED)
+    index, machine = results["index"], results["machine"]
+    facts = (
+        f"{index['rows']:,} × {index['dim']} · {index['coarse']} · {machine['threads']} threads, "
+        f"{machine['device']} · {results['n_queries']:,} {results.get('queries', 'queries')} · {index['certificate']}"
+    )
+    below = f"measured recall@{results['k']}, axis stretched towards 1; dashed: recall asked for"
+    _titles(axes, results["title"], facts, "speed-up over flat search", below)
     write_labels(axes, _labels(results))
     save_figure(figure, path)
 
@@ -134,7 +140,7 @@ def _frame(axes: Axes, results: Results) -> None:
     points = results["funnel"]
     targets = sorted({point["target"] for point in points})
     recalls = [*(point["target"] for point in points), *(low for point in points for low in _reach(point))]
-    speeds = [1.0] + [point[series.key] for point in points for series in _SERIES]
+    speeds = [1.0, *(point[key] for point in points for _, key, *_ in _SERIES)]
     left, right = stretch(min(recalls)), stretch(1.0)
     axes.set_xlim(left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05)
     axes.set_yscale("log")
@@ -147,65 +153,28 @@ def _frame(axes: Axes, results: Results) -> None:
     axes.minorticks_off()
     for target in targets:
         axes.axvline(stretch(target), color=FAINT, linewidth=1.1, linestyle=(0, (5, 4)), zorder=0)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6, zorder=0)
+    _plain(axes, "y", 11)
+
+
+def _plain(axes: Axes, grid: Literal["y", "both"], size: float) -> None:
+    """A faint grid, one spine and labels of a size without ticks."""
+    axes.grid(axis=grid, color=FAINT, linewidth=0.6, zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FLAT_COLOUR)
-    axes.tick_params(colors=TEXT, labelsize=11, length=0)
+    axes.tick_params(colors=TEXT, labelsize=size, length=0, which="both")
 
 
-def _curve(axes: Axes, results: Results, series: _Series) -> None:
-    points = sorted(results["funnel"], key=lambda point: point["recall"])
-    x = [stretch(point["recall"]) for point in points]
-    y = [point[series.key] for point in points]
-    lows, highs = ([stretch(end) for end in ends] for ends in zip(*map(_reach, points), strict=True))
-    axes.hlines(y, lows, highs, color=series.colour, linewidth=1.4, alpha=0.55, zorder=2)
-    axes.plot(x, y, color=series.colour, linewidth=1.6, alpha=0.35, zorder=1)
-    axes.plot(
-        x,
-        y,
-        series.marker,
-        color=series.colour,
-        markersize=8,
-        markeredgecolor="white",
-        zorder=3,
-        label=series.name,
-    )
-
-
-def _titles(figure: Figure, axes: Axes, results: Results) -> None:
-    index, machine = results["index"], results["machine"]
-    axes.plot(
-        [stretch(1.0)],
-        [1.0],
-        "D",
-        color=FLAT_COLOUR,
-        markersize=8,
-        markeredgecolor="white",
-        zorder=3,
-        label="flat search",
-    )
-    heading(figure, 0.955, results["title"], 15, TEXT, "bold")
-    facts = (
-        f"{index['rows']:,} × {index['dim']} · {index['coarse']} · {machine['threads']} threads, "
-        f"{machine['device']} · {results['n_queries']:,} {results.get('queries', 'queries')} · {index['certificate']}"
-    )
+def _titles(axes: Axes, title: str, facts: str, y_label: str, x_label: str) -> None:
+    """Around the one panel of a figure: title, facts, legend and what the axes are."""
+    figure = cast("Figure", axes.figure)
+    heading(figure, 0.955, title, 15, TEXT, "bold")
     heading(figure, 0.91, facts, 10.5, FLAT_COLOUR, "normal")
+    figure.text(MARGIN, 0.862, y_label, fontsize=11, color=TEXT, va="center")
     figure.legend(
-        loc="upper right",
-        bbox_to_anchor=(0.985, 0.9),
-        ncols=3,
-        frameon=False,
-        fontsize=11,
-        labelcolor=TEXT,
-        handletextpad=0.3,
-        columnspacing=1.6,
-    )
-    figure.text(MARGIN, 0.862, "speed-up over flat search", fontsize=11, color=TEXT, va="center")
-    axes.set_xlabel(
-        f"measured recall@{results['k']}, axis stretched towards 1; dashed: recall asked for",
-        fontsize=11,
-        color=TEXT,
-    )
+        loc="upper right", bbox_to_anchor=(0.985, 0.9), ncols=3, frameon=False, fontsize=11, labelcolor=TEXT,
+        handletextpad=0.3, columnspacing=1.6,
+    )  # fmt: skip
+    axes.set_xlabel(x_label, fontsize=11, color=TEXT)
 
 
 def heading(figure: Figure, height: float, text: str, size: float, colour: str, weight: str) -> None:
@@ -238,13 +207,13 @@ def _labels(results: Results) -> list[Label]:
             FLAT_COLOUR,
         )
     ]
-    for series in _SERIES:
+    for _, key, colour, _, below in _SERIES:
         shared: dict[tuple[float, float], list[float]] = {}
         for point in results["funnel"]:
-            shared.setdefault((stretch(point["recall"]), point[series.key]), []).append(point["target"])
+            shared.setdefault((stretch(point["recall"]), point[key]), []).append(point["target"])
         for (x, y), targets in shared.items():
-            asked = ", ".join(recall_text(target) for target in sorted(targets))
-            labels.append(Label(f"{asked}: {times(y)}", x, y, series.colour, series.below))
+            asked = ", ".join(map(recall_text, sorted(targets)))
+            labels.append(Label(f"{asked}: {times(y)}", x, y, colour, below))
     return labels
 
 
@@ -314,11 +283,10 @@ def by_width(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
     """Figures against prefix width, the widths evenly apart by octave."""
     _curve_frame(axes, title, "width of the prefix")
     for curve in curves:
-        style: dict[str, Any] = {"linewidth": 1.8, "marker": "o", "markersize": 5, "zorder": 3}
+        style: dict[str, Any] = {"label": curve.name, "linewidth": 1.8, "marker": "o", "markersize": 5, "zorder": 3}
         if curve.faint:
-            style = {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
-        label = "_" if curve.faint else curve.name
-        axes.plot(list(curve.points), list(curve.points.values()), color=curve.colour, label=label, **style)
+            style = {"label": "_", "linewidth": 0.9, "alpha": 0.4, "zorder": 2}
+        axes.plot(list(curve.points), list(curve.points.values()), color=curve.colour, **style)
     widths = sorted({width for curve in curves for width in curve.points})
     shown = widths[:: -(-len(widths) // WIDTH_TICKS)]
     axes.set_xscale("log", base=2)
@@ -370,10 +338,7 @@ def legend(axes: Axes, place: Literal["best", "lower right"] = "best") -> None:
 def _curve_frame(axes: Axes, title: str, x_label: str) -> None:
     axes.set_title(title, fontsize=11, color=TEXT, loc="left", parse_math=False)
     axes.set_xlabel(x_label, fontsize=10, color=TEXT)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FLAT_COLOUR)
-    axes.tick_params(colors=TEXT, labelsize=9.5, length=0, which="both")
+    _plain(axes, "y", 9.5)
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
@@ -446,19 +411,13 @@ def plot_frontier(index: FunnelIndex, path: str | os.PathLike[str], k: int = 10,
     _frontier_frame(axes, points)
     _draw(axes, points)
     calls = "one query a call" if batch == 1 else f"calls of {batch_class(batch):,} queries"
-    heading(figure, 0.955, f"Plans of {index.path.name}: recall against cost", 15, TEXT, "bold")
-    heading(
-        figure, 0.91, f"{len(index):,} × {index.dim} · {calls} · {index.certification}", 10.5, FLAT_COLOUR, "normal"
-    )
-    figure.text(MARGIN, 0.862, "predicted milliseconds a call", fontsize=11, color=TEXT, va="center")
-    figure.legend(
-        loc="upper right", bbox_to_anchor=(0.985, 0.9), ncols=3, frameon=False, fontsize=11, labelcolor=TEXT,
-        handletextpad=0.3, columnspacing=1.6,
-    )  # fmt: skip
-    axes.set_xlabel(
+    _titles(
+        axes,
+        f"Plans of {index.path.name}: recall against cost",
+        f"{len(index):,} × {index.dim} · {calls} · {index.certification}",
+        "predicted milliseconds a call",
         f"mean recall@{k} on the calibration queries, axis stretched towards 1; lines reach to the lower bound",
-        fontsize=11, color=TEXT,
-    )  # fmt: skip
+    )
     write_labels(axes, _point_labels(points))
     save_figure(figure, path)
 
@@ -476,33 +435,24 @@ def _frontier_frame(axes: Axes, points: Sequence[Point]) -> None:
     ms = [tick for tick in TICKS if min(costs) / 1.8 <= tick <= max(costs) * 1.8]
     axes.set_yticks(ms, [f"{tick:g}" for tick in ms])
     axes.minorticks_off()
-    axes.grid(axis="both", color=FAINT, linewidth=0.6, zorder=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FLAT_COLOUR)
-    axes.tick_params(colors=TEXT, labelsize=11, length=0)
+    _plain(axes, "both", 11)
 
 
 def _draw(axes: Axes, points: Sequence[Point]) -> None:
-    def at(some: Sequence[Point]) -> tuple[list[float], list[float]]:
-        return [stretch(point.recall) for point in some], [point.ms for point in some]
-
-    chosen = [point for point in points if point.budgets and not point.plan.is_flat]
-    others = [point for point in points if not point.budgets and not point.plan.is_flat]
-    for some, colour, opacity, width in ((others, BATCH_COLOUR, 0.25, 1.0), (chosen, SINGLE_COLOUR, 0.7, 1.6)):
-        x, y = at(some)
-        axes.hlines(
-            y, [stretch(point.lower_bound) for point in some], x, color=colour, alpha=opacity, linewidth=width, zorder=2
-        )
-    axes.plot(
-        *at(others), "o", color=BATCH_COLOUR, markersize=4.5, alpha=0.6, markeredgewidth=0, label="plan", zorder=3
+    flat = [point for point in points if point.plan.is_flat]
+    chosen = [point for point in points if point.budgets and point not in flat]
+    others = [point for point in points if not point.budgets and point not in flat]
+    small = {"markersize": 4.5, "alpha": 0.6, "markeredgewidth": 0, "zorder": 3}
+    series: tuple[tuple[list[Point], str, str, str, dict[str, Any], float, float], ...] = (
+        (others, "plan", BATCH_COLOUR, "o", small, 0.25, 1.0),
+        (chosen, "serves a budget", SINGLE_COLOUR, "s", MARKED, 0.7, 1.6),
+        (flat, "flat search", FLAT_COLOUR, "D", {**MARKED, "clip_on": False}, 0.0, 1.0),
     )
-    axes.plot(
-        *at(chosen), "s", color=SINGLE_COLOUR, markersize=8, markeredgecolor="white", label="serves a budget", zorder=4
-    )
-    axes.plot(
-        *at([point for point in points if point.plan.is_flat]), "D", color=FLAT_COLOUR, markersize=8,
-        markeredgecolor="white", label="flat search", zorder=4, clip_on=False,
-    )  # fmt: skip
+    for some, name, colour, marker, style, opacity, width in series:
+        x, y = [stretch(point.recall) for point in some], [point.ms for point in some]
+        lows = [stretch(point.lower_bound) for point in some]
+        axes.hlines(y, lows, x, color=colour, alpha=opacity, linewidth=width, zorder=2)
+        axes.plot(x, y, marker, color=colour, label=name, **style)
 
 
 def _point_labels(points: Sequence[Point]) -> list[Label]:

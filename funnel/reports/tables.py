@@ -13,33 +13,6 @@ from funnel.results import Explanation
 __all__ = ["RECALLS", "budgets_table", "explain_budgets"]
 
 
-class IndexFacts(TypedDict):
-    """What was searched."""
-
-    rows: int
-    dim: int
-    coarse: str
-    adaptor: str
-    ladder: list[int]
-    resident_mb: float
-    encoder: str
-    # "certified on N real queries" or "uncertified: calibrated on corpus rows"
-    certificate: str
-
-
-class MachineFacts(TypedDict):
-    """Where it was searched; the library fields hold versions."""
-
-    processor: str
-    cores: int
-    threads: int
-    device: str
-    torch: str
-    faiss: str
-    numpy: str
-    python: str
-
-
 # In the functional form because "ndcg@10" is no Python name. Exact search at full width over the rows as stored: its
 # recall is what that keeps of the true top k of the rows as given, as far as that was measured.
 FlatResult = TypedDict(
@@ -87,8 +60,8 @@ class Results(TypedDict):
 
     title: str
     created: str
-    index: IndexFacts
-    machine: MachineFacts
+    index: dict[str, Any]  # what was searched: see `index_facts` of funnel.reports.bench
+    machine: dict[str, Any]  # where it was searched: see `machine_facts`
     k: int
     n_queries: int
     queries: NotRequired[str]  # what they are, after their number
@@ -97,7 +70,6 @@ class Results(TypedDict):
 
 
 MISSING = "–"
-GAP = "  "
 Row = Mapping[str, Any]
 
 
@@ -203,15 +175,17 @@ def comparison_rows(results: Results) -> list[dict[str, Any]]:
 def budget_rows(results: Results) -> list[dict[str, Any]]:
     """Every budget, for PREDICTION_COLUMNS and COMPARISON_COLUMNS."""
     return [
-        {**point, "search": f"recall {recall_text(point['target'])}", "certified": _certified(point)}
+        {
+            **point,
+            "search": f"recall {recall_text(point['target'])}",
+            "certified": _certified(point.get("exact", False), point["certified"]),
+        }
         for point in results["funnel"]
     ]
 
 
-def _certified(point: FunnelResult) -> str:
-    if point.get("exact"):
-        return "exact"
-    return "yes" if point["certified"] else "no"
+def _certified(exact: bool, certified: bool) -> str:
+    return "exact" if exact else "yes" if certified else "no"
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
@@ -222,11 +196,11 @@ def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column
 def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Columns aligned with spaces under a rule, for a fixed-width font; no newline at the end."""
     shown = shown_columns(rows, columns)
-    lines = [[column.title for column in shown]] + [[column.cell(row) for column in shown] for row in rows]
+    lines = [[column.title for column in shown], *([column.cell(row) for column in shown] for row in rows)]
     widths = [max(_width(line[at]) for line in lines) for at in range(len(shown))]
     lines.insert(1, ["─" * width for width in widths])
     return "\n".join(
-        GAP.join(
+        "  ".join(
             _pad(text, width, column.left) for text, width, column in zip(line, widths, shown, strict=True)
         ).rstrip()
         for line in lines
@@ -279,7 +253,7 @@ def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
             "bound": None if line.is_exact else line.recall_lower_bound,
             "p50": line.p50_ms,
             "p95": line.p95_ms,
-            "certified": _said_certified(line),
+            "certified": _certified(line.is_exact, line.certificate.certified),
             "plan": str(line.plan),
         }
         for line in explained
@@ -287,15 +261,6 @@ def budgets_table(index: FunnelIndex, explained: Sequence[Explanation]) -> str:
     first = explained[0]
     said = dict.fromkeys(line.certificate.note for line in explained)
     notes = [note for note in said if note not in ("", index.certification)]
-    heading = f"{index.path}: k={first.k}, {_calls(first.batch)}; {index.certification}"
+    calls = "one query a call" if first.batch == 1 else f"{first.batch} queries a call"
+    heading = f"{index.path}: k={first.k}, {calls}; {index.certification}"
     return "\n".join([heading, "", text_table(rows, COLUMNS), "", *notes]).rstrip()
-
-
-def _said_certified(line: Explanation) -> str:
-    if line.is_exact:
-        return "exact"
-    return "yes" if line.certificate.certified else "no"
-
-
-def _calls(batch: int) -> str:
-    return "one query a call" if batch == 1 else f"{batch} queries a call"

@@ -79,23 +79,6 @@ def test_without_ties_it_is_the_share_of_the_top_k(scores: Any, data: Any) -> No
     assert recall_at_k(array, np.array([scores]) / 50, k)[0] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("returned", "true", "k", "tolerance", "message"),
-    [
-        (np.ones((1, 2)), np.ones((1, 2)), 0, 1e-6, "k is 0; it must be from 1 to 2"),
-        (np.ones((1, 2)), np.ones((1, 2)), 3, 1e-6, "k is 3; it must be from 1 to 2"),
-        (np.ones((1, 2)), np.ones((2, 2)), 1, 1e-6, r"\(1, 2\) and true_scores \(2, 2\)"),
-        (np.ones(2), np.ones((2, 2)), 1, 1e-6, r"\(2,\)"),
-        (np.ones((1, 2)), np.full((1, 2), np.nan), 1, 1e-6, "not finite"),
-        (np.ones((1, 2)), np.ones((1, 2)), 1, -1.0, "tolerance is -1.0"),
-        (np.ones((1, 2)), np.ones((1, 2)), 1, math.nan, "tolerance is nan"),
-    ],
-)
-def test_arguments_of_no_use_are_refused(returned: Any, true: Any, k: int, tolerance: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        recall_at_k(returned, true, k, tolerance)
-
-
 def test_ranking_by_hand() -> None:
     qrels = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}}
     run = {"q1": {"x": 0.9, "a": 0.8, "b": 0.7}, "q2": {"d": 0.5, "y": 0.4}}
