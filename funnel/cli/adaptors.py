@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
@@ -60,14 +60,6 @@ def train(
     click.echo(show_training(choice, out))
 
 
-class _Sets(TypedDict):
-    """The judged data sets to measure on: folders, names of BEIR, and which of their judgements."""
-
-    data: tuple[Path, ...]
-    beir: tuple[str, ...]
-    split: str
-
-
 @click.group()
 def adaptor() -> None:
     """Reports on trained adaptors.
@@ -93,15 +85,14 @@ def adaptor() -> None:
 @QUIET
 def report(
     out: Path | None,
+    data: tuple[Path, ...],
+    beir: tuple[str, ...],
     kind: str | None,
     train_qrels: bool,
-    dims: list[int] | None,
-    encoder: EncoderSource | None,
-    cache: Path | None,
     folder: Path,
     seed: int,
     quiet: bool,
-    **sets: Unpack[_Sets],
+    **measured: Any,
 ) -> None:
     """Measure the adaptor in folder OUT on judged data sets, beside truncation, PCA and the full embedding.
 
@@ -118,18 +109,13 @@ def report(
         raise click.UsageError("give either the folder OUT of an adaptor, or --train KIND to train one on each set")
     if train_qrels and kind is None:
         raise click.UsageError("--train-qrels goes with --train; the adaptor in OUT is trained already")
-    if not sets["data"] and not sets["beir"]:
+    if not data and not beir:
         raise click.UsageError("give at least one data set: --data FOLDER or --beir NAME")
-    downloads = EmbeddingCache(cache).folder.parent / "beir"
-    folders = [*sets["data"], *(beir_folder(name, downloads) for name in sets["beir"])]
-    split = sets["split"]
+    downloads = EmbeddingCache(measured["cache"]).folder.parent / "beir"
+    folders = [*data, *(beir_folder(name, downloads) for name in beir)]
+    measured["progress"] = not quiet
     if kind is not None:
-        made = report_on_training(
-            kind, folders, folder, with_qrels=train_qrels, dims=dims, split=split, encoder=encoder, cache=cache,
-            seed=seed, progress=not quiet,
-        )  # fmt: skip
+        made = report_on_training(kind, folders, folder, with_qrels=train_qrels, seed=seed, **measured)
     else:
-        made = report_on_adaptor(
-            Adaptor.load(str(out)), folders, dims=dims, split=split, encoder=encoder, cache=cache, progress=not quiet
-        )
+        made = report_on_adaptor(Adaptor.load(str(out)), folders, **measured)
     click.echo(write_report(made, folder))

@@ -23,8 +23,6 @@ from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
     from funnel.budget import Budget
-    from funnel.data.corpus import Columns
-    from funnel.encoding.prompts import TextOptions
     from funnel.index import FunnelIndex
     from funnel.results import Hits
 
@@ -78,16 +76,12 @@ def _said(error: Exception) -> str:
     """What was given, what was expected and what to do."""
     if isinstance(error, click.UsageError):
         said, of = error.format_message(), error.ctx
-        return (
-            f"{said.rstrip('.')}; see {of.command_path} --help"
-            if of is not None and "Did you mean" not in said
-            else said
-        )
-    if isinstance(error, EXPECTED) and (not isinstance(error, OSError) or error.filename is None):
-        return str(error)
-    if isinstance(error, OSError):
+        return said if of is None or "Did you mean" in said else f"{said.rstrip('.')}; see {of.command_path} --help"
+    if isinstance(error, OSError) and error.filename is not None:
         remedy = "give another path" if error.errno in OF_THE_PATH else "put that right, and try again"
         return f"cannot use {str(error.filename)[:LONGEST_PATH]}: {error.strerror}; {remedy}"
+    if isinstance(error, EXPECTED):
+        return str(error)
     return f"{type(error).__name__}: {error}; run it again as funnel --debug ... and report what that shows"
 
 
@@ -101,15 +95,8 @@ def cli(debug: bool) -> None:
     """
 
 
-cli.add_command(train)
-cli.add_command(adaptor)
-cli.add_command(tune)
-cli.add_command(info)
-cli.add_command(export)
-cli.add_command(add)
-cli.add_command(delete)
-cli.add_command(compact)
-cli.add_command(upgrade)
+for command in (train, adaptor, tune, info, export, add, delete, compact, upgrade):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -139,25 +126,7 @@ cli.add_command(upgrade)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the index that the folder holds.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-def build(
-    corpus: Path,
-    index: Path,
-    queries: Path | None,
-    qrels: Path | None,
-    encoder: str | None,
-    adaptor: str,
-    dims: list[int] | None,
-    memory_mb: float | None,
-    coarse: str | None,
-    corpus_like_queries: bool,
-    dtype: str,
-    prompts: TextOptions,
-    exact_encoding: bool,
-    columns: Columns,
-    seed: int,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
+def build(corpus: Path, index: Path, queries: Path | None, quiet: bool, **options: Any) -> None:
     """Build the folder INDEX from CORPUS: a BEIR folder, .jsonl, .csv, .parquet or .npy.
 
     Example: funnel build scifact my-index --queries scifact/queries.jsonl
@@ -165,31 +134,8 @@ def build(
     from funnel.building.info import said_bytes
     from funnel.index import FunnelIndex
 
-    built = FunnelIndex.build(
-        str(corpus),
-        index,
-        encoder=encoder,
-        adaptor=adaptor,
-        queries=None if queries is None else str(queries),
-        qrels=qrels,
-        dims=dims,
-        memory_mb=memory_mb,
-        coarse=coarse,
-        corpus_like_queries=corpus_like_queries,
-        dtype=dtype,
-        query_prompt=prompts.query_prompt,
-        document_prompt=prompts.document_prompt,
-        truncate_dim=prompts.truncate_dim,
-        exact_encoding=exact_encoding,
-        text=columns.text,
-        title=columns.title,
-        id=columns.id,
-        vector=columns.vector,
-        metadata=columns.metadata,
-        seed=seed,
-        overwrite=overwrite,
-        progress=not quiet,
-    )
+    given = None if queries is None else str(queries)
+    built = FunnelIndex.build(str(corpus), index, queries=given, progress=not quiet, **options)
     manifest = built.manifest
     click.echo(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings.coarse} over "
@@ -304,14 +250,10 @@ def _read_vectors(path: Path) -> Any:
     import numpy as np
 
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a .npy file of vectors") from error
+        with path.open("rb") as file:
+            vectors = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers, or is cut short; save it with numpy.save") from error
-    if not isinstance(vectors, np.ndarray):
-        vectors.close()
-        raise InputError(f"{path} is an archive of several arrays; expected a .npy file of one")
     if vectors.ndim not in (1, 2) or not vectors.size:
         raise InputError(f"{path} has shape {list(vectors.shape)}; expected one vector [d], or [n, d]")
     return np.atleast_2d(vectors)
@@ -324,15 +266,14 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
             | ({} if hit.ranks is None else {"ranks": asdict(hit.ranks)})
             for hit in hits
         ]
-        record = {"query": query, "hits": found, "served": hits.served.to_json()}
-        click.echo(plain_json(record))
+        click.echo(plain_json({"query": query, "hits": found, "served": hits.served.to_json()}))
         return
     click.echo(f"\n{query}")
-    if not hits.served.complete:
-        how = "ranked by a prefix" if hits.served.lexical is not None else "scores are cosines on a prefix"
-        click.echo(f"({hits.served}{f'; {how}' if hits.served.skipped else ''})", err=True)
-    elif hits.served.allowed_rows is not None or hits.served.stored_only:
-        click.echo(f"({hits.served})", err=True)
+    served, how = hits.served, ""
+    if served.skipped:
+        how = "; ranked by a prefix" if served.lexical is not None else "; scores are cosines on a prefix"
+    if not served.complete or served.allowed_rows is not None or served.stored_only:
+        click.echo(f"({served}{how})", err=True)
     for rank, hit in enumerate(hits, 1):
         title = f"  {hit.title}" if hit.title else ""
         click.echo(f"{rank:>4}  {hit.score:.4f}  {hit.id}{title}")

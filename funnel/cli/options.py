@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 if TYPE_CHECKING:
-    from funnel.encoding.prompts import TextOptions
     from funnel.index import FunnelIndex
 
 __all__ = ["CACHE", "PATH", "QUIET", "SEED", "OpenIndex", "encodes", "fields", "opens", "prompts", "widths"]
@@ -53,24 +52,14 @@ def opens(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def prompts(command: Callable[..., None]) -> Callable[..., None]:
-    """For commands that encode a corpus: `prompts`, how texts are read (a `TextOptions`)."""
-
-    @wraps(command)
-    def with_options(
-        *args: Any, query_prompt: str | None, document_prompt: str | None, truncate_dim: int | None, **kwargs: Any
-    ) -> None:
-        from funnel.encoding.prompts import TextOptions
-
-        command(*args, prompts=TextOptions(query_prompt, document_prompt, truncate_dim), **kwargs)
-
+    """For commands that encode a corpus: how texts are read, by the names of `FunnelIndex.build`."""
     said = "Put before every {}: a text, or the name of a prompt of the model. [default: the model's own]"
-    for option in (
-        click.option("--truncate-dim", type=int, help="How many dims of the model's vectors to keep. [default: all]"),
-        click.option("--document-prompt", help=said.format("document")),
+    return _with(
+        command,
         click.option("--query-prompt", help=said.format("query")),
-    ):
-        with_options = option(with_options)
-    return with_options
+        click.option("--document-prompt", help=said.format("document")),
+        click.option("--truncate-dim", type=int, help="How many dims of the model's vectors to keep. [default: all]"),
+    )
 
 
 def encodes(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,42 +68,43 @@ def encodes(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
     @prompts
     @wraps(command)
-    def with_options(*args: Any, encoder: str | None, prompts: TextOptions, **kwargs: Any) -> None:
+    def with_options(
+        *args: Any,
+        encoder: str | None,
+        query_prompt: str | None,
+        document_prompt: str | None,
+        truncate_dim: int | None,
+        **kwargs: Any,
+    ) -> None:
         from funnel.encoding.encoders import AS_THE_MODEL_SAYS, DEFAULT_ENCODER, load_encoder
+        from funnel.encoding.prompts import TextOptions
 
-        used = encoder if prompts == AS_THE_MODEL_SAYS else load_encoder(encoder or DEFAULT_ENCODER, options=prompts)
+        texts = TextOptions(query_prompt, document_prompt, truncate_dim)
+        used = encoder if texts == AS_THE_MODEL_SAYS else load_encoder(encoder or DEFAULT_ENCODER, options=texts)
         command(*args, encoder=used, **kwargs)
 
     return with_options
 
 
 def fields(command: Callable[..., None]) -> Callable[..., None]:
-    """For commands that read a corpus: `columns`, the names of its fields (a `Columns`)."""
-
-    @wraps(command)
-    def with_options(
-        *args: Any,
-        text: str | None,
-        title: str | None,
-        id_field: str | None,
-        vector: str | None,
-        metadata: tuple[str, ...],
-        **kwargs: Any,
-    ) -> None:
-        from funnel.data.corpus import Columns
-
-        command(*args, columns=Columns(text, title, id_field, vector, metadata or None), **kwargs)
-
-    options = (
+    """For commands that read a corpus: the names of its fields, by the names of `FunnelIndex.build`."""
+    return _with(
+        command,
         click.option("--text", help="The field that holds the text, where it is not called text."),
         click.option("--title", help="The field that holds the title, where it is not called title."),
-        click.option("--id", "id_field", help="The field that holds the id, where it is not called _id or id."),
+        click.option("--id", help="The field that holds the id, where it is not called _id or id."),
         click.option("--vector", help="The field that holds the vector, where it is not called vector."),
-        click.option("--metadata", multiple=True, help="A further field to keep; may be given again. [default: all]"),
-    )
+        click.option(
+            "--metadata", multiple=True, callback=lambda _context, _option, names: names or None,
+            help="A further field to keep; may be given again. [default: all]",
+        ),
+    )  # fmt: skip
+
+
+def _with(command: Callable[..., None], *options: Callable[..., Any]) -> Callable[..., None]:
     for option in reversed(options):
-        with_options = option(with_options)
-    return with_options
+        command = option(command)
+    return command
 
 
 def widths(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ from funnel.errors import InputError
 from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 
 if TYPE_CHECKING:
-    from funnel.data.corpus import Columns
+    from funnel.index import FunnelIndex
 
 __all__ = ["add", "compact", "delete", "tune", "upgrade"]
 
@@ -27,13 +27,7 @@ __all__ = ["add", "compact", "delete", "tune", "upgrade"]
 @QUIET
 @opens
 def add(
-    open_index: OpenIndex,
-    index: Path,
-    corpus: Path,
-    upsert: bool,
-    ids: Path | None,
-    columns: Columns,
-    quiet: bool,
+    open_index: OpenIndex, index: Path, corpus: Path, upsert: bool, ids: Path | None, quiet: bool, **fields: Any
 ) -> None:
     """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
 
@@ -42,16 +36,7 @@ def add(
     opened = open_index(index)
     change = opened.upsert if upsert else opened.add
     given = None if ids is None else _ids(_lines(ids), opened)
-    changes = change(
-        str(corpus),
-        ids=given,
-        text=columns.text,
-        title=columns.title,
-        id=columns.id,
-        vector=columns.vector,
-        metadata=columns.metadata,
-        progress=not quiet,
-    )
+    changes = change(str(corpus), ids=given, progress=not quiet, **fields)
     click.echo(f"{index}: {changes}; {len(opened):,} rows")
 
 
@@ -116,11 +101,8 @@ def _lines(path: Path) -> list[str]:
     return list(id_lines(raw, str(path)))
 
 
-def _ids(given: list[str], opened: object) -> list[str] | list[int]:
+def _ids(given: list[str], opened: FunnelIndex) -> list[str] | list[int]:
     """Ids as the index keeps them: text, or whole numbers."""
-    from funnel.index import FunnelIndex
-
-    assert isinstance(opened, FunnelIndex)
     if opened.searcher.ids.text:
         return given
     numbers = []

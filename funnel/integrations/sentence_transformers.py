@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +58,9 @@ def _full_width(model: SentenceTransformer) -> int | None:
     """How wide the embeddings are before they are truncated, where the model says."""
     truncated, model.truncate_dim = model.truncate_dim, None
     try:
-        # Renamed in sentence-transformers 5.3, where the former name warns.
-        get = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
-        width: int | None = get()
+        return model.get_embedding_dimension()
     finally:
         model.truncate_dim = truncated
-    return width
 
 
 def _own_module(adaptor: Adaptor) -> Any:
@@ -78,12 +74,6 @@ def _own_module(adaptor: Adaptor) -> Any:
         )
     # Dense multiplies by the transpose of its weight.
     weight = adaptor.matrix.detach().T.clone(memory_format=torch.contiguous_format)
-    return _dense()(adaptor.dim, adaptor.dim, bias=False, activation_function=None, init_weight=weight)
+    from sentence_transformers.sentence_transformer.modules import Dense
 
-
-def _dense() -> Any:
-    try:
-        modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
-    except ModuleNotFoundError:  # sentence-transformers 5
-        modules = importlib.import_module("sentence_transformers.models")
-    return modules.Dense
+    return Dense(adaptor.dim, adaptor.dim, bias=False, activation_function=None, init_weight=weight)

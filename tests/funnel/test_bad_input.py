@@ -99,7 +99,7 @@ def test_files_of_vectors_that_hold_no_array(graph_folder: Path, tmp_path: Path)
     assert "empty.npy is not a .npy file of numbers" in refused(
         ["search", graph_folder, "--vector", tmp_path / "empty.npy"]
     )
-    assert "several.npz is an archive of several arrays" in refused(
+    assert "several.npz is not a .npy file of numbers" in refused(
         ["search", graph_folder, "--vector", tmp_path / "several.npz"]
     )
 
