@@ -25,8 +25,6 @@ from safetensors.numpy import save as save_tensors
 from funnel.checks import checked_flag, checked_name, checked_path, checked_seed, checked_whole, checked_widths
 from funnel.errors import DamagedIndexError, FormatVersionError, InputError
 
-__all__ = ["default_widths"]
-
 # Steps of half an octave from the narrowest prefix worth a coarse index; wider than half of the full width, or than
 # 256, nothing is left to win by training (PCA holds .99 of the neighbours there), and a step costs by the widest.
 NARROWEST, WIDEST = 32, 256
@@ -70,7 +68,7 @@ def _read_header(folder: Path) -> AdaptorHeader:
         raise InputError(f"{folder} is not a folder; give one that holds {HEADER_FILE} and {TENSOR_FILE}")
     path = folder / HEADER_FILE
     try:
-        fields = msgspec.json.decode(_read_bytes(path))
+        fields = msgspec.json.decode(path.read_bytes())
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise FormatVersionError(
@@ -84,7 +82,7 @@ def _read_header(folder: Path) -> AdaptorHeader:
 def _read_tensors(folder: Path, sha256: str) -> dict[str, NDArray[np.float32]]:
     """The tensors, their checksum first. Raises DamagedIndexError for anything but finite float32."""
     path = folder / TENSOR_FILE
-    payload = _read_bytes(path)
+    payload = path.read_bytes()
     found = hashlib.sha256(payload).hexdigest()
     if found != sha256:
         raise DamagedIndexError(f"{path} has sha256 {found[:12]}…, {HEADER_FILE} says {sha256[:12]}…; {REMEDY}")
@@ -96,13 +94,6 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, NDArray[np.float32]]:
         if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
             raise DamagedIndexError(f"{path}: tensor {name} is {tensor.dtype}; expected finite float32; {REMEDY}")
     return tensors
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedIndexError(f"{path} is missing; {REMEDY}") from error
 
 
 FloatArray = NDArray[np.float32]
@@ -276,9 +267,12 @@ class Adaptor(torch.nn.Module, ABC):
             DamagedIndexError: a file is missing, cut short, changed, or does not fit its description.
         """
         path = checked_path("folder", folder)
-        header = _read_header(path)
-        cls = adaptor_class(header.kind)
-        tensors = _read_tensors(path, header.sha256)
+        try:
+            header = _read_header(path)
+            cls = adaptor_class(header.kind)
+            tensors = _read_tensors(path, header.sha256)
+        except FileNotFoundError as error:
+            raise DamagedIndexError(f"{error.filename} is missing; {REMEDY}") from error
         try:
             if header.isometric != cls.isometric:
                 raise InputError(f"isometric is {header.isometric}, expected {cls.isometric} for kind {cls.kind!r}")

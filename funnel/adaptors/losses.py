@@ -14,16 +14,6 @@ from torch import Tensor
 
 from funnel.errors import InputError
 
-__all__ = [
-    "distillation_loss",
-    "listwise_loss",
-    "pairwise_similarity_loss",
-    "prefix_cosines",
-    "ranking_loss",
-    "reconstruction_loss",
-    "topk_similarity_loss",
-]
-
 # Temperature of neighbour distillation: the one the published figures of this library were measured with.
 DISTILLATION_TEMPERATURE = 0.05
 # A prefix shorter than 1e-12 has no direction: its cosines are 0 and give no gradient, where 1/norm would explode.

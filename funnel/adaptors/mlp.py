@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
 from funnel.adaptors.pca import PCA
+from funnel.checks import checked_whole
 from funnel.errors import InputError
-
-__all__ = ["MLP", "Attention", "DeepMLP", "ResidualAdaptor"]
 
 # The hidden layer's width is dim // 2: of 25,000 short texts, started at PCA and distilled, 50 candidates held .883,
 # .886 and .889 of the true 10 with a quarter, half and the whole of dim (mean over 32 to 128 dimensions).
@@ -229,13 +228,10 @@ def _checked_settings(given: Mapping[str, int], defaults: Mapping[str, int]) -> 
     unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise InputError(f"the setting {unknown[0]!r} is not known; choose among {', '.join(defaults)}")
-    settings = {**defaults, **given}
-    for name, value in settings.items():
-        least, most = (0, 1) if name == "rotated" else (1, math.inf)
-        if not isinstance(value, int | np.integer) or not least <= value <= most:
-            expected = "0 or 1" if name == "rotated" else "a whole number of at least 1"
-            raise InputError(f"{name} is {value!r}; expected {expected}")
-    return {name: int(value) for name, value in settings.items()}
+    return {
+        name: checked_whole(name, value, *((0, 1) if name == "rotated" else (1,)))
+        for name, value in {**defaults, **given}.items()
+    }
 
 
 # Eight tokens of 48 entries at 384 dimensions; with these the layer has 62,000 parameters there, the MLP 148,000.

@@ -13,8 +13,6 @@ from funnel.checks import checked_whole
 from funnel.errors import InputError
 from funnel.progress import Progress
 
-__all__ = []
-
 # ‖RᵀR − I‖ (Frobenius) bounds the change of any inner product of unit vectors; 1e-5 is what the engine
 # promises of an isometric adaptor, and rounding to float32 alone reaches 1e-6 at 384 dimensions.
 ORTHOGONALITY_TOLERANCE = 1e-5

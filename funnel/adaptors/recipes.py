@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from funnel.errors import InputError
 
-__all__ = ["JUDGED_MLP", "RECIPES", "TRAINED_KINDS", "Phase", "Recipe", "Schedule"]
-
 Schedule: TypeAlias = float | Mapping[int, float]
 """A weight: one number, or the number to change to from an epoch on, such as {0: 1.0, 5: 0.1}."""
 

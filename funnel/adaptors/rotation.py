@@ -12,8 +12,6 @@ from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
 from funnel.adaptors.pca import OrthogonalAdaptor, SecondMoment
 from funnel.errors import InputError
 
-__all__ = ["Rotation", "RotationStudent", "blended"]
-
 
 @register
 class Rotation(OrthogonalAdaptor):

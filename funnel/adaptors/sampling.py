@@ -14,26 +14,6 @@ from numpy.typing import NDArray
 from funnel.adaptors.recipes import LEAST_PIECES, Recipe
 from funnel.errors import InputError
 
-__all__ = [
-    "NO_QUERIES",
-    "Batch",
-    "HeldOut",
-    "HeldOutJudged",
-    "HeldOutRows",
-    "Judged",
-    "JudgedBatch",
-    "Qrels",
-    "TrainingQueries",
-    "TrainingSet",
-    "checked_rows",
-    "distinct_numbers",
-    "ndcg",
-    "nearest",
-    "own_rows",
-    "rows_to_train_on",
-    "scaled",
-]
-
 SCORES_AT_A_TIME = 6_291_456  # 25 MB as float32
 
 

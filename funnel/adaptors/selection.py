@@ -17,8 +17,6 @@ from funnel.adaptors.sampling import NO_QUERIES, HeldOut, TrainingQueries, Train
 from funnel.adaptors.training import Trained, TrainingLog, fit_adaptor, training_widths, whole
 from funnel.plainjson import plain_json
 
-__all__ = ["TRAINING_FILE", "AdaptorChoice", "choose_adaptor"]
-
 TRAINING_FILE = "training.json"
 # Below so many different rows a twentieth of them, held out, tells no two adaptors apart.
 LEAST_TO_TRAIN = 1_000

@@ -26,8 +26,6 @@ from funnel.adaptors.sampling import NO_QUERIES, Batch, HeldOutRows, JudgedBatch
 from funnel.checks import checked_widths
 from funnel.progress import Progress
 
-__all__ = ["Student", "Trained", "TrainingLog", "fit_adaptor", "training_widths", "whole"]
-
 # A rise of the held-out figure below this is noise of its thousand queries.
 RISE = 1e-4
 FINAL_RATE = 0.1  # the learning rate at the end of a phase, of that at its start

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from funnel.building.training import JudgedBy
     from funnel.encoding.encoders import EncoderSource
 
-__all__ = ["adaptor", "train"]
-
 
 @click.command()
 @click.argument("corpus", type=PATH)

@@ -16,8 +16,6 @@ from funnel.reports.pages import write_results
 from funnel.reports.tables import budgets_table, explain_budgets
 from funnel.results import Hit
 
-__all__ = ["run_demo"]
-
 DOCUMENTS = 10_000  # about 3 minutes on 2 cores, nearly all of them encoding
 QUERIES = (
     "read a csv file into rows",

@@ -9,8 +9,6 @@ import click
 from funnel.cli.options import PATH, QUIET
 from funnel.plainjson import plain_json
 
-__all__ = ["export", "info"]
-
 
 @click.command()
 @click.argument("index", type=PATH)

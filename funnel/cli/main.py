@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from funnel.index import FunnelIndex
     from funnel.results import Hits
 
-__all__ = ["cli", "main"]
-
 EXPECTED = (FunnelError, CoarseIndexError, MissingBackendError, OSError)
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what a shell gives for SIGINT and SIGPIPE
 UNEXPECTED = 1  # of an error that nobody foresaw

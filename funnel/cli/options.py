@@ -12,8 +12,6 @@ import click
 if TYPE_CHECKING:
     from funnel.index import FunnelIndex
 
-__all__ = ["CACHE", "PATH", "QUIET", "SEED", "OpenIndex", "encodes", "fields", "opens", "prompts", "widths"]
-
 OpenIndex: TypeAlias = "Callable[[Path], FunnelIndex]"
 
 

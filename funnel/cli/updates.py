@@ -15,8 +15,6 @@ from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 if TYPE_CHECKING:
     from funnel.index import FunnelIndex
 
-__all__ = ["add", "compact", "delete", "tune", "upgrade"]
-
 
 @click.command()
 @click.argument("index", type=PATH)

@@ -7,31 +7,33 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from funnel.adaptors import Adaptor, adaptor_kinds
 from funnel.budget import Budget
 from funnel.checks import checked_whole
+from funnel.data.corpus import CorpusSource
+from funnel.data.documents import Document
 from funnel.data.queries import QueriesSource
-from funnel.encoding.encoders import EncoderSource
+from funnel.encoding.encoders import (
+    AS_THE_MODEL_SAYS,
+    DEFAULT_ENCODER,
+    CallableEncoder,
+    Encoder,
+    EncoderSource,
+    load_encoder,
+)
 from funnel.encoding.prompts import TextOptions
 from funnel.errors import InputError, MissingPackageError
 from funnel.index import FunnelIndex
-from funnel.integrations.beir_corpora import (
-    Float32,
-    Model,
-    SearchedCorpus,
-    Texts,
-    check_texts,
-    load_vectors,
-    save_vectors,
-    text_corpus,
-    vector_corpus,
-)
 from funnel.plan import FLAT
 from funnel.results import Explanation
 from funnel.storage import IndexFolder
@@ -49,6 +51,12 @@ __all__ = ["FunnelSearch"]
 logger = logging.getLogger(__name__)
 
 Results: TypeAlias = dict[str, dict[str, float]]
+Texts: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Document id → {"title": …, "text": …}."""
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+MODEL_BATCH = 128  # documents in one batch of a model of BEIR: what its exact search gives it
+ENCODED_TOGETHER = 4_096  # documents whose vectors are held in memory while an index is built
 
 SCORE_FUNCTIONS = ("cos_sim", "cosine")  # BEIR's name of the one similarity that funnel knows, and the common one
 IGNORED = frozenset({"return_sorted"})  # taken by BEIR's own retrievers; makes no difference here
@@ -290,28 +298,23 @@ def _holds(index: FunnelIndex, corpus: SearchedCorpus) -> bool:
     """Whether a few documents, encoded again, are found under their own ids."""
     chosen = corpus.ids[:: -(-len(corpus.ids) // SAMPLED)]
     found = index.search_vectors(corpus.vectors(chosen), min(MOST_ALIKE, len(index)), plan=FLAT)
-    for own, ids, scores in zip(chosen, *found, strict=True):
-        alike = {str(id_) for id_, score in zip(ids, scores, strict=True) if score >= SAME_COSINE}
-        if own not in alike and len(alike) < len(ids):
-            return False
-    return True
+    alike = [{str(id_) for id_ in ids[scores >= SAME_COSINE]} for ids, scores in zip(*found, strict=True)]
+    most = found[0].shape[1]
+    return all(own in those or len(those) == most for own, those in zip(chosen, alike, strict=True))
 
 
 def _is_adaptor(found: Adaptor, asked: str | Path | Adaptor | None) -> bool:
     """Whether an index's adaptor is the one asked for; anything is where funnel was to choose."""
-    if isinstance(asked, str) and asked in adaptor_kinds():
-        return found.kind == asked
-    if asked is None or asked == AUTO:
-        return True
+    if asked is None or asked == AUTO or asked in adaptor_kinds():
+        return asked in (None, AUTO, found.kind)
     adaptor = asked if isinstance(asked, Adaptor) else Adaptor.load(asked)
     return adaptor.checksum == found.checksum
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    known = sorted(set(inspect.signature(FunnelIndex.build).parameters) - SET_HERE)
-    for name in options:
-        if name not in known:
-            raise InputError(f"{name!r} is no option of FunnelSearch or FunnelIndex.build; choose among {known}")
+    known = set(inspect.signature(FunnelIndex.build).parameters) - SET_HERE
+    for name in set(options) - known:
+        raise InputError(f"{name!r} is no option of FunnelSearch or FunnelIndex.build; choose among {sorted(known)}")
 
 
 def _check_arguments(score_function: str | None, others: Mapping[str, Any]) -> None:
@@ -320,6 +323,104 @@ def _check_arguments(score_function: str | None, others: Mapping[str, Any]) -> N
             f"score_function is {score_function!r}; funnel ranks by cosine alone: "
             "give EvaluateRetrieval score_function='cos_sim'"
         )
-    unknown = sorted(set(others) - IGNORED)
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no argument of this search; a budget is given to FunnelSearch itself")
+    for name in set(others) - IGNORED:
+        raise InputError(f"{name!r} is no argument of this search; a budget is given to FunnelSearch itself")
+
+
+class Model:
+    """Texts to unit vectors, by an encoder of funnel's or by a model of BEIR."""
+
+    encoder: Encoder
+
+    def __init__(self, source: Any, device: str, exact: bool, options: TextOptions = AS_THE_MODEL_SAYS) -> None:
+        self._beir = hasattr(source, "encode_queries") and hasattr(source, "encode_corpus")
+        if self._beir:
+            if options != AS_THE_MODEL_SAYS:
+                raise InputError(
+                    "a model of BEIR has prompts and a width of its own; leave out query_prompt, document_prompt and "
+                    "truncate_dim, or give a sentence-transformers model"
+                )
+            settings = {"batch_size": MODEL_BATCH, "show_progress_bar": False}
+            name = f"beir:{type(source).__module__}.{type(source).__qualname__}"
+            self.encoder = CallableEncoder(
+                partial(source.encode_corpus, **settings), name, partial(source.encode_queries, **settings)
+            )
+        else:
+            source = DEFAULT_ENCODER if source is None else source
+            self.encoder = load_encoder(source, exact=exact, device=device, options=options)
+
+    def queries(self, texts: Sequence[str]) -> Float32:
+        """float32 [n, d]."""
+        return self.encoder.encode_query(texts)
+
+    def documents(self, documents: Sequence[Mapping[str, Any]]) -> Float32:
+        """float32 [n, d]. A model of BEIR puts title and text together as it likes."""
+        fields = [{name: document.get(name) or "" for name in ("title", "text")} for document in documents]
+        given: list[Any] = (
+            fields if self._beir else [Document("", part["title"], part["text"]).content for part in fields]
+        )
+        return self.encoder.encode(given)
+
+
+@dataclass(frozen=True)
+class SearchedCorpus:
+    """What is to be searched.
+
+    of_texts: whether source gives documents, and not bare vectors. vectors: those of some ids, [n, d]. source: what
+    an index is built from.
+    """
+
+    ids: list[str]
+    of_texts: bool
+    vectors: Callable[[Sequence[str]], Float32]
+    source: Callable[[], CorpusSource]
+
+
+def text_corpus(texts: Texts, model: Model) -> SearchedCorpus:
+    """A corpus of BEIR. Raises InputError where a document is no mapping."""
+    documents = {str(id_): document for id_, document in texts.items()}
+    ids = list(documents)
+    for id_, document in documents.items():
+        if not isinstance(document, Mapping):
+            raise InputError(f"document {id_!r} is a {type(document).__name__}; expected a dict with title and text")
+
+    def records() -> Iterator[dict[str, Any]]:
+        for start in range(0, len(ids), ENCODED_TOGETHER):
+            part = ids[start : start + ENCODED_TOGETHER]
+            vectors = model.documents([documents[id_] for id_ in part])
+            for id_, vector in zip(part, vectors, strict=True):
+                yield {"_id": id_, **{name: documents[id_].get(name) for name in ("title", "text")}, "vector": vector}
+
+    return SearchedCorpus(ids, True, lambda chosen: model.documents([documents[id_] for id_ in chosen]), records)
+
+
+def vector_corpus(ids: list[str], vectors: Float32) -> SearchedCorpus:
+    """Ids, and a row of vectors [n, d] for each."""
+    rows = {id_: row for row, id_ in enumerate(ids)}
+    return SearchedCorpus(ids, False, lambda chosen: vectors[[rows[id_] for id_ in chosen]], lambda: vectors)
+
+
+def check_texts(queries: Mapping[str, str]) -> None:
+    """InputError unless every query is a text."""
+    for id_, query in queries.items():
+        if not isinstance(query, str):
+            raise InputError(f"query {id_!r} is a {type(query).__name__}; expected a text")
+
+
+def save_vectors(path: Path, ids: Sequence[str], vectors: Float32) -> None:
+    """Ids and their vectors [n, d] in one .npz file, under whatever name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez(file, ids=np.array([str(id_) for id_ in ids], dtype=str), vectors=vectors)
+
+
+def load_vectors(path: str | Path) -> tuple[list[str], Float32]:
+    """What `save_vectors` wrote; nothing is unpickled. Raises InputError for any other file, naming it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids, vectors = [str(id_) for id_ in arrays["ids"]], arrays["vectors"]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} holds no embeddings of FunnelSearch.encode ({error}); encode again") from error
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise InputError(f"{path} holds {len(ids)} ids and vectors of shape {vectors.shape}; encode again")
+    return ids, np.ascontiguousarray(vectors, dtype=np.float32)

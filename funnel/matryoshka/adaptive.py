@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as shown
@@ -12,24 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.checks import checked_number, checked_seed, checked_whole, checked_widths
+from funnel.checks import checked_seed, checked_whole, checked_widths
 from funnel.errors import InputError
-from funnel.matryoshka.checks import as_tensor, check_labels
+from funnel.matryoshka.checks import as_tensor, check_labels, check_widths, checked_within
 from funnel.matryoshka.classifier import MultiGranularityClassifier
-
-__all__ = [
-    "AdaptiveClassifier",
-    "AdaptivePrediction",
-    "AdaptiveReport",
-    "Scored",
-    "certified",
-    "cheapest_thresholds",
-    "confidences",
-    "cross_validated",
-    "exits",
-    "tail_probability",
-    "threshold_path",
-]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -76,9 +63,7 @@ def confidences(logits: Mapping[int, torch.Tensor], dims: tuple[int, ...]) -> tu
 
     Raises InputError where a width is missing, shapes differ, or a value is not finite.
     """
-    missing = [width for width in dims if width not in logits]
-    if missing:
-        raise InputError(f"no logits of width {missing}; expected {list(dims)}, there are {sorted(logits)}")
+    check_widths(logits, dims)
     shapes = {tuple(logits[width].shape) for width in dims}
     if len(shapes) > 1 or any(len(shape) != 2 or shape[1] < 2 for shape in shapes):
         raise InputError(f"logits of shapes {sorted(shapes)}; expected (n, classes), the same at every width")
@@ -160,7 +145,6 @@ def _best_threshold(confidence: Floats, gain: Floats) -> float:
 
 
 FOLDS = 5  # as usual; ten take twice as long
-BISECTIONS = 40  # to 1e-12
 
 
 @dataclass(frozen=True)
@@ -189,7 +173,7 @@ def cross_validated(scored: Scored, accuracy: float, margin: float, seed: int) -
     chosen: NDArray[np.int64] = np.stack([_out_of_fold(scored, fold, number) for number in range(FOLDS)]).sum(axis=0)
     allowed = int(scored.right[-1].sum()) - accuracy * len(scored)
     good = [_loss(scored, step, margin) <= allowed + 1e-9 for step in chosen]
-    best = _narrowest(scored, chosen, _walked(good))
+    best = _narrowest(scored, chosen, good)
     return Selection(threshold_path(scored)[best], scored, chosen[best])
 
 
@@ -209,13 +193,14 @@ def certified(scored: Scored, accuracy: float, confidence: float, seed: int) -> 
     correct = [int(judged.right_at(step).sum()) for step in chosen]
     good = [tail_probability(count, len(judged), accuracy) <= 1 - confidence for count in correct]
     if not good[0]:
-        shown = _highest_shown(correct[0], len(judged), confidence)
+        higher = range(1, 10_000)  # accuracies in ten thousandths
+        shown = bisect(higher, 1 - confidence, key=lambda at: tail_probability(correct[0], len(judged), at / 10_000))
         raise InputError(
             f"an accuracy of {accuracy:g} cannot be shown at confidence {confidence:g}: the widest width is right in "
-            f"{correct[0]:,} of the {len(judged):,} rows that test, which shows {shown:.4f}; ask for less, or give "
-            "more validation rows"
+            f"{correct[0]:,} of the {len(judged):,} rows that test, which shows {shown / 10_000:.4f}; ask for less, or "
+            "give more validation rows"
         )
-    best = _narrowest(judged, chosen, _walked(good))
+    best = _narrowest(judged, chosen, good)
     return Selection(path[best], judged, chosen[best])
 
 
@@ -246,21 +231,10 @@ def _loss(scored: Scored, chosen: Integers, margin: float) -> float:
     return lost - gained + margin * math.sqrt(lost + gained)
 
 
-def _walked(good: list[bool]) -> int:
-    """How many steps come before the first that is not good."""
-    return good.index(False) if False in good else len(good)
-
-
-def _narrowest(scored: Scored, chosen: Integers, walked: int) -> int:
+def _narrowest(scored: Scored, chosen: Integers, good: list[bool]) -> int:
+    """The step of the least mean width, of those before the first that is not good."""
+    walked = [*good, False].index(False)
     return int(np.asarray(scored.dims)[chosen[:walked]].mean(axis=1).argmin())
-
-
-def _highest_shown(correct: int, rows: int, confidence: float) -> float:
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail_probability(correct, rows, middle) <= 1 - confidence else (low, middle)
-    return low
 
 
 Logits = Mapping[int, torch.Tensor | NDArray[Any]]
@@ -437,16 +411,14 @@ class AdaptiveClassifier:
 
 
 def _check_settings(accuracy: float | None, margin: float, confidence: float | None) -> None:
-    share = "a number above 0 and at most 1, such as 0.95"
-    if accuracy is not None and not 0 < checked_number("accuracy", accuracy, share) <= 1:
-        raise InputError(f"accuracy is {accuracy}; expected {share}")
-    checked_number("margin", margin, f"a number of standard errors from 0, such as {MARGIN:g}")
-    if not (margin >= 0 and np.isfinite(margin)):
-        raise InputError(f"margin is {margin}; expected a number of standard errors from 0, such as {MARGIN:g}")
+    checked_within(
+        "margin", margin, f"a number of standard errors from 0, such as {MARGIN:g}", lambda x: 0 <= x < math.inf
+    )
+    if accuracy is not None:
+        checked_within("accuracy", accuracy, "a number above 0 and at most 1, such as 0.95", lambda x: 0 < x <= 1)
     if confidence is None:
         return
-    if not 0 < checked_number("confidence", confidence, "a number between 0 and 1, such as 0.95") < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
+    checked_within("confidence", confidence, "a number between 0 and 1, such as 0.95", lambda x: 0 < x < 1)
     if accuracy is None:
         raise InputError(
             "confidence was given without accuracy: that of the widest width cannot be shown of itself; say an "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as shown
 from typing import Any
 
@@ -11,8 +11,6 @@ import torch
 
 from funnel.checks import checked_number
 from funnel.errors import InputError
-
-__all__ = ["as_tensor", "check_embeddings", "check_labels", "checked_weights"]
 
 
 def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tuple[float, ...]:
@@ -30,6 +28,21 @@ def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tup
     if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
         raise InputError(f"weights is {list(given)}; expected finite numbers from 0, at least one above it")
     return given
+
+
+def checked_within(name: str, value: object, expected: str, fits: Callable[[float], bool]) -> float:
+    """The number as a float. Raises InputError, saying what was expected, where it is none or does not fit."""
+    number = checked_number(name, value, expected)
+    if not fits(number):
+        raise InputError(f"{name} is {value}; expected {expected}")
+    return number
+
+
+def check_widths(logits: Mapping[int, object], dims: Sequence[int]) -> None:
+    """Raise InputError unless there are logits of every width."""
+    missing = [width for width in dims if width not in logits]
+    if missing:
+        raise InputError(f"no logits of width {missing}; expected {list(dims)}, there are {sorted(logits)}")
 
 
 def as_tensor(name: str, values: Any) -> torch.Tensor:

@@ -12,8 +12,6 @@ from funnel.checks import checked_flag, checked_seed, checked_whole
 from funnel.errors import InputError
 from funnel.matryoshka.checks import as_tensor, check_embeddings
 
-__all__ = ["TruncationComparison", "compare_truncations"]
-
 Embeddings = torch.Tensor | NDArray[Any]
 
 SAMPLE = 2_000  # rows; two million pairs settle a mean to three figures
@@ -95,23 +93,18 @@ def compare_truncations(
     prefixes = _unit_rows(long[chosen, : short.shape[1]], "prefix")
     shorts = _unit_rows(short.to(long.device)[chosen], "natively short embedding")
     row_cosine = float((prefixes * shorts).sum(dim=1).mean()) if same_space else None
-    return _compared(_similarities(prefixes), _similarities(shorts), prefixes.shape, row_cosine)
-
-
-def _compared(
-    prefix: torch.Tensor, short: torch.Tensor, shape: torch.Size, row_cosine: float | None
-) -> TruncationComparison:
-    errors = (prefix - short).abs()
-    counted = short.abs() >= LEAST_SIMILARITY
+    prefixed, natural = _similarities(prefixes), _similarities(shorts)
+    errors = (prefixed - natural).abs()
+    counted = natural.abs() >= LEAST_SIMILARITY
     return TruncationComparison(
-        width=shape[1],
-        rows=shape[0],
+        width=prefixes.shape[1],
+        rows=len(prefixes),
         pairs=len(errors),
-        prefix_mean_cosine=float(prefix.mean()),
-        short_mean_cosine=float(short.mean()),
-        correlation=_correlation(prefix, short),
+        prefix_mean_cosine=float(prefixed.mean()),
+        short_mean_cosine=float(natural.mean()),
+        correlation=_correlation(prefixed, natural),
         mean_absolute_error=float(errors.mean()),
-        mean_absolute_percentage_error=100 * float((errors[counted] / short[counted].abs()).mean()),
+        mean_absolute_percentage_error=100 * float((errors[counted] / natural[counted].abs()).mean()),
         percentage_pairs=int(counted.sum()),
         row_cosine=row_cosine,
     )

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from funnel.checks import checked_flag, checked_number, checked_whole, checked_widths
+from funnel.checks import checked_flag, checked_whole, checked_widths
 from funnel.errors import InputError
-from funnel.matryoshka.checks import check_embeddings, check_labels, checked_weights
-
-__all__ = ["MultiGranularityCrossEntropy", "MultiGranularityLoss", "prefix"]
+from funnel.matryoshka.checks import check_embeddings, check_labels, check_widths, checked_weights, checked_within
 
 
 def prefix(embeddings: torch.Tensor, width: int, *, renormalise: bool = True) -> torch.Tensor:
@@ -92,10 +90,8 @@ class MultiGranularityLoss(torch.nn.Module):
     ) -> dict[int, torch.Tensor]:
         """The base loss of every width, without its weight; arguments and errors as in forward."""
         several = (embeddings,) if isinstance(embeddings, torch.Tensor) else embeddings
-        if not isinstance(several, Sequence):
+        if not isinstance(several, Sequence) or not several:
             raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor [n, d] or several")
-        if not several:
-            raise InputError("no embeddings were given; expected one tensor [n, d] or several")
         for tensor in several:
             check_embeddings(tensor, self.dims[-1])
         return {
@@ -131,11 +127,11 @@ class MultiGranularityCrossEntropy(torch.nn.Module):
                 label_smoothing is not from 0 to 1.
         """
         super().__init__()
-        if not 0 <= checked_number("label_smoothing", label_smoothing, "a number from 0 to 1") <= 1:
-            raise InputError(f"label_smoothing is {label_smoothing}; expected a number from 0 to 1")
         self.dims = checked_widths(dims)
         self.weights = checked_weights(weights, self.dims)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = checked_within(
+            "label_smoothing", label_smoothing, "a number from 0 to 1", lambda x: 0 <= x <= 1
+        )
 
     def forward(self, logits: Mapping[int, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """The weighted sum over the widths.
@@ -153,9 +149,7 @@ class MultiGranularityCrossEntropy(torch.nn.Module):
         """The mean cross-entropy of every width, without its weight; arguments and errors as in forward."""
         if not isinstance(logits, Mapping):
             raise InputError(f"logits is {shown(logits)}; expected a tensor [n, classes] by width")
-        missing = [width for width in self.dims if width not in logits]
-        if missing:
-            raise InputError(f"no logits of width {missing}; expected {list(self.dims)}, there are {sorted(logits)}")
+        check_widths(logits, self.dims)
         rows, classes = logits[self.dims[0]].shape
         check_labels(labels, rows, classes)
         return {

@@ -42,19 +42,6 @@ from funnel.reports.plots import (
 )
 from funnel.reports.tables import Column, text_table
 
-__all__ = [
-    "JudgedSet",
-    "SetFigures",
-    "mean_shares",
-    "measure",
-    "report_on_adaptor",
-    "report_on_training",
-    "shares_plot",
-    "show_training",
-    "ways_of",
-    "write_report",
-]
-
 SHORTLIST_RECALL = "shortlist recall"
 MEASURES = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", SHORTLIST_RECALL: "shortlist recall"}
 # The true neighbours looked for, the shortlist they are looked for in, and the depth of a ranking that is judged.

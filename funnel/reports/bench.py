@@ -27,8 +27,6 @@ from funnel.results import Explanation
 from indexes import FlatBaseline
 from indexes.system import free_bytes
 
-__all__ = ["BenchQueries", "bench", "held_out_queries"]
-
 # Scores of equal rows differ by rounding alone: float32 sums of unit vectors agree to about 1e-7.
 TIE_TOLERANCE = 1e-6
 

@@ -16,8 +16,6 @@ from funnel.filtering.columns import FilterColumns
 from funnel.index import FunnelIndex
 from funnel.storage.arrays import map_npy
 
-__all__ = ["deep_check"]
-
 ROWS_AT_A_TIME = 16_384
 NORM_TOLERANCE = 1e-4  # of a float32 sum of squares over some hundred dims, with room
 UNIT_TOLERANCE = 2e-3  # float16 rounding moves the length of a unit row by at most 5e-4

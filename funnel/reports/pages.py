@@ -29,8 +29,6 @@ from funnel.reports.tables import (
     times,
 )
 
-__all__ = ["bench_queries", "write_results"]
-
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _STYLE = """

@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 
-__all__ = [
-    "LOSS_COLOURS",
-    "WAY_COLOURS",
-    "Curve",
-    "Point",
-    "by_step",
-    "by_width",
-    "frontier_points",
-    "legend",
-    "plot_frontier",
-]
-
 LABEL_DISTANCES = (9.0, 23.0, 37.0, 51.0, 65.0)  # from its point, in points (1/72 inch)
 # Inches and dots an inch: 1,800 pixels wide, so that it stays sharp when shown at 900.
 FIGURE_SIZE = (9.0, 5.6)
@@ -142,18 +130,29 @@ def _frame(axes: Axes, results: Results) -> None:
     recalls = [*(point["target"] for point in points), *(low for point in points for low in _reach(point))]
     speeds = [1.0, *(point[key] for point in points for _, key, *_ in _SERIES)]
     left, right = stretch(min(recalls)), stretch(1.0)
-    axes.set_xlim(left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05)
-    axes.set_yscale("log")
-    low, high = min(speeds) / 1.7, max(2.0, *speeds) * 1.9
-    axes.set_ylim(low, high)
-    ticks = sorted({*targets, 1.0})
-    axes.set_xticks([stretch(tick) for tick in ticks], [recall_text(tick) for tick in ticks])
-    speed_ticks = [tick for tick in SPEED_TICKS if low <= tick <= high]
-    axes.set_yticks(speed_ticks, [f"{tick:g}×" for tick in speed_ticks])
-    axes.minorticks_off()
+    reach = left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05
+    _recall_frame(axes, reach, sorted({*targets, 1.0}), (min(speeds) / 1.7, max(2.0, *speeds) * 1.9), SPEED_TICKS, "×")
     for target in targets:
         axes.axvline(stretch(target), color=FAINT, linewidth=1.1, linestyle=(0, (5, 4)), zorder=0)
     _plain(axes, "y", 11)
+
+
+def _recall_frame(
+    axes: Axes,
+    x_reach: tuple[float, float],
+    recalls: Sequence[float],
+    y_reach: tuple[float, float],
+    y_ticks: Sequence[float],
+    unit: str = "",
+) -> None:
+    """Recall, stretched, against what is on a logarithmic axis: ticks at these recalls, and where y is in reach."""
+    axes.set_xlim(x_reach)
+    axes.set_yscale("log")
+    axes.set_ylim(y_reach)
+    axes.set_xticks([stretch(tick) for tick in recalls], [recall_text(tick) for tick in recalls])
+    shown = [tick for tick in y_ticks if y_reach[0] <= tick <= y_reach[1]]
+    axes.set_yticks(shown, [f"{tick:g}{unit}" for tick in shown])
+    axes.minorticks_off()
 
 
 def _plain(axes: Axes, grid: Literal["y", "both"], size: float) -> None:
@@ -426,15 +425,10 @@ def _frontier_frame(axes: Axes, points: Sequence[Point]) -> None:
     chosen = [point for point in points if point.budgets and not point.plan.is_flat]
     lowest = min((point.lower_bound for point in chosen), default=min(point.recall for point in points))
     left, right = stretch(max(0.0, lowest - 0.12)), stretch(1.0)  # plans far below every budget are left out
-    axes.set_xlim(left, right + 0.05 * (right - left))
     costs = [point.ms for point in points if stretch(point.recall) >= left]
-    axes.set_yscale("log")
-    axes.set_ylim(min(costs) / 1.8, max(costs) * 1.8)
     ticks = [tick for tick in RECALL_TICKS if stretch(tick) >= left]
-    axes.set_xticks([stretch(tick) for tick in ticks], [recall_text(tick) for tick in ticks])
-    ms = [tick for tick in TICKS if min(costs) / 1.8 <= tick <= max(costs) * 1.8]
-    axes.set_yticks(ms, [f"{tick:g}" for tick in ms])
-    axes.minorticks_off()
+    reach = left, right + 0.05 * (right - left)
+    _recall_frame(axes, reach, ticks, (min(costs) / 1.8, max(costs) * 1.8), TICKS)
     _plain(axes, "both", 11)
 
 

@@ -10,9 +10,6 @@ from typing import Any, NotRequired, TypedDict
 from funnel.index import FunnelIndex
 from funnel.results import Explanation
 
-__all__ = ["RECALLS", "budgets_table", "explain_budgets"]
-
-
 # In the functional form because "ndcg@10" is no Python name. Exact search at full width over the rows as stored: its
 # recall is what that keeps of the true top k of the rows as given, as far as that was measured.
 FlatResult = TypedDict(

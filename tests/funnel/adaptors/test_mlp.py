@@ -278,8 +278,8 @@ def test_a_folder_that_does_not_hold_together_is_damaged(tmp_path: Path) -> None
     ("settings", "message"),
     [
         ({"hiden": 3}, "'hiden' is not known; choose among"),
-        ({"rotated": 2}, "rotated is 2; expected 0 or 1"),
-        ({"rotated": 0.5}, "rotated is 0.5; expected 0 or 1"),
+        ({"rotated": 2}, "rotated is 2; expected a whole number from 0 to 1"),
+        ({"rotated": 0.5}, "rotated is 0.5; expected a whole number from 0 to 1"),
     ],
 )
 def test_settings_of_no_use_are_refused_at_the_start(kind: Any, settings: Any, message: str) -> None:
@@ -289,7 +289,7 @@ def test_settings_of_no_use_are_refused_at_the_start(kind: Any, settings: Any, m
 
 @pytest.mark.parametrize("hidden", [0, 2.5, "4"])
 def test_a_hidden_layer_that_is_no_width_is_refused(hidden: Any) -> None:
-    with pytest.raises(InputError, match="expected a whole number of at least 1"):
+    with pytest.raises(InputError, match="expected a whole number from 1"):
         MLP(DIM, hidden=hidden)
 
 

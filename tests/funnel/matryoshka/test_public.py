@@ -14,7 +14,7 @@ NAMES = [
     "compare_truncations",
     "prefix",
 ]
-STANDARD = {"__future__", "collections.abc", "dataclasses", "itertools", "math", "reprlib", "typing"}
+STANDARD = {"__future__", "bisect", "collections.abc", "dataclasses", "itertools", "math", "reprlib", "typing"}
 
 
 def test_public_names() -> None:
