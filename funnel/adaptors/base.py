@@ -337,11 +337,9 @@ def chunks_of(sample: Sample) -> Iterator[NDArray[Any]]:
     if not isinstance(sample, Iterable):
         raise InputError(f"sample is {shown(sample)}; expected an array (rows, dimension), or several")
     for chunk in [sample] if isinstance(sample, np.ndarray) else sample:
-        if not isinstance(chunk, np.ndarray) or chunk.ndim != 2:
+        if not isinstance(chunk, np.ndarray) or chunk.ndim != 2 or (dim and chunk.shape[1] != dim):
             shape = getattr(chunk, "shape", None)
-            raise InputError(f"a sample chunk has shape {shape}; give arrays of shape (rows, dimension)")
-        if dim and chunk.shape[1] != dim:
-            raise InputError(f"a sample chunk is {chunk.shape[1]} wide; the chunks before it are {dim} wide")
+            raise InputError(f"a sample chunk has shape {shape}; give arrays of shape (rows, {dim or 'dimension'})")
         dim = chunk.shape[1]
         rows += len(chunk)
         yield chunk

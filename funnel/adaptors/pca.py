@@ -100,8 +100,7 @@ class Identity(Adaptor):
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
     ) -> "Identity":
         """Take the width of the first chunk; nothing else is read."""
-        dim = next(chunks_of(sample)).shape[1]
-        return cls(dim, dims or ())
+        return cls(next(chunks_of(sample)).shape[1], dims or ())
 
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
         """What was given."""
@@ -210,7 +209,3 @@ class SecondMoment:
         largest = np.abs(falling).argmax(axis=0)
         signs = np.sign(falling[largest, np.arange(self.dim)])
         return np.ascontiguousarray(falling * signs, dtype=np.float32)
-
-    def finish(self) -> PCA:
-        """The rotation of what was summed, as an adaptor; more rows may still be added afterwards."""
-        return PCA(self.rotation())

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -190,18 +190,18 @@ def search(
     budget = Budget(recall, latency_ms, share=share)
     promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
     asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
-    if vectors is not None:
+    answers: Iterable[tuple[str, Any]]
+    if vectors is None:
+        answers = ((line, opened.search(line, k, **asked)) for line in (_lines() if text is None else [text]))
+    else:
         texts = None if hybrid is None else [text] if text is not None else list(_lines())
-        found: Any = opened.search(vectors, k, text=texts, **asked)
-        _say(promise)
-        for row, hits in enumerate(found):
-            _show(f"{vector}:{row}" if texts is None else texts[row], hits, as_json)
-        return
-    for line in _lines() if text is None else [text]:
-        found = opened.search(line, k, **asked)
-        _say(promise)
+        found = opened.search(vectors, k, text=texts, **asked)
+        answers = zip(texts or [f"{vector}:{row}" for row in range(len(vectors))], found, strict=True)
+    for query, hits in answers:
+        if promise is not None:  # once there are hits it holds for, so that an error stays one line
+            click.echo(promise, err=True)
         promise = None
-        _show(line, found, as_json)
+        _show(query, hits, as_json)
 
 
 def _lines() -> Iterator[str]:
@@ -219,12 +219,6 @@ def _lines() -> Iterator[str]:
             yield line
     if not asked:
         raise InputError("standard input holds no query; give a text, or one query a line")
-
-
-def _say(promise: str | None) -> None:
-    """Say it once there are hits it holds for, so that an error stays one line."""
-    if promise is not None:
-        click.echo(promise, err=True)
 
 
 def _promise(index: FunnelIndex, k: int, budget: Budget, vectors: Any, hybrid: float | None) -> str:

@@ -23,10 +23,12 @@ def checked_weights(weights: Sequence[float] | None, dims: Sequence[int]) -> tup
     if isinstance(weights, str | bytes) or not isinstance(weights, Sequence):
         raise InputError(f"weights is {shown(weights)}; expected a list of numbers, one for each width")
     given = tuple(checked_number("a weight", weight, "a finite number from 0") for weight in weights)
-    if len(given) != len(dims):
-        raise InputError(f"{len(given)} weights were given for {len(dims)} widths {list(dims)}; give one for each")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not any(given):
-        raise InputError(f"weights is {list(given)}; expected finite numbers from 0, at least one above it")
+    fit = all(math.isfinite(weight) and weight >= 0 for weight in given) and any(given)
+    if not fit or len(given) != len(dims):
+        raise InputError(
+            f"weights is {list(given)}; expected finite numbers from 0, at least one above it, one for each of the "
+            f"widths {list(dims)}"
+        )
     return given
 
 
@@ -57,14 +59,10 @@ def check_embeddings(embeddings: torch.Tensor, least: int) -> None:
     """Raise InputError unless this is a finite floating-point tensor [..., d] with d at least `least`."""
     if not isinstance(embeddings, torch.Tensor):
         raise InputError(f"embeddings is {shown(embeddings)}; expected a tensor (n, d)")
-    if embeddings.ndim < 2 or not embeddings.is_floating_point():
+    if embeddings.ndim < 2 or not embeddings.is_floating_point() or embeddings.shape[-1] < least:
         raise InputError(
-            f"embeddings of shape {tuple(embeddings.shape)} of {embeddings.dtype}; expected (n, d) and a float type"
-        )
-    if embeddings.shape[-1] < least:
-        raise InputError(
-            f"the embeddings have {embeddings.shape[-1]} dimensions, but dims ends at {least}; "
-            "give wider embeddings or narrower dims"
+            f"embeddings of shape {tuple(embeddings.shape)} of {embeddings.dtype}; expected (n, d) of a float type, "
+            f"d at least {least}: give wider embeddings or narrower dims"
         )
     if not torch.isfinite(embeddings).all():
         rows = ~torch.isfinite(embeddings).flatten(0, -2).all(dim=1)
@@ -79,12 +77,12 @@ def check_labels(labels: torch.Tensor, rows: int, classes: int) -> None:
     """Raise InputError unless these are whole numbers [rows] from 0 to classes - 1."""
     if not isinstance(labels, torch.Tensor):
         raise InputError(f"labels is {shown(labels)}; expected a tensor of whole numbers of shape ({rows},)")
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.shape != (rows,):
         raise InputError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype}; expected whole numbers of shape ({rows},)"
+            ", one for each row"
         )
-    if len(labels) != rows:
-        raise InputError(f"{len(labels):,} labels were given for {rows:,} rows; give one for each")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; expected whole numbers from 0 to "

@@ -83,12 +83,11 @@ def compare_truncations(
     long, short = as_tensor("full", full), as_tensor("natively_short", natively_short)
     check_embeddings(long, 1)
     check_embeddings(short, 1)
-    if long.ndim != 2 or short.ndim != 2 or len(long) != len(short) or short.shape[1] > long.shape[1]:
+    if long.ndim != 2 or short.ndim != 2 or not 2 <= len(long) == len(short) or short.shape[1] > long.shape[1]:
         raise InputError(
-            f"embeddings of shape {tuple(long.shape)} and {tuple(short.shape)}; expected (n, d) and (n, m) with m <= d"
+            f"embeddings of shape {tuple(long.shape)} and {tuple(short.shape)}; expected (n, d) and (n, m), m <= d, "
+            "of at least 2 rows, as pairs are compared"
         )
-    if len(long) < 2:
-        raise InputError(f"{len(long)} rows to compare; expected at least 2, as pairs are compared")
     chosen = torch.randperm(len(long), generator=torch.Generator().manual_seed(seed))[:sample].to(long.device)
     prefixes = _unit_rows(long[chosen, : short.shape[1]], "prefix")
     shorts = _unit_rows(short.to(long.device)[chosen], "natively short embedding")

@@ -450,11 +450,14 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _point_labels(points: Sequence[Point]) -> list[Label]:
-    labels = []
-    for point in points:
-        if point.budgets or point.plan.is_flat:
-            asked = ", ".join(recall_text(recall) for recall in point.budgets)
-            text = f"{asked}: {point.ms:.3g} ms" if asked else f"{point.ms:.3g} ms"
-            colour = FLAT_COLOUR if point.plan.is_flat else SINGLE_COLOUR
-            labels.append(Label(text, stretch(point.recall), point.ms, colour, below=not point.plan.is_flat))
-    return labels
+    return [
+        Label(
+            ": ".join(filter(None, [", ".join(map(recall_text, point.budgets)), f"{point.ms:.3g} ms"])),
+            stretch(point.recall),
+            point.ms,
+            FLAT_COLOUR if point.plan.is_flat else SINGLE_COLOUR,
+            below=not point.plan.is_flat,
+        )
+        for point in points
+        if point.budgets or point.plan.is_flat
+    ]

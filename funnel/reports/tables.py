@@ -99,12 +99,12 @@ class Column:
 
 def microseconds(value: float) -> str:
     """A time, without its unit: 5.4, 83, 1,637."""
-    return _figures(value)
+    return f"{value:,.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
 
 
 def times(value: float) -> str:
     """A ratio: 0.8×, 9.4×, 21×."""
-    return f"{_figures(value)}×"
+    return f"{microseconds(value)}×"
 
 
 def recall_text(recall: float) -> str:
@@ -202,10 +202,6 @@ def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _figures(value: float) -> str:
-    return f"{value:,.1f}" if round(value, 1) < 10 else f"{value:,.0f}"
 
 
 def _width(text: str) -> int:

@@ -447,7 +447,7 @@ def test_the_command_line_itself(graph_folder: Path, tmp_path: Path) -> None:
         assert f"{file}" in (said := refused(command))
         assert "; give another path" in said
         assert ".tmp" not in said
-    assert "cannot be read (No such file" in refused(["search", graph_folder, "--vector", tmp_path / "nowhere.npy"])
+    assert "nowhere.npy: No such file" in refused(["search", graph_folder, "--vector", tmp_path / "nowhere.npy"])
 
 
 def test_an_error_that_nobody_foresaw_is_one_line(graph_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

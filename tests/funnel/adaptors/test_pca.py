@@ -36,7 +36,7 @@ def test_chunks_sum_to_the_whole(seed: int, cuts: Any) -> None:
     for chunk in np.split(rows, sorted(cuts)):
         moment.update(chunk)
     assert moment.rows == 50
-    np.testing.assert_allclose(moment.finish().matrix.numpy(), PCA.fit(rows).matrix.numpy(), atol=1e-4)
+    np.testing.assert_allclose(moment.rotation(), PCA.fit(rows).matrix.numpy(), atol=1e-4)
 
 
 def test_prefixes_hold_the_energy_of_the_largest_eigenvalues() -> None:
@@ -98,7 +98,7 @@ def test_rows_that_are_not_finite_are_named_over_all_chunks(value: Any) -> None:
 
 def test_an_empty_moment_has_no_rotation() -> None:
     with pytest.raises(InputError, match="0 rows"):
-        SecondMoment(3).finish()
+        SecondMoment(3).rotation()
 
 
 def test_a_chunk_of_another_width_is_refused() -> None:

@@ -190,7 +190,7 @@ def some(rows: int) -> dict[int, torch.Tensor]:
         ({16: LOGITS[16]}, LABELS, "early exit needs at least two"),
         ({}, LABELS, "expected rising whole numbers"),
         (LOGITS, LABELS + 1, "labels run from 1 to 5; expected whole numbers from 0 to 4"),
-        (LOGITS, LABELS[:-1], "399 labels were given for 400 rows"),
+        (LOGITS, LABELS[:-1], r"labels of shape \(399,\) .* shape \(400,\), one for each row"),
         ({**LOGITS, 8: LOGITS[8] / 0}, LABELS, "logits of width 8 hold values that are not finite"),
         ({**LOGITS, 8: LOGITS[8][:-1]}, LABELS, "the same at every width"),
     ],
