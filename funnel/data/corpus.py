@@ -9,12 +9,12 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,10 @@ class Columns:
         for name in ("text", "title", "id", "vector"):
             if getattr(self, name) is not None:
                 checked_name(name, getattr(self, name))
-        if self.metadata is None:
-            return
-        if not isinstance(self.metadata, Sequence | Set) or not all(isinstance(one, str) for one in self.metadata):
-            raise InputError(f"metadata is {shown(self.metadata)}; expected a list of names")
-        if isinstance(self.metadata, str):
-            raise InputError(f"metadata is {shown(self.metadata)}; give a list of names: [{self.metadata!r}]")
+        names, given = self.metadata, isinstance(self.metadata, Sequence | Set)
+        if names is not None and (not given or isinstance(names, str) or not all(isinstance(n, str) for n in names)):
+            example = f": [{names!r}]" if isinstance(names, str) else ""
+            raise InputError(f"metadata is {shown(names)}; expected a list of names{example}")
 
     @property
     def named(self) -> dict[str, Any]:
@@ -89,33 +87,19 @@ class Columns:
         named = {self.id: "_id", self.title: "title", text: "text", self.vector: "vector"}
         return {field: role for field, role in named.items() if field is not None}
 
-    def read(self, record: Mapping[Any, object], where: str) -> dict[str, object]:
-        """The record under the names that documents have, without what stood under such a name: see `own_metadata`.
+    def split(self, record: Mapping[Any, object], where: str) -> tuple[dict[str, object], dict[str, object]]:
+        """What a record says of the parts of a document, by the names that these have, and its metadata.
 
-        Raises InputError for a field that is named and not there.
+        The metadata of an exported record are one field of JSON. Raises InputError for a field that is named and not
+        there.
         """
         roles = self.check_named(record, where)
-        taken = self._taken(roles)
-        others = {
-            str(field): value
-            for field, value in record.items()
-            if field not in roles and field not in taken and (field in KNOWN_FIELDS or self._keeps(field))
-        }
-        return {**others, **{role: record[field] for field, role in roles.items()}}
-
-    def own_metadata(self, record: Mapping[Any, object]) -> tuple[dict[str, object], bool]:
-        """Metadata that `read` cannot give, and whether they are all there are.
-
-        Either they stand under the name of a part for which another field was named; or the record is of an export,
-        whose metadata are one field of JSON.
-        """
-        if list(record) == EXPORTED and not self.roles(record):
-            fields = _json_object(record["metadata"])
-            if fields is not None:
-                return {field: value for field, value in fields.items() if self._keeps(field)}, True
-        roles = self.roles(record)
-        hidden = self._taken(roles) - roles.keys()
-        return {field: record[field] for field in hidden if field in record and self._keeps(field)}, False
+        fields = _json_object(record["metadata"]) if list(record) == EXPORTED and not roles else None
+        taken = set(roles.values()) | ({"id"} if self.id is not None or "_id" in record else set())
+        roles |= {name: name for name in KNOWN_FIELDS - taken - roles.keys() if name in record}
+        parts = {role: record[field] for field, role in roles.items()}
+        others = {key: one for key, one in record.items() if key not in roles} if fields is None else fields
+        return parts, {str(key): one for key, one in others.items() if self._keeps(key)}
 
     def check_named(self, fields: Collection[Any], where: str) -> dict[str, str]:
         """The roles of a record of these fields. InputError where it lacks one that was named."""
@@ -152,8 +136,8 @@ class Columns:
     def _keeps(self, field: object) -> bool:
         return self.metadata is None or field in self.metadata
 
-    def _taken(self, roles: Mapping[str, str]) -> set[str]:
-        return set(roles.values()) | ({"id"} if self.id is not None else set())
+
+NO_COLUMNS = Columns()
 
 
 def _json_object(text: object) -> dict[str, object] | None:
@@ -221,34 +205,26 @@ def bare_table(source: Any, columns: Columns) -> tuple[int, Any] | None:
 
 
 OFF = 0.01  # from 1: rows that were scaled and then stored as float16 are off by a tenth of it
-MOST_HELD = 65_536  # of which the median is taken
 
 
 class Norms:
-    """Smallest, largest and median length of a stream of rows."""
+    """Smallest and largest length of a stream of rows."""
 
     def __init__(self) -> None:
         self._least, self._largest = np.inf, 0.0
-        self._seen, self._every = 0, 1
-        self._held = np.empty(0)
 
-    def add(self, lengths: NDArray[np.floating]) -> None:
+    def add(self, lengths: NDArray[np.floating] | Sequence[float]) -> None:
         """The lengths [n] of the next rows."""
-        self._least = min(self._least, float(lengths.min(initial=np.inf)))
-        self._largest = max(self._largest, float(lengths.max(initial=0.0)))
-        self._held = np.concatenate([self._held, lengths[-self._seen % self._every :: self._every]])
-        self._seen += len(lengths)
-        while len(self._held) > MOST_HELD:  # an even sample: every second, fourth, eighth row
-            self._held, self._every = self._held[::2], 2 * self._every
+        self._least = min(self._least, float(np.min(lengths, initial=np.inf)))
+        self._largest = max(self._largest, float(np.max(lengths, initial=0.0)))
 
     def __str__(self) -> str:
-        """What to say of them; nothing where they are 1."""
-        if not self._seen or (self._least >= 1 - OFF and self._largest <= 1 + OFF):
+        """What to say of them; nothing where they are 1, or there are none."""
+        if self._least >= 1 - OFF and self._largest <= 1 + OFF:
             return ""
-        median = float(np.median(self._held))
         return (
-            f"the vectors have norms from {self._least:.2g} to {self._largest:.2g}, median {median:.2g}: "
-            "similarity is cosine, which does not see them"
+            f"the vectors have norms from {self._least:.2g} to {self._largest:.2g}: similarity is cosine, which does "
+            "not see them"
         )
 
 
@@ -270,28 +246,23 @@ def located(
     where none has a field that `columns` names.
     """
     counted: bool | None = None if numbered else False
-    columns = Columns() if columns is None else columns
+    columns = columns or NO_COLUMNS
     unseen, fields = columns.expected, dict[object, None]()
     for number, (where, given) in enumerate(records):
         record = {"text": given} if isinstance(given, str) else given
         if isinstance(record, Document) and columns.named:
             name, value = next(iter(columns.named.items()))
             raise InputError(f"{where}: {name}={value!r} names a field, and this is a Document; leave it out")
-        own, all_of_it = columns.own_metadata(record) if isinstance(record, Mapping) else ({}, False)
         if isinstance(record, Mapping):
-            if unseen:
-                fields.update(dict.fromkeys((*record, *own)))
-                unseen = {name: None for name in unseen if name not in fields}
-            record = columns.read(record, where)
-            has_id = not record.keys().isdisjoint(("_id", "id"))
+            has_id = columns.id is not None or not record.keys().isdisjoint(("_id", "id"))
             counted = not has_id if counted is None else counted
             if counted and has_id:
                 raise InputError(f"{where}: has an id, the first document has none; give all one or none")
-            if counted:
-                record = {**record, "_id": str(number)}
-        document = document_from_record(record, where, columns.advice)
-        if own or all_of_it:
-            document = replace(document, metadata=own if all_of_it else {**document.metadata, **own})
+            record = {**record, "_id": str(number)} if counted else record
+        document = document_from_record(record, where, columns)
+        if unseen and isinstance(record, Mapping):
+            fields.update(dict.fromkeys(record))
+            unseen = {name: None for name in unseen if name not in document.metadata}
         yield where, document
     if unseen and fields:
         there = ", ".join(map(str, itertools.islice(fields, NAMED_FIELDS)))
@@ -302,48 +273,31 @@ def located(
         )
 
 
-def document_from_record(record: object, where: str, advice: str = "call one of them so") -> Document:
+def document_from_record(record: object, where: str, columns: Columns = NO_COLUMNS) -> Document:
     """A document from a mapping with `_id` (or `id`), `title`, `text` and, if any, `vector`.
 
-    Other fields become metadata. Ids become text; None as title or text counts as empty. advice: what to do about a
-    record of other names.
+    Other fields become metadata. Ids become text; None as title or text counts as empty. columns: which fields are
+    what, where they have other names.
 
     Raises:
         InputError: names `where` and the field that cannot be used.
     """
+    parts: Mapping[str, object]
+    metadata: Mapping[str, object]
     if isinstance(record, Document):
-        return _checked_document(record, where)
-    if not isinstance(record, Mapping):
+        parts = {name: getattr(record, name) for name in ("id", "title", "text", "vector")}
+        metadata = record.metadata
+    elif isinstance(record, Mapping):
+        parts, metadata = columns.split(record, where)
+        if parts.keys().isdisjoint(("title", "text", "vector")):
+            fields = ", ".join(map(str, record)) or "none"
+            raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}; {columns.advice}")
+    else:
         raise InputError(f"{where}: expected an object with _id, title and text, got {type(record).__name__}")
-    id_field = "id" if "id" in record and "_id" not in record else "_id"
-    if not record.keys() & {"title", "text", "vector"}:
-        fields = ", ".join(map(str, record)) or "none"
-        raise InputError(f"{where}: has no text, title or vector; its fields are: {fields}; {advice}")
-    vector, norm = _vector(record.get("vector"), where)
-    return Document(
-        id=_id(record.get(id_field), id_field, where),
-        title=_text(record.get("title"), "title", where),
-        text=_text(record.get("text"), "text", where),
-        metadata={
-            str(key): value
-            for key, value in record.items()
-            if key not in KNOWN_FIELDS or (key == "id" and id_field == "_id")
-        },
-        vector=vector,
-        norm=norm,
-    )
-
-
-def _checked_document(document: Document, where: str) -> Document:
-    vector, norm = _vector(document.vector, where)
-    return Document(
-        id=_id(document.id, "id", where),
-        title=_text(document.title, "title", where),
-        text=_text(document.text, "text", where),
-        metadata=document.metadata,
-        vector=vector,
-        norm=norm,
-    )
+    field = "id" if "id" in parts else "_id"
+    vector, norm = _vector(parts.get("vector"), where)
+    title, text = (_text(parts.get(name), name, where) for name in ("title", "text"))
+    return Document(_id(parts.get(field), field, where), title, text, metadata, vector, norm)
 
 
 def _id(value: object, field: str, where: str) -> str:
@@ -429,66 +383,38 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _read_jsonl(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
-    return located(json_objects(path), columns, numbered)
-
-
-def _read_csv(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
-    return located(_csv_records(path, columns), columns, numbered)
-
-
-def _csv_records(path: Path, columns: Columns | None) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv_records(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, str]]]:
     """Every cell stays a text, so that "007" and "1.50" are kept; filters compare those that are numbers as numbers."""
     lines = (line for _, line in decoded_lines(path))
     first = next(lines, "")
     delimiter = ";" if ";" in first and "," not in first else ","
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    header = next(_csv_rows(reader, path), None)
-    if header is None:
-        return
-    names = _csv_header(header[1], path, columns)
-    for where, values in _csv_rows(reader, path):
-        if len(values) != len(names):
-            raise InputError(f"{where}: {len(values)} columns, the header has {len(names)}")
-        yield where, dict(zip(names, values, strict=True))
+    names: list[str] = []
+    try:
+        for row in filter(None, reader):
+            where = f"{path}:{reader.line_num}"
+            if names and len(row) != len(names):
+                raise InputError(f"{where}: {len(row)} columns, the header has {len(names)}")
+            if names:
+                yield where, dict(zip(names, row, strict=True))
+            else:
+                names = _csv_header(row, f"{path}:1", columns)
+    except csv.Error as error:
+        where = f"{path}:{reader.line_num}"
+        raise InputError(f"{where}: {error}; long or unusual fields are safer in .jsonl") from None
 
 
-def _csv_rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[str, list[str]]]:
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            where = f"{path}:{_line(reader)}"
-            raise InputError(f"{where}: {error}; long or unusual fields are safer in .jsonl") from None
-        if row:
-            yield f"{path}:{_line(reader)}", row
-
-
-def _line(reader: Iterator[list[str]]) -> int:
-    return int(getattr(reader, "line_num", 0))
-
-
-def _csv_header(names: list[str], path: Path, columns: Columns | None) -> list[str]:
-    columns = Columns() if columns is None else columns
-    columns.check_named(names, f"{path}:1")
-    roles = columns.roles(names)
+def _csv_header(names: list[str], where: str, columns: Columns) -> list[str]:
+    roles = columns.check_named(names, where)
     if not {"title", "text"} & {roles.get(name, name) for name in names}:
-        raise InputError(
-            f"{path}:1: the header is {', '.join(names)}; expected title or text among it; {columns.advice}"
-        )
+        said = f"the header is {', '.join(names)}; expected title or text among it; {columns.advice}"
+        raise InputError(f"{where}: {said}")
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
-        raise InputError(f"{path}:1: the header names {', '.join(duplicates)} more than once")
+        raise InputError(f"{where}: the header names {', '.join(duplicates)} more than once")
     if "vector" in names:
-        raise InputError(f"{path}:1: a CSV file cannot carry vectors; use .jsonl or .parquet for them")
+        raise InputError(f"{where}: a CSV file cannot carry vectors; use .jsonl or .parquet for them")
     return names
-
-
-def _read_parquet(path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]:
-    vector = "vector" if columns is None or columns.vector is None else columns.vector
-    return located(_parquet_rows(path, vector), columns, numbered)
 
 
 def bare_parquet(path: Path, columns: Columns) -> tuple[int, list[object] | None] | None:
@@ -518,28 +444,19 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise InputError(f"{path} cannot be read as parquet ({error}); write it again") from None
 
 
-def _parquet_rows(path: Path, vector: str) -> Iterator[tuple[str, object]]:
-    number = 0
+def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, object]]:
+    number, vector = 0, columns.vector or "vector"
     with _parquet(path) as file:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-            for record in _parquet_records(batch, vector, f"{path}: rows from {number} on"):
-                yield f"{path}: row {number}", record
+            names = batch.schema.names
+            others = arrow_rows(
+                batch.select([name for name in names if name != vector]), f"{path}: rows from {number} on"
+            )
+            # As arrays: a list column as Python floats takes ten times the memory.
+            vectors = batch.column(vector).to_numpy(zero_copy_only=False) if vector in names else others
+            for record, row in zip(others, vectors, strict=True):
+                yield f"{path}: row {number}", {name: row if name == vector else record[name] for name in names}
                 number += 1
-
-
-def _parquet_records(batch: Any, vector: str, where: str) -> Iterable[dict[str, object]]:
-    names = batch.schema.names
-    if vector not in names:
-        return arrow_rows(batch, where)
-    # As arrays: a list column as Python floats takes ten times the memory.
-    vectors = batch.column(vector).to_numpy(zero_copy_only=False)
-    others = arrow_rows(batch.select([name for name in names if name != vector]), where)
-    found = zip(others, vectors, strict=True)
-    return [{name: value if name == vector else record[name] for name in names} for record, value in found]
-
-
-class _Reader(Protocol):
-    def __call__(self, path: Path, columns: Columns | None = None, numbered: bool = True) -> Iterator[Located]: ...
 
 
 def suffix_of(path: Path) -> str:
@@ -547,11 +464,22 @@ def suffix_of(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
-READERS: dict[str, _Reader] = {
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+def _read(
+    records: Callable[[Path, Columns], Iterable[tuple[str, object]]],
+    path: Path,
+    columns: Columns | None = None,
+    numbered: bool = True,
+) -> Iterator[Located]:
+    columns = columns or NO_COLUMNS
+    return located(records(path, columns), columns, numbered)
+
+
+_jsonl = partial(_read, lambda path, _columns: json_objects(path))
+READERS: dict[str, Callable[..., Iterator[Located]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".csv": partial(_read, _csv_records),
+    ".parquet": partial(_read, _parquet_records),
 }
 """The reader of each suffix that holds documents."""
 
@@ -572,6 +500,9 @@ CorpusSource = (
     | Sequence[Sequence[float]]
 )
 """What `open_corpus` takes; torch tensors [n, d] as well."""
+
+
+Ids = Sequence[str] | Sequence[int] | NDArray[Any] | None
 
 
 class Corpus:
@@ -629,7 +560,7 @@ class VectorCorpus(Corpus):
         count: int,
         dim: int,
         read: Callable[[int], Iterator[NDArray[Any]]],
-        ids: Sequence[str] | Sequence[int] | NDArray[Any] | None,
+        ids: Ids,
     ) -> None:
         if count == 0:
             raise InputError(f"{name} is empty; a corpus needs at least one row")
@@ -642,14 +573,13 @@ class VectorCorpus(Corpus):
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
         """The rows in order, scaled to unit length: see `Corpus.vectors`."""
         _check_batch("batch_rows", batch_rows)
-        first, norms = 0, Norms() if self.norms is None else None
+        first, norms = 0, Norms()
         for batch in self._read(batch_rows):
             rows = unit_rows(batch, first, self.name)
-            if norms is not None:
-                norms.add(np.einsum("ij,ij->i", batch, rows))
+            norms.add(np.einsum("ij,ij->i", batch, rows))
             yield rows
             first += batch.shape[0]
-        self.norms = norms or self.norms
+        self.norms = norms
 
 
 class DocumentCorpus(Corpus):
@@ -670,36 +600,34 @@ class DocumentCorpus(Corpus):
         self.count = count
         self.rereadable = rereadable
         self._read = read
-        self._started = False
-        self._unread: Iterator[Located] | None = None
         reader = read()
-        first = next(reader, None)
-        if first is None:
+        found = next(reader, None)
+        if found is None:
             raise InputError(f"{name} is empty; a corpus needs at least one document")
-        vector = first[1].vector
-        self.has_vectors = vector is not None
-        if vector is None:
-            _say_of_vectors(first[1])
-        self.dim = None if vector is None else vector.shape[0]
-        if rereadable:
-            _look_for({} if columns is None else columns.expected, itertools.chain([first], reader))
-        else:
-            self._unread = itertools.chain([first], reader)
+        first = found[1]
+        self.has_vectors = first.vector is not None
+        if first.vector is None:
+            _say_of_vectors(first)
+        self.dim = None if first.vector is None else first.vector.shape[0]
+        self._unread: Iterator[Located] | None = None if rereadable else itertools.chain([found], reader)
+        # Read on until each field named was seen: one that no record has is refused before texts are encoded.
+        missing = set(columns.expected if columns is not None and rereadable else ()) - first.metadata.keys()
+        while missing and (found := next(reader, None)) is not None:
+            missing.difference_update(found[1].metadata)
 
     def documents(self, batch_size: int) -> Iterator[list[Document]]:
         """The documents in order: see `Corpus.documents`."""
         _check_batch("batch_size", batch_size)
-        located = self._read() if self._unread is None else self._unread
-        if self._started and not self.rereadable:
+        located, self._unread = self._read() if self.rereadable else self._unread, None
+        if located is None:
             raise InputError(f"{self.name} can be read only once; pass a list or a file to read it again")
-        self._started = True
         return self._batches(located, batch_size)
 
     def _batches(self, located: Iterator[Located], batch_size: int) -> Iterator[list[Document]]:
         checked = (self._checked(where, document) for where, document in located)
         norms = Norms()
         while batch := list(itertools.islice(checked, batch_size)):
-            norms.add(np.array([document.norm for document in batch]))
+            norms.add([document.norm for document in batch])
             yield batch
         self.norms = norms if self.has_vectors else None
 
@@ -714,30 +642,20 @@ class DocumentCorpus(Corpus):
         raise InputError(f"{where}: vector of dimension {width}, the first has {self.dim}")
 
 
-class BareCorpus(Corpus):
+def _bare(rows: DocumentCorpus, count: int, ids: Ids) -> VectorCorpus:
     """Bare vectors from a table of vectors, with ids or without, and nothing else."""
 
-    kind = "vectors"
-    rereadable = True
-    has_vectors = True
+    def read(batch_rows: int) -> Iterator[NDArray[Any]]:
+        for batch in rows.documents(batch_rows):
+            vectors = np.stack([document.vector for document in batch if document.vector is not None])
+            yield np.array([document.norm for document in batch])[:, None] * vectors
 
-    def __init__(
-        self, rows: DocumentCorpus, count: int, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None
-    ) -> None:
-        self.name, self.count, self.dim = rows.name, count, rows.dim
-        self.ids: list[str] | list[int] | None = None if ids is None else check_ids(ids, count)
-        self._rows = rows
-
-    def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
-        """The rows in order, scaled to unit length: see `Corpus.vectors`."""
-        for batch in self._rows.documents(batch_rows):
-            yield np.stack([document.vector for document in batch if document.vector is not None])
-        self.norms = self._rows.norms
+    return VectorCorpus(rows.name, count, rows.dim or 0, read, ids)
 
 
 def open_corpus(
     source: CorpusSource,
-    ids: Sequence[str] | Sequence[int] | NDArray[Any] | None = None,
+    ids: Ids = None,
     columns: Columns | None = None,
     numbered: bool = True,
 ) -> Corpus:
@@ -768,9 +686,9 @@ def open_corpus(
         raise InputError(
             f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
         )
-    bare = bare_table(source, columns or Columns())
+    bare = bare_table(source, columns or NO_COLUMNS)
     if bare is not None:
-        return BareCorpus(_open_iterable(source, columns, True), bare[0], _only(bare[1], ids))
+        return _bare(_open_iterable(source, columns, True), bare[0], _only(bare[1], ids))
     _only(True, ids)
     return _open_iterable(source, columns, numbered)
 
@@ -809,9 +727,7 @@ def _rows_of_numbers(source: object) -> NDArray[Any] | None:
         raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
 
 
-def _open_path(
-    path: Path, ids: Sequence[str] | Sequence[int] | NDArray[Any] | None, columns: Columns | None, numbered: bool
-) -> Corpus:
+def _open_path(path: Path, ids: Ids, columns: Columns | None, numbered: bool) -> Corpus:
     if path.is_dir():
         if not (path / CORPUS_FILE).is_file():
             raise InputError(f"the folder {path} has no {CORPUS_FILE}; expected a BEIR folder or a file")
@@ -824,15 +740,12 @@ def _open_path(
         return _of_rows(VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids), columns)
     if suffix not in READERS:
         raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
-    reader = READERS[suffix]
-    bare = bare_parquet(path, columns or Columns()) if suffix == ".parquet" else None
-    if bare is None:
-        _only(True, ids)
-        read = partial(reader, path, columns, numbered)
-        return DocumentCorpus(str(path), read, count=None, rereadable=True, columns=columns)
-    read = partial(reader, path, columns, True)
-    located_rows = DocumentCorpus(str(path), read, count=bare[0], rereadable=True, columns=columns)
-    return BareCorpus(located_rows, bare[0], _only(bare[1], ids))
+    bare = bare_parquet(path, columns or NO_COLUMNS) if suffix == ".parquet" else None
+    count, own = (None, True) if bare is None else bare
+    own = _only(own, ids)
+    read = partial(READERS[suffix], path, columns, numbered or bare is not None)
+    documents = DocumentCorpus(str(path), read, count=count, rereadable=True, columns=columns)
+    return documents if bare is None else _bare(documents, bare[0], own)
 
 
 def _of_rows(corpus: Corpus, columns: Columns | None) -> Corpus:
@@ -844,7 +757,7 @@ def _of_rows(corpus: Corpus, columns: Columns | None) -> Corpus:
     return corpus
 
 
-def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArray[Any] | None) -> Corpus:
+def _open_array(array: NDArray[Any], ids: Ids) -> Corpus:
     if array.dtype == np.uint8:
         raise InputError(
             f"the array is uint8 of shape {list(array.shape)}: unpack packed bits by numpy.unpackbits(rows, axis=1) "
@@ -860,13 +773,6 @@ def _open_array(array: NDArray[Any], ids: Sequence[str] | Sequence[int] | NDArra
             yield array[start : start + batch_rows]
 
     return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
-
-
-def _look_for(fields: Mapping[str, None], records: Iterator[Located]) -> None:
-    """Read on until each of the fields was seen, so that one that no record has is refused before texts are encoded."""
-    missing = set(fields)
-    while missing and (found := next(records, None)) is not None:
-        missing.difference_update(found[1].metadata)
 
 
 def _say_of_vectors(document: Document) -> None:
