@@ -297,5 +297,5 @@ def _commit(transaction: Transaction, body: dict[str, Any], kept: Iterable[str])
     total = sum(part.rows for part in body["segments"])
     deleted = sum(part.rows for part in body["tombstones"])
     body["counts"] = {"rows": total - deleted, "deleted": deleted}
-    transaction.keep(kept)
+    transaction.reuse(*kept)
     transaction.commit(body)

@@ -43,7 +43,7 @@ def _commit(folder: IndexFolder, progress: bool) -> bool:
             for part, segment in zip(manifest.segments, opened.segments, strict=True)
         ]
         tombstones = [path for part in manifest.tombstones for path in manifest.paths("tombstones", part.id).values()]
-        transaction.keep(manifest.shared(parts) + tombstones)
+        transaction.reuse(*manifest.shared(parts), *tombstones)
         transaction.commit(manifest.body() | {"segments": parts}, progress=progress)
     return True
 

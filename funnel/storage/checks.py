@@ -203,15 +203,10 @@ def check(path: str | os.PathLike[str], progress: bool = False, files: Files = F
     except DamagedIndexError as error:
         return CheckReport((FileStatus(CURRENT, "ok"), FileStatus(name, "damaged", str(error))))
     problems = _problems(root, manifest.files, progress, files)
-    lines = [FileStatus(CURRENT, "ok"), FileStatus(name, "ok")]
-    for file in manifest.files:
-        problem = problems.get(file)
-        if problem is None:
-            lines.append(FileStatus(file, "ok"))
-        else:
-            lines.append(FileStatus(file, "rebuildable" if is_cache(file) else "damaged", str(problem)))
-    lines.extend(_strays(root, manifest, files))
-    return CheckReport(tuple(lines))
+    found = {file: FileStatus(file, "ok") for file in (CURRENT, name, *manifest.files)}
+    for file, problem in problems.items():
+        found[file] = FileStatus(file, "rebuildable" if is_cache(file) else "damaged", str(problem))
+    return CheckReport((*found.values(), *_strays(root, manifest, files)))
 
 
 def _pieces(path: str, entry: FileEntry) -> Iterator[_Piece]:

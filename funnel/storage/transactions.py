@@ -122,30 +122,14 @@ class Transaction:
         """The identifier that the part written in `folder` will have, for the body of the manifest."""
         return self._part(folder).identifier
 
-    def reuse(self, prefix: str) -> None:
-        """Keep the files of the live generation under a path: "segments", "segments/<id>" or one file.
+    def reuse(self, *paths: str) -> None:
+        """Keep the files of the live generation under some paths: "segments", "segments/<id>" or one file.
 
         Raises InputError where the live generation has no such file.
         """
         self._require_open()
-        prefix = prefix.rstrip("/")
-        found = {
-            path: entry
-            for path, entry in self._previous_files().items()
-            if path == prefix or path.startswith(f"{prefix}/")
-        }
-        if not found:
-            raise InputError(f"the live generation of {self._root} has no files under {prefix!r}")
-        self._reused.update(found)
-
-    def keep(self, paths: Iterable[str]) -> None:
-        """Keep files of the live generation by their paths, as `reuse` does. Raises InputError for one it lacks."""
-        self._require_open()
-        live = self._previous_files()
         for path in paths:
-            if path not in live:
-                raise InputError(f"the live generation of {self._root} has no file {path!r}")
-            self._reused[path] = live[path]
+            self._reused |= self._files_under(path)
 
     def drop(self, folder: Path) -> None:
         """Give up a part that was begun: its folder is removed."""
@@ -162,9 +146,7 @@ class Transaction:
         """
         self._require_open()
         part = self._part(folder)
-        entry = self._previous_files().get(path)
-        if entry is None:
-            raise InputError(f"the live generation of {self._root} has no file {path!r}")
+        entry = self._files_under(path)[path]
         source, target = self._root / path, folder / path.rsplit("/", 1)[-1]
         with writing(self._root):
             try:
@@ -186,10 +168,10 @@ class Transaction:
         """
         self._require_open()
         with writing(self._root):
-            files = self._hash_parts(progress) | self._reused
-            data = self._encode(body, files)
+            hashed = self._hash_parts(progress)
+            data = self._encode(body, hashed | self._reused)
             manifest = parse(data)
-            written = self._place_parts(files)
+            written = self._place_parts(hashed)
             written += write_generation(self._root, self.generation, data, self._files)
             current = write_current_temporary(self._root, self.generation, data, self._files)
             # All of it is on the disk before CURRENT speaks of it; until then nothing reads it.
@@ -240,8 +222,14 @@ class Transaction:
             raise InputError(f"{folder} is not a folder of this transaction; ask for one with folder(kind)")
         return self._staged[folder]
 
-    def _previous_files(self) -> Mapping[str, FileEntry]:
-        return {} if self.previous is None else self.previous.files
+    def _files_under(self, path: str) -> dict[str, FileEntry]:
+        live = {} if self.previous is None else self.previous.files
+        if path in live:
+            return {path: live[path]}
+        found = {one: entry for one, entry in live.items() if one.startswith(f"{path.rstrip('/')}/")}
+        if not found:
+            raise InputError(f"the live generation of {self._root} has no files under {path!r}")
+        return found
 
     def _hash_parts(self, progress: bool) -> dict[str, FileEntry]:
         entries: dict[str, FileEntry] = {}
@@ -261,38 +249,28 @@ class Transaction:
         return entries
 
     def _encode(self, body: Mapping[str, object], files: Mapping[str, FileEntry]) -> bytes:
-        document: dict[str, object] = {
-            "counts": {},
-            "segments": [],
-            "tombstones": [],
-            "adaptor": None,
-            "calibration": None,
-        }
-        document |= body
-        versions = document.get("versions", {})
-        document |= {
+        none: dict[str, object] = {"counts": {}, "segments": [], "tombstones": [], "adaptor": None, "calibration": None}
+        versions = body.get("versions", {})
+        own = {
             "format_version": FORMAT_VERSION,
             "generation": self.generation,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {**_library_versions(), **(versions if isinstance(versions, dict) else {})},
             "files": files,
         }
-        return encode(document)
+        return encode({**none, **body, **own})
 
-    def _place_parts(self, entries: Mapping[str, FileEntry]) -> list[Path]:
+    def _place_parts(self, hashed: Iterable[str]) -> list[Path]:
         """Move the parts to where the manifest says that they are; gives their files and folders, to be flushed."""
-        moved = []
+        folders: set[Path] = set()
         for part in self._staged.values():
-            source = part.temporary
-            target = self._root / part.folder.kind / part.identifier
+            source, target = part.temporary, self._root / part.folder.kind / part.identifier
+            folders |= {target.parent} if part.folder.flat else {target.parent, target}
             if part.folder.flat:
                 name = part.folder.files[0].name
                 source, target = source / name, self._root / part.folder.path(part.identifier, name)
             self._files.replace(source, target)
-            relative = target.relative_to(self._root).as_posix()
-            moved += [self._root / path for path in entries if path == relative or path.startswith(f"{relative}/")]
-            moved += [] if part.folder.flat else [target]
-        return moved + [self._root / kind for kind in sorted({part.folder.kind for part in self._staged.values()})]
+        return [*(self._root / path for path in hashed), *sorted(folders)]
 
 
 def _live(root: Path, files: Files) -> Manifest | None:

@@ -361,7 +361,7 @@ def test_wrong_requests_are_refused(index: IndexFolder, tmp_path: Path) -> None:
             transaction.folder("widgets")
         with pytest.raises(InputError, match="no files under 'segments/other'"):
             transaction.reuse("segments/other")
-        with pytest.raises(InputError, match="no file 'segments/x'"):
+        with pytest.raises(InputError, match="no files under 'segments/x'"):
             transaction.link("segments/x", transaction.folder("segments"))
         with pytest.raises(InputError, match="not a folder of this transaction"):
             transaction.identifier(tmp_path)
