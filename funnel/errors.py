@@ -76,6 +76,8 @@ class FunnelError(Exception):
 
 def _line(message: str) -> str:
     line = re.sub(r"\s*[\r\n]\s*", " ", message)
+    if not line.isprintable():  # what a terminal would obey, and halves of surrogate pairs, which nothing prints
+        line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - ENDING]} … {line[-ENDING:]}"
 
 

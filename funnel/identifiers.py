@@ -8,7 +8,7 @@ from typing import Any
 
 from funnel.errors import InputError
 
-__all__ = ["id_lines", "identifier", "identifiers", "listed", "whole_number"]
+__all__ = ["id_lines", "identifier", "identifiers", "listed", "unicode_text", "whole_number"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What numpy, pandas, torch, polars and pyarrow turn a whole collection into Python's own values by.
@@ -30,20 +30,22 @@ def identifier(value: object, what: str) -> str | int:
     if callable(single):  # a scalar of numpy, torch or pyarrow
         value = single()
     if isinstance(value, str):
-        text = str.__str__(value)  # without the subclass: an enum's own text is its name
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{what} has a lone surrogate at character {error.start}; it is not valid Unicode"
-            ) from None
-        return text
+        return unicode_text(str.__str__(value), what)  # without the subclass: an enum's own text is its name
     if isinstance(value, int) and not isinstance(value, bool):
         number = int(value)
         if number.bit_length() > MOST_BITS:
             raise InputError(f"{what} is a whole number of {number.bit_length():,} bits; give it as text")
         return number
     raise InputError(f"{what} is {_shown(value)}, expected text or a whole number")
+
+
+def unicode_text(text: str, what: str) -> str:
+    """The text itself. InputError, naming `what`, where half of a surrogate pair stands alone in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} has a lone surrogate at character {error.start}; it is not valid Unicode") from None
+    return text
 
 
 def identifiers(ids: Any, what: str) -> list[str | int]:

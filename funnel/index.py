@@ -36,6 +36,7 @@ from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.searcher import Searcher, device_of
 from funnel.engine.segments import Segment
 from funnel.errors import InputError
+from funnel.identifiers import unicode_text
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
@@ -385,7 +386,7 @@ class FunnelIndex(Updates):
         """Query texts as vectors [n, d], by the index's own encoder. Raises EncoderError."""
         if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
             raise InputError(f"texts is {shown(texts)}; expected a list of texts, as [text] for one")
-        return self._encoder.encode(texts)
+        return self._encoder.encode([unicode_text(text, f"query {number}") for number, text in enumerate(texts)])
 
     def warm_up(self) -> None:
         """Load the encoder now, so that the first text need not wait. Raises EncoderError where there is none."""

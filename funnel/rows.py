@@ -193,8 +193,11 @@ def _few(values: Sequence[object], named: int) -> str:
 def as_array(source: object) -> NDArray[Any] | None:
     """The array behind a numpy array, a torch tensor or a column of a table; None for anything else.
 
-    InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say.
+    InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say; and for
+    bytes, which are not the numbers that may be written in them.
     """
+    if isinstance(source, bytes | bytearray) or (isinstance(source, memoryview) and source.itemsize == 1):
+        raise InputError("bytes are given for numbers; read those in them, as by numpy.frombuffer(value, 'float32')")
     if isinstance(source, np.ndarray):
         array = unmasked(source)
         return _stacked(array) if array.dtype == object else array

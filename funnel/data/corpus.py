@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from funnel.checks import checked_name
 from funnel.data.documents import Document
 from funnel.errors import InputError, MissingPackageError
-from funnel.identifiers import identifier
-from funnel.rows import NpyRows, as_array, check_ids, is_table, table_library, unit_rows, unmasked
+from funnel.identifiers import identifier, unicode_text
+from funnel.rows import NpyRows, as_array, check_ids, is_table, table_library, unit_rows
 
 __all__ = [
     "READERS",
@@ -311,13 +311,7 @@ def _text(value: object, field: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise InputError(f"{where}: {field} is {type(value).__name__}, expected text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: {field} has a lone surrogate at character {error.start}; it is not valid Unicode"
-        ) from None
-    return value
+    return unicode_text(value, f"{where}: {field}")
 
 
 def _vector(value: object, where: str) -> tuple[NDArray[np.float32] | None, float]:
@@ -325,7 +319,8 @@ def _vector(value: object, where: str) -> tuple[NDArray[np.float32] | None, floa
     if value is None:
         return None, 1.0
     try:
-        array = unmasked(value) if isinstance(value, np.ndarray) else np.asarray(value)
+        array = as_array(value)
+        array = np.asarray(value) if array is None else array
     except ValueError:
         array = np.empty(0, dtype=object)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
@@ -778,7 +773,9 @@ def _open_array(array: NDArray[Any], ids: Ids) -> Corpus:
 def _say_of_vectors(document: Document) -> None:
     """Warn of a field that looks like the vector and is kept as metadata."""
     for field, value in document.metadata.items():
-        if not isinstance(value, list | tuple | np.ndarray) or len(value) < FEWEST_NUMBERS:
+        if not isinstance(value, list | tuple | np.ndarray) or not getattr(value, "ndim", 1):
+            continue
+        if len(value) < FEWEST_NUMBERS:
             continue
         if all(isinstance(number, Real) and not isinstance(number, bool) for number in value):
             warnings.warn(

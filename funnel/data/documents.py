@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from funnel.data.connections import Bounded, Connections, held_open, reading_file, writing_file
 from funnel.data.words import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.errors import DamagedIndexError, InputError, StorageError
+from funnel.identifiers import unicode_text
 
 __all__ = ["Document", "DocumentStore", "pieces_of", "plain"]
 
@@ -431,19 +432,9 @@ def _row(position: int, document: Document) -> tuple[int, str | int, str, str, s
     for name, value in (
         ("id", document.id), ("title", document.title), ("text", document.text), ("metadata", metadata)
     ):  # fmt: skip
-        _check_unicode(name, value, document.id)
+        if isinstance(value, str):
+            unicode_text(value, f"the {name} of document {document.id!r}")
     return position, document.id, document.title, document.text, metadata
-
-
-def _check_unicode(name: str, value: str | int, document_id: str | int) -> None:
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the {name} of document {document_id!r} has a lone surrogate at character {error.start}; "
-                "it is not valid Unicode and cannot be stored"
-            ) from None
 
 
 def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:

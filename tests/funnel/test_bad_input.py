@@ -510,3 +510,9 @@ def test_an_encoder_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     said = refused(["build", tmp_path / "docs.jsonl", tmp_path / "index", "--encoder", tmp_path / "model", "--quiet"])
     assert "cannot load the encoder" in said
+
+
+def test_half_of_a_surrogate_pair_never_reaches_the_encoder(texts: FunnelIndex) -> None:
+    for call in (lambda: texts.search(["a file", "\ud800 file"]), lambda: texts.encode_queries(["a file", "\ud800"])):
+        with pytest.raises(InputError, match="query 1 has a lone surrogate at character 0; it is not valid Unicode"):
+            call()

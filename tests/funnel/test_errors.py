@@ -17,3 +17,7 @@ def test_a_long_value_loses_its_middle_and_a_message_keeps_what_to_do(error: typ
 
 def test_a_message_is_one_line() -> None:
     assert str(InputError("a title \r\n  of two\nlines")) == "a title of two lines"
+
+
+def test_a_message_can_be_printed_and_is_not_obeyed() -> None:
+    assert str(InputError("é 𝄞 日本 \ud800 \x1b[2J \0 \u2028")) == "é 𝄞 日本 \\ud800 \\x1b[2J \\x00 \\u2028"

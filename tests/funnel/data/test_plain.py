@@ -95,7 +95,7 @@ def test_the_manual_has_this_table() -> None:
 @pytest.mark.parametrize(("given_", "stored"), CASES, ids=range(len(CASES)))
 def test_what_is_stored_as_what(tmp_path: Path, given_: Any, stored: Any) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
-        store.append([Document("a", metadata={"field": given_})])
+        store.append(next(iter(open_corpus([{"_id": "a", "text": "a file", "field": given_}]).documents(1))))
         found = store.get([0])[0].metadata["field"]
     assert (found, type(found)) == (stored, type(stored))
 
