@@ -196,8 +196,10 @@ def as_array(source: object) -> NDArray[Any] | None:
     InputError for masked values and for sparse tensors: what stands for what is missing is the user's to say; and for
     bytes, which are not the numbers that may be written in them.
     """
-    if isinstance(source, bytes | bytearray) or (isinstance(source, memoryview) and source.itemsize == 1):
-        raise InputError("bytes are given for numbers; read those in them, as by numpy.frombuffer(value, 'float32')")
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not isinstance(source, memoryview) or source.itemsize == 1:
+            raise InputError("bytes are given for numbers; read what is in them by numpy.frombuffer(value, 'float32')")
+        return np.asarray(source)
     if isinstance(source, np.ndarray):
         array = unmasked(source)
         return _stacked(array) if array.dtype == object else array

@@ -185,6 +185,7 @@ def _plain(value: object) -> object:
 def _load(data: bytes) -> dict[str, object]:
     try:
         document = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        json.dumps(document, ensure_ascii=False).encode()  # no half of a surrogate pair, which nothing else takes
     except (ValueError, RecursionError) as error:
         raise InputError(f"the manifest is not valid JSON: {error}") from error
     return _mapping(document, "the manifest")

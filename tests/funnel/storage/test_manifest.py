@@ -176,6 +176,8 @@ def test_hostile_values_are_refused_by_name(alter: Any, words: str) -> None:
         GOLDEN.replace(b'"seed": 0', b'"seed": NaN'),
         GOLDEN.replace(b'"seed": 0', b'"seed": 0, "seed": 1'),
         GOLDEN.replace(b'"d": 4', b'"d": ' + b"9" * 5000),
+        GOLDEN.replace(b'"d": 4', rb'"d": "\ud800"'),
+        GOLDEN.replace(b'"d": 4', rb'"d": 4, "\ud800": 4'),
     ],
     ids=lambda data: repr(data[:12]),
 )
