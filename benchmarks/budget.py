@@ -17,7 +17,7 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.queries import asked_sets
 from funnel import FunnelIndex
 from funnel.adaptors import OrthogonalAdaptor
-from funnel.engine.rerank import best, carry_on
+from funnel.engine.rerank import reranked
 from funnel.reports.bench import BenchQueries, bench
 from funnel.reports.pages import write_results
 from funnel.reports.tables import Column, Results, comparison_rows, microseconds, text_table, times
@@ -118,18 +118,13 @@ def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any)
     rotation = searcher.adaptor.matrix if isinstance(searcher.adaptor, OrthogonalAdaptor) else None
 
     def bare(i: int) -> None:
-        query = torch.from_numpy(prepared[i : i + 1])
-        with torch.inference_mode():
-            if rotation is not None:
-                torch.mm(query, rotation)
-            rows = torch.from_numpy(cascade.coarse.search(prefixes[i : i + 1], plan.shortlist, plan.effort)[1])
-            partial, start = None, 0
-            for stage in plan.stages:
-                partial = carry_on(cascade.store, query, rows, partial, start, stage.width)
-                _, places = best(partial * cascade.inverse_norms[stage.width][rows], stage.keep)
-                rows, partial, start = rows.gather(1, places), partial.gather(1, places), stage.width
-            _, places = best(carry_on(cascade.store, query, rows, partial, start, dim), 10)
-            rows.gather(1, places)
+        query = prepared[i : i + 1]
+        stored = query if rotation is None else torch.mm(torch.from_numpy(query), rotation).numpy()
+        rows = cascade.coarse.search(prefixes[i : i + 1], plan.shortlist, plan.effort)[1]
+        for stage in plan.stages:
+            weights = cascade.inverse_norms[stage.width]
+            _, rows, _ = reranked(cascade.store, stored, rows, stage.width, stage.keep, weights)
+        reranked(cascade.store, stored, rows, dim, 10)
 
     return bare
 

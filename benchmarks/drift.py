@@ -16,13 +16,11 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.texts import lines_of
 from funnel import FunnelIndex, Plan
 from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
-from funnel.engine.rerank import Kept, depths
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import running_interval
 from funnel.monitoring.drift import RANKS, Drift
@@ -55,10 +53,10 @@ class Found:
     scores: Float32
     depth: Float32
 
-    def at(self, places: npt.NDArray[np.int64]) -> tuple[Float32, Kept]:
+    def at(self, places: npt.NDArray[np.int64]) -> tuple[Float32, Float32 | None]:
         """Of some queries, as a monitor sees it."""
         depth = self.depth[places]
-        return self.scores[places], () if np.isnan(depth).any() else (torch.from_numpy(depth[:, None]),)
+        return self.scores[places], None if np.isnan(depth).any() else depth
 
     def statistics(self, places: npt.NDArray[np.int64]) -> Float32:
         """Of some queries, as a record gives it."""
@@ -135,8 +133,8 @@ def _scores(index: FunnelIndex, queries: Float32) -> ByPlan:
 def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Found:
     """Past the monitor of the index itself."""
     found = index.searcher.found(index.searcher.prepare(queries), plan, K)
-    scores, kept = found.scores, found.kept
-    return Found(scores, depths(kept) if kept else np.full(len(scores), np.nan, dtype=np.float32))
+    nowhere = np.full(len(found.scores), np.nan, dtype=np.float32)
+    return Found(found.scores, nowhere if found.depths is None else found.depths)
 
 
 def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> dict[str, Float32]:
@@ -294,7 +292,7 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     single = [index.searcher.found(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
     known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
     watch = Drift(lambda _plan, _k: known)
-    taken = np.array([_us(partial(watch.see, one.scores, plan, one.kept)) for one in single])
+    taken = np.array([_us(partial(watch.see, one.scores, plan, one.depths)) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),

@@ -320,7 +320,7 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float
     else:
         found, served, each = _found(state, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(found.scores, served.plan, found.kept)
+            monitor.see(found.scores, served.plan, found.depths)
             if audit is not None or monitor.audits:
                 monitor.check(prepared, found.scores, lambda: asked.name, audit)
     if monitor.void:

@@ -188,6 +188,7 @@ class VectorStore:
     def _begin(self) -> None:
         self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._whole: torch.Tensor | None = None
+        self._cells: npt.NDArray[np.generic] | None = None
         self._guard: Callable[[Int64Array], None] | None = None
 
     @classmethod
@@ -312,6 +313,15 @@ class VectorStore:
         together = torch.empty((len(rows), stop - start), dtype=self.matrix.dtype, pin_memory=on_gpu)
         torch.index_select(self.matrix[:, start:stop], 0, rows.cpu(), out=together)
         return together.to(self.device, non_blocking=True)
+
+    def cells(self, rows: Int64Array) -> npt.NDArray[np.generic]:
+        """The matrix in host memory, for a loop over these rows (below 0: none): float16 as the uint16 of its bits."""
+        if self._guard is not None:
+            self._guard(rows[rows >= 0])
+        if self._cells is None:
+            whole: npt.NDArray[np.generic] = self.matrix.numpy()
+            self._cells = whole.view(np.uint16) if whole.dtype == np.float16 else whole
+        return self._cells
 
     def chunks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Float32Array]]:
         """Pass over rows `start` to `stop` in order, `size` at a time: (first row, float32 [c, dim]).

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from funnel.budget import DEFAULT_RECALL, Budget
 from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.exact import allowed_only
 from funnel.engine.generation import Opened
-from funnel.engine.rerank import carry_on, rows_at_a_time
+from funnel.engine.rerank import scored
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Others
 from funnel.engine.steps import Found, search
@@ -87,15 +86,7 @@ class FilterSample:
 
     def scored(self, cascade: Cascade, rows: Int64) -> Float32:
         """Exact scores of shortlists int64 [q, s]: float32 [q, s], -inf where there is no row or the query's own."""
-        store, asked = cascade.store, cascade.as_stored(self.queries)
-        result = np.empty(rows.shape, dtype=np.float32)
-        at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
-        with torch.inference_mode():
-            for start in range(0, len(rows), at_a_time):
-                part = slice(start, start + at_a_time)
-                query, found = cascade.tensors(asked[part], np.ascontiguousarray(rows[part]))
-                scores = carry_on(store, query, found.clamp(min=0), None, 0, store.dim)
-                result[part] = scores.masked_fill(found < 0, -torch.inf).cpu().numpy()
+        result = scored(cascade.store, cascade.as_stored(self.queries), rows, cascade.store.dim)
         result[rows == self.own[:, None]] = -np.inf
         return result
 

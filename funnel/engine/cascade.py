@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,12 @@ import torch
 
 from funnel.adaptors import Adaptor, OrthogonalAdaptor
 from funnel.engine.device import to_device, to_host
-from funnel.engine.rerank import Kept, best, carry_on, depths, queries_together, rows_at_a_time
+from funnel.engine.rerank import Float32, Int64, best, carry_on, queries_together, reranked
 from funnel.engine.workers import workers
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, only_allowed
 
 __all__ = ["Candidates", "Cascade", "Float32", "Int64", "answers_alone", "padded", "some_missing", "turn_of"]
-
-Float32 = npt.NDArray[np.float32]
 
 
 class Turn:
@@ -59,7 +58,6 @@ def turn_of(adaptor: Adaptor) -> Turn | None:
     return Turn(adaptor.matrix) if isinstance(adaptor, OrthogonalAdaptor) else None
 
 
-Int64: TypeAlias = npt.NDArray[np.int64]
 Piece = TypeVar("Piece")
 
 # Queries whose shortlists are held at once on a device (8,192 x 1,024 ids are 64 MB).
@@ -75,31 +73,19 @@ ORDERED_AT_A_TIME = 128
 class Candidates:
     """What is left of a few queries' shortlists after the last step that was done, best first.
 
-    places: of the queries in their batch. query: float32 [n, d], as rows are stored. rows: int64 [n, s], 0 where
-    `missing`, bool [n, s], is set; None: no place lacks a candidate. scores: float32 [n, s], what they are ranked by.
-    partial: their dot products over the first `start` dims. done: steps, 1 after the coarse search. kept: see `Kept`.
+    places: of the queries in their batch. queries: float32 [n, d], as rows are stored. scores: float32 [n, s], what
+    they are ranked by. rows: int64 [n, s], -1 where there is none. width: of the last stage, 0 before the first.
+    done: steps, 1 after the coarse search. origin: int64 [n, s], from where in the coarse shortlist they came, once a
+    stage was done.
     """
 
     places: slice | Int64
-    query: torch.Tensor
-    rows: torch.Tensor
-    missing: torch.Tensor | None
-    scores: torch.Tensor
-    partial: torch.Tensor | None = None
-    start: int = 0
+    queries: Float32
+    scores: Float32
+    rows: Int64
+    width: int = 0
     done: int = 1
-    kept: Kept = ()
-
-    def best(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first k: scores and rows [n, k], -inf and -1 where there are fewer."""
-        scores, rows = self.scores[:, :k], self.rows[:, :k]
-        if self.missing is not None:
-            rows = rows.masked_fill(self.missing[:, :k], -1)
-        lacking = (0, k - scores.shape[1])
-        if lacking[1] > 0:
-            scores = torch.nn.functional.pad(scores, lacking, value=-torch.inf)
-            rows = torch.nn.functional.pad(rows, lacking, value=-1)
-        return scores, rows
+    origin: Int64 | None = None
 
 
 @dataclass(frozen=True)
@@ -154,23 +140,23 @@ class Cascade:
         scores, rows, _ = self.traced(queries, plan, k)
         return scores, rows
 
-    def traced(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
-        """As `run`, and from where in the coarse shortlist the hits came."""
+    def traced(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Float32 | None]:
+        """As `run`, and the mean place of each query's hits in the coarse shortlist, from 0: float32 [n], or None."""
         if plan.is_flat:
-            return *self.flat(queries, k), ()
+            return *self.flat(queries, k), None
         if len(queries) == 1:
             return self._piece(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
-        depth = np.empty((len(queries), 1), dtype=np.float32)
+        depths = np.empty(len(queries), dtype=np.float32)
 
         def piece(places: slice | Int64) -> None:
-            scores[places], rows[places], kept = self._piece(queries[places], plan, k)
-            if kept:
-                depth[places, 0] = depths(kept)
+            scores[places], rows[places], found = self._piece(queries[places], plan, k)
+            if found is not None:
+                depths[places] = found
 
-        self._spread(queries, piece)
-        return scores, rows, () if self.alone or self.on_device else (torch.from_numpy(depth),)
+        self.spread(queries, piece)
+        return scores, rows, None if self.alone or self.on_device else depths
 
     def shortlist(self, queries: Float32, shortlist: int, effort: int) -> Int64:
         """The coarse search alone: stored rows int64 [n, shortlist], best first, -1 where fewer were found."""
@@ -179,38 +165,14 @@ class Cascade:
         def piece(places: slice | Int64) -> None:
             rows[places] = self.coarse_search(queries[places], shortlist, effort)[1]
 
-        self._spread(queries, piece)
+        self.spread(queries, piece)
         return rows
 
-    def rerank(self, queries: Float32, rows: Int64, start: int, stop: int, keep: int) -> Int64:
-        """One stage alone: the `keep` best of rows int64 [n, s] by their dot products over dims [start, stop)."""
-        kept = np.empty((len(queries), min(keep, rows.shape[1])), dtype=np.int64)
-
-        at_a_time = rows_at_a_time(rows.shape[1], stop - start, self.store.device)
-
-        def piece(places: slice | Int64) -> None:
-            asked, shortlist = queries[places], rows[places]
-            parts = [
-                self._kept(asked[i : i + at_a_time], shortlist[i : i + at_a_time], start, stop, keep)
-                for i in range(0, len(asked), at_a_time)
-            ]
-            kept[places] = np.concatenate(parts)
-
-        self._spread(queries, piece)
-        return kept
-
-    def _kept(self, queries: Float32, rows: Int64, start: int, stop: int, keep: int) -> Int64:
-        with torch.inference_mode():
-            query, found = self.tensors(queries, np.ascontiguousarray(rows))
-            _, places = best(carry_on(self.store, query, found, None, start, stop), keep)
-            best_rows: Int64 = found.gather(1, places).cpu().numpy()
-            return best_rows
-
-    def _spread(self, queries: Float32, piece: Callable[[slice | Int64], None]) -> None:
+    def spread(self, queries: Float32, piece: Callable[[slice | Int64], object]) -> None:
         """Cut the queries into pieces and run them, on workers where that pays."""
         self.each(piece, self.pieces(queries))
 
-    def each(self, function: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
+    def each(self, function: Callable[[Piece], object], pieces: Sequence[Piece]) -> None:
         """Call the function for every piece, on workers where there are several."""
         if len(pieces) == 1 or self.store.device.type != "cpu" or workers().count == 1:
             for piece in pieces:
@@ -218,12 +180,12 @@ class Cascade:
         else:
             workers().run(function, pieces)
 
-    def pieces(self, queries: Float32) -> list[slice | Int64]:
-        """The places of the queries that are run together on one thread, piece by piece."""
+    def pieces(self, queries: Float32, most: int = sys.maxsize) -> list[slice | Int64]:
+        """The places of the queries that are run together on one thread, piece by piece, at most so many in each."""
         count = len(queries)
         if self.store.device.type != "cpu":
             return _slices(count, QUERIES_AT_A_TIME_CUDA)
-        most = self.coarse.queries_at_a_time
+        most = min(most, self.coarse.queries_at_a_time)
         if count == 1 or workers().count == 1:
             return _slices(count, most)
         # Two at least, however few: on the caller's thread FAISS and torch would wake threads of their own.
@@ -254,54 +216,32 @@ class Cascade:
         found = self.coarse.search(prefixes, shortlist, effort)
         return found if self.live is None else only_allowed(*found, self.live)
 
-    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Kept]:
+    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Float32 | None]:
         """Coarse search and every stage for a few queries, on this thread."""
         if self.alone:  # what it finds falls by its exact scores, so that the head of it is all that is needed
             wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
-            return *padded(*self.coarse_search(queries, wanted, plan.effort), k), ()
+            return *padded(*self.coarse_search(queries, wanted, plan.effort), k), None
         if self.on_device:
-            return *self.piece_on_device(queries, plan, k, self._live_on_device), ()
-        parts = list(self.begin(queries, plan, slice(0, len(queries))))
-        with torch.inference_mode():
-            for part in parts:
-                for stage in plan.reranks:
-                    self.narrow(part, stage, k)
-            if len(parts) > 1:
-                return self._together(parts, k)
-            scores, rows = to_host(*parts[0].best(k))
-        return scores, rows, parts[0].kept
+            return *self.piece_on_device(queries, plan, k, self._live_on_device), None
+        part = self.begin(queries, plan, slice(0, len(queries)))
+        for stage in plan.reranks:
+            self.narrow(part, stage, k)
+        depth = None if part.origin is None else part.origin.mean(axis=1, dtype=np.float32)
+        return *padded(part.scores, part.rows, k), depth
 
-    def _together(self, parts: Sequence[Candidates], k: int) -> tuple[Float32, Int64, Kept]:
-        found = [part.best(k) for part in parts]
-        scores, rows = to_host(*(torch.cat(one) for one in zip(*found, strict=True)))
-        return scores, rows, tuple(torch.cat(step) for step in zip(*(part.kept for part in parts), strict=True))
-
-    def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Iterator[Candidates]:
-        """The coarse search of a few queries, on this thread; cut into as many as are reranked together.
-
-        queries: float32 [n, d]; places: theirs in their batch.
-        """
+    def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Candidates:
+        """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch."""
         scores, rows = self.coarse_search(queries, plan.shortlist, plan.effort)
-        numbers = np.arange(places.start, places.stop) if isinstance(places, slice) else places
-        stored, at_a_time = self.as_stored(queries), queries_together(self.store, rows.shape[1])
-        for start in range(0, len(rows), at_a_time):
-            part = slice(start, start + at_a_time)
-            query, found = self.tensors(stored[part], np.ascontiguousarray(rows[part]))
-            missing = found < 0 if some_missing(rows[part]) else None
-            ranked = to_device(np.ascontiguousarray(scores[part]), self.store.device)
-            yield Candidates(numbers[part], query, found if missing is None else found.clamp(min=0), missing, ranked)
+        return Candidates(places, self.as_stored(queries), scores, rows)
 
     def narrow(self, part: Candidates, stage: Stage | None, k: int) -> None:
         """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
         width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
         if not self.alone:  # where its scores are exact already
-            partial, scores = self.scores_at(part.query, part.rows, part.missing, part.partial, part.start, width)
-            part.scores, places = best(scores, keep)
-            part.rows = part.rows.gather(1, places)
-            part.partial = None if stage is None else partial.gather(1, places)
-            part.missing = None if part.missing is None else part.missing.gather(1, places)
-            part.kept = (*part.kept, places)
-        part.start, part.done = width, part.done + 1
+            weights = self.inverse_norms.get(width)
+            part.scores, part.rows, places = reranked(self.store, part.queries, part.rows, width, keep, weights)
+            part.origin = places if part.origin is None else np.take_along_axis(part.origin, places, axis=1)
+        part.width, part.done = width, part.done + 1
 
     @cached_property
     def _live_on_device(self) -> torch.Tensor | None:
@@ -328,40 +268,33 @@ class Cascade:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
         prefixes = query[:, : self.width].contiguous()
-        ranked, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
-        # To ask whether any is missing would be to wait: they are masked whether or not.
-        missing, rows, found = rows < 0, rows.clamp(min=0), []
+        _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
         at_a_time = queries_together(self.store, plan.shortlist)
-        for start in range(0, len(query), at_a_time):
-            at = slice(start, start + at_a_time)
-            part = Candidates(at, query[at], rows[at], missing[at], ranked[at])
-            for stage in plan.reranks:
-                self.narrow(part, stage, k)
-            found.append(part.best(k))
+        found = [
+            self._narrowed(query[start : start + at_a_time], rows[start : start + at_a_time], plan, k)
+            for start in range(0, len(query), at_a_time)
+        ]
         scores, best_rows = (torch.cat(one) if len(found) > 1 else one[0] for one in zip(*found, strict=True))
         return scores, best_rows
 
-    def tensors(self, queries: Float32, rows: Int64) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and rows on the device of the store."""
-        return to_device(queries, self.store.device), to_device(rows, self.store.device)
-
-    def scores_at(
-        self,
-        query: torch.Tensor,
-        rows: torch.Tensor,
-        missing: torch.Tensor | None,
-        partial: torch.Tensor | None,
-        start: int,
-        width: int,
+    def _narrowed(
+        self, query: torch.Tensor, rows: torch.Tensor, plan: Plan, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dot products over the first `width` dims, and what candidates are ranked by there: float32 [n, s] twice.
-
-        rows: int64 [n, s]; missing: bool [n, s] of places without a candidate, ranked at -inf. partial: dot products
-        over the first `start` dims. They are ranked by cosine on the prefix, up to the query's own norm.
-        """
-        partial = carry_on(self.store, query, rows, partial, start, width)
-        scores = partial if width == self.store.dim else partial * self.inverse_norms[width][rows]
-        return partial, scores if missing is None else scores.masked_fill_(missing, -torch.inf)
+        """Every stage for shortlists int64 [n, s] that are on the device: scores and rows [n, k] there."""
+        # To ask whether any is missing would be to wait: they are masked whether or not.
+        missing, partial, start = rows < 0, None, 0
+        scores = torch.empty(0)
+        for stage in plan.reranks:
+            width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
+            partial = carry_on(self.store, query, rows.clamp(min=0), partial, start, width)
+            weights = self.inverse_norms.get(width)
+            ranked = partial if weights is None else partial * weights[rows.clamp(min=0)]
+            scores, places = best(ranked.masked_fill(missing, -torch.inf), keep)
+            rows, missing, partial = rows.gather(1, places), missing.gather(1, places), partial.gather(1, places)
+            start = width
+        lacking = (0, max(0, k - scores.shape[1]))
+        scores = torch.nn.functional.pad(scores, lacking, value=-torch.inf)
+        return scores, torch.nn.functional.pad(rows, lacking, value=-1)
 
 
 def _slices(count: int, size: int) -> list[slice | Int64]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.rerank import carry_on, rows_at_a_time
+from funnel.engine.rerank import scored
 from funnel.engine.timing import measure_costs
 from funnel.plan import Plan
 from funnel.planning.calibration import CACHED_KS, Calibration, depth_of
@@ -47,18 +47,16 @@ def score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Se
             part = slice(begin, begin + at_a_time)
             _score_in_a_pass(cascade, queries[part], rows[part], widths, result[part])
         return
-    at_a_time = rows_at_a_time(rows.shape[1], store.dim, store.device)
-    with torch.inference_mode():
-        for begin in range(0, len(rows), at_a_time):
-            block = torch.from_numpy(rows[begin : begin + at_a_time].astype(np.int64)).to(store.device)
-            query = torch.from_numpy(queries[begin : begin + at_a_time]).to(store.device)
-            found, partial, start = block.clamp(min=0), None, 0
-            for column, width in enumerate(widths):
-                partial = carry_on(store, query, found, partial, start, width)
-                scores = partial if width == store.dim else partial * cascade.inverse_norms[width][found]
-                scores = scores.masked_fill(block < 0, -torch.inf)
-                result[begin : begin + at_a_time, :, column] = scores.cpu().numpy()
-                start = width
+
+    def piece(places: slice | Int64) -> None:
+        wanted = rows[places].astype(np.int64)
+        for column, width in enumerate(widths):
+            products = scored(store, queries[places], wanted, width)
+            if width != store.dim:
+                products *= cascade.inverse_norms[width].cpu().numpy()[wanted]
+            result[places, :, column] = products
+
+    cascade.spread(queries, piece)
 
 
 def _score_in_a_pass(

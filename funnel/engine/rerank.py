@@ -1,71 +1,109 @@
-"""Rerank: gather rows, multiply, keep the best. One code for CPU and CUDA; there Triton does the first two at once."""
+"""Rerank: gather rows, multiply, keep the best.
+
+On the CPU compiled loops do it in one pass where numba is installed; else, and on CUDA, torch does; there Triton
+gathers and multiplies at once.
+"""
 
 from __future__ import annotations
 
-import threading
-from typing import TypeAlias
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.engine.device import fused_dots
+from funnel.engine.device import fused_dots, to_device
 from indexes import VectorStore
 
-__all__ = ["Kept", "best", "carry_on", "depths", "gather_rows", "gathered", "queries_together", "rows_at_a_time"]
+__all__ = [
+    "Float32",
+    "Int64",
+    "best",
+    "carry_on",
+    "gather_rows",
+    "gathered",
+    "queries_together",
+    "reranked",
+    "rows_at_a_time",
+    "scored",
+]
 
-Kept: TypeAlias = tuple[torch.Tensor, ...]
-"""Of each step after the coarse search, the places it kept among those it was given: int64 [n, keep], the k hits last.
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
-Or mean places, float32 [n, 1], by themselves; () where nothing was reranked, so that there is no depth.
-"""
-
-
-def depths(kept: Kept) -> npt.NDArray[np.float32]:
-    """The mean place of each query's hits in the coarse shortlist, from 0: float32 [n]. kept: not empty."""
-    places = kept[0]
-    for step in kept[1:]:
-        places = places.gather(1, step)
-    mean: npt.NDArray[np.float32] = places.mean(dim=1, dtype=torch.float32).cpu().numpy()
-    return mean
-
-
-# Elements gathered at a time on one thread: 3 MB as float32. From 0.8 to 1.2 million the time a query is the same
-# within the noise (80 us at a shortlist of 64, coarse search included); at 0.1 million it is half as long again, at
-# 2.5 million a fifth, as the rows leave the cache.
+# Elements gathered at a time by torch on one thread: 3 MB as float32, which stay in the cache.
 CELLS_AT_A_TIME = 800_000
 # A GPU wants the opposite: few, large launches; 256 MB of float32.
 CELLS_AT_A_TIME_CUDA = 64_000_000
 QUERIES_TOGETHER_FUSED = 8_192  # with 1,024 candidates each: 64 MB of row numbers
-TORCH_GRAIN = 32_768  # elements from which torch spreads an operation (at::internal::GRAIN_SIZE)
-VIEWS_KEPT = 256  # shapes a thread remembers: plans have a handful, the last piece of a batch adds odd ones
+NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 
-class _Scratch(threading.local):
-    """Buffers that a thread gathers into again and again: fresh ones cost a page fault for every 4 KB."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[torch.dtype, torch.Tensor] = {}
-        self._views: dict[tuple[torch.dtype, int, int], torch.Tensor] = {}
-
-    def take(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised matrix [rows, width], valid until the next call for this type on this thread."""
-        view = self._views.get((dtype, rows, width))
-        return self._make(rows, width, dtype) if view is None else view
-
-    def _make(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        cells, buffer = rows * width, self._buffers.get(dtype)
-        if buffer is None or buffer.numel() < cells:
-            with torch.inference_mode(False):  # usable in and outside of inference mode
-                buffer = self._buffers[dtype] = torch.empty(cells, dtype=dtype)
-            self._views.clear()
-        if len(self._views) >= VIEWS_KEPT:
-            self._views.clear()
-        view = self._views[dtype, rows, width] = buffer[:cells].view(rows, width)
-        return view
+@lru_cache(maxsize=1)
+def loops() -> ModuleType | None:
+    """The compiled loops; None where numba is not installed."""
+    try:
+        from indexes import compiled
+    except ImportError:
+        return None
+    return compiled
 
 
-_scratch = _Scratch()
+def _compiled(store: VectorStore) -> ModuleType | None:
+    return loops() if store.placement in ("mapped", "device") and store.device.type == "cpu" else None
+
+
+def scored(store: VectorStore, queries: Float32, rows: Int64, width: int) -> Float32:
+    """Products with rows int64 [n, s] over the first `width` dims: float32 [n, s], -inf where a row is -1.
+
+    queries: float32 [n, d], as rows are stored. Summed in float32 whatever the store keeps. On this thread.
+    """
+    compiled = _compiled(store)
+    if compiled is None:
+        return _by_torch(store, queries, rows, width).cpu().numpy()
+    rows, found = np.ascontiguousarray(rows), np.empty(rows.shape, dtype=np.float32)
+    compiled.dots(store.cells(rows), _writable(queries), rows, width, found)
+    return found
+
+
+def reranked(
+    store: VectorStore, queries: Float32, rows: Int64, width: int, keep: int, weights: torch.Tensor | None = None
+) -> tuple[Float32, Int64, Int64]:
+    """The best of rows int64 [n, s] by `scored`: scores, falling, rows and where these stood, [n, min(keep, s)] each.
+
+    weights: float32 [rows of the store], by which the product of each is multiplied first.
+    """
+    compiled, keep = _compiled(store), min(keep, rows.shape[1])
+    if compiled is None:
+        with torch.inference_mode():
+            products = _by_torch(store, queries, rows, width)
+            if weights is not None:
+                products *= weights[torch.from_numpy(rows.clip(min=0)).to(store.device)]
+            values, at = best(products, keep)
+        places: Int64 = at.cpu().numpy()
+        return values.cpu().numpy(), np.take_along_axis(rows, places, axis=1), places
+    rows, shape = np.ascontiguousarray(rows), (len(rows), keep)
+    scores, found, places = np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int64)
+    scale = NO_WEIGHTS if weights is None else weights.numpy()
+    compiled.rerank(store.cells(rows), _writable(queries), rows, width, scale, scores, found, places)
+    return scores, found, places
+
+
+def _writable(queries: Float32) -> Float32:
+    """Queries of the one kind that loops were compiled for."""
+    return queries if queries.flags.writeable else np.array(queries)
+
+
+def _by_torch(store: VectorStore, queries: Float32, rows: Int64, width: int) -> torch.Tensor:
+    parts, at_a_time = [], rows_at_a_time(rows.shape[1], width, store.device)
+    with torch.inference_mode():
+        query, found = to_device(np.array(queries), store.device), to_device(np.array(rows), store.device)
+        for start in range(0, max(1, len(rows)), at_a_time):
+            part = slice(start, start + at_a_time)
+            products = carry_on(store, query[part], found[part].clamp(min=0), None, 0, width)
+            parts.append(products.masked_fill_(found[part] < 0, -torch.inf))
+        return torch.cat(parts)
 
 
 def rows_at_a_time(candidates: int, width: int, device: torch.device) -> int:
@@ -108,8 +146,6 @@ def carry_on(
 def gathered(store: VectorStore, queries: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Dot products over dims [start, stop): rows are gathered, then multiplied. As `carry_on` without a partial."""
     n, s = rows.shape
-    if n == 1:
-        return _one_query(store, queries[0, start:stop], rows[0], start, stop).unsqueeze(0)
     # A row times a matrix for each query: half the time of the matrix times a column.
     wanted = gather_rows(store, rows.reshape(-1), start, stop).view(n, s, stop - start)
     return torch.bmm(queries[:, None, start:stop], wanted.transpose(1, 2)).squeeze(1)
@@ -125,28 +161,9 @@ def _stored(store: VectorStore) -> tuple[torch.Tensor, torch.Tensor | None]:
     return (store.matrix, None) if store.codes is None else (store.codes.codes, store.codes.scales)
 
 
-def _one_query(store: VectorStore, query: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """One matrix times one vector: on the CPU in parts that torch does not spread over its own threads.
-
-    A single query runs on the caller's thread. Each part spread over two threads is a wait for the other one: 256 rows
-    of 384 dims took 100 ms instead of .2 while other processes kept both cores busy.
-    """
-    at_a_time = len(rows) if store.placement != "mapped" else max(1, (TORCH_GRAIN - 1) // (stop - start))
-    if len(rows) <= at_a_time:
-        return torch.mv(gather_rows(store, rows, start, stop), query)
-    parts = (rows[i : i + at_a_time] for i in range(0, len(rows), at_a_time))
-    return torch.cat([torch.mv(gather_rows(store, part, start, stop), query) for part in parts])
-
-
 def gather_rows(store: VectorStore, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Dims [start, stop) of some rows as float32 [r, stop - start], to be overwritten."""
-    if store.placement != "mapped":
-        return store.gather(rows, start, stop).float()
-    wide = _scratch.take(len(rows), stop - start, torch.float32)
-    if store.matrix.dtype == torch.float32:
-        return store.gather(rows, start, stop, out=wide)
-    stored = _scratch.take(len(rows), stop - start, store.matrix.dtype)
-    return wide.copy_(store.gather(rows, start, stop, out=stored))
+    return store.gather(rows, start, stop).float()
 
 
 def best(scores: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:

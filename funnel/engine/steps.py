@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from funnel.engine.cascade import Candidates, Cascade, Float32, Int64, some_missing
+from funnel.engine.cascade import Candidates, Cascade, Float32, Int64, padded, some_missing
 from funnel.engine.exact import AllowedScan
-from funnel.engine.rerank import Kept, carry_on
+from funnel.engine.rerank import scored
 from funnel.plan import FLAT, Plan
 from funnel.planning.run import TIE_TOLERANCE, Run, given_scores
 from funnel.request import Deadline
@@ -24,6 +23,7 @@ __all__ = ["Found", "answers", "measure_steps", "search", "served_each", "served
 
 # Values compared between two looks at the clock by flat search: 10 MB as float32, 2 to 4 ms for one query.
 CELLS_BETWEEN_LOOKS = 2_621_440
+QUERIES_BETWEEN_LOOKS = 64  # by a stage: .1 to 10 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,15 @@ class Found:
     scores: float32 [n, k], falling: exact cosines where every stage was done, else cosines on the prefix of the last
     stage done (as the coarse index's codes give them, where that is the coarse search). rows: int64 [n, k]. done: int64
     [n], steps done of each query: 1 after the coarse search, one more for each stage; None: all. seen: the share of the
-    rows that flat search compared. kept: from where in the coarse shortlist the hits came.
+    rows that flat search compared. depths: float32 [n], the mean place of the hits in the coarse
+    shortlist; None where there is none.
     """
 
     scores: Float32
     rows: Int64
     done: npt.NDArray[np.int64] | None = None
     seen: float = 1.0
-    kept: Kept = ()
+    depths: Float32 | None = None
 
 
 def search(
@@ -54,8 +55,8 @@ def search(
     searched may be short or empty: such queries are answered exactly, unless the deadline has passed.
     """
     if deadline is None:
-        scores, rows, kept = cascade.traced(queries, plan, k)
-        found = Found(scores, rows, None, 1.0, kept)
+        scores, rows, depths = cascade.traced(queries, plan, k)
+        found = Found(scores, rows, None, 1.0, depths)
     elif plan.is_flat:
         return scan_until(cascade, queries, k, deadline, flat_ms)
     else:
@@ -81,14 +82,9 @@ def steps(
     step is done for all pieces before the next begins, so that at any moment every query has an answer. After the
     deadline no further piece is taken through a stage.
     """
-    pieces = cascade.pieces(queries)
-    begun: list[list[Candidates]] = [[] for _ in pieces]
-
-    def coarse(number: int) -> None:
-        begun[number] = list(cascade.begin(queries[pieces[number]], plan, pieces[number]))
-
-    cascade.each(coarse, range(len(pieces)))
-    parts = [part for piece in begun for part in piece]
+    parts: list[Candidates] = []
+    pieces = cascade.pieces(queries, QUERIES_BETWEEN_LOOKS)
+    cascade.each(lambda places: parts.append(cascade.begin(queries[places], plan, places)), pieces)
     yield parts
     for number, stage in enumerate(plan.reranks, start=1):
         if deadline is not None and deadline.passed():
@@ -96,8 +92,7 @@ def steps(
 
         def one(part: Candidates) -> None:
             if deadline is None or not deadline.passed():
-                with torch.inference_mode():
-                    cascade.narrow(part, stage, k)  # noqa: B023  called before the loop goes on
+                cascade.narrow(part, stage, k)  # noqa: B023  called before the loop goes on
 
         cascade.each(one, [part for part in parts if part.done == number])
         yield parts
@@ -105,15 +100,13 @@ def steps(
 
 def answers(cascade: Cascade, parts: Sequence[Candidates], k: int) -> Found:
     """The best k of each query after the steps that were done."""
-    count = sum(len(part.query) for part in parts)
+    count = sum(len(part.queries) for part in parts)
     scores, rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     done = np.empty(count, dtype=np.int64)
     for part in parts:
-        with torch.inference_mode():
-            best, found = part.best(k)
-            norms = part.query[:, : part.start or cascade.width].norm(dim=1, keepdim=True)
-            best = best / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-        scores[part.places], rows[part.places] = best.cpu().numpy(), found.cpu().numpy()
+        norms = np.linalg.norm(part.queries[:, : part.width or cascade.width], axis=1, keepdims=True)
+        best, rows[part.places] = padded(part.scores, part.rows, k)
+        scores[part.places] = best / np.maximum(norms, np.finfo(np.float32).tiny)
         done[part.places] = part.done
     return Found(scores, rows, done)
 
@@ -184,9 +177,7 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
 def _recall(cascade: Cascade, run: Run, asked: np.ndarray, found: Found, threshold: np.ndarray, k: int) -> float:
     """Mean recall@k of the rows found for the queries `asked`, by their true scores."""
     queries, own = np.ascontiguousarray(run.queries[asked]), run.own_rows[asked]
-    with torch.inference_mode():
-        query, rows = cascade.tensors(cascade.as_stored(queries), found.rows.clip(min=0))
-        scores = carry_on(cascade.store, query, rows, None, 0, cascade.store.dim).cpu().numpy()
+    scores = scored(cascade.store, cascade.as_stored(queries), found.rows, cascade.store.dim)
     if run.given is not None and run.near_rows is not None and run.near_scores is not None:
         scores = given_scores((run.near_scores[asked], run.near_rows[asked]), found.rows, scores)
     true = (scores >= threshold[:, None]) & (found.rows >= 0) & (found.rows != own[:, None])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.rerank import reranked
 from funnel.plan import Plan
 from funnel.planning.costs import BATCH_SIZES, Costs, fit_rising
 from funnel.planning.latencies import Held
@@ -279,9 +280,10 @@ def _coarse_ms(cascade: Cascade, batches: list[Float32], effort: int) -> float:
 
 def _rerank_ms(cascade: Cascade, batches: list[Float32], shortlists: list[Int64], size: int, columns: int) -> float:
     """One stage over real shortlists (neighbours lie together in the matrix, random rows would not)."""
+    store, keep = cascade.store, max(1, size // 4)
 
     def stage(i: int) -> None:
-        number = i % len(shortlists)  # other rows each time: the same ones would lie in the cache
-        cascade.rerank(batches[number], shortlists[number][:, :size], 0, columns, max(1, size // 4))
+        queries, rows = batches[i % len(batches)], shortlists[i % len(shortlists)][:, :size]  # not those in the cache
+        cascade.spread(queries, lambda places: reranked(store, queries[places], rows[places], columns, keep))
 
     return median_ms(stage)

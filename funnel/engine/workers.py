@@ -43,7 +43,7 @@ class Workers:
         # torch also remembers the last count that any thread set, for threads that start later.
         torch.set_num_threads(before)
 
-    def run(self, function: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
+    def run(self, function: Callable[[Piece], object], pieces: Sequence[Piece]) -> None:
         """Call the function for every piece; the first error is raised."""
         for _ in self._pool.map(function, pieces):
             pass

@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.engine.rerank import Kept, depths
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
 from funnel.planning.remembered import Remembered
@@ -203,16 +202,15 @@ def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32
     if recorded is None or recorded.shape[1] < plan.shortlist:
         return None
     scores = torch.from_numpy(np.array(recorded[:, : plan.shortlist]))
-    kept: list[torch.Tensor] = []
+    came = torch.arange(scores.shape[1]).expand(scores.shape[:2])  # places in the shortlist
     tied = np.zeros(len(result), dtype=np.bool_)
     for stage in plan.stages:
         if stage.width not in run.widths:
             return None
         at_width = scores[:, :, run.widths.index(stage.width)]
         best_there, places = torch.topk(at_width, stage.keep, dim=1)
-        kept.append(places)
         tied |= _tied(at_width, best_there)
-        scores = scores.gather(1, kept[-1][:, :, None].expand(-1, -1, scores.shape[2]))
+        came, scores = came.gather(1, places), scores.gather(1, places[:, :, None].expand(-1, -1, scores.shape[2]))
     top, places = torch.topk(scores[:, :, -1], min(k, scores.shape[1]), dim=1)
     best = top.numpy()
     if best.shape[1] == k:  # answered exactly where there were too few candidates: see funnel.engine.exact.filled_up
@@ -220,7 +218,9 @@ def _followed(run: Run, plan: Plan, k: int, ranks: Sequence[int], added: Float32
     result[:, :-1] = _at_ranks(best, added, k, ranks)
     tied |= _tied(scores[:, :, -1], top)
     if top.shape[1] == k and tied.mean() <= MOST_TIED:
-        result[:, -1] = np.where(top[:, -1].numpy() > -math.inf, depths((*kept, places)), math.nan)
+        result[:, -1] = np.where(
+            top[:, -1].numpy() > -math.inf, came.gather(1, places).mean(dim=1, dtype=torch.float32), math.nan
+        )
     return result
 
 
@@ -260,14 +260,14 @@ class Waiting:
         self.groups: list[Group] = []
         self._count = 0
 
-    def add(self, scores: Float32, kept: Kept, plan: Plan, reference: Returned) -> int:
+    def add(self, scores: Float32, depths: Float32 | None, plan: Plan, reference: Returned) -> int:
         """Take in one call, float32 [n, k]; gives how many queries wait."""
         groups = self.groups
         if not groups or not groups[-1].takes(plan, reference):
             # Threads may still end searches of the generation before, whose group goes on.
             found = next((group for group in groups if group.takes(plan, reference)), None)
             groups.append(Group(plan, reference) if found is None else groups.pop(groups.index(found)))
-        groups[-1].add(scores, kept)
+        groups[-1].add(scores, depths)
         self._count += len(scores)
         return self._count
 
@@ -279,46 +279,41 @@ class Group:
         self.plan, self.reference = plan, reference
         self._best: list[float] = []
         self._tenth: list[float] = []
-        self._kept: list[Kept] = []
+        self._depths: list[float] = []
         self._parts: list[Float32] = []
 
     def takes(self, plan: Plan | None, reference: Returned | None) -> bool:
         """Whether searches under this plan, compared by this reference, belong here."""
         return reference is self.reference and (plan is self.plan or plan == self.plan)
 
-    def add(self, scores: Float32, kept: Kept) -> None:
+    def add(self, scores: Float32, depths: Float32 | None) -> None:
         """Take in one call, float32 [n, k]. The scores are copied."""
         count, k = scores.shape
         if count > 1:
             step = -(-count // MOST_COMPARED)
-            few = tuple(places[::step] for places in kept)
-            self._parts.append(_columns(scores[::step], few))
+            self._parts.append(_columns(scores[::step], None if depths is None else depths[::step]))
         else:
             self._best.append(scores.item(0))
             self._tenth.append(scores.item(RANKS[1]) if k > RANKS[1] else math.nan)
-            self._kept.append(kept if scores.item(k - 1) > -math.inf else ())
+            self._depths.append(math.nan if depths is None or scores.item(k - 1) == -math.inf else depths.item(0))
 
     def columns(self) -> Float32:
         """Everything that waits: float32 [n, STATISTICS]."""
         single = np.full((len(self._best), STATISTICS), math.nan, dtype=np.float32)
-        single[:, 0], single[:, 1] = self._best, self._tenth
+        single[:, 0], single[:, 1], single[:, -1] = self._best, self._tenth, self._depths
         single[np.isneginf(single)] = math.nan
-        known = [number for number, kept in enumerate(self._kept) if kept]
-        if known:
-            steps = zip(*(self._kept[number] for number in known), strict=True)
-            single[known, -1] = depths(tuple(torch.cat(step) for step in steps))
         return np.concatenate([single, *self._parts])
 
 
-def _columns(scores: Float32, kept: Kept) -> Float32:
+def _columns(scores: Float32, depths: Float32 | None) -> Float32:
     """What is compared of one call: float32 [n, STATISTICS]."""
     found = np.full((len(scores), STATISTICS), math.nan, dtype=np.float32)
     found[:, 0] = scores[:, 0]
     if scores.shape[1] > RANKS[1]:
         found[:, 1] = scores[:, RANKS[1]]
     found[np.isneginf(found)] = math.nan  # fewer rows than hits asked for
-    if kept:
-        found[:, -1] = depths(kept)
+    if depths is not None:
+        found[:, -1] = depths
         found[scores[:, -1] == -math.inf, -1] = math.nan  # places without a candidate are nowhere
     return found
 
@@ -359,10 +354,12 @@ class Drift:
         self.compared = 0
         self.p_value = 1.0
 
-    def see(self, scores: Float32, plan: Plan, kept: Kept = (), reference: Returned | None = None) -> bool:
+    def see(
+        self, scores: Float32, plan: Plan, depths: Float32 | None = None, reference: Returned | None = None
+    ) -> bool:
         """Note the exact scores of one call, float32 [n, k], falling; True where they raised the alarm.
 
-        kept: as `Cascade.traced` gives it; () where the depth is not known. reference: that of the rows which were
+        depths: as `Cascade.traced` gives them; None where they are not known. reference: that of the rows which were
         searched; None: the first. The scores are copied. Every BLOCK queries of a plan are tested together, on the
         thread that brought the last.
         """
@@ -376,7 +373,7 @@ class Drift:
             waiting = self._waiting.get(key)
             if waiting is None:
                 waiting = self._waiting[key] = Waiting()
-            if waiting.add(scores, kept, plan, self._reference if reference is None else reference) < BLOCK:
+            if waiting.add(scores, depths, plan, self._reference if reference is None else reference) < BLOCK:
                 return False
             del self._waiting[key]
         with self._testing:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.checks import checked_seed
-from funnel.engine.rerank import Kept
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import Audit, AuditLine, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM, Drift, LiveRows, Reference
@@ -194,9 +193,9 @@ class Monitor:
         """
         self._audit = Audit(checked_share(sample, "sample"), checked_seed(seed))
 
-    def see(self, scores: Float32, plan: Plan, kept: Kept = ()) -> None:
+    def see(self, scores: Float32, plan: Plan, depths: Float32 | None = None) -> None:
         """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
-        if self._watch is not None and self._watch.drift.see(scores, plan, kept, self._watch.reference):
+        if self._watch is not None and self._watch.drift.see(scores, plan, depths, self._watch.reference):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "

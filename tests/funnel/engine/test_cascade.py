@@ -7,6 +7,7 @@ import pytest
 
 from funnel.engine import rerank
 from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.rerank import reranked
 from funnel.engine.workers import Workers
 from funnel.plan import FLAT, Plan, Stage
 from indexes import exact_search
@@ -152,7 +153,7 @@ def test_the_shortlist_is_in_coarse_order(cascade: Cascade, queries: Float32) ->
 
 def test_one_stage_alone_keeps_the_best_dot_products(cascade: Cascade, queries: Float32) -> None:
     shortlist = cascade.shortlist(queries, 30, 0)
-    kept = cascade.rerank(queries, shortlist, 0, 24, 5)
+    kept = reranked(cascade.store, queries, shortlist, 24, 5)[1]
     rows = stored_rows(cascade)
     for query, candidates, best in zip(queries, shortlist, kept, strict=True):
         dots = rows[candidates][:, :24] @ query[:24]

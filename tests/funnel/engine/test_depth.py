@@ -9,7 +9,6 @@ import pytest
 
 from funnel.engine import rerank
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.rerank import depths
 from funnel.plan import FLAT, Plan, Stage
 from tests.funnel.cascades import cascade_over
 from tests.funnel.clustered import clustered_rows
@@ -45,18 +44,18 @@ def test_it_is_the_mean_place_in_the_shortlist(
     cascade: Cascade, queries: Float32, plan: Plan, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = by_hand(cascade, queries, plan, k)
-    assert depths(cascade.traced(queries, plan, k)[2]) == pytest.approx(expected)
+    assert cascade.traced(queries, plan, k)[2] == pytest.approx(expected)
     for i in range(0, len(queries), 29):
-        assert depths(cascade.traced(queries[i : i + 1], plan, k)[2]) == pytest.approx(expected[i : i + 1])
+        assert cascade.traced(queries[i : i + 1], plan, k)[2] == pytest.approx(expected[i : i + 1])
     monkeypatch.setattr(rerank, "CELLS_AT_A_TIME", 3 * plan.shortlist * DIM)  # reranked three at a time
-    assert depths(cascade.traced(queries, plan, k)[2]) == pytest.approx(expected)
+    assert cascade.traced(queries, plan, k)[2] == pytest.approx(expected)
 
 
 def test_what_is_not_reranked_has_none(tmp_path: Path, queries: Float32, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flat search, and a coarse index whose scores are exact."""
     cascade, _ = cascade_over(clustered_rows(ROWS, DIM), tmp_path, (8, DIM), "flat", "float32")
-    assert cascade.traced(queries, FLAT, K)[2] == ()
+    assert cascade.traced(queries, FLAT, K)[2] is None
     whole, _ = cascade_over(clustered_rows(ROWS, DIM), tmp_path / "whole", (DIM,), "flat", "float32")
     monkeypatch.setattr(Cascade, "alone", True)
-    assert whole.traced(queries, Plan(0, 60), K)[2] == ()
-    assert whole.traced(queries[:1], Plan(0, 60), K)[2] == ()
+    assert whole.traced(queries, Plan(0, 60), K)[2] is None
+    assert whole.traced(queries[:1], Plan(0, 60), K)[2] is None

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from funnel.engine import cascade as cascades
 from funnel.engine import steps as staged
 from funnel.engine.cascade import Cascade, Float32
 from funnel.engine.steps import search, steps
@@ -70,7 +69,7 @@ def test_after_each_stage_its_best_are_left_with_their_cosines(cascade: Cascade,
 def test_a_part_of_a_batch_that_is_stopped_says_so_itself(
     cascade: Cascade, queries: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cascades, "queries_together", lambda *_: 20)
+    monkeypatch.setattr(staged, "QUERIES_BETWEEN_LOOKS", 20)
     parts = len(next(steps(cascade, queries, PLAN, K)))
     assert parts > 4
     found = search(cascade, queries, PLAN, K, Clock(1 + parts // 2))

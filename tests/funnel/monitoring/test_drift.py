@@ -62,8 +62,8 @@ def test_another_kind_is_found_soon(batch: int, before: int) -> None:
 
 def test_a_part_of_a_large_call_is_compared() -> None:
     drift = watching(scores(1_000, 1))
-    depth = torch.zeros((4_000, 10), dtype=torch.int64)
-    assert not drift.see(scores(4_000, 2), FLAT, (depth,))
+    depth = np.zeros(4_000, dtype=np.float32)
+    assert not drift.see(scores(4_000, 2), FLAT, depth)
     assert drift.seen == 4_000
     assert drift.compared == 500 <= drift_module.MOST_COMPARED
     late = scores(4_000, 3)
@@ -109,7 +109,7 @@ def depths(count: int, seed: int, mean: float = 12.0) -> Float32:
 def feed_depths(drift: Drift, live: Float32, depth: Float32, batch: int, plan: Plan) -> int | None:
     for start in range(0, len(live), batch):
         part = slice(start, start + batch)
-        if drift.see(live[part], plan, (torch.from_numpy(depth[part, None]),)):
+        if drift.see(live[part], plan, depth[part]):
             return start + batch
     return None
 
@@ -138,31 +138,26 @@ def test_the_same_kind_raises_no_alarm_by_any_of_three_statistics() -> None:
     assert alarms <= 3
 
 
-def test_places_kept_by_steps_are_put_together() -> None:
-    """A single query hands on what each step kept: the place of a hit is looked up through all of them."""
-    generator = np.random.default_rng(0)
-    plan, found = Plan(32, 32), scores(BLOCK, 2)
-    first = torch.from_numpy(generator.permuted(np.tile(np.arange(32), (BLOCK, 1)), axis=1)[:, :20])
-    second = torch.from_numpy(generator.permuted(np.tile(np.arange(20), (BLOCK, 1)), axis=1)[:, :10])
+def test_single_queries_are_put_together() -> None:
+    plan, found, depth = Plan(32, 32), scores(BLOCK, 2), depths(BLOCK, 3)
     asked: list[Float32] = []
     drift = Drift(lambda _plan, _k: None)
     drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
     for i in range(BLOCK):
-        drift.see(found[i : i + 1], plan, (first[i : i + 1], second[i : i + 1]))
+        drift.see(found[i : i + 1], plan, depth[i : i + 1])
     (columns,) = asked
-    expected = [first[i][second[i]].float().mean().item() for i in range(BLOCK)]
-    assert columns == pytest.approx(np.column_stack([found[:, RANKS], expected]))
+    assert columns == pytest.approx(np.column_stack([found[:, RANKS], depth]))
 
 
 def test_a_search_that_found_too_few_has_no_depth() -> None:
     asked: list[Float32] = []
     drift = Drift(lambda _plan, _k: None)
     drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
-    few, kept = scores(BLOCK, 2), (torch.ones(BLOCK, 1),)
+    few, depth = scores(BLOCK, 2), np.ones(BLOCK, dtype=np.float32)
     few[::2, 6:] = -np.inf
-    drift.see(few, Plan(32, 32), kept)
+    drift.see(few, Plan(32, 32), depth)
     for i in range(BLOCK):
-        drift.see(few[i : i + 1], Plan(32, 32), (torch.ones(1, 1),))
+        drift.see(few[i : i + 1], Plan(32, 32), depth[:1])
     for columns in asked:
         assert np.isnan(columns[:, 2]).tolist() == [True, False] * (BLOCK // 2)
 
@@ -174,8 +169,8 @@ def test_searches_for_another_k_are_compared_among_themselves() -> None:
     for start in range(0, 900, 30):
         part = slice(start, start + 30)
         live = scores(900, 2)[part]
-        assert not drift.see(live, plan, (torch.from_numpy(depths(900, 2, mean=16.0)[part, None]),))
-        assert not drift.see(live[:, :5], plan, (torch.from_numpy(depths(900, 3, mean=8.0)[part, None]),))
+        assert not drift.see(live, plan, depths(900, 2, mean=16.0)[part])
+        assert not drift.see(live[:, :5], plan, depths(900, 3, mean=8.0)[part])
     assert drift.compared > 1_500
 
 
@@ -269,9 +264,9 @@ def test_evidence_is_carried_from_one_reference_to_the_next() -> None:
     drift = watching(scores(1_000, 1))
     known, other = scores(1_000, 2), scores(400, 3, mean=0.55)
     for number, start in enumerate(range(0, 1_000, 20)):
-        assert not drift.see(known[start : start + 20] + raised(number), FLAT, (), rising(number))
+        assert not drift.see(known[start : start + 20] + raised(number), FLAT, None, rising(number))
     assert drift.compared == 980  # in seven blocks of seven calls
-    found = [drift.see(other[20 * n :][:20] + raised(50 + n), FLAT, (), rising(50 + n)) for n in range(20)]
+    found = [drift.see(other[20 * n :][:20] + raised(50 + n), FLAT, None, rising(50 + n)) for n in range(20)]
     assert any(found)
 
 
@@ -296,7 +291,7 @@ def test_a_group_of_few_between_two_writes_is_let_go() -> None:
 
     drift, known = Drift(reference(0)), scores(BLOCK, 2)
     for number, part in enumerate(np.split(known, [60, 65, 100])):  # 60, 5, 35, 28 queries
-        drift.see(part, FLAT, (), reference(number))
+        drift.see(part, FLAT, None, reference(number))
     assert asked == [0, 2, 3]
     assert drift.seen == BLOCK
     assert drift.compared == BLOCK - 5
@@ -315,7 +310,7 @@ def test_searches_that_end_after_a_write_join_those_of_their_generation() -> Non
     before, after = reference("before"), reference("after")
     drift, known = Drift(before), scores(BLOCK, 2)
     for start in range(0, BLOCK, 2):
-        drift.see(known[start : start + 2], FLAT, (), before if start % 4 else after)
+        drift.see(known[start : start + 2], FLAT, None, before if start % 4 else after)
     assert sorted(asked) == ["after", "before"]
     assert drift.compared == BLOCK
 
@@ -324,7 +319,7 @@ def test_a_window_ends_when_the_reference_is_quite_another() -> None:
     drift, known = watching(scores(1_000, 1)), scores(6 * BLOCK, 2)
     windows = []
     for number, far in enumerate((0, 1, 2, 40, 41, 80)):
-        drift.see(known[number * BLOCK :][:BLOCK] + raised(far), FLAT, (), rising(far))
+        drift.see(known[number * BLOCK :][:BLOCK] + raised(far), FLAT, None, rising(far))
         windows.append(drift._watched[FLAT, 10]._window)  # type: ignore[union-attr]
     assert windows == [1, 1, 1, 2, 2, 3]
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from funnel import FLAT, FunnelIndex, Plan
-from funnel.engine.rerank import depths
 from funnel.monitoring.drift import RANKS, Reference
 from tests.funnel.corpora import funnel_plan
 from tests.funnel.living import named
@@ -20,13 +19,13 @@ def agrees(index: FunnelIndex, reference: Reference, plan: Plan, depth: bool) ->
     run = searcher.calibration.runs()[1]
     assert run is not None
     returned = searcher.found(np.ascontiguousarray(run.queries), plan, K)
-    scores, kept = returned.scores, returned.kept
+    scores, kept = returned.scores, returned.depths
     found = reference(plan, K)
     assert found is not None
     same = np.abs(found[:, :-1] - scores[:, RANKS]).max(axis=1) < 1e-5
     assert same.mean() > 0.98  # the rest have a neighbour that was added and lies beyond those that are kept
     if depth:
-        assert found[:, -1] == pytest.approx(depths(kept), abs=1e-4)  # of hits in the first segment
+        assert found[:, -1] == pytest.approx(kept, abs=1e-4)  # of hits in the first segment
     else:
         assert np.isnan(found[:, -1]).all()
 

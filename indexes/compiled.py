@@ -1,0 +1,157 @@
+"""Loops that numba compiles: rows that lie anywhere are gathered, widened and multiplied in one pass, on one thread.
+
+Imported where numba is installed, and only then. What was compiled is kept beside this file, or where numba keeps such
+things for the user; where neither can be written to, each process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["dots", "rerank"]
+
+# Rows whose cache lines are asked for before they are needed: with one row ahead 4 to 7 GB a second were read at 384 to
+# 1,536 dims of float16, with four 10 to 11, with more no more.
+AHEAD = 4
+LINE_BYTES = 64
+# Sums in another order, and a multiplication with an addition in one step; not that there is no infinity and no NaN.
+LOOSE = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """The function, compiled when it is first called with arrays of some types."""
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy", fastmath=LOOSE)(function)
+    except RuntimeError:  # there is nowhere to keep it
+        return njit(nogil=True, error_model="numpy", fastmath=LOOSE)(function)
+
+
+def _widens_half() -> bool:
+    """Whether the processor widens a float16 by itself: LLVM would else call a function that is not there."""
+    features = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    return platform.machine().lower() in ("aarch64", "arm64") or "+f16c" in features.split(",")
+
+
+WIDENS_HALF = _widens_half()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widened(_: Any, cell: Any) -> Any:
+    """A cell as float32: uint16 holds the bits of a float16."""
+
+    def generate(_: Any, builder: Any, __: Any, cells: Any) -> Any:
+        if cell == types.uint16:
+            return _from_half(builder, cells[0])
+        return cells[0] if cell == types.float32 else builder.sitofp(cells[0], ir.FloatType())
+
+    return (types.float32(cell), generate) if cell in (types.uint16, types.float32, types.int8) else None
+
+
+def _from_half(builder: Any, bits: Any) -> Any:
+    """The float32 with the value of a finite float16."""
+    if WIDENS_HALF:
+        return builder.fpext(builder.bitcast(bits, ir.HalfType()), ir.FloatType())
+    whole, real = ir.IntType(32), ir.FloatType()
+    bits = builder.zext(bits, whole)
+    size, sign = builder.and_(bits, whole(0x7FFF)), builder.shl(builder.and_(bits, whole(0x8000)), whole(16))
+    normal = builder.add(builder.shl(size, whole(13)), whole((127 - 15) << 23))
+    below = builder.bitcast(builder.fmul(builder.sitofp(size, real), real(2.0**-24)), whole)
+    chosen = builder.select(builder.icmp_unsigned("<", size, whole(0x0400)), below, normal)
+    return builder.bitcast(builder.or_(chosen, sign), real)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_: Any, matrix: Any, __: Any, ___: Any) -> Any:
+    """Ask for the cache line of a cell of a matrix, by row and column; nothing happens where there is none."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, given[0])
+        shape, strides = (cgutils.unpack_tuple(builder, part, 2) for part in (array.shape, array.strides))
+        cell = cgutils.get_item_pointer2(context, builder, array.data, shape, strides, kind.layout, given[1:], False)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        takes = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        ask = cgutils.get_or_insert_function(builder.module, takes, "llvm.prefetch.p0")
+        builder.call(ask, [builder.bitcast(cell, byte), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.int64, types.int64), generate
+
+
+@compiled
+def _ask_for(matrix: Any, row: int, width: int) -> None:
+    for column in range(0, width, LINE_BYTES // matrix.itemsize):
+        prefetch(matrix, row, column)
+
+
+@compiled
+def _one(matrix: Any, query: Any, rows: Any, found: Any) -> None:
+    """Products of one query [w] with the first w columns of rows [s]: float32 [s], -inf for a row of -1."""
+    count, width = len(rows), len(query)
+    for place in range(min(AHEAD, count)):
+        _ask_for(matrix, rows[place], width)
+    for place in range(count):
+        if place + AHEAD < count:
+            _ask_for(matrix, rows[place + AHEAD], width)
+        if rows[place] < 0:
+            found[place] = -np.inf
+            continue
+        row, total = matrix[rows[place], :width], np.float32(0.0)
+        for column in range(width):
+            total += widened(row[column]) * query[column]
+        found[place] = total
+
+
+@compiled
+def _largest(scores: Any, best: Any, places: Any) -> None:
+    """Fill best and places [k] from scores [s], s >= k >= 1: falling, the first of equals first, and NaN before all."""
+    last = len(best) - 1
+    for place in range(len(scores)):
+        score = scores[place]
+        if place > last and score <= best[last]:
+            continue
+        at = min(place, last)
+        while at > 0 and (best[at - 1] < score or score != score):
+            best[at], places[at] = best[at - 1], places[at - 1]
+            at -= 1
+        best[at], places[at] = score, place
+
+
+@compiled
+def dots(matrix: Any, queries: Any, rows: Any, width: int, found: Any) -> None:
+    """Fill found, float32 [n, s], with the products over the first `width` dims; -inf where a row is -1.
+
+    matrix: [r, d] of float32, int8, or uint16 that holds the bits of float16; queries: float32 [n, d]; rows: int64
+    [n, s].
+    """
+    for number in range(len(rows)):
+        _one(matrix, queries[number, :width], rows[number], found[number])
+
+
+@compiled
+def rerank(
+    matrix: Any, queries: Any, rows: Any, width: int, weights: Any, best: Any, best_rows: Any, places: Any
+) -> None:
+    """Fill best, float32 [n, k], with the k largest of `dots`, best_rows with theirs, places with where these stood.
+
+    weights: float32 [r], by which the product of each row is multiplied first, or [0] for none. k: from 1 to s, or 0
+    where s is.
+    """
+    some = np.empty(rows.shape[1], np.float32)
+    for number in range(len(rows)):
+        _one(matrix, queries[number, :width], rows[number], some)
+        if len(weights):
+            for place in range(len(some)):
+                if rows[number, place] >= 0:
+                    some[place] *= weights[rows[number, place]]
+        _largest(some, best[number], places[number])
+        for place in range(places.shape[1]):
+            best_rows[number, place] = rows[number, places[number, place]]
