@@ -322,9 +322,8 @@ def make_adaptor(
     """Fit an adaptor of the kind named; the arguments and errors are those of `Adaptor.fit`."""
     checked_flag("progress", progress)
     checked_seed(seed)
-    if dims is not None:
-        dims = checked_widths(dims)
-    return adaptor_class(kind).fit(sample, dims=dims, seed=seed, progress=progress)
+    widths = None if dims is None else checked_widths(dims)
+    return adaptor_class(kind).fit(sample, dims=widths, seed=seed, progress=progress)
 
 
 def chunks_of(sample: Sample) -> Iterator[NDArray[Any]]:

@@ -1,7 +1,5 @@
 """How to train: losses and their weights, steps, sizes. What is not said by the user is measured and named here."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

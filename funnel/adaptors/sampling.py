@@ -99,16 +99,18 @@ class Judged:
                 f"{len(missing):,} of {total:,} judgements name ids that are not in the corpus or the queries "
                 f"({', '.join(missing[:NAMED])}); at most {MOST_MISSING:.0%} may: give the corpus the qrels are for"
             )
-        rows, documents, grades = [], [], []
-        for query, judged in qrels.items():
-            kept = {name: grade for name, grade in judged.items() if grade > 0 and name in document_at}
-            if query in query_at and kept:
-                rows.append(query_at[query])
-                documents.append(torch.tensor([document_at[name] for name in kept]))
-                grades.append(torch.tensor(list(kept.values()), dtype=torch.float32))
-        if not rows:
+        found = (
+            (query_at[query], {document_at[name]: grade for name, grade in judged.items() if name in document_at})
+            for query, judged in qrels.items()
+            if query in query_at
+        )
+        relevant = {row: {at: grade for at, grade in judged.items() if grade > 0} for row, judged in found}
+        kept = {row: judged for row, judged in relevant.items() if judged}
+        if not kept:
             raise InputError("no query has a document judged above 0; give qrels that name this corpus and queries")
-        vectors = scaled(torch.from_numpy(queries[rows].astype(np.float32)))
+        vectors = scaled(torch.from_numpy(queries[list(kept)].astype(np.float32)))
+        documents = [torch.tensor(list(judged)) for judged in kept.values()]
+        grades = [torch.tensor(list(judged.values()), dtype=torch.float32) for judged in kept.values()]
         return cls(vectors, documents, grades, len(missing), missing[:NAMED])
 
     @property

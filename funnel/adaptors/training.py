@@ -1,7 +1,5 @@
 """From vectors to a trained adaptor: steps, held-out figures, early stopping, the log."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -190,7 +188,8 @@ class _Run:
         since_best = 0
         for number in range(1, phase.steps + 1):
             self.step += 1
-            losses = self._losses(phase)
+            epoch = (self.step - 1) // self.data.steps_in_an_epoch
+            losses = self._losses(phase, epoch)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 why = f"diverged at step {self.step}: a loss of {loss.item()}; the best state is kept"
@@ -199,7 +198,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             scheduler.step()
-            self._record(phase, losses)
+            self._record(phase, epoch, losses)
             if number % self.recipe.evaluate_every == 0 or number == phase.steps:
                 since_best = 0 if self._evaluate(phase.name) else since_best + 1
                 if since_best >= self.recipe.patience:
@@ -216,8 +215,7 @@ class _Run:
         if self._best:
             self.student.load_state_dict(self._best)
 
-    def _losses(self, phase: Phase) -> dict[str, torch.Tensor]:
-        epoch = (self.step - 1) // self.data.steps_in_an_epoch
+    def _losses(self, phase: Phase, epoch: int) -> dict[str, torch.Tensor]:
         weights = {name: weight_at(schedule, epoch) for name, schedule in phase.weights.items()}
         weights = {name: weight for name, weight in weights.items() if weight}
         batch = self.data.draw()
@@ -225,9 +223,8 @@ class _Run:
         found = losses_of(self.student, batch, judged, weights, self.log.dims, self.recipe)
         return {name: weights[name] * loss for name, loss in found.items()}
 
-    def _record(self, phase: Phase, losses: Mapping[str, torch.Tensor]) -> None:
+    def _record(self, phase: Phase, epoch: int, losses: Mapping[str, torch.Tensor]) -> None:
         values = {name: loss.item() for name, loss in losses.items()}
-        epoch = (self.step - 1) // self.data.steps_in_an_epoch
         self.log.steps.append({"step": self.step, "phase": phase.name, "epoch": epoch, **values})
         self.bar.update()
         shown = {name: f"{value:.4f}" for name, value in values.items()}

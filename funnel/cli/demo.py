@@ -1,7 +1,5 @@
 """The demo: semantic search over the Python documentation that is on every machine with Python."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands that show what an index is and take it elsewhere: funnel info, funnel export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

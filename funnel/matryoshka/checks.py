@@ -1,7 +1,5 @@
 """What the parts of this package ask of weights, embeddings and labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as shown

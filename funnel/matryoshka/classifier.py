@@ -1,7 +1,5 @@
 """Linear classification from every nested width."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A prefix of long embeddings against embeddings that are short by nature."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

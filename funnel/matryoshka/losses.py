@@ -1,7 +1,5 @@
 """One loss at every nested width: the objective of Matryoshka representation learning."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as shown
 from typing import Any

@@ -1,7 +1,5 @@
 """Measures the funnel against flat search over the same vectors: recall, time, bytes, and ranking quality."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`funnel check --deep`: whether the parts of an index agree with each other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,14 +33,20 @@ def deep_check(path: Path) -> Iterator[str]:
     """
     index = FunnelIndex.open(path)
     searcher, manifest = index.searcher, index.manifest
-    yield _ids(index)
+    ids = index.ids()
+    _require(len(set(ids)) == len(ids), "ids.npy holds an id twice; build the index again")
+    yield f"{len(ids):,} ids, all different"
     for segment in index.segments:
         name = "" if len(index.segments) == 1 else f"segment {segment.id}: "
         _finite(segment, searcher.adaptor.isometric)
         if segment.cascade is None:
             yield f"{name}{segment.rows:,} rows, searched exactly, are finite"
             continue
-        yield f"{name}{_order(segment)}"
+        assert segment.order is not None
+        counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
+        whole = len(counts) == segment.rows and (counts == 1).all()
+        _require(whole, "order.npy is not a permutation of the rows; build the index again")
+        yield f"{name}order.npy is a permutation of the rows"
         yield f"{name}{_norms(segment, manifest.ladder)}"
         yield f"{name}{_coarse(segment.cascade)}"
     if manifest.settings.documents:
@@ -54,20 +58,6 @@ def deep_check(path: Path) -> Iterator[str]:
 def _require(true: object, said: str) -> None:
     if not true:
         raise DamagedIndexError(said)
-
-
-def _order(segment: Segment) -> str:
-    assert segment.order is not None
-    counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
-    whole = len(counts) == segment.rows and (counts == 1).all()
-    _require(whole, "order.npy is not a permutation of the rows; build the index again")
-    return "order.npy is a permutation of the rows"
-
-
-def _ids(index: FunnelIndex) -> str:
-    ids = index.ids()
-    _require(len(set(ids)) == len(ids), "ids.npy holds an id twice; build the index again")
-    return f"{len(ids):,} ids, all different"
 
 
 def _finite(segment: Segment, unit: bool) -> None:

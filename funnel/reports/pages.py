@@ -1,7 +1,5 @@
 """One self-contained HTML page of results: inline style, figures as data, no other address named."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape

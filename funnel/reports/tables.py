@@ -1,7 +1,5 @@
 """What is measured as one record, and tables of it: aligned text for a terminal."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
