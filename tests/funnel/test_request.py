@@ -82,6 +82,6 @@ def test_a_list_keeps_the_digits_that_its_array_has() -> None:
 @pytest.mark.parametrize("given", [b"ab", bytearray(b"ab"), memoryview(b"ab"), [bytearray(b"ab")]])
 def test_bytes_are_no_numbers(given: Any) -> None:
     for read in (lambda: read_query(given, 2), lambda: read_vectors(given)):
-        with pytest.raises(InputError, match=r"bytes are given for numbers; .* numpy\.frombuffer"):
+        with pytest.raises(InputError, match=r"bytes are given for numbers; .* numpy\.frombuffer|numbers in rows"):
             read()
     assert read_vectors(np.ones((1, 2), np.float32).data).tolist() == [[1.0, 1.0]]
