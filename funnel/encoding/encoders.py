@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -161,9 +160,8 @@ def check_source(source: object) -> None:
     """EncoderError for what can be no encoder, before anything is loaded; None is none yet."""
     if source is None or callable(source) or (isinstance(source, str | Path) and str(source)):
         return
-    if not any(callable(getattr(source, name, None)) for name in ("encode_document", "encode")) or isinstance(
-        source, str
-    ):
+    own = (getattr(source, name, None) for name in ("encode_document", "encode"))
+    if isinstance(source, str) or not any(map(callable, own)):
         raise _none(source)
 
 
@@ -175,93 +173,19 @@ def _none(source: object) -> EncoderError:
     )
 
 
-class CallableEncoder:
-    """An encoder around any callable from a list of texts to an array [n, d]."""
+class _Encoder:
+    """What encoders have in common. dim: of the vectors as they are made; 0: not known yet."""
 
-    reopenable = False
-    options = TextOptions("", "", kept=True)
-    own_prompts: Mapping[str, str | None] = MappingProxyType({})
-
-    def __init__(
-        self,
-        encode: Callable[[list[str]], Any],
-        name: str,
-        encode_query: Callable[[list[str]], Any] | None = None,
-    ) -> None:
+    def __init__(self, name: str, options: TextOptions, prompts: Mapping[str, str | None], dim: int = 0) -> None:
         self.name = name
-        self._encode = encode
-        self._encode_query = encode if encode_query is None else encode_query
-        self._dim: int | None = None
+        self.options = options
+        self.own_prompts = prompts
+        self._dim = dim
 
     @property
     def dim(self) -> int:
         """The width d of the vectors; found by encoding one word when nothing was encoded yet."""
-        if self._dim is None:
-            self._call(self._encode, [PROBE_TEXT], 0)
-        assert self._dim is not None
-        return self.options.width(self._dim, self.name)
-
-    def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
-        """Encode documents: see `Encoder.encode`."""
-        return self._in_parts(self._encode, texts, self.options.document_prompt, progress, numbers)
-
-    def encode_query(self, texts: Sequence[str], numbers: Numbers = 0) -> NDArray[np.float32]:
-        """Encode queries: see `Encoder.encode_query`."""
-        return self._in_parts(self._encode_query, texts, self.options.query_prompt, False, numbers)
-
-    def _in_parts(
-        self,
-        encode: Callable[[list[str]], Any],
-        texts: Sequence[str],
-        prompt: str | None,
-        progress: bool,
-        numbers: Numbers,
-    ) -> NDArray[np.float32]:
-        if not len(texts):
-            return np.empty((0, self.dim), dtype=np.float32)
-        parts = []
-        with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
-            for start in range(0, len(texts), TEXTS_PER_CALL):
-                part = [f"{prompt}{text}" if prompt else text for text in texts[start : start + TEXTS_PER_CALL]]
-                places = numbers[start:] if isinstance(numbers, np.ndarray) else numbers + start
-                parts.append(self._call(encode, part, places))
-                bar.update(len(part))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _call(self, encode: Callable[[list[str]], Any], texts: list[str], numbers: Numbers) -> NDArray[np.float32]:
-        values = checked(encode(texts), len(texts), self._dim, self.name)
-        self._dim = values.shape[1]
-        return kept(values, self.options, self.name, numbers)
-
-
-class ModelEncoder:
-    """An encoder around a sentence-transformers model, or one that was read from its folder.
-
-    Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
-    on CPUs with native instructions): a plain BERT by name on the CPU without padding, others by their own `encode`.
-    Cosines to the exact vectors are at least 0.998. Models that pad texts on the left keep theirs.
-    """
-
-    def __init__(self, model: "SentenceTransformer | PackedModel", name: str, *, exact: bool, reopenable: bool) -> None:
-        self.name = name
-        self.reopenable = reopenable
-        self.exact = exact
-        self.own_prompts: Mapping[str, str | None] = model.prompts
-        self.options = TextOptions.of_model(self.own_prompts)
-        self._model: Any = model
-        self._packed = not hasattr(model, "eval")  # it was read from its folder
-        width: Any = getattr(model, "get_embedding_dimension", None) or getattr(model, OLD_WIDTH, None)
-        self._dim = int(width() or 0)
-        # A fast tokeniser keeps its padding settings inside, and fails when two threads borrow it.
-        self._lock = free_in_children(threading.Lock())
-        if not self._packed and not exact:
-            _prepare(self._model)
-
-    @property
-    def dim(self) -> int:
-        """The width d of the vectors."""
-        if not self._dim:
-            self._dim = self._own([PROBE_TEXT], "document", "", bool).shape[1]
+        self._dim = self._dim or self._made([PROBE_TEXT], "document", "", int).shape[1]
         return self.options.width(self._dim, self.name)
 
     def encode(self, texts: Sequence[str], progress: bool = False, numbers: Numbers = 0) -> NDArray[np.float32]:
@@ -278,25 +202,81 @@ class ModelEncoder:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         with Progress(total=len(texts), desc="encoding", unit="docs", disable=not progress) as bar:
-            if self._packed:
-                values = self._model.encode(texts, prompt, bar.update)
-            else:
-                values = self._own(texts, task, prompt, bar.update)
-        return kept(checked(values, len(texts), self._dim or None, self.name), self.options, self.name, numbers)
+            values = self._made(texts, task, prompt, bar.update)
+        return kept(values, self.options, self.name, numbers)
 
-    def _own(
+    def _made(
         self, texts: Sequence[str], task: str, prompt: str | None, advance: Callable[[int], object]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
+        raise NotImplementedError
+
+    def _in_parts(
+        self, encode: Callable[[list[str]], Any], texts: Sequence[str], most: int, advance: Callable[[int], object]
+    ) -> NDArray[Any]:
+        """What `encode` gives of at most so many texts at once, checked and put together."""
+        parts = []
+        for start in range(0, len(texts), most):
+            part = list(texts[start : start + most])
+            parts.append(checked(encode(part), len(part), self._dim or None, self.name))
+            self._dim = parts[-1].shape[1]
+            advance(len(part))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class CallableEncoder(_Encoder):
+    """An encoder around any callable from a list of texts to an array [n, d]."""
+
+    reopenable = False
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Any],
+        name: str,
+        encode_query: Callable[[list[str]], Any] | None = None,
+    ) -> None:
+        super().__init__(name, TextOptions("", "", kept=True), {})
+        self._encoders = {"document": encode, "query": encode_query or encode}
+
+    def _made(
+        self, texts: Sequence[str], task: str, prompt: str | None, advance: Callable[[int], object]
+    ) -> NDArray[Any]:
+        prompted = [f"{prompt}{text}" for text in texts] if prompt else texts
+        return self._in_parts(self._encoders[task], prompted, TEXTS_PER_CALL, advance)
+
+
+class ModelEncoder(_Encoder):
+    """An encoder around a sentence-transformers model, or one that was read from its folder.
+
+    Unless `exact`, a float32 model runs in half precision where the device has it (float16 on CUDA, bfloat16
+    on CPUs with native instructions): a plain BERT by name on the CPU without padding, others by their own `encode`.
+    Cosines to the exact vectors are at least 0.998. Models that pad texts on the left keep theirs.
+    """
+
+    def __init__(self, model: "SentenceTransformer | PackedModel", name: str, *, exact: bool, reopenable: bool) -> None:
+        width: Any = getattr(model, "get_embedding_dimension", None) or getattr(model, OLD_WIDTH, None)
+        super().__init__(name, TextOptions.of_model(model.prompts), model.prompts, int(width() or 0))
+        self.reopenable = reopenable
+        self.exact = exact
+        self._model: Any = model
+        self._packed = not hasattr(model, "eval")  # it was read from its folder
+        # A fast tokeniser keeps its padding settings inside, and fails when two threads borrow it.
+        self._lock = free_in_children(threading.Lock())
+        if not self._packed and not exact:
+            _prepare(self._model)
+
+    def _made(
+        self, texts: Sequence[str], task: str, prompt: str | None, advance: Callable[[int], object]
+    ) -> NDArray[Any]:
+        if self._packed:
+            return checked(self._model.encode(texts, prompt, advance), len(texts), self._dim, self.name)
         encode = getattr(self._model, f"encode_{task}", self._model.encode)
         rows = CUDA_ROWS if self._model.device.type == "cuda" else CPU_ROWS
-        parts = []
-        for start in range(0, len(texts), PLAIN_TEXTS_PER_CALL):
-            part = list(texts[start : start + PLAIN_TEXTS_PER_CALL])
+
+        def of(part: list[str]) -> Any:
             with self._lock:
-                found = encode(part, prompt=prompt, batch_size=rows, show_progress_bar=False)
-            parts.append(np.asarray(found, dtype=np.float32))
-            advance(len(part))
-        return np.concatenate(parts)
+                return encode(part, prompt=prompt, batch_size=rows, show_progress_bar=False)
+
+        return self._in_parts(of, texts, PLAIN_TEXTS_PER_CALL, advance)
 
 
 def _prepare(model: Any) -> None:

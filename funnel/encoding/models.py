@@ -226,33 +226,25 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No bars, no log lines and no warnings from the libraries; their settings are put back after."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as restore:
         warnings.simplefilter("ignore")
-        restore = _silence()
-        try:
-            yield
-        finally:
-            for undo in restore:
-                undo()
+        with contextlib.suppress(ModuleNotFoundError):
+            _silence(restore)
+        yield
 
 
-def _silence() -> list[Callable[[], Any]]:
-    try:
-        import huggingface_hub.utils
-        import transformers.utils.logging
-    except ModuleNotFoundError:
-        return []
-    undo: list[Callable[[], Any]] = []
+def _silence(restore: contextlib.ExitStack) -> None:
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
     # Any: both libraries leave these without types.
     hub: Any = huggingface_hub.utils
-    transformers_logging: Any = transformers.utils.logging
+    logging: Any = transformers.utils.logging
+    restore.callback(logging.set_verbosity, logging.get_verbosity())
+    logging.set_verbosity_error()
     if not hub.are_progress_bars_disabled():
         hub.disable_progress_bars()
-        undo.append(hub.enable_progress_bars)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    undo.append(lambda: transformers_logging.set_verbosity(verbosity))
-    if transformers_logging.is_progress_bar_enabled():
-        transformers_logging.disable_progress_bar()
-        undo.append(transformers_logging.enable_progress_bar)
-    return undo
+        restore.callback(hub.enable_progress_bars)
+    if logging.is_progress_bar_enabled():
+        logging.disable_progress_bar()
+        restore.callback(logging.enable_progress_bar)
