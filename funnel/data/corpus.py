@@ -38,6 +38,7 @@ __all__ = [
     "json_objects",
     "local_path",
     "located",
+    "of_one_width",
     "open_corpus",
     "records_of",
     "suffix_of",
@@ -619,22 +620,26 @@ class DocumentCorpus(Corpus):
         return self._batches(located, batch_size)
 
     def _batches(self, located: Iterator[Located], batch_size: int) -> Iterator[list[Document]]:
-        checked = (self._checked(where, document) for where, document in located)
+        checked = (document for _, document in of_one_width(located))
         norms = Norms()
         while batch := list(itertools.islice(checked, batch_size)):
             norms.add([document.norm for document in batch])
             yield batch
         self.norms = norms if self.has_vectors else None
 
-    def _checked(self, where: str, document: Document) -> Document:
-        width = None if document.vector is None else document.vector.shape[0]
-        if width == self.dim:
-            return document
-        if self.dim is None:
-            raise InputError(f"{where}: has a vector, the first document has none; give all one or none")
-        if width is None:
-            raise InputError(f"{where}: has no vector, the first document has one; give all one or none")
-        raise InputError(f"{where}: vector of dimension {width}, the first has {self.dim}")
+
+def of_one_width(documents: Iterable[Located]) -> Iterator[Located]:
+    """The same; InputError for one whose vector is of another width than the first's, or has none."""
+    first: int | None = None
+    for number, (where, document) in enumerate(documents):
+        width = None if document.vector is None else len(document.vector)
+        first = first if number else width
+        if width != first:
+            if width is not None and first is not None:
+                raise InputError(f"{where}: vector of dimension {width}, the first has {first}")
+            has, other = ("no", "one") if width is None else ("a", "none")
+            raise InputError(f"{where}: has {has} vector, the first has {other}; give all one or none")
+        yield where, document
 
 
 def _bare(rows: DocumentCorpus, count: int, ids: Ids) -> VectorCorpus:

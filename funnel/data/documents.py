@@ -251,21 +251,15 @@ class DocumentStore:
         if not self._writable:
             raise InputError(f"{self.path} was opened for reading; documents are added by building")
         rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
-        with writing_file(self.path), self._connection() as connection:
+        with writing_file(self.path), self._connection() as connection, connection:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
-                if self._lexical:
-                    insert_texts(connection, ((row[0], row[2], row[3]) for row in rows))
-                connection.execute("COMMIT")
             except sqlite3.IntegrityError:
-                connection.execute("ROLLBACK")
+                connection.rollback()
                 raise _duplicate_error(connection, [row[1] for row in rows]) from None
-            except sqlite3.Error:
-                # SQLite rolls back by itself on some errors, a full disk among them.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            if self._lexical:
+                insert_texts(connection, ((row[0], row[2], row[3]) for row in rows))
         self._count += len(rows)
 
     def lexical(self) -> LexicalIndex | None:
@@ -298,9 +292,9 @@ class DocumentStore:
                 raise InputError(
                     "the SQLite library of this Python has no FTS5, which looks for words; leave hybrid out"
                 )
-            connection.execute("BEGIN")
-            insert_texts(connection, self._texts())
-            connection.execute("COMMIT")
+            with connection:
+                connection.execute("BEGIN")
+                insert_texts(connection, self._texts())
         return LexicalIndex(path, DocumentStore(path, writable=False)._connection)
 
     def _texts(self) -> Iterator[tuple[int, str, str]]:
@@ -322,15 +316,10 @@ class DocumentStore:
         outside = [position for position in wanted if not 0 <= position < self._count]
         if outside:
             raise InputError(f"position {outside[0]} is outside the store of {self._count} documents")
-        found: dict[int, Document] = {}
         unique = sorted(set(wanted))
-        with reading_file(self.path), self._connection() as connection:
-            for start in range(0, len(unique), POSITIONS_PER_QUERY):
-                part = unique[start : start + POSITIONS_PER_QUERY]
-                marks = ", ".join("?" * len(part))
-                query = f"SELECT * FROM documents WHERE position IN ({marks})"
-                for position, *values in connection.execute(query, part):
-                    found[position] = _document(*values)
+        query = "SELECT * FROM documents WHERE position IN ({})"
+        with reading_file(self.path):
+            found = {position: _document(*values) for position, *values in self._selected(query, unique)}
         if len(found) != len(unique):
             raise DamagedIndexError(
                 f"{self.path} lacks {len(unique) - len(found)} of {len(unique)} documents asked for; "
@@ -359,20 +348,18 @@ class DocumentStore:
 
     def find(self, document_id: str | int) -> int | None:
         """The position of an id, or None."""
-        with reading_file(self.path), self._connection() as connection:
-            query = "SELECT position FROM documents WHERE id = ?"
-            row = connection.execute(query, (document_id,)).fetchone()
-        return None if row is None else int(row[0])
+        return self.find_all([document_id]).get(document_id)
 
     def find_all(self, document_ids: Sequence[str | int]) -> dict[str | int, int]:
         """The positions of those ids that are there."""
-        found: dict[str | int, int] = {}
+        return dict(self._selected("SELECT id, position FROM documents WHERE id IN ({})", document_ids))
+
+    def _selected(self, query: str, values: Sequence[str | int]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query by values, which stand at its {}; some values at a time."""
         with reading_file(self.path), self._connection() as connection:
-            for start in range(0, len(document_ids), POSITIONS_PER_QUERY):
-                part = document_ids[start : start + POSITIONS_PER_QUERY]
-                query = f"SELECT id, position FROM documents WHERE id IN ({', '.join('?' * len(part))})"
-                found.update(connection.execute(query, tuple(part)))
-        return found
+            for start in range(0, len(values), POSITIONS_PER_QUERY):
+                part = values[start : start + POSITIONS_PER_QUERY]
+                yield from connection.execute(query.format(", ".join("?" * len(part))), part)
 
     def close(self) -> None:
         """Close the connections; closing twice is fine."""
@@ -388,16 +375,15 @@ class DocumentStore:
         self.close()
 
     def _connection(self) -> AbstractContextManager[Bounded]:
-        self._require_open()
-        return self._connections.use()
+        return self._open_connections().use()
 
     def _streaming(self) -> AbstractContextManager[Bounded]:
-        self._require_open()
-        return self._connections.apart()
+        return self._open_connections().apart()
 
-    def _require_open(self) -> None:
+    def _open_connections(self) -> Connections:
         if self._closed:
             raise InputError(f"the document store {self.path} is closed; open it again")
+        return self._connections
 
 
 def _connect(path: Path) -> Bounded:
@@ -429,12 +415,11 @@ def _row(position: int, document: Document) -> tuple[int, str | int, str, str, s
             f"the metadata of document {document.id!r} is not JSON ({error}); "
             "use text, numbers, booleans, dates, lists and dicts"
         ) from None
-    for name, value in (
-        ("id", document.id), ("title", document.title), ("text", document.text), ("metadata", metadata)
-    ):  # fmt: skip
+    row = (position, document.id, document.title, document.text, metadata)
+    for name, value in zip(("id", "title", "text", "metadata"), row[1:], strict=True):
         if isinstance(value, str):
             unicode_text(value, f"the {name} of document {document.id!r}")
-    return position, document.id, document.title, document.text, metadata
+    return row
 
 
 def _document(document_id: str | int, title: str, text: str, metadata: str) -> Document:
@@ -497,16 +482,13 @@ def pieces_of(documents: Sequence[Document], count: int, seed: int = 0) -> list[
     if 2 * len(long) < len(documents):
         return []
     rng = np.random.default_rng(seed)
-    drawn = np.tile(rng.permutation(long), 2)[:count]
     pieces = []
-    for place, number in enumerate(drawn.tolist()):
-        # Of a document that comes twice the title is taken once.
-        titled = documents[number].title.strip() and (place + place // len(long)) % 2 == 0
-        pieces.append(documents[number].title.strip() if titled else _run(bodies[number], rng))
+    for place, number in enumerate(np.tile(rng.permutation(long), 2)[:count].tolist()):
+        title, words = documents[number].title.strip(), bodies[number]
+        if title and (place + place // len(long)) % 2 == 0:  # of a document that comes twice the title is taken once
+            pieces.append(title)
+            continue
+        length = int(rng.integers(SHORTEST, LONGEST + 1))
+        start = int(rng.integers(len(words) - length + 1))
+        pieces.append(" ".join(words[start : start + length]))
     return pieces
-
-
-def _run(words: Sequence[str], rng: np.random.Generator) -> str:
-    length = int(rng.integers(SHORTEST, LONGEST + 1))
-    start = int(rng.integers(len(words) - length + 1))
-    return " ".join(words[start : start + length])

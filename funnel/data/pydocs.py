@@ -30,7 +30,9 @@ def python_documents(limit: int | None = None, roots: Sequence[str | Path] | Non
         roots: Folders with modules and packages; the standard library and the installed packages by default.
     """
     seen: set[str] = set()
-    for root in _default_roots() if roots is None else [Path(root) for root in roots]:
+    if roots is None:
+        roots = list(dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")))
+    for root in map(Path, roots):
         for path in _source_files(root):
             for document in _file_documents(path, root):
                 if str(document.id) in seen:
@@ -39,12 +41,6 @@ def python_documents(limit: int | None = None, roots: Sequence[str | Path] | Non
                     return
                 seen.add(str(document.id))
                 yield document
-
-
-def _default_roots() -> list[Path]:
-    paths = sysconfig.get_paths()
-    ordered = [Path(paths[name]) for name in ("stdlib", "purelib", "platlib")]
-    return list(dict.fromkeys(ordered))
 
 
 def _source_files(folder: Path) -> Iterator[Path]:
@@ -61,15 +57,11 @@ def _source_files(folder: Path) -> Iterator[Path]:
 
 
 def _is_public_package(name: str) -> bool:
-    return name.isidentifier() and _is_public(name) and name not in SKIPPED_FOLDERS
+    return name.isidentifier() and not name.startswith("_") and name not in SKIPPED_FOLDERS
 
 
 def _is_public_module(name: str) -> bool:
-    return name == "__init__" or (_is_public(name) and name.isidentifier() and not name.startswith("test_"))
-
-
-def _is_public(name: str) -> bool:
-    return not name.startswith("_")
+    return name == "__init__" or (name.isidentifier() and not name.startswith(("_", "test_")))
 
 
 def _file_documents(path: Path, root: Path) -> Iterator[Document]:
@@ -97,7 +89,7 @@ def _parse(path: Path) -> ast.Module | None:
 
 def _definitions(body: Sequence[ast.stmt], prefix: str, module: str, *, inside_class: bool) -> Iterator[Document]:
     for node in body:
-        if not isinstance(node, Definition) or not _is_public(node.name):
+        if not isinstance(node, Definition) or node.name.startswith("_"):
             continue
         name = f"{prefix}.{node.name}"
         if isinstance(node, ast.ClassDef):

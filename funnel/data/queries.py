@@ -20,10 +20,10 @@ from funnel.data.corpus import (
     decoded_lines,
     local_path,
     located,
+    of_one_width,
     records_of,
     suffix_of,
 )
-from funnel.data.documents import Document
 from funnel.errors import InputError
 from funnel.rows import NpyRows, is_table, unit_rows
 
@@ -153,9 +153,8 @@ def _read_txt(path: Path) -> Queries:
         lines.pop()
     if not lines:
         raise InputError(f"{path} is empty; at least one query is needed")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise InputError(f"{path}:{number}: an empty line; every line is one query")
+    if "" in lines:
+        raise InputError(f"{path}:{lines.index('') + 1}: an empty line; every line is one query")
     return Queries(texts=lines, vectors=None, name=str(path))
 
 
@@ -168,10 +167,10 @@ def _from_vectors(array: NDArray[Any], name: str) -> Queries:
 
 
 def _from_texts(items: list[object], name: str) -> Queries:
-    texts = [item for item in items if isinstance(item, str)]
-    if len(texts) != len(items):
-        number = next(number for number, item in enumerate(items) if not isinstance(item, str))
-        raise InputError(f"query {number} is {type(items[number]).__name__}, expected text like the first")
+    for number, item in enumerate(items):
+        if not isinstance(item, str):
+            raise InputError(f"query {number} is {type(item).__name__}, expected text like the first")
+    texts = [str(item) for item in items]
     empty = [number for number, text in enumerate(texts) if not text.strip()]
     if empty:
         named = ", ".join(map(str, empty[:NAMED]))
@@ -180,40 +179,19 @@ def _from_texts(items: list[object], name: str) -> Queries:
 
 
 def _from_records(records: Iterable[Located], name: str) -> Queries:
-    found = list(records)
+    found = list(of_one_width(records))
     if not found:
         raise InputError(f"{name} is empty; at least one query is needed")
-    _check_duplicates([document.id for _, document in found], name)
-    vectors = _stacked_vectors(found)
-    if vectors is None:
-        for where, document in found:
-            if not document.content:
-                raise InputError(f"{where}: the query has no text and no vector")
-    return Queries(
-        texts=[document.content for _, document in found],
-        vectors=vectors,
-        ids=[str(document.id) for _, document in found],
-        name=name,
-    )
-
-
-def _check_duplicates(ids: Sequence[str | int], name: str) -> None:
-    duplicates = [str(identifier) for identifier, times in Counter(ids).items() if times > 1]
+    ids = [str(document.id) for _, document in found]
+    duplicates = [identifier for identifier, times in Counter(ids).items() if times > 1]
     if duplicates:
         named = ", ".join(duplicates[:NAMED])
         raise InputError(f"{name}: {len(duplicates)} duplicate ids: {named}; every query needs its own")
-
-
-def _stacked_vectors(found: list[tuple[str, Document]]) -> NDArray[np.float32] | None:
-    first = found[0][1].vector
+    vectors = [document.vector for _, document in found if document.vector is not None]
     for where, document in found:
-        if (document.vector is None) != (first is None):
-            raise InputError(f"{where}: some queries have a vector, some none; give all one or none")
-        if document.vector is not None and first is not None and document.vector.shape != first.shape:
-            raise InputError(f"{where}: vector of dimension {document.vector.shape[0]}, the first has {first.shape[0]}")
-    if first is None:
-        return None
-    return np.stack([document.vector for _, document in found if document.vector is not None])
+        if not vectors and not document.content:
+            raise InputError(f"{where}: the query has no text and no vector")
+    return Queries([document.content for _, document in found], np.stack(vectors) if vectors else None, ids, name)
 
 
 def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, float]]:
@@ -244,13 +222,11 @@ def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, flo
 
 
 def _qrels_file(path: Path, split: str) -> Path:
-    candidates = [path]
-    if path.is_dir():
-        candidates = [path / "qrels" / f"{split}.tsv", path / f"{split}.tsv"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"no judgements at {' or '.join(map(str, candidates))}; check the path and the split")
+    candidates = [path / "qrels" / f"{split}.tsv", path / f"{split}.tsv"] if path.is_dir() else [path]
+    there = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if there is None:
+        raise InputError(f"no judgements at {' or '.join(map(str, candidates))}; check the path and the split")
+    return there
 
 
 def _judgements(path: Path) -> Iterator[tuple[str, str, str, float]]:

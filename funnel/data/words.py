@@ -121,14 +121,9 @@ def words_of(text: str) -> list[str]:
 
     Of scripts without blanks between words these are each two neighbouring letters, and a letter that stands alone.
     """
-    if text.isascii() or _RUN.search(text) is None:
-        return _WORD.findall(text)
     words: list[str] = []
     for part in _RUN.split(text):
-        if _RUN.fullmatch(part) is None:
-            words += _WORD.findall(part)
-            continue
-        words += _pairs(part) or _letters(part)
+        words += _pairs(part) or _letters(part) if _RUN.fullmatch(part) else _WORD.findall(part)
     return words
 
 

@@ -7,6 +7,8 @@ names them.
 
 from __future__ import annotations
 
+import operator
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -30,6 +32,7 @@ __all__ = ["FilterColumns", "Values", "merged", "write_columns"]
 
 OWN_COLUMNS = ("id", "title")  # of the document itself
 HIDDEN = "metadata."  # before the name of a metadata field that is called as one of those, or so already
+_HIDDEN_NAME = re.compile(rf"(?:{re.escape(HIDDEN)})*(?:{'|'.join(OWN_COLUMNS)})")
 STORED = len(OWN_COLUMNS) + 256  # columns in the file: of as many metadata fields as come first
 ROWS_AT_A_TIME = 20_000  # written together
 EXAMPLE = 40  # characters kept of a value, for messages
@@ -58,7 +61,7 @@ class Values:
     odd: str = ""
 
     def __add__(self, more: Values) -> Values:
-        numbers, texts, booleans, others = (a + b for a, b in zip(self.counts, more.counts, strict=True))
+        numbers, texts, booleans, others = map(operator.add, self.counts, more.counts)
         example, odd = self.example or more.example, self.odd or more.odd
         return Values(numbers, texts, booleans, others, example, self.numerals + more.numerals, odd)
 
@@ -104,11 +107,10 @@ class _Seen:
 
 def merged(catalogues: Iterable[Mapping[str, Values]]) -> dict[str, Values]:
     """The columns of several segments as those of one."""
-    result: dict[str, Values] = {}
-    for catalogue in catalogues:
-        for name, values in catalogue.items():
-            result[name] = result.get(name, Values()) + values
-    return result
+    result: defaultdict[str, Values] = defaultdict(Values)
+    for name, values in (entry for catalogue in catalogues for entry in catalogue.items()):
+        result[name] += values
+    return dict(result)
 
 
 def write_columns(documents: DocumentStore, path: Path) -> None:
@@ -231,7 +233,4 @@ def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
 
 def column_of(name: str) -> str:
     """The column of a metadata field: its name, but "metadata.id" for `id` and "metadata.metadata.id" for that."""
-    inner = name
-    while inner.startswith(HIDDEN):
-        inner = inner.removeprefix(HIDDEN)
-    return f"{HIDDEN}{name}" if inner in OWN_COLUMNS else name
+    return f"{HIDDEN}{name}" if _HIDDEN_NAME.fullmatch(name) else name

@@ -121,8 +121,7 @@ class SegmentRows:
 
     def _positions_of(self, texts: frozenset[str]) -> npt.NDArray[np.int64]:
         if self._documents is not None and len(texts) <= LOOKED_UP:
-            found = [self._documents.find(text) for text in texts]
-            return np.array([position for position in found if position is not None], dtype=np.int64)
+            return np.array([*self._documents.find_all([*texts]).values()], dtype=np.int64)
         parts = []
         for start in range(0, len(self), IDS_AT_A_TIME):
             ids = self._ids.at(np.arange(start, min(start + IDS_AT_A_TIME, len(self)), dtype=np.int64))

@@ -75,8 +75,8 @@ def test_documents_with_vectors(tmp_path: Path) -> None:
     ("first", "second", "message"),
     [
         ([1, 2], [1, 2, 3], ":2: vector of dimension 3, the first has 2"),
-        ([1, 2], None, ":2: has no vector, the first document has one"),
-        (None, [1, 2], ":2: has a vector, the first document has none"),
+        ([1, 2], None, ":2: has no vector, the first has one"),
+        (None, [1, 2], ":2: has a vector, the first has none"),
     ],
 )
 def test_vectors_must_agree(tmp_path: Path, first: object, second: object, message: str) -> None:

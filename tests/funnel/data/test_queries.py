@@ -64,7 +64,7 @@ def test_dicts_and_queries_are_taken() -> None:
         ("how are rows ordered", r"no queries at .*pass a text as a list"),
         ([{"_id": "a", "text": ""}], "query 0: the query has no text and no vector"),
         ([{"_id": "a", "text": "b"}, {"_id": "a", "text": "c"}], "1 duplicate ids: a"),
-        ([{"_id": "a", "vector": [1]}, {"_id": "b", "text": "c"}], "query 1: some queries have a vector"),
+        ([{"_id": "a", "vector": [1]}, {"_id": "b", "text": "c"}], "query 1: has no vector, the first has one"),
         ([{"_id": "a", "vector": [1]}, {"_id": "b", "vector": [1, 2]}], "query 1: vector of dimension 2"),
     ],
 )
