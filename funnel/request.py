@@ -76,19 +76,6 @@ class Request:
         *("share", "where"),
     )
 
-    k: int
-    recall: float | None
-    share: float | None
-    latency_ms: float | None
-    budget: Budget | None
-    plan: Plan | Explanation | None
-    deadline: Deadline | None
-    where: str | None
-    allowed_ids: Any
-    filtered: bool
-    reading: Reading | None
-    began: float
-
     def __init__(
         self,
         k: int,

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, ClassVar, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -39,8 +39,6 @@ class DeviceRows(CoarseIndex):
 
     Made on CUDA where there is any, else on the CPU; `place` moves it. Filters are masks on the device, and hold.
     """
-
-    supports_filter: ClassVar[bool] = True
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from typing_extensions import override
@@ -72,8 +72,6 @@ def use_one_thread() -> None:
 class FaissIndex(CoarseIndex):
     """What every FAISS family shares. A family says which FAISS index it is and how effort is passed."""
 
-    supports_filter: ClassVar[bool] = True
-
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)
         self._faiss = load_faiss()
@@ -115,7 +113,9 @@ class FaissIndex(CoarseIndex):
     def search(
         self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
     ) -> tuple[Float32Array, Int64Array]:
-        parameters = self._effort_parameters(effort) if allowed is None else self._filtered(effort, allowed)
+        if allowed is not None:
+            return self.restricted(allowed).search(queries, shortlist, effort)
+        parameters = self._effort_parameters(effort)
         count = len(queries)
         scores = np.empty((count, shortlist), np.float32)
         rows = np.empty((count, shortlist), np.int64)
@@ -133,21 +133,10 @@ class FaissIndex(CoarseIndex):
         return parameters
 
     def restricted(self, allowed: Allowed) -> CoarseIndex:
-        if not self.supports_filter or type(self).search is not FaissIndex.search:  # GPU indexes ignore selectors
-            return super().restricted(allowed)
         view = copy.copy(self)
-        view._parameters, view._selector = {}, self._bitmap(allowed)
+        bits = np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little")
+        view._parameters, view._selector = {}, self._faiss.IDSelectorBitmap(bits)
         return view
-
-    def _filtered(self, effort: int, allowed: Allowed) -> Any:
-        if not self.supports_filter:
-            raise CoarseIndexError(f"{self.name} cannot filter; search without allowed, or choose a family that can")
-        if self._selector is not None:
-            raise CoarseIndexError(f"{self.name} is restricted to some rows already; search it without allowed")
-        return self._search_parameters(effort, self._bitmap(allowed))
-
-    def _bitmap(self, allowed: Allowed) -> Any:
-        return self._faiss.IDSelectorBitmap(np.packbits(allowed_mask(allowed, self.ntotal), bitorder="little"))
 
     @override
     def largest_shortlist(self, effort: int) -> int:

@@ -15,15 +15,13 @@ float64, whose own error a margin covers.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from typing_extensions import override
 
 from indexes.base import Float32Array
 
@@ -98,57 +96,24 @@ class RowCodes:
     residual: float
 
 
-class PrefixCodes(Protocol):
-    """A way to code prefixes of `width` dims with their tail norms.
-
-    columns: of a code. dtype, product: types of codes and of their products. typical: the residual to expect.
-    """
-
-    width: int
-    columns: int
-    dtype: torch.dtype
-    product: torch.dtype
-    typical: float
-
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
-        """Codes of rows: float32 [r, width] and tails float32 [r], upper bounds of tail norms.
-
-        block: number of these rows, -1 for rows that are not a block of the store. out: [r, columns], may be used.
-        """
-        ...
-
-    def queries(self, queries: Float32Array) -> QueryCodes:
-        """Codes of queries float32 [q, d]."""
-        ...
-
-    def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
-        """Products of some queries and all rows into out [q, r]."""
-        ...
-
-    def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
-        """[q]: every row whose true score is at least tau has a product *above* the limit."""
-        ...
-
-
-class Float32Codes(PrefixCodes):
+class Float32Codes:
     """Prefix and tail norm as they are, in float32.
 
     The product is a sum of width + 1 products of two vectors of norms at most Q, that of the query with its tail, and
     R, which bounds the norms of rows with theirs: it is off by at most gamma_(width + 2) Q R.
     """
 
-    dtype = product = torch.float32
-    typical = 0.0
+    product = torch.float32
 
     def __init__(self, width: int, largest_norm: float) -> None:
-        self.width = self.columns = width
-        self._largest_norm = largest_norm
+        self.width, self._largest_norm = width, largest_norm
 
-    @override
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, _start: int) -> RowCodes:
+        """See `Int8Codes.rows`."""
         return RowCodes(prefixes, tails, 0.0)
 
     def queries(self, queries: Float32Array) -> QueryCodes:
+        """Codes of queries float32 [q, d]."""
         codes = np.ascontiguousarray(queries[:, : self.width])
         tails = _norms(queries[:, self.width :]) * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
         length = np.hypot(_norms(codes), tails)
@@ -157,6 +122,7 @@ class Float32Codes(PrefixCodes):
         return QueryCodes(coded, torch.from_numpy(tails.astype(np.float32)), np.ones(len(queries)), error, length)
 
     def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
+        """Products of some queries and all rows into out [q, r]."""
         codes, tails = queries.codes[part], queries.tails[part]
         if len(codes) == 1:
             torch.addmv(rows.tails, rows.codes, codes[0], beta=float(tails[0]), out=out[0])
@@ -164,13 +130,13 @@ class Float32Codes(PrefixCodes):
             torch.mm(codes, rows.codes.T, out=out)
             out.addr_(tails, rows.tails)
 
-    @override
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
-        limit = (tau - queries.error - MARGIN).astype(np.float32)
+        """See `Int8Codes.limits`."""
+        limit = (tau - queries.error - queries.length * residual - MARGIN).astype(np.float32)
         return np.nextafter(limit, np.float32(-np.inf))
 
 
-class Int8Codes(PrefixCodes):
+class Int8Codes:
     """Prefixes as int8 with one step for all rows and one for each query; products are exact in int32.
 
     With x[:m] = s c + e and q[:m] = t k + f, where c and k are whole numbers in [-127, 127],
@@ -185,36 +151,34 @@ class Int8Codes(PrefixCodes):
     computed norm of z is off by a factor of at most 1 + gamma_(m + 2).
     """
 
-    dtype, product = torch.int8, torch.int32
+    product = torch.int32
 
-    def __init__(
-        self, width: int, largest_norm: float, largest_value: float, largest_tail: float, blocks: int = 0
-    ) -> None:
-        self.width, self.columns = width, width + TAIL_DIMS
-        self._largest_norm = largest_norm
+    def __init__(self, width: int, largest_norm: float, largest_value: float, largest_tail: float) -> None:
+        self.width, self._largest_norm = width, largest_norm
         # The inverses are float32, as rows are multiplied by them, and the steps are defined as what they invert.
         self._per_step = float(np.float32(LARGEST_CODE / max(largest_value, SMALLEST)))
         self._step = 1.0 / self._per_step
         self._per_tail = float(np.float32((LARGEST_CODE - 0.5) / max(largest_tail, SMALLEST)))
         self._tail_step = 1.0 / self._per_tail
-        self._residuals = np.full(blocks, np.nan)  # by block, once measured
-        self.typical = 0.0
+        self._residuals: dict[tuple[int, int], float] = {}  # by first row and number of rows, once measured
 
-    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, block: int, out: torch.Tensor) -> RowCodes:
+    def rows(self, prefixes: torch.Tensor, tails: torch.Tensor, start: int) -> RowCodes:
+        """Codes of the rows from `start` on: float32 [r, width] and tails float32 [r], upper bounds of tail norms."""
         scaled = prefixes * self._per_step
         codes = torch.round(scaled).clamp_(-LARGEST_CODE, LARGEST_CODE)
+        out = torch.empty((len(codes), self.width + TAIL_DIMS), dtype=torch.int8)
         out[:, : self.width] = codes
         # The factor covers the rounding of the product: 2^-20 is 16 times u.
         out[:, self.width :] = torch.ceil(tails * (self._per_tail * (1 + 2.0**-20)))[:, None]
-        residual = float(self._residuals[block]) if block >= 0 else math.nan
-        if math.isnan(residual):
+        residual = self._residuals.get((start, len(out)))
+        if residual is None:
             left = torch.linalg.vector_norm(scaled.sub_(codes), dim=1).max().item()
             residual = self._step * left * (1 + gamma(self.width + 8)) + 4 * UNIT_ROUNDOFF * self._largest_norm
-            if block >= 0:
-                self._residuals[block] = residual
+            self._residuals[start, len(out)] = residual
         return RowCodes(out, tails, residual)
 
     def queries(self, queries: Float32Array) -> QueryCodes:
+        """Codes of queries float32 [q, d]."""
         head = queries[:, : self.width].astype(np.float64)
         tails = _norms(queries[:, self.width :]) * (1 + MARGIN)
         weight = tails * self._tail_step / self._step
@@ -222,7 +186,7 @@ class Int8Codes(PrefixCodes):
         scale = np.maximum(scale, SMALLEST)  # a query of zeros
         codes = np.round(head / scale[:, None])
         error = _norms(head - scale[:, None] * codes) * self._largest_norm
-        coded = np.empty((len(queries), self.columns), dtype=np.int8)
+        coded = np.empty((len(queries), self.width + TAIL_DIMS), dtype=np.int8)
         coded[:, : self.width] = codes
         weights = np.ceil(weight / scale * (1 + MARGIN)).astype(np.int64)
         coded[:, self.width :] = (weights[:, None] + np.arange(TAIL_DIMS)) // TAIL_DIMS
@@ -230,13 +194,19 @@ class Int8Codes(PrefixCodes):
         return QueryCodes(torch.from_numpy(coded), torch.from_numpy(tails), scale * self._step, error, length)
 
     def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
+        """Products of some queries and all rows into out [q, r]."""
         torch._int_mm(queries.codes[part], rows.codes.T, out=out)
 
     def limits(self, queries: QueryCodes, tau: Float64Array, residual: float) -> npt.NDArray[np.generic]:
+        """[q]: every row whose true score is at least tau, float64 [q], has a product *above* the limit."""
         open_ = queries.error + queries.length * residual + MARGIN
         lowest, highest = np.iinfo(np.int32).min, np.iinfo(np.int32).max
         limit: npt.NDArray[np.generic] = np.clip(np.floor((tau - open_) / queries.scale) - 1, lowest, highest)
         return limit.astype(np.int32)
+
+
+PrefixCodes: TypeAlias = Float32Codes | Int8Codes
+"""A way to code prefixes of `width` dims with their tail norms. product: the type of products of codes."""
 
 
 def _norms(rows: npt.NDArray[Any]) -> Float64Array:

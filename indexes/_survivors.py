@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,73 +18,42 @@ from indexes.base import Float32Array, Int64Array
 from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
-__all__ = [
-    "BLOCK_ROWS",
-    "TILE_QUERIES",
-    "KeptCodes",
-    "PreparedQueries",
-    "Reader",
-    "RowSource",
-    "Survivors",
-    "survivors",
-]
+__all__ = ["BLOCK_ROWS", "TILE_QUERIES", "KeptCodes", "RowSource", "Survivors", "reader", "survivors"]
 
 # Rows coded at a time, and queries they are multiplied with: codes and products stay in a core's 1 MB of cache.
 BLOCK_ROWS = 2_048
 TILE_QUERIES = 128
 # Found rows that are kept before they are cut to the best k of each query: 80 MB. Duplicates by the thousand reach it.
 MOST_FOUND = 4_000_000
+MOST_SHARE = 0.125  # of pairs of query and row: where more survive, flat search is the quicker
 FETCHED = 512  # rows fetched at a time where they are not at hand: 800 KB at 384 dims
 
 
-@dataclass(frozen=True)
-class PreparedQueries:
-    """Queries float32 [q, d], their codes, and tau float64 [q], a lower bound of the k-th true score of each."""
-
-    queries: Float32Array
-    coded: QueryCodes
-    tau: npt.NDArray[np.float64]
+RowSource: TypeAlias = Callable[[int, int], tuple[RowCodes, torch.Tensor | None]]
+"""(start, stop) -> codes of these rows, and the rows themselves as float32 [r, d] where they were read whole."""
 
 
-class RowSource(Protocol):
-    """Where the codes of rows come from."""
+def reader(
+    store: VectorStore, codes: PrefixCodes, tails: Callable[[int, int], Float32Array], size: int, narrow: bool
+) -> RowSource:
+    """Codes made from the stored rows, in buffers that the next call uses again: for one thread.
 
-    def __call__(self, start: int, stop: int) -> tuple[RowCodes, torch.Tensor | None]:
-        """Codes of rows `start` to `stop`, valid until the next call.
-
-        With them the rows themselves as float32 [r, d], where they were read whole.
-        """
-        ...
-
-
-class Reader:
-    """Codes made from the stored rows, block by block, in buffers that are used again. For one thread.
-
-    size: rows of a block. narrow: read prefixes alone, not whole rows.
+    size: rows of a block at most. narrow: read prefixes alone, not whole rows.
     """
+    width = codes.width if narrow else store.dim
+    values = torch.empty((size, width))
+    # Torch converts rows that follow each other with vector instructions: copying them together takes half the time.
+    together = torch.empty((size, width), dtype=store.matrix.dtype) if narrow else None
 
-    def __init__(
-        self,
-        store: VectorStore,
-        codes: PrefixCodes,
-        tails: Callable[[int, int], Float32Array],
-        size: int,
-        narrow: bool,
-    ) -> None:
-        self._store, self._codes, self._tails, self._size = store, codes, tails, size
-        # Fresh memory costs a page fault for every 4 KB.
-        self._values = torch.empty((size, codes.width if narrow else store.dim))
-        self._narrow = torch.empty((size, codes.width), dtype=store.matrix.dtype) if narrow else None
-        self._coded = torch.empty((size if codes.dtype == torch.int8 else 0, codes.columns), dtype=codes.dtype)
+    def read(start: int, stop: int) -> tuple[RowCodes, torch.Tensor | None]:
+        block = store.prefixes(start, stop, width)
+        if block.dtype != torch.float32:
+            stored = block if together is None else together[: len(block)].copy_(block)
+            block = values[: len(block)].copy_(stored)
+        rows = codes.rows(block[:, : codes.width], torch.from_numpy(tails(start, stop)), start)
+        return rows, None if narrow else block
 
-    def __call__(self, start: int, stop: int) -> tuple[RowCodes, torch.Tensor | None]:
-        store, width = self._store, self._codes.width
-        stored = store.prefixes(start, stop, store.dim if self._narrow is None else width)
-        block = _float32(stored, self._narrow, self._values)
-        tails = torch.from_numpy(self._tails(start, stop))
-        out = self._coded[: stop - start]
-        rows = self._codes.rows(block[:, :width], tails, start // self._size, out)
-        return rows, block if self._narrow is None else None
+    return read
 
 
 @dataclass(frozen=True)
@@ -95,60 +64,58 @@ class KeptCodes:
     rows: torch.Tensor
     residual: float
 
-    def __call__(self, start: int, stop: int) -> tuple[RowCodes, torch.Tensor | None]:
+    def __call__(self, start: int, stop: int) -> tuple[RowCodes, None]:
         """See `RowSource`. Tails are part of the codes."""
         part = self.rows[start:stop]
         return RowCodes(part, part, self.residual), None
 
 
 def survivors(
-    store: VectorStore, source: RowSource, codes: PrefixCodes, asked: PreparedQueries, found: Survivors, starts: range
+    store: VectorStore,
+    source: RowSource,
+    codes: PrefixCodes,
+    coded: QueryCodes,
+    found: Survivors,
+    blocks: Sequence[range],
 ) -> None:
-    """Compare every query with the blocks of rows that begin at `starts`, and hand what survives to `found`."""
-    size, count = starts.step, len(asked.queries)
+    """Compare every query with blocks of rows, and hand what survives to `found`."""
+    size, count = max(map(len, blocks)), len(found.queries)
     tile = min(count, TILE_QUERIES)
     products = torch.empty(tile * size, dtype=codes.product)
     above = np.empty(tile * size, dtype=np.bool_)
     residual = math.nan
     limits: npt.NDArray[np.generic] = np.empty(0)
-    for start in starts:
-        stop = min(start + size, store.n)
+    for rows_here in blocks:
+        if found.too_many:
+            return
+        start, stop = rows_here.start, rows_here.stop
         rows, block = source(start, stop)
         if rows.residual != residual:
-            residual, limits = rows.residual, codes.limits(asked.coded, asked.tau, rows.residual)
+            residual, limits = rows.residual, codes.limits(coded, found.tau, rows.residual)
         for first in range(0, count, tile):
             part = slice(first, min(first + tile, count))
             shape = (part.stop - first, stop - start)
             product = products[: math.prod(shape)].view(shape)
             mask = above[: math.prod(shape)].reshape(shape)
-            codes.multiply(asked.coded, part, rows, product)
+            codes.multiply(coded, part, rows, product)
             np.greater(product.numpy(), limits[part, None], out=mask)
             places = np.flatnonzero(mask)
             if len(places):
                 own, at = np.divmod(places, stop - start)
-                _score(store, asked.queries, own + first, at, start, block, found)
+                _score(store, own + first, at, start, block, found)
 
 
 def _score(
-    store: VectorStore,
-    queries: Float32Array,
-    asked: Int64Array,
-    at: Int64Array,
-    start: int,
-    block: torch.Tensor | None,
-    found: Survivors,
+    store: VectorStore, own: Int64Array, at: Int64Array, start: int, block: torch.Tensor | None, found: Survivors
 ) -> None:
     """Score pairs of query and row of a block at full width. block: its rows as float32, None: fetch them."""
     if block is not None:
-        found.add(asked, at + start, _products(queries, asked, block, at))
+        found.add(own, at + start, _products(found.queries, own, block, at))
         return
-    stored = torch.empty((min(len(at), FETCHED), store.dim), dtype=store.matrix.dtype)
-    values = torch.empty(stored.shape)
     for first in range(0, len(at), FETCHED):
-        own, rows = asked[first : first + FETCHED], at[first : first + FETCHED] + start
-        fetched = store.gather(torch.from_numpy(rows), 0, store.dim, out=stored[: len(rows)])
-        wide = _float32(fetched, None, values)
-        found.add(own, rows, _products(queries, own, wide, np.arange(len(rows))))
+        asked, rows = own[first : first + FETCHED], at[first : first + FETCHED] + start
+        fetched = store.gather(torch.from_numpy(rows), 0, store.dim).float()
+        found.add(asked, rows, _products(found.queries, asked, fetched, np.arange(len(rows))))
 
 
 def _products(queries: Float32Array, asked: Int64Array, rows: torch.Tensor, at: Int64Array) -> Float32Array:
@@ -161,38 +128,45 @@ def _products(queries: Float32Array, asked: Int64Array, rows: torch.Tensor, at: 
     return scores
 
 
-def _float32(stored: torch.Tensor, narrow: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    """Stored rows as float32, in `out` where they are not already.
-
-    narrow: a buffer of the stored type where rows do not follow each other: torch converts only those that do with
-    vector instructions, and copying them together first takes half the time.
-    """
-    if stored.dtype == torch.float32:
-        return stored
-    if narrow is not None:
-        stored = narrow[: len(stored)].copy_(stored)
-    return out[: len(stored)].copy_(stored)
-
-
 class Survivors:
-    """Rows that reach what k rows are known to reach. Shared by workers. live: bool [n], rows to keep; None: all."""
+    """Rows that reach what k rows are known to reach. Shared by workers.
 
-    def __init__(self, count: int, k: int, lowest: Float32Array, live: npt.NDArray[np.bool_] | None = None) -> None:
-        self._live = live
-        self._count, self._k = count, k
-        self._lowest = lowest
+    queries: float32 [q, d]. tau: float64 [q], a lower bound of the k-th true score of each; lowest: float32 [q], of the
+    score as it is computed. pairs: of query and row, that are compared in all. live: bool [n], rows to keep.
+    """
+
+    def __init__(
+        self,
+        queries: Float32Array,
+        k: int,
+        tau: npt.NDArray[np.float64],
+        lowest: Float32Array,
+        pairs: int,
+        live: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        self.queries, self.tau = queries, tau
+        self._k, self._lowest, self._pairs, self._live = k, lowest, pairs, live
         self._lock = free_in_children(Lock())
         self._parts: list[tuple[Int64Array, Int64Array, Float32Array]] = []
-        self._held = 0
+        self._held = self.scored = 0
+
+    @property
+    def share(self) -> float:
+        """How many pairs were scored, of those compared in all."""
+        return self.scored / self._pairs
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more pairs were scored than is worth it."""
+        return self.share > MOST_SHARE
 
     def add(self, asked: Int64Array, rows: Int64Array, scores: Float32Array) -> None:
         """Keep those pairs of query and row whose score may be among the best."""
         good = scores >= self._lowest[asked]
         if self._live is not None:
             good &= self._live[rows]
-        if not good.any():
-            return
         with self._lock:
+            self.scored += len(asked)
             self._parts.append((asked[good], rows[good], scores[good]))
             self._held += len(self._parts[-1][0])
             if self._held > MOST_FOUND:
@@ -211,5 +185,5 @@ class Survivors:
     def best(self) -> tuple[Float32Array, Int64Array]:
         """Scores float32 [q, k], falling, and rows int64 [q, k]."""
         _, rows, scores = self._cut()
-        shape = (self._count, self._k)  # at least k rows reach what k rows are known to reach
+        shape = (len(self.queries), self._k)  # at least k rows reach what k rows are known to reach
         return scores.reshape(shape), rows.reshape(shape)

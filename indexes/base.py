@@ -1,4 +1,4 @@
-"""The contract of a coarse index, and the registry of families by name."""
+"""The contract of a coarse index, and the families by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from indexes.errors import CoarseIndexError
+from indexes.errors import CoarseIndexError, MissingBackendError
 
 __all__ = [
     "Allowed",
@@ -25,7 +25,6 @@ __all__ = [
     "families",
     "family",
     "only_allowed",
-    "register",
     "rising",
 ]
 
@@ -36,14 +35,23 @@ Allowed = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
 IndexType = TypeVar("IndexType", bound="CoarseIndex")
 
-# The modules whose families are registered, in the order in which they are listed.
-FAMILY_MODULES = ("indexes.flat", "indexes.gpu", "indexes.hnsw", "indexes.ivf", "indexes.symqg", "indexes.torchbins")
+# Where each family is, imported when it is asked for.
+FAMILIES = {
+    "flat": "indexes.flat:FlatIndex",
+    "faiss-gpu-flat": "indexes.gpu:FaissGpuFlatIndex",
+    "faiss-gpu-ivf": "indexes.gpu:FaissGpuIvfIndex",
+    "faiss-cagra": "indexes.gpu:CagraIndex",
+    "hnsw-sq8": "indexes.hnsw:HnswSq8Index",
+    "hnsw-f16": "indexes.hnsw:HnswFloat16Index",
+    "ivf-sq8": "indexes.ivf:IvfSq8Index",
+    "ivf-pq": "indexes.ivf:IvfPqIndex",
+    "symqg": "indexes.symqg:SymqgIndex",
+    "torch-bins": "indexes.torchbins:TorchBinsIndex",
+}
 
 # The largest setting of each name that any family takes: 16 times the largest default degree (a graph of it
 # takes 4 kB a row), 50 times the default ef_construction; nlist is also bounded by the rows.
 LARGEST_SETTINGS = {"degree": 512, "ef_construction": 10_000, "bits": 32, "kept": 4_096, "nlist": 1 << 24}
-
-_FAMILIES: dict[str, type[CoarseIndex]] = {}
 
 
 class CoarseIndex(ABC):
@@ -61,15 +69,19 @@ class CoarseIndex(ABC):
 
     Raises:
         CoarseIndexError: `dim` or a setting is unknown or out of range.
+        MissingBackendError: The library behind the family is not installed, or lacks what it needs.
     """
 
     name: ClassVar[str]
     default_settings: ClassVar[Mapping[str, int]]
-    supports_filter: ClassVar[bool]
+    supports_filter: ClassVar[bool] = True
     # Queries searched together on one thread at most: enough to pay for the call, few enough to spread a batch.
     queries_at_a_time: ClassVar[int] = 128
 
     def __init__(self, dim: int, **settings: int) -> None:
+        why = self.missing()
+        if why is not None:
+            raise MissingBackendError(f"the coarse index {self.name!r} cannot be used: {why}")
         if dim < 1:
             raise CoarseIndexError(f"dim is {dim}; a prefix has at least 1 dimension")
         self.dim = dim
@@ -259,42 +271,22 @@ class CoarseIndex(ABC):
         """What `nbytes` will be with `n` rows of `dim` dimensions, to within 15 %."""
 
 
-def register(cls: type[IndexType]) -> type[IndexType]:
-    """Make a family known by its `name`; a class decorator.
-
-    Raises:
-        CoarseIndexError: Another family has that name.
-    """
-    if cls.name in _FAMILIES:
-        raise CoarseIndexError(f"two coarse index families are called {cls.name!r}; rename one")
-    _FAMILIES[cls.name] = cls
-    return cls
-
-
 def family(name: str) -> type[CoarseIndex]:
-    """The family registered under `name`.
+    """The family that is called `name`.
 
     Raises:
         CoarseIndexError: There is none.
     """
     try:
-        return _registered()[name]
+        module, _, defined = FAMILIES[name].partition(":")
     except KeyError:
-        known = ", ".join(families())
-        raise CoarseIndexError(f"no coarse index is called {name!r}; choose one of: {known}") from None
+        raise CoarseIndexError(f"no coarse index is called {name!r}; choose one of: {', '.join(FAMILIES)}") from None
+    return cast(type[CoarseIndex], getattr(importlib.import_module(module), defined))
 
 
 def families() -> tuple[str, ...]:
-    """The names of all families, in the order of their modules."""
-    return tuple(_registered())
-
-
-def _registered() -> dict[str, type[CoarseIndex]]:
-    for module in FAMILY_MODULES:
-        importlib.import_module(module)
-    order = {module: place for place, module in enumerate(FAMILY_MODULES)}
-    # Whatever was imported first, the order is the same.
-    return dict(sorted(_FAMILIES.items(), key=lambda item: order.get(item[1].__module__, len(order))))
+    """The names of all families."""
+    return tuple(FAMILIES)
 
 
 def rising(largest: int, steps: Sequence[tuple[float, int]]) -> tuple[int, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
+import timeit
 
 from indexes._faiss import load_faiss
 from indexes.base import Float32Array, Int64Array
@@ -33,23 +31,18 @@ class FlatBaseline:
         """The k best rows of each query: scores float32 [n, k], rows int64 [n, k]. Not for several threads."""
         count = len(queries)
         if count not in self._best:
-            self._best[count] = min(THRESHOLDS, key=lambda threshold: self._seconds(queries, k, threshold))
+
+            def took(threshold: int) -> float:
+                return min(timeit.repeat(lambda: self._at(queries, k, threshold), number=1, repeat=TRIALS))
+
+            self._best[count] = min(THRESHOLDS, key=took)
         return self._at(queries, k, self._best[count])
 
     def _at(self, queries: Float32Array, k: int, threshold: int) -> tuple[Float32Array, Int64Array]:
         variables = self._faiss.cvar
-        before = variables.distance_compute_blas_threshold
-        variables.distance_compute_blas_threshold = threshold
+        before, variables.distance_compute_blas_threshold = variables.distance_compute_blas_threshold, threshold
         try:
             scores, rows = self._index.search(queries, k)
+            return scores, rows
         finally:
             variables.distance_compute_blas_threshold = before
-        return scores, rows
-
-    def _seconds(self, queries: Float32Array, k: int, threshold: int) -> float:
-        times = []
-        for _ in range(TRIALS):
-            start = time.perf_counter()
-            self._at(queries, k, threshold)
-            times.append(time.perf_counter() - start)
-        return float(np.median(times))

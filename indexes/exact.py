@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from indexes._bins import ExactTop
 from indexes._faiss import load_faiss
 from indexes.base import Float32Array, Int64Array
 from indexes.vectors import VectorStore
@@ -97,21 +98,15 @@ def _on_device(
     """The same with torch, where the matrix is put on a device (or read from a tensor): one copy back at the end."""
     with torch.inference_mode():
         query = torch.from_numpy(queries).to(store.device)
-        scores: torch.Tensor | None = None
-        rows = torch.empty(0)
+        top = ExactTop(k)
         for start in range(0, store.n, ROWS_AT_A_TIME_CUDA):
             block = store.block(start, start + ROWS_AT_A_TIME_CUDA)
             products = query @ block.T
             if live is not None:
                 deleted = torch.from_numpy(np.flatnonzero(~live[start : start + len(block)]))
                 products[:, deleted.to(store.device)] = -torch.inf
-            found, places = torch.topk(products, min(k, len(block)), dim=1)
-            if scores is None:
-                scores, rows = found, places
-                continue
-            scores, order = torch.topk(torch.cat([scores, found], dim=1), k, dim=1)
-            rows = torch.cat([rows, places + start], dim=1).gather(1, order)
-        assert scores is not None, "a store has at least one row"
+            top.update(products, start)
+        scores, rows = top.best()
         if live is not None:
             rows = rows.masked_fill(scores == -torch.inf, -1)
         return scores.cpu().numpy(), rows.cpu().numpy()

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from indexes._faiss import FaissIndex
-from indexes.base import Float32Array, register
+from indexes.base import Float32Array
 
 __all__ = ["FlatIndex"]
 
 FLOAT32_BYTES = 4
 
 
-@register
 class FlatIndex(FaissIndex):
     """Every row is compared with the query (faiss.IndexFlatIP). Its one effort is 0."""
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
 from indexes._faiss import FaissIndex, load_faiss
-from indexes.base import Allowed, Float32Array, Int64Array, check_prefixes, check_sample, register
+from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.forks import free_in_children
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
@@ -53,12 +53,6 @@ def missing_gpu(cuvs: bool = False) -> str | None:
     return None
 
 
-def _require(name: str, cuvs: bool = False) -> None:
-    why = missing_gpu(cuvs)
-    if why is not None:
-        raise MissingBackendError(f"the coarse index {name!r} cannot be used: {why}")
-
-
 @lru_cache(maxsize=1)
 def _resources() -> Any:
     return load_faiss().StandardGpuResources()
@@ -80,16 +74,11 @@ def _follow_torch() -> None:
     _resources().setDefaultStream(torch.cuda.current_device(), stream)
 
 
-@register
 class FaissGpuFlatIndex(DeviceRows):
     """Every prefix compared by FAISS (bfKnn, float16); its one effort is 0. With a filter torch does it, masked."""
 
     name: ClassVar[str] = "faiss-gpu-flat"
     default_settings: ClassVar[Mapping[str, int]] = {}
-
-    def __init__(self, dim: int, **settings: int) -> None:
-        super().__init__(dim, **settings)
-        _require(self.name)
 
     @classmethod
     def missing(cls) -> str | None:
@@ -142,21 +131,17 @@ class _OnGpu(FaissIndex):
     """
 
     host_family: ClassVar[type[FaissIndex]]
+    needs_cuvs: ClassVar[bool] = False
 
     def __init__(self, dim: int, **settings: int) -> None:
-        _require(self.name, self._needs_cuvs())
         self._copy: FaissIndex | None = None
         self._copying = free_in_children(Lock())
         super().__init__(dim, **settings)
 
     @classmethod
-    def _needs_cuvs(cls) -> bool:
-        return False
-
-    @classmethod
     def missing(cls) -> str | None:
         """Why FAISS cannot search on a GPU here."""
-        return missing_gpu(cls._needs_cuvs())
+        return missing_gpu(cls.needs_cuvs)
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +162,9 @@ class _OnGpu(FaissIndex):
     def add(self, prefixes: Float32Array) -> None:
         super().add(prefixes)
         self._copy = None
+
+    def restricted(self, allowed: Allowed) -> CoarseIndex:
+        return CoarseIndex.restricted(self, allowed)  # FAISS's would be a view with a selector, which GPUs ignore
 
     def search(
         self, queries: Float32Array, shortlist: int, effort: int, allowed: Allowed | None = None
@@ -216,16 +204,12 @@ class _OnGpu(FaissIndex):
             if self._copy is None:
                 with _one_at_a_time:
                     index = to_host(self._index)
-                copy = self.host_family(self.dim, **self._host_settings())
+                copy = self.host_family(self.dim, **self.settings)
                 copy._adopt(index)
                 self._copy = copy
             return self._copy
 
-    def _host_settings(self) -> dict[str, int]:
-        return self.settings
 
-
-@register
 class FaissGpuIvfIndex(_OnGpu, IvfSq8Index):
     """Cells of 8-bit codes on a GPU (faiss.GpuIndexIVFScalarQuantizer); effort is nprobe."""
 
@@ -287,7 +271,6 @@ def build_cagra(rows: Float32Array, degree: int) -> Any:
     return index
 
 
-@register
 class CagraIndex(_OnGpu, _CagraInHostMemory):
     """A CAGRA graph (Ootomo et al. 2023, arXiv 2308.15136) through FAISS and cuVS; effort is its itopk_size.
 
@@ -297,6 +280,7 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
 
     name: ClassVar[str] = "faiss-cagra"
     host_family: ClassVar[type[FaissIndex]] = _CagraInHostMemory
+    needs_cuvs: ClassVar[bool] = True
 
     def __init__(self, dim: int, **settings: int) -> None:
         self._pending: list[Float32Array] = []
@@ -311,10 +295,6 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
         if degree < CAGRA_DEGREE_STEP or degree % CAGRA_DEGREE_STEP:
             raise CoarseIndexError(f"setting degree of {cls.name} is {degree}; give a multiple of {CAGRA_DEGREE_STEP}")
         return complete
-
-    @classmethod
-    def _needs_cuvs(cls) -> bool:
-        return True
 
     def train(self, prefixes: Float32Array) -> None:
         """Nothing is learnt before all rows are there: they are checked."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from indexes._faiss import FaissIndex
-from indexes.base import Float32Array, Int64Array, register, rising
+from indexes.base import Float32Array, Int64Array, rising
 from indexes.errors import CoarseIndexError
 
 __all__ = ["HnswFloat16Index", "HnswSq8Index"]
@@ -175,7 +175,6 @@ def _wrong_link(faiss: Any, index: Any, blank: Any) -> str:
     return ""
 
 
-@register
 class HnswSq8Index(_HnswIndex):
     """HNSW over 8-bit codes: 1 byte a dimension."""
 
@@ -184,7 +183,6 @@ class HnswSq8Index(_HnswIndex):
     _code_bytes_per_dim: ClassVar[int] = 1
 
 
-@register
 class HnswFloat16Index(_HnswIndex):
     """HNSW over float16 codes: 2 bytes a dimension."""
 

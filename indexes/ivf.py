@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from indexes._faiss import FaissIndex
-from indexes.base import Float32Array, register, rising
+from indexes.base import Float32Array, rising
 from indexes.errors import CoarseIndexError
 
 __all__ = ["IvfPqIndex", "IvfSq8Index", "cells"]
@@ -122,7 +122,6 @@ class _IvfIndex(FaissIndex):
         return int(self._index.nlist) * self.dim * FLOAT32_BYTES
 
 
-@register
 class IvfSq8Index(_IvfIndex):
     """Cells of 8-bit codes of the residual: 1 byte a dimension (faiss.IndexIVFScalarQuantizer)."""
 
@@ -143,7 +142,6 @@ class IvfSq8Index(_IvfIndex):
         return nlist * dim * FLOAT32_BYTES + n * (dim + ROW_NUMBER_BYTES)
 
 
-@register
 class IvfPqIndex(_IvfIndex):
     """Cells of 4-bit product codes, one for every two dimensions (faiss.IndexIVFPQFastScan).
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -13,57 +16,55 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from indexes._prefixcodes import Float32Codes, Int8Codes, PrefixCodes, gamma, int8_products_are_exact, tail_norms
-from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, KeptCodes, PreparedQueries, Reader, Survivors, survivors
+from indexes._prefixcodes import (
+    TAIL_DIMS,
+    Float32Codes,
+    Int8Codes,
+    PrefixCodes,
+    gamma,
+    int8_products_are_exact,
+    tail_norms,
+)
+from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, KeptCodes, Survivors, reader, survivors
 from indexes.base import Float32Array, Int64Array
-from indexes.exact import exact_search
+from indexes.exact import RunningTop, exact_search
 from indexes.forks import free_in_children
-from indexes.vectors import SMALL_BYTES, VectorStore
+from indexes.vectors import VectorStore
 
 __all__ = ["PrunedSearch", "Pruning"]
 
-Spread: TypeAlias = Callable[[Callable[[range], None], Sequence[range]], None]
+Blocks: TypeAlias = Sequence[range]
+Spread: TypeAlias = Callable[[Callable[[Blocks], None], Sequence[Blocks]], None]
+Tau: TypeAlias = npt.NDArray[np.float64]
+Call: TypeAlias = tuple[Float32Array, Tau]  # queries [q, d] and, for each, a score that k rows reach
 
-# Rows spread evenly over the store that a call is judged on before it is run: shares to .001, for 1 % of the work.
-SAMPLED = 1_024
-# A few queries make small products: larger blocks then save calls, and prefixes alone are read.
-FEW_QUERIES, BLOCK_ROWS_FEW = 4, 8_192
+# Calls of up to so many queries are answered in one way, which is measured once.
+BATCHES = (1, 4, 15, 32, 256)
+FEW_QUERIES = BATCHES[1]  # small products: blocks of TRIED_BLOCK rows then save calls, and prefixes alone are read
+FEWEST_INT8 = BATCHES[2] + 1  # for fewer, coding rows anew costs more than it saves
+MOST_FROM_MEMORY = BATCHES[3]  # for more, rows are read whole: what survives is then at hand
 # Products at a time where codes are kept: 1 MB, and no more rows than that would be for 4 queries.
 KEPT_PRODUCTS, KEPT_ROWS = 262_144, 65_536
-TAILS_AT_A_TIME = 65_536
+ROWS_AT_A_TIME = 65_536
+SAMPLED = 1_024  # rows whose largest value sets the step of int8 codes
 FEWEST_ROWS_A_RESULT = 64  # more results of so few rows: most rows would have to be scored
 PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the last one to finish waits less
-# Below this many queries float32 is faster: coding rows as int8 costs more than it saves.
-FEWEST_INT8 = 16
-# Nanoseconds on one core, measured on 200,000 x 384 float16 rows (AMD EPYC, AVX-512 with VNNI): to read one value of a
-# row, to code one, to multiply one, to score one surviving row at full width; and flat search, per value of a row.
-READ_NS, READ_NARROW_NS = 0.15, 0.4  # whole rows; prefixes alone
-CODE_NS = {torch.float32: 0.0, torch.int8: 0.35}
-MULTIPLY_NS = {torch.float32: 0.025, torch.int8: 0.006}
-SURVIVOR_NS, GATHERED_NS = 60.0, 300.0  # in a row that was read whole; in one that has to be fetched
-KEPT_NS = 0.08  # to read one kept code from memory
-# Queries of a call from which on the rows are read whole: what survives is then at hand. On 200,000 x 384, us a query,
-# from memory and read: 1,127 and 1,673 for 32 queries, 929 and 838 for 64, 684 and 398 for 256.
-MOST_FROM_MEMORY = 48
-FLAT_READ_NS, FLAT_MULTIPLY_NS = 0.3, 0.022
-# Pruning must promise to save a tenth, or flat search is run: the estimate is no better than that.
-WORTH = 0.9
-JUDGED_QUERIES = 256  # of a call: spread over it
-ROWS_ASKED = 256  # stored rows that stand for queries where a width is chosen for good
-RESTED_CALLS = 16  # calls after one that was not worth it which are not judged: judging takes up to a tenth of flat
+# A way is tried on at most so many queries and rows, and pairs of them, in blocks of rows all over the store.
+TRIED_QUERIES, TRIED_ROWS, TRIED_PAIRS, TRIED_BLOCK, TRIALS = 256, 65_536, 1 << 22, 8_192, 2
+WORTH = 0.9  # of the time of flat search: where pruning saves less than a tenth, flat search is run
 
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """How a call is answered: by a pass over prefixes of `width` dims, coded as `codes`.
+    """How calls are answered: by a pass over prefixes of `width` dims, coded as `codes`.
 
-    share: of the rows, left to be scored at full width; estimated on a sample of rows. kept: the codes of all rows are
-    held in memory.
+    share: of the rows, left to be scored at full width, when it was tried. kept: the codes of all rows are held in
+    memory.
     """
 
     width: int
     codes: str
-    share: float
+    share: float = 0.0
     kept: bool = False
 
     def __str__(self) -> str:
@@ -71,22 +72,9 @@ class Pruning:
         return f"pruned at {self.width} dims ({codes}), {self.share:.2%} of rows scored at full width"
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Evenly spread rows: prefixes float32 [s, widest], and tail norms [s] for every width."""
-
-    prefixes: Float32Array
-    tails: dict[int, Float32Array]
-
-
-@dataclass
-class _Made:
-    """What is made on first use, shared by searches over the same rows. width: of the codes to keep; 0: not known."""
-
-    kept: KeptCodes | None = None
-    sample: _Sample | None = None
-    width: int = 0
-    largest_norm: float = 0.0
+def _one_by_one(function: Callable[[Blocks], None], pieces: Sequence[Blocks]) -> None:
+    for piece in pieces:
+        function(piece)
 
 
 class PrunedSearch:
@@ -96,7 +84,8 @@ class PrunedSearch:
     below it. The others are scored in full in float32, and the best k of them are the best k of all: a row that is
     left out has, in exact arithmetic, a score below that of k rows that are not.
 
-    Each call is first judged on a sample of rows. Where the bounds rule out too little, flat search answers.
+    The first call of about so many queries and results tries every way on a part of the rows, and flat search beside
+    them: the quickest answers from then on. A call of which more survives than is worth it falls back on flat search.
 
     Args:
         store: The vectors.
@@ -104,7 +93,7 @@ class PrunedSearch:
         ladder: Its widths, rising; the last is d.
         reached: (queries, k) -> float32 [q], a float32 score that k rows of the store reach at full width, -inf where
             none is known; or None, if it cannot say for such a k. The higher the better.
-        spread: (function, pieces) -> None, calls the function for every piece, on one thread or several.
+        spread: (function, pieces) -> None, calls the function for every piece, blocks of rows, on one thread or more.
         workers: How many threads `spread` uses.
         release: Give the mapped pages back after each pass.
         keep: Hold int8 codes of one width in memory once a call would gain by them: width + 4 bytes a row.
@@ -116,24 +105,20 @@ class PrunedSearch:
         norms: Float32Array,
         ladder: Sequence[int],
         reached: Callable[[Float32Array, int], Float32Array | None],
-        spread: Spread | None = None,
+        spread: Spread = _one_by_one,
         workers: int = 1,
         release: bool = False,
         keep: bool = False,
     ) -> None:
-        self._store = store
-        self._norms = norms
-        self._ladder = tuple(ladder)
-        self._reached = reached
-        self._spread = spread or _one_by_one
-        self._workers = workers
-        self._release = release
+        self._store, self._norms, self._ladder, self._reached = store, norms, tuple(ladder), reached
+        self._spread, self._workers, self._release = spread, workers, release
         self._keep = keep and int8_products_are_exact()
-        self._made = _Made()
-        self._lock = free_in_children(Lock())
-        self._codes: dict[tuple[int, torch.dtype], PrefixCodes] = {}
-        self._rest: dict[bool, int] = {}
         self._live: npt.NDArray[np.bool_] | None = None
+        # What is made on first use, under the lock; a search among live rows shares it.
+        self._lock = free_in_children(Lock())
+        self._chosen: dict[tuple[int, int], Pruning | None] = {}  # by class of batch and of k
+        self._codes: dict[tuple[int, str], PrefixCodes] = {}
+        self._kept: dict[int, KeptCodes] = {}  # of one width
 
     def among(
         self,
@@ -142,241 +127,197 @@ class PrunedSearch:
     ) -> PrunedSearch:
         """The same search over the live rows alone, bool [n]; it shares what was made. reached: of live rows."""
         other = copy(self)
-        other._live, other._reached, other._rest = live, reached, {}
+        other._live, other._reached = live, reached
         return other
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held from the first call on: the sample of rows, and the codes that are kept."""
-        sample = 0 if self._made.sample is None else self._made.sample.prefixes.nbytes
-        return sample + (0 if self._made.kept is None else self._made.kept.rows.nbytes)
-
-    @staticmethod
-    def estimate_bytes(n: int, ladder: Sequence[int]) -> int:
-        """What `resident_bytes` will come to for n rows where no codes are kept."""
-        small = n * ladder[-1] * 4 <= SMALL_BYTES
-        return 0 if small or len(ladder) < 2 else 4 * SAMPLED * ladder[-2]
+        """Bytes of the codes that are kept."""
+        return sum(kept.rows.nbytes for kept in self._kept.values())
 
     def __call__(self, queries: Float32Array, k: int) -> tuple[Float32Array, Int64Array]:
         """Scores float32 [q, k], falling, and rows int64 [q, k]. queries: float32 [q, d], C-contiguous."""
-        few = len(queries) <= FEW_QUERIES
-        if self._rest.get(few, 0) > 0:
-            self._rest[few] -= 1
-            return exact_search(self._store, queries, k, self._release, self._live)
-        reached = self._reached_by(queries, k)
-        choice = None if reached is None else self._choose(queries, k, reached)
-        if choice is None:
-            self._rest[few] = RESTED_CALLS
-            return exact_search(self._store, queries, k, self._release, self._live)
-        assert reached is not None
-        return self._run(queries, k, reached, choice)
+        tau = self._tau(queries, k)
+        way = None if tau is None else self._way(queries, k, tau)
+        if tau is not None and way is not None:
+            found = self._run((queries, tau), k, way, self._kept[way.width] if way.kept else None)
+            if not found.too_many:
+                return found.best()
+        return exact_search(self._store, queries, k, self._release, self._live)
 
     def choose(self, queries: Float32Array, k: int) -> Pruning | None:
-        """How a call with these queries is answered; None: by flat search."""
-        reached = self._reached_by(queries, k)
-        return None if reached is None else self._choose(queries, k, reached)
+        """How calls of so many queries are answered; None: by flat search. Tries the ways on these where none has."""
+        tau = self._tau(queries, k)
+        return None if tau is None else self._way(queries, k, tau)
 
-    def _reached_by(self, queries: Float32Array, k: int) -> npt.NDArray[np.float64] | None:
-        """A lower bound of the k-th true score of each query: what k rows reach, less the rounding of their scores."""
+    def _tau(self, queries: Float32Array, k: int) -> Tau | None:
+        """A lower bound of the k-th true score of each query: what k rows reach, less the rounding of their scores.
+
+        None where flat search answers.
+        """
         store = self._store
         if store.device.type != "cpu" or store.small or len(self._ladder) < 2 or k > store.n // FEWEST_ROWS_A_RESULT:
             return None
-        found = self._reached(queries, k)
-        if found is None:
+        if self._chosen.get(_class_of(queries, k), True) is None:
             return None
-        if self._made.sample is None:
-            self._prepare()
+        found = self._reached(queries, k)
+        return None if found is None else found - 2 * self._rounding(queries)
+
+    def _rounding(self, queries: Float32Array) -> Tau:
+        """How far a score in float32 is off at most: [q]."""
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-        lower: npt.NDArray[np.float64] = found - 2 * gamma(store.dim) * norms * self._made.largest_norm
-        return lower
+        return np.asarray(gamma(self._store.dim) * norms * self._largest_norm)
 
-    def _prepare(self) -> None:
+    @cached_property
+    def _largest_norm(self) -> float:
+        # Tails are rounded up: the norm of a row with such a tail is above the row's own by less than this.
+        return float(self._norms[:, -1].max()) * (1 + 4 * gamma(self._store.dim + 8))
+
+    def _way(self, queries: Float32Array, k: int, tau: Tau) -> Pruning | None:
+        key = _class_of(queries, k)
         with self._lock:
-            if self._made.sample is not None:
-                return
-            store = self._store
-            # Tails are rounded up: the norm of a row with such a tail is above the row's own by less than this.
-            self._made.largest_norm = float(self._norms[:, -1].max()) * (1 + 4 * gamma(store.dim + 8))
-            rows = np.linspace(0, store.n - 1, SAMPLED).astype(np.int64)
-            widest = self._ladder[-2]
-            prefixes = store.gather(torch.from_numpy(rows), 0, widest).float().numpy()
-            tails = {}
-            for column, width in enumerate(self._ladder[:-1]):
-                tails[width] = tail_norms(self._norms[rows, column], self._norms[rows, -1], store.dim)
-            self._made.sample = _Sample(prefixes, tails)
+            if key not in self._chosen:
+                some = np.linspace(0, len(queries) - 1, min(len(queries), TRIED_QUERIES)).astype(np.int64)
+                calls = [(queries[some], tau[some])]
+                rows = self._rows_for_queries(k) if len(queries) <= MOST_FROM_MEMORY else None
+                if rows is not None and len(queries) < FEWEST_INT8:
+                    calls = [(rows[0][i : i + len(some)], rows[1][i : i + len(some)]) for i in range(0, 8, len(some))]
+                alone = copy(self)
+                alone._spread, alone._workers = _one_by_one, 1
 
-    def _choose(self, queries: Float32Array, k: int, tau: npt.NDArray[np.float64]) -> Pruning | None:
-        """The way that costs least by what the sample shows, unless flat search costs about as much."""
-        count, dim = len(queries), self._store.dim
-        some = np.linspace(0, count - 1, min(count, JUDGED_QUERIES)).astype(np.int64)
-        kind = torch.int8 if count >= FEWEST_INT8 and int8_products_are_exact() else torch.float32
-        shares: dict[tuple[int, torch.dtype], float] = {}
-        few, kept = count <= FEW_QUERIES, self._made.kept if count <= MOST_FROM_MEMORY else None
-        widths = self._ladder[:-1]
-        if kept is not None and few:  # nothing else would be cheaper, and judging it would take as long as the search
-            kind, widths = torch.int8, (kept.codes.width,)
+                def judge(_: Blocks) -> None:
+                    self._chosen[key] = alone._quickest(calls, k, rows if self._keep else None)
 
-        keep = self._keep and count <= MOST_FROM_MEMORY
-        to_keep = self._width_to_keep(k) if keep and kept is None else 0
+                self._spread(judge, [()])  # on one worker, whose own time others do not lengthen
+                way = self._chosen[key]
+                if way is not None and way.kept and not self._kept:
+                    self._kept[way.width] = self._code_all(way.width, BLOCK_ROWS)
+            return self._chosen[key]
 
-        def judge(_: range) -> None:
-            for each in {kind, torch.int8} if keep else {kind}:
-                shares.update(self._shares(queries[some], tau[some], each, widths))
+    def _rows_for_queries(self, k: int) -> Call | None:
+        """Rows that stand for queries, as a few calls say little: what one leaves may be a tenth of what others do."""
+        store = self._store
+        numbers = torch.from_numpy(np.random.default_rng(0).integers(store.n, size=MOST_FROM_MEMORY))
+        rows = store.gather(numbers, 0, store.dim).float().numpy()
+        found = self._reached(rows, k + 1)  # each finds itself as well
+        return None if found is None else (rows, found - 2 * self._rounding(rows))
 
-        # On a worker, which is a single thread: numpy's own threads wait for each other where cores are busy.
-        self._spread(judge, [range(1)])
-        least, best = WORTH * dim * (FLAT_READ_NS / count + FLAT_MULTIPLY_NS), None
-        for way in self._ways(shares, kind, few, kept, to_keep):
-            multiply = MULTIPLY_NS[getattr(torch, way.codes)] * way.width
-            if way.kept:
-                cost = KEPT_NS * way.width / count + multiply + way.share * GATHERED_NS
-            else:
-                read = (READ_NARROW_NS * way.width if few else READ_NS * dim) + CODE_NS[kind] * way.width
-                cost = read / count + multiply + way.share * (GATHERED_NS if few else SURVIVOR_NS)
-            if cost < least:
-                least, best = cost, way
+    def _quickest(self, calls: Sequence[Call], k: int, rows: Call | None) -> Pruning | None:
+        """The way that takes least time, unless flat search takes about as much. rows: None where no codes are kept."""
+        count = len(calls[0][0])
+        every = max(1, self._store.n // min(TRIED_ROWS, TRIED_PAIRS // (count * len(calls))))
+        kind = "int8" if count >= FEWEST_INT8 and int8_products_are_exact() else "float32"
+        ways: list[tuple[Pruning, KeptCodes | None]] = [(Pruning(width, kind), None) for width in self._ladder[:-1]]
+        if rows is not None:
+            ways.append(self._best_kept(k, rows, every))
+        flat, _ = _seconds(lambda call: self._flat(call, k, every), calls)
+        least, best = WORTH * flat, None
+        for way, kept in ways:
+            took, found = _seconds(partial(self._run, k=k, way=way, kept=kept, every=every), calls)
+            if took < least and not any(each.too_many for each in found):
+                least, best = took, replace(way, share=sum(each.share for each in found) / len(found))
         return best
 
-    def _ways(
-        self,
-        shares: dict[tuple[int, torch.dtype], float],
-        kind: torch.dtype,
-        few: bool,
-        kept: KeptCodes | None,
-        to_keep: int,
-    ) -> list[Pruning]:
-        """The ways there are: prefixes of any width read anew, and codes of one width from memory."""
-        name = str(kind).removeprefix("torch.")
-        ways = []
-        if kept is None or not few:
-            ways = [Pruning(width, name, share) for (width, each), share in shares.items() if each == kind]
-        width = kept.codes.width if kept is not None else to_keep
-        return [*ways, Pruning(width, "int8", shares[width, torch.int8], True)] if width else ways
+    def _flat(self, call: Call, k: int, every: int) -> None:
+        top = RunningTop(call[0], k)
+        for block in chain(*self._pieces(TRIED_BLOCK, every)):
+            top.update(self._store.block(block.start, block.stop).numpy(), block.start, self._live)
 
-    def _width_to_keep(self, k: int) -> int:
-        """The width of the codes that are to serve small calls, and larger ones too, which read it once for all.
+    def _best_kept(self, k: int, rows: Call, every: int) -> tuple[Pruning, KeptCodes]:
+        """The codes that are kept, or those, of a part of the rows, that answer calls quickest."""
+        for width, kept in self._kept.items():
+            return Pruning(width, "int8", kept=True), kept
+        tried = []
+        for width in self._ladder[:-1]:
+            way, part = Pruning(width, "int8", kept=True), self._code_all(width, TRIED_BLOCK, every)
+            tried.append((_seconds(partial(self._run, k=k + 1, way=way, kept=part, every=every), [rows])[0], way, part))
+        return min(tried, key=lambda each: each[0])[1:]
 
-        Judged on rows of the store, which stand for queries: the first call may be a single one, and what it leaves of
-        the sample says little (128 dims instead of 192 by chance, at 8.2 ms instead of 5.5 a query).
-        """
-        if not self._made.width:
-            store = self._store
-            numbers = torch.from_numpy(np.linspace(0, store.n - 1, ROWS_ASKED).astype(np.int64))
-            rows = store.gather(numbers, 0, store.dim).float().numpy()
-            tau = self._reached_by(rows, k + 1)  # each finds itself as well
-            if tau is None:
-                return 0
-            shares = self._shares(rows, tau, torch.int8, self._ladder[:-1])
-            # A share of zero only says that none of the sample was left.
-            costs = {
-                width: MULTIPLY_NS[torch.int8] * width + max(share, 1 / SAMPLED) * GATHERED_NS
-                for (width, _), share in shares.items()
-            }
-            self._made.width = min(costs, key=costs.__getitem__)
-        return self._made.width
+    def _coded(self, width: int, kind: str) -> PrefixCodes:
+        if (width, kind) not in self._codes:
+            self._codes[width, kind] = self._make(width, kind)
+        return self._codes[width, kind]
 
-    def _shares(
-        self, queries: Float32Array, tau: npt.NDArray[np.float64], kind: torch.dtype, widths: Sequence[int]
-    ) -> dict[tuple[int, torch.dtype], float]:
-        """The share of sampled rows that each width leaves, over all queries."""
-        sample = self._made.sample
-        assert sample is not None
-        asked, prefixes = torch.from_numpy(queries), torch.from_numpy(sample.prefixes)
-        dots, start, shares = torch.zeros((len(queries), len(prefixes))), 0, {}
-        for width in widths:
-            dots.addmm_(asked[:, start:width], prefixes[:, start:width].T)
-            start, codes = width, self._coded(width, kind)
-            coded = codes.queries(queries)
-            lowest = torch.from_numpy(tau - coded.error - coded.length * codes.typical).float()
-            tails = torch.outer(coded.tails.float(), torch.from_numpy(sample.tails[width]))
-            shares[width, kind] = float((dots + tails >= lowest[:, None]).float().mean())
-        return shares
+    def _make(self, width: int, kind: str) -> PrefixCodes:
+        store = self._store
+        if kind == "float32":
+            return Float32Codes(width, self._largest_norm)
+        sample = torch.from_numpy(np.linspace(0, store.n - 1, SAMPLED).astype(np.int64))
+        largest = float(store.gather(sample, 0, width).abs().max())
+        starts = range(0, store.n, ROWS_AT_A_TIME)
+        tail = max(float(self._tails(width, start, start + ROWS_AT_A_TIME).max()) for start in starts)
+        return Int8Codes(width, self._largest_norm, largest, tail)
 
-    def _coded(self, width: int, kind: torch.dtype) -> PrefixCodes:
-        codes = self._codes.get((width, kind))
-        if codes is None:
-            with self._lock:
-                codes = self._codes[width, kind] = self._make(width, kind)
-        return codes
-
-    def _make(self, width: int, kind: torch.dtype) -> PrefixCodes:
-        store, sample = self._store, self._made.sample
-        assert sample is not None
-        if kind == torch.float32:
-            return Float32Codes(width, self._made.largest_norm)
-        prefixes = sample.prefixes[:, :width]
-        tail = max(
-            float(self._tails_of(width, i, i + TAILS_AT_A_TIME).max()) for i in range(0, store.n, TAILS_AT_A_TIME)
-        )
-        codes = Int8Codes(
-            width, self._made.largest_norm, float(np.abs(prefixes).max()), tail, -(-store.n // BLOCK_ROWS)
-        )
-        coded = torch.empty((len(prefixes), codes.columns), dtype=codes.dtype)
-        rows = codes.rows(torch.from_numpy(prefixes), torch.from_numpy(sample.tails[width]), -1, coded)
-        codes.typical = rows.residual
-        return codes
-
-    def _tails_of(self, width: int, start: int, stop: int) -> Float32Array:
+    def _tails(self, width: int, start: int, stop: int) -> Float32Array:
         """Upper bounds of the tail norms of rows `start` to `stop`."""
         norms = self._norms[start:stop]
         return tail_norms(norms[:, self._ladder.index(width)], norms[:, -1], self._store.dim)
 
-    def _run(
-        self, queries: Float32Array, k: int, tau: npt.NDArray[np.float64], choice: Pruning
-    ) -> tuple[Float32Array, Int64Array]:
-        store, count = self._store, len(queries)
-        kept = self._keep_codes(choice.width) if choice.kept else None
-        codes = kept.codes if kept is not None else self._coded(choice.width, getattr(torch, choice.codes))
-        asked = PreparedQueries(queries, codes.queries(queries), tau)
+    def _run(self, call: Call, k: int, way: Pruning, kept: KeptCodes | None, every: int = 1) -> Survivors:
+        """What survives of every so many blocks of rows."""
+        (queries, tau), store = call, self._store
+        few = len(queries) <= FEW_QUERIES
+        size = self._kept_size(len(queries)) if kept is not None else TRIED_BLOCK if few else BLOCK_ROWS
+        pieces = self._pieces(size, every)
+        codes = self._coded(way.width, way.codes) if kept is None else kept.codes
+        coded = codes.queries(queries)
         # A row whose true score is tau may come out lower by what rounding its score takes.
-        rounding = gamma(store.dim) * np.linalg.norm(queries.astype(np.float64), axis=1) * self._made.largest_norm
-        found = Survivors(count, k, (tau - rounding).astype(np.float32), self._live)
-        few = count <= FEW_QUERIES
-        size = BLOCK_ROWS_FEW if few else BLOCK_ROWS
-        if kept is not None:
-            size = min(KEPT_ROWS, max(BLOCK_ROWS, KEPT_PRODUCTS // min(count, TILE_QUERIES)))
-            size = min(size, -(-store.n // (2 * self._workers)))  # something for every worker
+        lowest = (tau - self._rounding(queries)).astype(np.float32)
+        found = Survivors(queries, k, tau, lowest, len(queries) * sum(map(len, chain(*pieces))), self._live)
 
-        def piece(starts: range) -> None:
+        def piece(blocks: Blocks) -> None:
             with torch.inference_mode():
-                source = kept or Reader(store, codes, partial(self._tails_of, codes.width), size, few)
-                survivors(store, source, codes, asked, found, starts)
+                source = kept or reader(store, codes, partial(self._tails, codes.width), size, few)
+                survivors(store, source, codes, coded, found, blocks)
 
-        self._spread(piece, self._pieces(size))
+        self._spread(piece, pieces)
         if self._release:
             store.release()
-        return found.best()
+        return found
 
-    def _pieces(self, size: int) -> list[range]:
-        """Blocks of `size` rows, in as many runs as keep every worker busy to the end."""
+    def _kept_size(self, count: int) -> int:
+        """Rows of a block of kept codes: something for every worker."""
+        size = min(KEPT_ROWS, max(BLOCK_ROWS, KEPT_PRODUCTS // min(count, TILE_QUERIES)))
+        return min(size, -(-self._store.n // (2 * self._workers)))
+
+    def _pieces(self, size: int, every: int = 1) -> list[Blocks]:
+        """Blocks of up to `size` rows, in as many runs as keep every worker busy to the end.
+
+        every: one of so many blocks of TRIED_BLOCK rows, whatever the size, so that trials are over the same rows.
+        """
         n = self._store.n
-        step = size * max(1, -(-n // (size * self._workers * PIECES)))
-        return [range(start, min(start + step, n), size) for start in range(0, n, step)]
+        step = size if every == 1 else TRIED_BLOCK
+        whole = [range(start, min(start + step, n)) for start in range(0, n, step)[::every]]
+        blocks = [rows[i : i + size] for rows in whole for i in range(0, len(rows), size)]
+        step = -(-len(blocks) // (self._workers * PIECES))
+        return [blocks[i : i + step] for i in range(0, len(blocks), step)]
 
-    def _keep_codes(self, width: int) -> KeptCodes:
-        """The codes of all rows at this width, made on first use; from then on no other width is kept."""
-        with self._lock:
-            if self._made.kept is None:
-                store = self._store
-                codes = self._make(width, torch.int8)
-                assert isinstance(codes, Int8Codes)
-                rows = torch.empty((store.n, codes.columns), dtype=torch.int8)
-                residuals = []
+    def _code_all(self, width: int, size: int, every: int = 1) -> KeptCodes:
+        """The codes of every so many blocks of rows."""
+        store, codes = self._store, self._coded(width, "int8")
+        assert isinstance(codes, Int8Codes)
+        rows, residuals = torch.empty((store.n, width + TAIL_DIMS), dtype=torch.int8), []
 
-                def piece(starts: range) -> None:
-                    source = Reader(store, codes, partial(self._tails_of, width), BLOCK_ROWS, False)
-                    for start in starts:
-                        stop = min(start + BLOCK_ROWS, store.n)
-                        coded, _ = source(start, stop)
-                        rows[start:stop] = coded.codes
-                        residuals.append(coded.residual)
+        def piece(blocks: Blocks) -> None:
+            source = reader(store, codes, partial(self._tails, width), size, False)
+            for block in blocks:
+                coded, _ = source(block.start, block.stop)
+                rows[block.start : block.stop] = coded.codes
+                residuals.append(coded.residual)
 
-                self._spread(piece, self._pieces(BLOCK_ROWS))
-                self._codes[width, torch.int8] = codes
-                self._made.kept = KeptCodes(codes, rows, max(residuals))
-        return self._made.kept
+        self._spread(piece, self._pieces(size, every))
+        return KeptCodes(codes, rows, max(residuals))
 
 
-def _one_by_one(function: Callable[[Any], None], pieces: Sequence[Any]) -> None:
-    for piece in pieces:
-        function(piece)
+def _class_of(queries: Float32Array, k: int) -> tuple[int, int]:
+    return bisect_left(BATCHES, len(queries)), k.bit_length()
+
+
+def _seconds(call: Callable[[Call], Any], calls: Sequence[Call]) -> tuple[float, list[Any]]:
+    """The least of a few times of this thread, and what was returned."""
+    times = []
+    for _ in range(TRIALS):
+        started = time.thread_time()
+        found = [call(each) for each in calls]
+        times.append(time.thread_time() - started)
+    return min(times), found

@@ -30,10 +30,10 @@ from indexes.base import (
     allowed_mask,
     check_prefixes,
     check_sample,
-    register,
     rising,
 )
 from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.exact import RunningTop
 from indexes.forks import free_in_children
 from indexes.hnsw import LONGEST_SHORTLIST
 from indexes.hnsw import STEPS as SHORT_STEPS
@@ -94,7 +94,6 @@ def symqg_installed() -> bool:
     return True
 
 
-@register
 class SymqgIndex(CoarseIndex):
     """A SymphonyQG graph; effort is ef_search, and a shortlist is at most half as long.
 
@@ -158,7 +157,9 @@ class SymqgIndex(CoarseIndex):
         if self.dim != self._width:
             queries = self._padded(queries)
         if self._graph is None or not len(queries):
-            return _scan(self._rows, queries, shortlist)
+            top = RunningTop(queries, shortlist)  # of a few rows
+            top.update(self._rows, 0)
+            return top.filled()
         # As many as the effort finds, and the head of them: a shorter search ends with other rows.
         found = max(shortlist, self._found_at(effort))
         try:
@@ -399,17 +400,6 @@ def _parted(rows: Float32Array) -> Float32Array:
         moved = i + np.flatnonzero(copies[i : i + ROWS_AT_A_TIME])
         rows[moved] += np.float32(COPIES_APART) * generator.standard_normal((len(moved), rows.shape[1]), np.float32)
     return rows
-
-
-def _scan(rows: Float32Array, queries: Float32Array, shortlist: int) -> tuple[Float32Array, Int64Array]:
-    """Exact search over a few rows, padded with -inf and -1."""
-    scores = np.full((len(queries), shortlist), -np.inf, dtype=np.float32)
-    found = np.full((len(queries), shortlist), -1, dtype=np.int64)
-    count = min(shortlist, len(rows))
-    products = queries @ rows.T
-    best = np.argsort(-products, axis=1, kind="stable")[:, :count]
-    scores[:, :count], found[:, :count] = np.take_along_axis(products, best, axis=1), best
-    return scores, found
 
 
 def _read_footer(path: Path) -> tuple[dict[str, int], int]:

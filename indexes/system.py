@@ -257,18 +257,10 @@ def _cgroup_limits() -> list[int]:
     with suppress(OSError):
         for line in OWN_CGROUP.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers:
-                limits += _limits_above(CGROUPS, path, "memory.max")
-            elif "memory" in controllers.split(","):  # version 1
-                limits += _limits_above(CGROUPS / "memory", path, "memory.limit_in_bytes")
-    return limits
-
-
-def _limits_above(root: Path, path: str, name: str) -> list[int]:
-    folder, limits = root / path.lstrip("/"), []
-    for place in (folder, *folder.parents):
-        if place == root.parent:
-            break
-        with suppress(OSError, ValueError):  # "max", or no such file: no limit here
-            limits.append(int((place / name).read_text(encoding="ascii")))
+            if not controllers or "memory" in controllers.split(","):  # version 2, or 1
+                root, name = (CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
+                folder = root / path.lstrip("/")
+                for place in (folder, *folder.parents):
+                    with suppress(OSError, ValueError):  # "max", or no such file: no limit here
+                        limits.append(int((place / name).read_text(encoding="ascii")))
     return limits

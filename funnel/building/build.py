@@ -53,7 +53,7 @@ from funnel.progress import Progress
 from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
-from indexes import CoarseIndexError, FamilyChoice, PrunedSearch, RunningTop, VectorStore, choose, family, release_freed
+from indexes import CoarseIndexError, FamilyChoice, RunningTop, VectorStore, choose, family, release_freed
 
 __all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "choose_coarse"]
 
@@ -373,8 +373,7 @@ def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> Fam
     full = ladder[-1] if options.dims is None and options.device.type == "cpu" else None
     if options.memory_mb is None:
         return choose(n, width, full=full, device=options.device)[0]
-    norms = 4 * n * max(0, len(ladder) - 2) + PrunedSearch.estimate_bytes(n, ladder)
-    allowed = int(options.memory_mb * MEGABYTE) - norms
+    allowed = int(options.memory_mb * MEGABYTE) - 4 * n * max(0, len(ladder) - 2)  # beside the norms
     try:
         return choose(n, width, max(0, allowed), full, options.device)[0]
     except CoarseIndexError as error:

@@ -36,7 +36,7 @@ ROWS_AT_A_TIME_CUDA = 65_536
 def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], release: bool, keep: bool) -> PrunedSearch:
     """What FLAT is served by: see `indexes.PrunedSearch`. norms: float32 [n, len(ladder)], may be mapped."""
 
-    def spread(function: Callable[[range], None], pieces: Sequence[range]) -> None:
+    def spread(function: Callable[[Sequence[range]], None], pieces: Sequence[Sequence[range]]) -> None:
         workers().run(function, pieces)
 
     return PrunedSearch(cascade.store, norms, ladder, _reached(cascade), spread, torch.get_num_threads(), release, keep)

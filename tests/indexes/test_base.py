@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexes import CoarseIndexError, FlatIndex, families, family
-from indexes.base import register, rising
+from indexes import CoarseIndexError, families, family
+from indexes.base import rising
 
 
 def test_families_are_found_by_name() -> None:
@@ -19,11 +19,6 @@ def test_families_are_found_by_name() -> None:
 def test_an_unknown_family_lists_the_known_ones() -> None:
     with pytest.raises(CoarseIndexError, match=r"no coarse index is called 'annoy'; choose one of: flat, "):
         family("annoy")
-
-
-def test_a_name_is_taken_once() -> None:
-    with pytest.raises(CoarseIndexError, match="two coarse index families are called 'flat'"):
-        register(FlatIndex)
 
 
 def test_settings_are_copied_and_completed() -> None:

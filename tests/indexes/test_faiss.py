@@ -3,10 +3,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
-from indexes import CoarseIndexError, FlatIndex, HnswSq8Index, MissingBackendError
+from indexes import FlatIndex, HnswSq8Index, MissingBackendError
 from indexes._faiss import BLAS_THRESHOLD_PER_THREAD, load_faiss
 from indexes.base import Float32Array
 
@@ -33,14 +32,6 @@ def test_the_blas_threshold_is_set_on_purpose() -> None:
     faiss = load_faiss()
     expected = BLAS_THRESHOLD_PER_THREAD * faiss.omp_get_max_threads()
     assert faiss.cvar.distance_compute_blas_threshold == expected
-
-
-def test_a_family_that_cannot_filter_says_so(rows: Float32Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = FlatIndex(rows.shape[1])
-    index.add(rows)
-    monkeypatch.setattr(FlatIndex, "supports_filter", False)
-    with pytest.raises(CoarseIndexError, match="flat cannot filter"):
-        index.search(rows[:1], 1, 0, np.arange(3))
 
 
 def test_search_parameters_are_made_once_for_each_effort(rows: Float32Array, monkeypatch: pytest.MonkeyPatch) -> None:

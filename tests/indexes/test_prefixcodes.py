@@ -21,7 +21,7 @@ def float32_codes(rows: Float32Array, width: int) -> PrefixCodes:
 def int8_codes(rows: Float32Array, width: int) -> PrefixCodes:
     # Half the largest value, so that some codes are cut off and their error has to be counted.
     largest, tails = float(np.abs(rows[:, :width]).max()) / 2, upper_tails(rows, width)
-    return Int8Codes(width, largest_norm(rows), largest, float(tails.max()), blocks=1)
+    return Int8Codes(width, largest_norm(rows), largest, float(tails.max()))
 
 
 def largest_norm(rows: Float32Array) -> float:
@@ -79,9 +79,7 @@ def test_a_row_that_reaches_tau_is_above_the_limit(
     rows, queries, width = drawn
     codes, scores = make(rows, width), queries.astype(np.float64) @ rows.astype(np.float64).T
     tails = torch.from_numpy(upper_tails(rows, width))
-    coded = codes.rows(
-        torch.from_numpy(rows[:, :width].copy()), tails, 0, torch.empty((len(rows), codes.columns), dtype=codes.dtype)
-    )
+    coded = codes.rows(torch.from_numpy(rows[:, :width].copy()), tails, 0)
     asked = codes.queries(queries)
     products = torch.empty((len(queries), len(rows)), dtype=codes.product)
     codes.multiply(asked, slice(0, len(queries)), coded, products)
@@ -104,13 +102,12 @@ def test_tails_are_never_below_the_norm_of_what_is_left(drawn: tuple[Float32Arra
 @needs_int8
 def test_the_error_of_a_block_is_measured_once_and_kept_by_number() -> None:
     rows = unit(np.random.default_rng(0).normal(size=(64, 24))).astype(np.float32)
-    codes = Int8Codes(16, 1.001, 0.9, 1.0, blocks=2)
-    out, tails = torch.empty((64, codes.columns), dtype=torch.int8), torch.ones(64)
+    codes, tails = Int8Codes(16, 1.001, 0.9, 1.0), torch.ones(64)
     prefixes = torch.from_numpy(rows[:, :16].copy())
-    first = codes.rows(prefixes, tails, 1, out).residual
+    first = codes.rows(prefixes, tails, 64).residual
     assert first > 0
-    assert codes.rows(prefixes, tails, 1, out).residual == first
-    assert codes.rows(prefixes * 0.5, tails, 0, out).residual != first
+    assert codes.rows(prefixes, tails, 64).residual == first
+    assert codes.rows(prefixes * 0.5, tails, 0).residual != first
     np.testing.assert_array_equal(prefixes.numpy(), rows[:, :16])  # what was given is left as it was
 
 
@@ -125,12 +122,7 @@ def test_the_limit_is_near_the_bound() -> None:
     tau = np.sort(queries @ rows.T, axis=1)[:, -10].astype(np.float64)
     fine = Int8Codes(width, largest_norm(rows), float(np.abs(rows).max()), float(tails.max()))
     for codes, slack in ((float32_codes(rows, width), 1e-4), (fine, 0.06)):
-        coded = codes.rows(
-            torch.from_numpy(rows[:, :width].copy()),
-            torch.from_numpy(tails),
-            -1,
-            torch.empty((500, codes.columns), dtype=codes.dtype),
-        )
+        coded = codes.rows(torch.from_numpy(rows[:, :width].copy()), torch.from_numpy(tails), 0)
         asked, products = codes.queries(queries), torch.empty((8, 500), dtype=codes.product)
         codes.multiply(asked, slice(0, 8), coded, products)
         kept = products.numpy() > codes.limits(asked, tau, coded.residual)[:, None]
