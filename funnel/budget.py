@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from funnel.checks import checked_number
+from funnel.checks import checked_number, checked_whole
 from funnel.errors import InputError
 
 __all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check_k", "check_ms"]
@@ -15,6 +17,11 @@ __all__ = ["DEFAULT_CONFIDENCE", "DEFAULT_RECALL", "LARGEST_K", "Budget", "check
 DEFAULT_RECALL = 0.95  # what a search without a budget promises
 DEFAULT_CONFIDENCE = 0.95  # 1 - delta of a certificate
 LARGEST_K = 1_000_000  # of fewer rows: 12 MB of ids and scores for each query, most of it padding
+EXPECTED = {
+    "share": "a share of queries in (0, 1], such as 0.95",
+    "recall": "a share in (0, 1], such as 0.95",
+    "confidence": "a probability in (0, 1), such as 0.95",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +45,23 @@ class Budget:
     share: float | None = None
 
     def __post_init__(self) -> None:
-        if self.share is not None:
-            self._check_share(self.share)
-        if self.recall is None and self.latency_ms is None:
-            object.__setattr__(self, "recall", DEFAULT_RECALL)
-        if self.recall is not None:
-            checked_number("recall", self.recall, "a share in (0, 1], such as 0.95")
-            if not 0.0 < self.recall <= 1.0:
-                raise InputError(f"recall is {self.recall!r}; expected a share in (0, 1], such as 0.95")
+        for name, expected in EXPECTED.items():
+            value = getattr(self, name)
+            if (value is not None or name == "confidence") and not 0.0 < checked_number(name, value, expected) <= 1.0:
+                raise InputError(f"{name} is {value!r}; expected {expected}")
+        if self.confidence == 1.0:
+            raise InputError(f"confidence is {self.confidence!r}; expected {EXPECTED['confidence']}")
+        if self.share is not None and self.recall is None:
+            raise InputError(
+                f"share is {self.share!r} and no recall is given; say which recall that share of queries gets"
+            )
         if self.latency_ms is not None:
             check_ms("latency_ms", self.latency_ms, 5)
-        checked_number("confidence", self.confidence, "a probability in (0, 1), such as 0.95")
-        if not 0.0 < self.confidence < 1.0:
-            raise InputError(f"confidence is {self.confidence!r}; expected a probability in (0, 1), such as 0.95")
+        elif self.recall is None:
+            object.__setattr__(self, "recall", DEFAULT_RECALL)
         for name in self.__slots__:  # numpy's numbers compare and hash alike, but are not written to JSON
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else float(value))
-
-    def _check_share(self, share: float) -> None:
-        expected = "a share of queries in (0, 1], such as 0.95"
-        checked_number("share", share, expected)
-        if not 0.0 < share <= 1.0:
-            raise InputError(f"share is {share!r}; expected {expected}")
-        if self.recall is None:
-            raise InputError(f"share is {share!r} and no recall is given; say which recall that share of queries gets")
 
     @property
     def target(self) -> float | None:
@@ -111,14 +111,6 @@ def check_k(k: object, rows: int) -> int:
         raise InputError(
             "every row of this index was deleted: there is nothing to plan for; add some, or build it again"
         )
-    most = max(rows, LARGEST_K)
-    if isinstance(k, (bool, np.bool_)) or not hasattr(k, "__index__"):
-        raise InputError(f"k is {k!r}; expected a whole number from 1 to {most}, such as 10")
-    try:
-        number = int(k.__index__())
-    except TypeError:  # an array of one number has the method and refuses the call
-        raise InputError(f"k is {k!r}; expected a whole number from 1 to {most}, such as 10") from None
-    if not 1 <= number <= most:
-        said = number if abs(number) < 2**64 else "a larger number than any index has rows"
-        raise InputError(f"k is {said}; expected a whole number from 1 to {most}, such as 10")
-    return min(number, rows)
+    with suppress(TypeError):  # as for an array of one number, which has the method and refuses the call
+        k = k if isinstance(k, bool | np.bool_) else operator.index(k)  # type: ignore[arg-type]
+    return min(checked_whole("k", k, 1, max(rows, LARGEST_K), 10), rows)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
-from reprlib import repr as shown
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,14 @@ __all__ = [
 
 LONGEST_PROMPT = 4096  # characters; instructions have some hundred
 LARGEST_SEED = 2**32 - 1  # what the generators of numpy, torch and FAISS all take, with what is added for each draw
+
+
+class _Shown(Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() <= 64 else "a number of more than 64 bits"
+
+
+shown = _Shown().repr
 
 
 def checked_flag(name: str, value: object) -> bool:

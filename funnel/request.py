@@ -89,11 +89,10 @@ class Request:
         allowed_ids: Any = None,
         reading: Reading | None = None,
     ) -> None:
-        if plan is not None:  # before it is a key
-            explicit_plan(plan, recall, latency_ms, budget, share)
-        elif budget is not None or not {type(recall), type(latency_ms), type(share)} <= FLOATS:
+        self.plan = None if plan is None else explicit_plan(plan, recall, latency_ms, budget, share)
+        if plan is None and (budget is not None or not {type(recall), type(latency_ms), type(share)} <= FLOATS):
             wanted_budget(recall, latency_ms, budget, share)  # choices are remembered, and True is found under 1.0
-        self.k, self.recall, self.latency_ms, self.budget, self.plan = k, recall, latency_ms, budget, plan
+        self.k, self.recall, self.latency_ms, self.budget = k, recall, latency_ms, budget
         self.share, self.reading = share, reading
         self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
         self.where, self.allowed_ids = where, allowed_ids
@@ -119,23 +118,15 @@ class Request:
         return wanted_budget(self.recall, self.latency_ms, self.budget, self.share)
 
     @property
-    def explicit(self) -> Plan:
-        """The plan, where one was given. InputError where a budget came with it, or it is none."""
-        assert self.plan is not None
-        return explicit_plan(self.plan, self.recall, self.latency_ms, self.budget, self.share)
-
-    @property
     def name(self) -> tuple[str, float | None]:
         """What was asked, in words, and the mean recall that it promises; None where that is left open.
 
         Where a share of queries gets a recall, the mean is at least their product.
         """
         if self.plan is not None:
-            return f"plan {explicit_plan(self.plan, None, None, None)}", None
+            return f"plan {self.plan}", None
         wanted = self.wanted
-        return str(
-            wanted
-        ), wanted.recall if wanted.share is None or wanted.recall is None else wanted.recall * wanted.share
+        return str(wanted), wanted.recall if wanted.recall is None else wanted.recall * (wanted.share or 1.0)
 
 
 def read_query(

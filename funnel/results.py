@@ -21,7 +21,6 @@ __all__ = [
     "Explanation",
     "Hit",
     "Hits",
-    "MeasuredStep",
     "Ranks",
     "Served",
     "StageLine",
@@ -176,14 +175,6 @@ class Answers(tuple[npt.NDArray[Any], npt.NDArray[np.float32]]):
     def scores(self) -> npt.NDArray[np.float32]:
         """Cosines, float32 [n_queries, k], falling."""
         return self[1]
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredStep:
-    """One step of a plan as it was run. ms: median of a call. recall: mean recall@k if stopped after it."""
-
-    ms: float
-    recall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,20 +334,20 @@ def stage_lines(
     predicted_ms: Sequence[float],
     recalls: Sequence[float],
     coarse_bytes: int | None = None,
-    measured: Sequence[MeasuredStep] = (),
+    measured: Sequence[tuple[float, float]] = (),
     pruning: Pruning | None = None,
 ) -> tuple[StageLine, ...]:
     """The steps of a plan. widths: of the coarse index, and d; the rest as in StageLine, a figure a step.
 
-    pruning: how flat search is run.
+    pruning: how flat search is run. measured: for each step the median milliseconds of a call, and the mean recall@k if
+    stopped after it.
     """
     coarse_width, dim = widths
-    if plan.is_flat and pruning is not None:
-        looked_at = rows * pruning.width + round(rows * pruning.share) * dim
-        touched = looked_at * bytes_per_value
-        lines = [StageLine("pruned", pruning.width, rows, k, predicted_ms[0], touched, recalls[0])]
-    elif plan.is_flat:
-        lines = [StageLine("flat", dim, rows, k, predicted_ms[0], rows * dim * bytes_per_value, recalls[0])]
+    if plan.is_flat:
+        name, width, share = ("flat", dim, 0.0) if pruning is None else ("pruned", pruning.width, pruning.share)
+        a_code = 1 if pruning is not None and pruning.kept else bytes_per_value
+        touched = rows * width * a_code + round(rows * share) * dim * bytes_per_value
+        lines = [StageLine(name, width, rows, k, predicted_ms[0], touched, recalls[0])]
     else:
         lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], coarse_bytes, recalls[0])]
         candidates, start = plan.shortlist, 0
@@ -368,8 +359,8 @@ def stage_lines(
     if not measured:
         return tuple(lines)
     return tuple(
-        replace(line, measured_ms=step.ms, measured_recall=step.recall)
-        for line, step in zip(lines, measured, strict=True)
+        replace(line, measured_ms=ms, measured_recall=recall)
+        for line, (ms, recall) in zip(lines, measured, strict=True)
     )
 
 

@@ -202,7 +202,7 @@ class State:
         Remembered under what the user wrote: a budget is checked once, not every call.
         """
         if asked.plan is not None:
-            return self._explicit(asked.explicit, k)
+            return self._explicit(asked.plan, k)
         choices, batch = self.choices, batch_class(n_queries)
         beside = None if asked.reading is None else (asked.reading.encoded, asked.reading.fused)
         key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, beside)
@@ -394,9 +394,7 @@ def _nothing(n_queries: int, k: int) -> Answered:
 
 def _no_dense(state: State, asked: Request, n_queries: int, allowed: npt.NDArray[np.bool_] | None) -> Answered:
     """The empty dense list of a search for words alone; BM25 must keep a latency by itself."""
-    if asked.plan is not None:
-        _ = asked.explicit
-    elif n_queries:
+    if asked.plan is None and n_queries:
         state.beside_ms(asked, asked.wanted, asked.k, n_queries)
     asked.began = 0.0  # what is noted of a latency is of plans
     rows = None if allowed is None else int(allowed.sum())

@@ -92,9 +92,9 @@ class FaissIndex(CoarseIndex):
     def _search_parameters(self, effort: int, selector: Any) -> Any:
         """FAISS's search parameters for one effort and an `IDSelector` or None."""
 
-    @abstractmethod
-    def _signature(self, index: Any) -> dict[str, object]:
+    def _signature(self, _index: Any) -> dict[str, object]:
         """What must agree between a file and the settings, besides type, dim and metric."""
+        return {}
 
     def _adopt(self, index: Any) -> None:
         self._index = index

@@ -49,9 +49,9 @@ FAMILIES = {
     "torch-bins": "indexes.torchbins:TorchBinsIndex",
 }
 
-# The largest setting of each name that any family takes: 16 times the largest default degree (a graph of it
-# takes 4 kB a row), 50 times the default ef_construction; nlist is also bounded by the rows.
-LARGEST_SETTINGS = {"degree": 512, "ef_construction": 10_000, "bits": 32, "kept": 4_096, "nlist": 1 << 24}
+# The largest settings: 16 times the largest default degree (a graph of it takes 4 kB a row), 50 times the default
+# ef_construction.
+LARGEST_DEGREE, LARGEST_EF_CONSTRUCTION = 512, 10_000
 
 
 class CoarseIndex(ABC):
@@ -73,7 +73,8 @@ class CoarseIndex(ABC):
     """
 
     name: ClassVar[str]
-    default_settings: ClassVar[Mapping[str, int]]
+    default_settings: ClassVar[Mapping[str, int]] = {}
+    settings_taken: ClassVar[Mapping[str, range]] = {}  # of each setting
     supports_filter: ClassVar[bool] = True
     # Queries searched together on one thread at most: enough to pay for the call, few enough to spread a batch.
     queries_at_a_time: ClassVar[int] = 128
@@ -102,17 +103,17 @@ class CoarseIndex(ABC):
         """Return `settings` with the family's defaults filled in.
 
         Raises:
-            CoarseIndexError: A setting is unknown, not a whole number, or negative.
+            CoarseIndexError: A setting is unknown, not a whole number, or out of its range.
         """
         for key, value in settings.items():
             if key not in cls.default_settings:
                 known = ", ".join(cls.default_settings) or "none"
                 raise CoarseIndexError(f"{cls.name} has no setting {key!r}; its settings: {known}")
-            if type(value) is not int or value < 0:
-                raise CoarseIndexError(f"setting {key} of {cls.name} is {value!r}; give a whole number >= 0")
-            most = LARGEST_SETTINGS.get(key)
-            if most is not None and value > most:
-                raise CoarseIndexError(f"setting {key} of {cls.name} is {value}; give at most {most:,}")
+            taken = cls.settings_taken[key]
+            if type(value) is not int or value not in taken:
+                steps = "" if taken.step == 1 else f" in steps of {taken.step}"
+                expected = f"a whole number from {taken[0]} to {taken[-1]:,}{steps}"
+                raise CoarseIndexError(f"setting {key} of {cls.name} is {value!r}; give {expected}")
         return {**cls.default_settings, **settings}
 
     @classmethod

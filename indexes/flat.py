@@ -19,7 +19,6 @@ class FlatIndex(FaissIndex):
     """Every row is compared with the query (faiss.IndexFlatIP). Its one effort is 0."""
 
     name: ClassVar[str] = "flat"
-    default_settings: ClassVar[Mapping[str, int]] = {}
 
     def _make(self) -> Any:
         return self._faiss.IndexFlatIP(self.dim)
@@ -27,10 +26,6 @@ class FlatIndex(FaissIndex):
     @override
     def _search_parameters(self, effort: int, selector: Any) -> Any:
         return None if selector is None else self._faiss.SearchParameters(sel=selector)
-
-    @override
-    def _signature(self, index: Any) -> dict[str, object]:
-        return {}
 
     @override
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:

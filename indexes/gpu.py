@@ -20,7 +20,7 @@ from typing_extensions import override
 from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
 from indexes._faiss import FaissIndex, load_faiss
-from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, check_prefixes, check_sample
+from indexes.base import LARGEST_DEGREE, Allowed, CoarseIndex, Float32Array, Int64Array, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.forks import free_in_children
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
@@ -78,7 +78,6 @@ class FaissGpuFlatIndex(DeviceRows):
     """Every prefix compared by FAISS (bfKnn, float16); its one effort is 0. With a filter torch does it, masked."""
 
     name: ClassVar[str] = "faiss-gpu-flat"
-    default_settings: ClassVar[Mapping[str, int]] = {}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -237,6 +236,9 @@ class _CagraInHostMemory(FaissIndex):
 
     name: ClassVar[str] = "faiss-cagra"
     default_settings: ClassVar[Mapping[str, int]] = {"degree": 32}
+    settings_taken: ClassVar[Mapping[str, range]] = {
+        "degree": range(CAGRA_DEGREE_STEP, LARGEST_DEGREE + 1, CAGRA_DEGREE_STEP)
+    }
 
     def _make(self) -> Any:
         faiss = self._faiss
@@ -286,15 +288,6 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
         self._pending: list[Float32Array] = []
         self._building = free_in_children(Lock())
         super().__init__(dim, **settings)
-
-    @classmethod
-    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
-        """`settings` with the defaults filled in; CoarseIndexError for a degree that is odd or 0."""
-        complete = super().complete_settings(settings)
-        degree = complete["degree"]
-        if degree < CAGRA_DEGREE_STEP or degree % CAGRA_DEGREE_STEP:
-            raise CoarseIndexError(f"setting degree of {cls.name} is {degree}; give a multiple of {CAGRA_DEGREE_STEP}")
-        return complete
 
     def train(self, prefixes: Float32Array) -> None:
         """Nothing is learnt before all rows are there: they are checked."""

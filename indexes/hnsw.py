@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from indexes._faiss import FaissIndex
-from indexes.base import Float32Array, Int64Array, rising
+from indexes.base import LARGEST_DEGREE, LARGEST_EF_CONSTRUCTION, Float32Array, Int64Array, rising
 from indexes.errors import CoarseIndexError
 
 __all__ = ["HnswFloat16Index", "HnswSq8Index"]
@@ -48,21 +48,14 @@ class _HnswIndex(FaissIndex):
     """
 
     default_settings: ClassVar[Mapping[str, int]] = {"degree": 16, "ef_construction": 200}
+    settings_taken: ClassVar[Mapping[str, range]] = {
+        "degree": range(MIN_DEGREE, LARGEST_DEGREE + 1),
+        "ef_construction": range(1, LARGEST_EF_CONSTRUCTION + 1),
+    }
     _quantizer: ClassVar[str]
     _code_bytes_per_dim: ClassVar[int]
 
     _pivots: torch.Tensor | None = None
-
-    @classmethod
-    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
-        complete = super().complete_settings(settings)
-        if complete["degree"] < MIN_DEGREE or complete["ef_construction"] < 1:
-            raise CoarseIndexError(
-                f"{cls.name} was given degree {complete['degree']} and ef_construction "
-                f"{complete['ef_construction']}; "
-                f"give a degree >= {MIN_DEGREE} and an ef_construction >= 1"
-            )
-        return complete
 
     def _make(self) -> Any:
         faiss = self._faiss

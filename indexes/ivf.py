@@ -58,6 +58,7 @@ class _IvfIndex(FaissIndex):
     """
 
     default_settings: ClassVar[Mapping[str, int]] = {"nlist": 0}
+    settings_taken: ClassVar[Mapping[str, range]] = {"nlist": range((1 << 24) + 1)}  # bounded by the rows as well
 
     def _make(self) -> Any:
         faiss = self._faiss

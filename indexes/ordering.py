@@ -37,14 +37,20 @@ class _Node:
     axis: Float32Array
     children: list[_Node | int] = field(default_factory=list)
 
+    def parts(self, rows: Float32Array) -> list[Int64Array]:
+        """Positions of the rows nearest to each centroid, rising."""
+        labels = _nearest(rows, self.centroids, self.half_norms)
+        bounds = np.cumsum(np.bincount(labels, minlength=len(self.centroids)))[:-1]
+        return list(np.split(np.argsort(labels, kind="stable"), bounds))
+
 
 class ClusterTree:
     """Hierarchical k-means, its leaves numbered from left to right. Made by `fit`."""
 
-    def __init__(self, root: _Node | int, leaves: int, dim: int) -> None:
-        self._root = root
-        self.leaves = leaves
-        self.dim = dim
+    def __init__(self, dim: int, leaf_size: int, seed: int) -> None:
+        self.dim, self._leaf_size, self._seed = dim, leaf_size, seed
+        self.leaves = 0
+        self._root: _Node | int = 0
 
     @classmethod
     def fit(cls, sample: Float32Array, leaf_size: int = LEAF_SIZE, seed: int = 0) -> ClusterTree:
@@ -60,10 +66,9 @@ class ClusterTree:
             raise CoarseIndexError(f"a sample of shape {list(sample.shape)}; give [s, m] with s >= 1, m >= 1")
         if leaf_size < 1:
             raise CoarseIndexError(f"leaf_size is {leaf_size}; give at least 1")
-        builder = _Builder(leaf_size, seed)
-        rows = _clustered(sample)
-        root = builder.split(rows, np.ones(rows.shape[1], np.float32), MAX_DEPTH)
-        return cls(root, builder.leaves, sample.shape[1])
+        tree, rows = cls(sample.shape[1], leaf_size, seed), _clustered(sample)
+        tree._root = tree._split(rows, np.ones(rows.shape[1], np.float32), MAX_DEPTH)
+        return tree
 
     def assign(self, prefixes: Float32Array) -> Int64Array:
         """The leaf of each row: float32 [n, m] to int64 [n]. Leaves with near numbers are near.
@@ -81,44 +86,29 @@ class ClusterTree:
             if isinstance(node, int):
                 leaves[members] = node
             else:
-                parts = _parts(_nearest(rows[members], node), len(node.children))
-                pairs = zip(node.children, parts, strict=True)
+                pairs = zip(node.children, node.parts(rows[members]), strict=True)
                 waiting.extend((child, members[part]) for child, part in pairs if len(part))
         return leaves
 
-
-class _Builder:
-    """Splits rows into a tree and numbers its leaves."""
-
-    def __init__(self, leaf_size: int, seed: int) -> None:
-        self._leaf_size = leaf_size
-        self._seed = seed
-        self.leaves = 0
-
-    def split(self, rows: Float32Array, towards: Float32Array, depth: int) -> _Node | int:
+    def _split(self, rows: Float32Array, towards: Float32Array, depth: int) -> _Node | int:
         node = self._node(rows, towards) if depth and len(rows) > self._leaf_size else None
         if node is None:
             self.leaves += 1
             return self.leaves - 1
-        for part in _parts(_nearest(rows, node), len(node.centroids)):
-            node.children.append(self.split(rows[part], node.axis, depth - 1))
+        node.children = [self._split(rows[part], node.axis, depth - 1) for part in node.parts(rows)]
         return node
 
     def _node(self, rows: Float32Array, towards: Float32Array) -> _Node | None:
-        children = min(BRANCH, -(-len(rows) // self._leaf_size))
-        centroids = _centroids(rows, children, self._seed)
-        used = np.unique(_nearest_centroid(rows, centroids, _half_norms(centroids)))
-        # A split that leaves all rows together would be repeated for ever.
-        return _make_node(centroids[used], towards) if len(used) > 1 else None
-
-
-def _make_node(centroids: Float32Array, towards: Float32Array) -> _Node:
-    centred = centroids - centroids.mean(axis=0)
-    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
-    # The way the parent runs: the last leaf of one child then lies near the first of the next.
-    axis = -axis if axis @ towards < 0 else axis
-    ordered = centroids[np.argsort(centred @ axis, kind="stable")]
-    return _Node(ordered, _half_norms(ordered), axis)
+        centroids = _centroids(rows, min(BRANCH, -(-len(rows) // self._leaf_size)), self._seed)
+        centroids = centroids[np.unique(_nearest(rows, centroids, _half_norms(centroids)))]
+        if len(centroids) < 2:  # a split that leaves all rows together would be repeated for ever
+            return None
+        centred = centroids - centroids.mean(axis=0)
+        axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+        # The way the parent runs: the last leaf of one child then lies near the first of the next.
+        axis = -axis if axis @ towards < 0 else axis
+        ordered = centroids[np.argsort(centred @ axis, kind="stable")]
+        return _Node(ordered, _half_norms(ordered), axis)
 
 
 def _half_norms(centroids: Float32Array) -> Float32Array:
@@ -136,7 +126,7 @@ def _centroids(rows: Float32Array, count: int, seed: int) -> Float32Array:
     sample = rows[drawn]
     centroids = sample[:count].copy()
     for _ in range(CLUSTERING_ROUNDS):
-        labels = _nearest_centroid(sample, centroids, _half_norms(centroids))
+        labels = _nearest(sample, centroids, _half_norms(centroids))
         members = np.zeros((count, len(sample)), np.float32)
         members[labels, np.arange(len(sample))] = 1
         sizes = members.sum(axis=1, keepdims=True)
@@ -144,19 +134,8 @@ def _centroids(rows: Float32Array, count: int, seed: int) -> Float32Array:
     return centroids
 
 
-def _nearest(rows: Float32Array, node: _Node) -> npt.NDArray[np.intp]:
-    return _nearest_centroid(rows, node.centroids, node.half_norms)
-
-
-def _nearest_centroid(rows: Float32Array, centroids: Float32Array, half_norms: Float32Array) -> npt.NDArray[np.intp]:
+def _nearest(rows: Float32Array, centroids: Float32Array, half_norms: Float32Array) -> npt.NDArray[np.intp]:
     return np.asarray((rows @ centroids.T - half_norms).argmax(axis=1))
-
-
-def _parts(labels: npt.NDArray[np.intp], count: int) -> list[Int64Array]:
-    """Positions of each label from 0 to count - 1, rising."""
-    order = np.argsort(labels, kind="stable")
-    bounds = np.cumsum(np.bincount(labels, minlength=count))[:-1]
-    return list(np.split(order, bounds))
 
 
 def stored_order(leaves: Int64Array, block_rows: int, seed: int = 0) -> Int64Array:

@@ -23,6 +23,8 @@ from typing import IO, Any, ClassVar, TypeVar
 import numpy as np
 
 from indexes.base import (
+    LARGEST_DEGREE,
+    LARGEST_EF_CONSTRUCTION,
     Allowed,
     CoarseIndex,
     Float32Array,
@@ -44,7 +46,7 @@ __all__ = ["SymqgIndex", "symqg_installed"]
 DEGREE_STEP = 32  # rabitqlib: links are scanned in blocks of 32
 SMALLEST_WIDTH = 64  # rabitqlib's rotation takes no fewer dims; narrower prefixes are padded with zeros
 CODE_STEP = 32  # codes are padded to a multiple of so many bits
-STORED_BITS = (0, 4, 8)  # of the row itself; 0: float32
+STORED_BITS = range(0, 9, 4)  # of the row itself; 0: float32
 FACTOR_BYTES = 8  # two float32 beside each neighbour's code
 LINK_BYTES = 4
 FLOAT32_BYTES = 4
@@ -104,6 +106,11 @@ class SymqgIndex(CoarseIndex):
 
     name: ClassVar[str] = "symqg"
     default_settings: ClassVar[Mapping[str, int]] = {"degree": 32, "ef_construction": 200, "bits": 0}
+    settings_taken: ClassVar[Mapping[str, range]] = {
+        "degree": range(DEGREE_STEP, LARGEST_DEGREE + 1, DEGREE_STEP),
+        "ef_construction": range(1, LARGEST_EF_CONSTRUCTION + 1),
+        "bits": STORED_BITS,
+    }
     supports_filter: ClassVar[bool] = False
 
     def __init__(self, dim: int, **settings: int) -> None:
@@ -121,18 +128,6 @@ class SymqgIndex(CoarseIndex):
         """The name rabitqlib and its version."""
         load_rabitqlib()
         return f"rabitqlib {metadata.version('rabitqlib')}"
-
-    @classmethod
-    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
-        """`settings` with the defaults filled in; CoarseIndexError for values that rabitqlib does not take."""
-        complete = super().complete_settings(settings)
-        degree, bits = complete["degree"], complete["bits"]
-        if degree < 1 or degree % DEGREE_STEP or complete["ef_construction"] < 1 or bits not in STORED_BITS:
-            raise CoarseIndexError(
-                f"{cls.name} was given degree {degree}, ef_construction {complete['ef_construction']} and bits {bits}; "
-                f"give a degree that is a multiple of {DEGREE_STEP}, an ef_construction >= 1 and bits 0, 4 or 8"
-            )
-        return complete
 
     def train(self, prefixes: Float32Array) -> None:
         """Nothing is learnt: the rows are checked."""
@@ -230,14 +225,9 @@ class SymqgIndex(CoarseIndex):
         for key, value in {"dim": index.dim, **index._settings}.items():
             if record[key] != value:
                 raise CoarseIndexError(f"{path} has {key} {record[key]}; the settings say {value}")
-        expected = cls._file_bytes(record, dim, index._settings)
-        if not expected[0] <= size <= expected[1]:
-            raise CoarseIndexError(
-                f"{path} has {size:,} bytes before its footer; {record['rows']:,} rows take {expected[0]:,}"
-            )
+        index._check_size(path, size, record)
         if record["graph"]:
-            cls._check_graph_head(path, record, dim, index._settings)
-            cls._check_links(path, size, record["rows"], dim, index._settings)
+            index._check_graph(path, size, record["rows"])
             index._graph = _read_graph(index._library, path, size)
             found = (index._graph.num_points, index._graph.dim)
         else:
@@ -249,37 +239,36 @@ class SymqgIndex(CoarseIndex):
             )
         return index
 
-    @classmethod
-    def _file_bytes(cls, record: Mapping[str, int], dim: int, settings: Mapping[str, int]) -> tuple[int, int]:
-        """The fewest and the most bytes that a file of so many rows has before its footer."""
-        width, rows = max(dim, SMALLEST_WIDTH), record["rows"]
-        if not record["graph"]:
-            return (rows * width * FLOAT32_BYTES,) * 2
-        held = rows * cls._row_bytes(dim, settings)
-        return held, held + GRAPH_OVERHEAD + GRAPH_OVERHEAD_PER_DIM * (width + CODE_STEP)
+    def _check_size(self, path: Path, size: int, record: Mapping[str, int]) -> None:
+        """Are there as many bytes before the footer as so many rows take?"""
+        least = most = record["rows"] * self._width * FLOAT32_BYTES
+        if record["graph"]:
+            least = record["rows"] * self._row_bytes(self.dim, self._settings)
+            most = least + GRAPH_OVERHEAD + GRAPH_OVERHEAD_PER_DIM * (self._width + CODE_STEP)
+        if not least <= size <= most:
+            raise CoarseIndexError(
+                f"{path} has {size:,} bytes before its footer; {record['rows']:,} rows take {least:,}"
+            )
 
-    @staticmethod
-    def _check_graph_head(path: Path, record: Mapping[str, int], dim: int, settings: Mapping[str, int]) -> None:
-        """Before rabitqlib parses anything: are the sizes at the head of its file those of the footer?"""
-        magic = CODED_MAGIC if settings["bits"] else b""
+    def _check_graph(self, path: Path, size: int, rows: int) -> None:
+        """Before rabitqlib parses anything: are the sizes at the head of its file those of the footer, and all links?
+
+        The library follows links wherever they lead. They end each row, and a rotation ends the file.
+        """
+        degree, magic = self._settings["degree"], CODED_MAGIC if self._settings["bits"] else b""
         with open(path, "rb") as file:
             head = file.read(len(magic) + GRAPH_HEAD.size)
-        width = max(dim, SMALLEST_WIDTH)
-        expected = (record["rows"], settings["degree"], width, _coded(width))
+        expected = (rows, degree, self._width, _coded(self._width))
         found = GRAPH_HEAD.unpack(head[len(magic) :]) if len(head) == len(magic) + GRAPH_HEAD.size else ()
-        if not head.startswith(magic) or found[:4] != expected or found[4] >= record["rows"]:
+        if not head.startswith(magic) or found[:4] != expected or found[4] >= rows:
             raise CoarseIndexError(f"{path} begins with sizes {list(found)}; its footer says {list(expected)}")
-
-    @classmethod
-    def _check_links(cls, path: Path, size: int, rows: int, dim: int, settings: Mapping[str, int]) -> None:
-        """The library follows links wherever they lead. They end each row, and a rotation ends the file."""
-        taken = cls._row_bytes(dim, settings)
-        start = size - ROTATIONS * _coded(max(dim, SMALLEST_WIDTH)) // 8 - rows * taken
+        taken = self._row_bytes(self.dim, self._settings)
+        start = size - ROTATIONS * _coded(self._width) // 8 - rows * taken
         if start < GRAPH_HEAD.size:
             raise CoarseIndexError(f"{path} has {size:,} bytes before its footer, too few for {rows:,} rows")
         held = np.memmap(path, np.uint8, "r", start, (rows, taken))
         for first in range(0, rows, ROWS_AT_A_TIME):
-            links = held[first : first + ROWS_AT_A_TIME, -settings["degree"] * LINK_BYTES :]
+            links = held[first : first + ROWS_AT_A_TIME, -degree * LINK_BYTES :]
             furthest = int(np.ascontiguousarray(links).view("<u4").max())
             if furthest >= rows:
                 raise CoarseIndexError(f"{path} links to row {furthest:,}, and holds {rows:,}")

@@ -10,7 +10,6 @@ import torch
 from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import LONGEST_SHORTLIST, DeviceRows
 from indexes._fusedbins import FusedBins, fused_bins, quicker
-from indexes.errors import CoarseIndexError
 
 __all__ = ["TorchBinsIndex"]
 
@@ -26,18 +25,11 @@ class TorchBinsIndex(DeviceRows):
 
     name: ClassVar[str] = "torch-bins"
     default_settings: ClassVar[Mapping[str, int]] = {"kept": 1}
+    settings_taken: ClassVar[Mapping[str, range]] = {"kept": range(1, 4_097)}
 
     def __init__(self, dim: int, **settings: int) -> None:
         super().__init__(dim, **settings)
         self._fused_is_quicker: dict[tuple[int, int], bool] = {}
-
-    @classmethod
-    def complete_settings(cls, settings: Mapping[str, int]) -> dict[str, int]:
-        """`settings` with the defaults filled in; CoarseIndexError for values that are out of range."""
-        complete = super().complete_settings(settings)
-        if complete["kept"] < 1:
-            raise CoarseIndexError(f"setting kept of {cls.name} is {complete['kept']}; give a whole number >= 1")
-        return complete
 
     def efforts(self) -> tuple[int, ...]:
         """Numbers of bins, doubling, from those that the longest shortlist needs, to a bin for each row or the most."""

@@ -270,25 +270,17 @@ class VectorStore:
 
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` as float32 [stop - start, dim]."""
-        if self._guard is not None:
-            self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
-        self._soon(start, stop)
-        return self.matrix[start:stop].to(self.device, non_blocking=True).float()
+        return self.prefixes(start, stop, self.dim).to(self.device, non_blocking=True).float()
 
     def prefixes(self, start: int, stop: int, width: int) -> torch.Tensor:
         """The first `width` dims of rows `start` to `stop`, as stored: a view of the map."""
         if self._guard is not None:
             self._guard(np.arange(start, min(stop, self.n), dtype=np.int64))
-        self._soon(start, stop)
+        if self._map is not None and self.exceeds_memory:  # the system does not read ahead by itself
+            row = self.dim * self.dtype.itemsize
+            begin = (self._start + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
+            advise(self._map, "WILLNEED", begin, self._start + min(stop, self.n) * row - begin)
         return self.matrix[start:stop, :width]
-
-    def _soon(self, start: int, stop: int) -> None:
-        """Have the system read rows that are next, where it does not read ahead by itself."""
-        if self._map is None or not self.exceeds_memory:
-            return
-        row = self.dim * self.dtype.itemsize
-        begin = (self._start + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
-        advise(self._map, "WILLNEED", begin, self._start + min(stop, self.n) * row - begin)
 
     def gather(self, rows: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Dimensions `start` to `stop` of some rows: int64 [r] on `device` to [r, stop - start]. Hot path.

@@ -549,7 +549,7 @@ class Filters:
         """How a call is answered: exactly, until planning for the filter pays."""
         count = filtered.count
         if asked.plan is not None:
-            plan = asked.explicit
+            plan = asked.plan
             self._searcher.check(plan, k)
             return Served(plan, self._searcher.flat_recall(k) if plan.is_flat else math.nan, allowed_rows=count)
         budget = asked.wanted

@@ -16,7 +16,7 @@ from funnel.engine.rerank import scored
 from funnel.plan import FLAT, Plan
 from funnel.planning.run import TIE_TOLERANCE, Run, given_scores
 from funnel.request import Deadline
-from funnel.results import MeasuredStep, Served
+from funnel.results import Served
 from indexes import RunningTop, VectorStore
 
 __all__ = ["Found", "answers", "measure_steps", "search", "served_each", "served_in_all", "steps"]
@@ -138,7 +138,7 @@ QUERIES = 512  # measured on: recall to a standard error of .005 at .99
 FEWEST_CALLS = 5  # a step's time is the median over calls
 
 
-def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) -> list[MeasuredStep]:
+def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) -> list[tuple[float, float]]:
     """Run calls of `batch` of the recorded queries, each step for the whole batch before the next.
 
     run: queries and truth. Queries that are rows of the index are left out of their own answers.
@@ -157,7 +157,7 @@ def measure_steps(cascade: Cascade, run: Run, plan: Plan, k: int, batch: int) ->
         times.append(took)
         recalls.append([_recall(cascade, run, asked, step, threshold, k) for step in found])
     typical, mean = np.median(times, axis=0), np.mean(recalls, axis=0)
-    return [MeasuredStep(float(ms), float(recall)) for ms, recall in zip(typical, mean, strict=True)]
+    return [(float(ms), float(recall)) for ms, recall in zip(typical, mean, strict=True)]
 
 
 def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list[float], list[Found]]:

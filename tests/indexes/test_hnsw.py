@@ -65,7 +65,7 @@ def test_efforts_end_at_the_number_of_rows(rows: Float32Array) -> None:
 
 @pytest.mark.parametrize("settings", [{"degree": 1}, {"ef_construction": 0}])
 def test_a_graph_without_links_is_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(CoarseIndexError, match="give a degree >= 2 and an ef_construction >= 1"):
+    with pytest.raises(CoarseIndexError, match=r"give a whole number from [12] to "):
         HnswSq8Index(8, **settings)
 
 

@@ -42,7 +42,7 @@ def test_efforts_double_up_to_a_bin_for_each_row_or_the_most(rows: Float32Array)
 
 
 def test_no_row_kept_of_a_bin_is_refused() -> None:
-    with pytest.raises(CoarseIndexError, match="setting kept of torch-bins is 0; give a whole number >= 1"):
+    with pytest.raises(CoarseIndexError, match="setting kept of torch-bins is 0; give a whole number from 1"):
         TorchBinsIndex(8, kept=0)
 
 
