@@ -132,15 +132,15 @@ class Adaptor(torch.nn.Module, ABC):
         return f"dim={self.dim}" + (f", dims={list(self.dims)}" if self.dims else "")
 
     @classmethod
-    @abstractmethod
     def fit(
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
     ) -> Adaptor:
-        """Make an adaptor from data.
+        """Make an adaptor from data: unless the kind says otherwise, by training on a sample that is held in memory.
 
         Args:
             sample: float [n, dim], or an iterable of such chunks, read once.
-            dims: the prefix widths that matter; kinds that are not trained for widths check it and look no further.
+            dims: the prefix widths that matter, in training half octaves up to half the width or 256 by default; kinds
+                that are not trained for widths check it and look no further.
             seed: of whatever is random in the fitting.
             progress: show a bar with the rate on stderr.
 
@@ -148,6 +148,9 @@ class Adaptor(torch.nn.Module, ABC):
             InputError: no rows, rows of differing widths, values that are not finite, or widths that do not rise
                 from 1 to dim.
         """
+        from funnel.adaptors.training import fit_adaptor
+
+        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
     @abstractmethod
     def map(self, vectors: torch.Tensor) -> torch.Tensor:

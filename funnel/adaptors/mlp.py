@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
+from funnel.adaptors.base import Adaptor, FloatArray, register
 from funnel.adaptors.pca import PCA
 from funnel.checks import checked_whole
 from funnel.errors import InputError
@@ -70,15 +70,6 @@ class ResidualAdaptor(Adaptor):
     @abstractmethod
     def draw(self, generator: torch.Generator) -> None:
         """Draw the weights that cannot be trained from zero."""
-
-    @classmethod
-    def fit(
-        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
-    ) -> Adaptor:
-        """Train on a sample, which is held in memory; dims default to half octaves up to half the width or 256."""
-        from funnel.adaptors.training import fit_adaptor
-
-        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
     @classmethod
     def start(cls, vectors: torch.Tensor, dims: Sequence[int], seed: int, **settings: int) -> Self:

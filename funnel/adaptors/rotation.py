@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from funnel.adaptors.base import Adaptor, FloatArray, Sample, register
+from funnel.adaptors.base import FloatArray, register
 from funnel.adaptors.pca import OrthogonalAdaptor, SecondMoment
 from funnel.errors import InputError
 
@@ -23,15 +23,6 @@ class Rotation(OrthogonalAdaptor):
     """
 
     kind: ClassVar[str] = "rotation"
-
-    @classmethod
-    def fit(
-        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
-    ) -> Adaptor:
-        """Train on a sample, which is held in memory; dims default to half octaves up to half the width or 256."""
-        from funnel.adaptors.training import fit_adaptor
-
-        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
     @classmethod
     def start(cls, rows: torch.Tensor, widths: tuple[int, ...], _seed: int) -> RotationStudent:
@@ -104,5 +95,4 @@ class RotationStudent(torch.nn.Module):
 def _orthonormal(free: torch.Tensor) -> torch.Tensor:
     """The QR factor with a positive diagonal of R, so that it moves smoothly with the matrix."""
     factor, triangle = torch.linalg.qr(free)
-    columns: torch.Tensor = factor * torch.sign(torch.diagonal(triangle))
-    return columns
+    return torch.mul(factor, torch.sign(torch.diagonal(triangle)))

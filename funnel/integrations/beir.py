@@ -167,7 +167,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         if not queries:
             return {}
         check_texts(queries)
-        vectors = self._model.queries(list(queries.values()))
+        vectors = self._model.encoder.encode_query(list(queries.values()))
         self._prepare(text_corpus(corpus, self._model), vectors)
         return self._retrieve(list(queries), vectors, top_k)
 
@@ -201,7 +201,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         folder, ids = Path(encode_output_path), documents.ids
         path = folder / query_filename
         if overwrite or not path.exists():
-            save_vectors(path, list(queries), self._model.queries(list(queries.values())))
+            save_vectors(path, list(queries), self._model.encoder.encode_query(list(queries.values())))
         for number, start in enumerate(range(0, len(ids), FILE_DOCUMENTS)):
             path = folder / corpus_filename.replace("*", str(number))
             if overwrite or not path.exists():
@@ -348,10 +348,6 @@ class Model:
         else:
             source = DEFAULT_ENCODER if source is None else source
             self.encoder = load_encoder(source, exact=exact, device=device, options=options)
-
-    def queries(self, texts: Sequence[str]) -> Float32:
-        """float32 [n, d]."""
-        return self.encoder.encode_query(texts)
 
     def documents(self, documents: Sequence[Mapping[str, Any]]) -> Float32:
         """float32 [n, d]. A model of BEIR puts title and text together as it likes."""

@@ -52,8 +52,7 @@ class Scored:
 
     def right_at(self, chosen: Integers) -> NDArray[np.bool_]:
         """Whether each row is right at the width chosen for it, 0 to K-1: bool [n]."""
-        taken: NDArray[np.bool_] = self.right[chosen, np.arange(len(self))]
-        return taken
+        return self.right[chosen, np.arange(len(self))]
 
 
 def confidences(logits: Mapping[int, torch.Tensor], dims: tuple[int, ...]) -> tuple[Floats, Integers]:

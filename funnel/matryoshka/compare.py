@@ -108,12 +108,10 @@ def compare_truncations(
 
 
 def _unit_rows(rows: torch.Tensor, name: str) -> torch.Tensor:
-    norms = torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
-    zero = int((norms == 0).sum())
+    zero = int((rows == 0).all(dim=1).sum())
     if zero:
         raise InputError(f"{zero:,} rows have a {name} that is zero, which has no direction; drop these rows")
-    scaled: torch.Tensor = rows.double() / norms
-    return scaled
+    return torch.nn.functional.normalize(rows.double(), dim=1, eps=0)
 
 
 def _similarities(rows: torch.Tensor) -> torch.Tensor:
