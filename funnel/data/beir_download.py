@@ -43,7 +43,12 @@ def beir_folder(name: str, folder: str | os.PathLike[str]) -> Path:
     there = Path(folder) / name
     if (there / CORPUS_FILE).is_file():
         return there
-    util = _beir_util()
+    try:
+        from beir import util
+    except ImportError as error:
+        raise MissingPackageError(
+            "downloading BEIR sets needs beir; install it with: pip install 'funnel-retrieval[beir]'"
+        ) from error
     url = URL.format(name=name)
     Path(folder).mkdir(parents=True, exist_ok=True)
     # beir takes any file that lies under the name for a whole one, so a failed download must leave none.
@@ -60,16 +65,6 @@ def beir_folder(name: str, folder: str | os.PathLike[str]) -> Path:
             raise InputError(f"what {url} gave for {name!r} holds no {CORPUS_FILE}; give the set's folder with --data")
         os.replace(fetched, there)
     return there
-
-
-def _beir_util() -> Any:
-    try:
-        from beir import util
-    except ImportError as error:
-        raise MissingPackageError(
-            "downloading BEIR sets needs beir; install it with: pip install 'funnel-retrieval[beir]'"
-        ) from error
-    return util
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-__all__ = ["PackedBert", "PackedModel", "fast_dtype"]
+__all__ = ["PackedBert", "PackedModel", "Tokenize", "fast_dtype"]
 
 WINDOW_TEXTS = 4096  # sorted together: long enough that batches fill, short enough to hold
 TOKENIZE_TEXTS = 256  # texts of like length in one tokeniser call

@@ -89,11 +89,20 @@ class QueryEncoder:
         return self._loaded
 
     def _made(self) -> Encoder:
-        if self._given is None:
-            loaded = self._named(self._name_of_index(), of_index=True)
-        elif isinstance(self._given, str):
-            self._refuse_inside(self._given)
-            loaded = self._named(self._given, of_index=False)
+        if self._given is None or isinstance(self._given, str):
+            of_index = self._given is None
+            name = self._given or self._name_of_index()
+            inside = self._path is not None and Path(name).is_relative_to(self._path.resolve()) and Path(name).is_dir()
+            if inside and not of_index:
+                raise EncoderError(f"the encoder {name} lies inside of the index {self._path}; give one from elsewhere")
+            loaded = load_encoder(
+                name,
+                exact=self._settings.exact_encoding,
+                device=self._device,
+                options=self._options,
+                of_index=of_index,
+                fetch=self._allow_download or not of_index,
+            )
         else:
             loaded = load_encoder(self._given, options=self._options)
         if loaded.dim != self._dim:
@@ -113,14 +122,3 @@ class QueryEncoder:
                 f"this index was built with {name}, which cannot be loaded by name; open it with encoder="
             )
         return name
-
-    def _refuse_inside(self, name: str) -> None:
-        if self._path is not None and Path(name).is_dir() and Path(name).is_relative_to(self._path.resolve()):
-            raise EncoderError(f"the encoder {name} lies inside of the index {self._path}; give one from elsewhere")
-
-    def _named(self, name: str, of_index: bool) -> Encoder:
-        exact = self._settings.exact_encoding
-        fetch = self._allow_download or not of_index
-        return load_encoder(
-            name, exact=exact, device=self._device, options=self._options, of_index=of_index, fetch=fetch
-        )

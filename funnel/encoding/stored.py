@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from funnel.encoding.packed import PackedBert, PackedModel, fast_dtype
+from funnel.encoding.packed import PackedBert, PackedModel, Tokenize, fast_dtype
 from funnel.encoding.prompts import TextOptions
 
 __all__ = ["read_stored"]
@@ -84,7 +84,7 @@ def _pools_by_first_token(pooling: Mapping[str, Any]) -> bool | None:
     return by_name.get(chosen.pop()) if len(chosen) == 1 else None
 
 
-def _tokenizer(folder: Path, limit: int) -> _Tokenizer | None:
+def _tokenizer(folder: Path, limit: int) -> Tokenize | None:
     """The tokeniser of tokenizer.json, where its settings beside it say the same."""
     from tokenizers import Tokenizer
 
@@ -98,20 +98,19 @@ def _tokenizer(folder: Path, limit: int) -> _Tokenizer | None:
     )
     for name, default in NORMALIZER.items():
         plain &= normalizer[name] == settings.get(SETTING_OF.get(name, name), default)
-    return _Tokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), limit) if plain else None
+    if not plain:
+        return None
+    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # As transformers does: the longest first, from the right; padded to the longest of the call.
+    tokenizer.enable_truncation(limit)
+    tokenizer.enable_padding()
+    kinds = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
-
-class _Tokenizer:
-    def __init__(self, tokenizer: Any, limit: int) -> None:
-        self._tokenizer = tokenizer
-        # As transformers does: the longest first, from the right; padded to the longest of the call.
-        tokenizer.enable_truncation(limit)
-        tokenizer.enable_padding()
-
-    def __call__(self, texts: list[str], prompt: str | None) -> dict[str, torch.Tensor]:
-        found = self._tokenizer.encode_batch([f"{prompt or ''}{text}" for text in texts])
-        kinds = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    def tokenize(texts: list[str], prompt: str | None) -> dict[str, torch.Tensor]:
+        found = tokenizer.encode_batch([f"{prompt or ''}{text}" for text in texts])
         return {name: torch.tensor([getattr(one, kind) for one in found]) for name, kind in kinds.items()}
+
+    return tokenize
 
 
 def _json(path: Path) -> Any:

@@ -79,13 +79,10 @@ def cells(value: object) -> Cells:
         return MISSING
     if isinstance(value, bool):
         return None, None, int(value), 1
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return _number(value), None, None, 1
-    if isinstance(value, float):
-        return value, None, None, 1
-    if isinstance(value, str):
-        return written_number(value), value, None, 1
-    return None, None, None, 1
+    text = value if isinstance(value, str) else None
+    return None if text is None else written_number(text), text, None, 1
 
 
 def written_number(text: str) -> int | float | None:
@@ -101,9 +98,9 @@ def written_number(text: str) -> int | float | None:
     return whole if abs(whole := int(text)) <= LARGEST_INT else None
 
 
-def _number(value: int) -> int | float:
-    """A whole number; as a float where SQLite's integers do not hold it."""
-    if -LARGEST_INT <= value <= LARGEST_INT:
+def _number(value: int | float) -> int | float:
+    """A number; a whole one as a float where SQLite's integers do not hold it."""
+    if isinstance(value, float) or abs(value) <= LARGEST_INT:
         return value
     try:
         return float(value)

@@ -45,10 +45,6 @@ class IndexFolder:
         """As `manifest`, with a lock: as long as it is held, a writer leaves this generation's files alone."""
         return read_locked(self.path, self._files)
 
-    def file(self, relative: str) -> Path:
-        """Where a file that the manifest names lies."""
-        return self.path / relative
-
     def begin(self) -> Transaction:
         """Begin the next generation: the only writer until the transaction is left.
 

@@ -167,16 +167,11 @@ def split_path(path: str) -> tuple[FolderFormat, str, str]:
     return folder, identifier, name
 
 
-def file_format(path: str) -> FileFormat | None:
-    """The format of the file at a manifest's path, or None where the layout knows no such file."""
-    folder, _, name = split_path(path)
-    return folder.file(name)
-
-
 def is_cache(path: str) -> bool:
     """Whether the file at a manifest's path can be made again from the others."""
-    format_ = file_format(path)
-    return format_ is not None and format_.cache
+    folder, _, name = split_path(path)
+    file = folder.file(name)
+    return file is not None and file.cache
 
 
 def _suffix(name: str) -> str:

@@ -15,7 +15,7 @@ from funnel.errors import DamagedIndexError
 from funnel.reports.check import deep_check
 from funnel.storage import IndexFolder
 from funnel.storage.checks import hash_file
-from funnel.storage.layout import file_format
+from funnel.storage.layout import split_path
 from tests.funnel.corpora import segment_file
 from tests.funnel.engine.test_generation import rewrite_manifest
 
@@ -27,7 +27,8 @@ def sign_again(folder: Path) -> None:
 
     def change(document: dict[str, Any]) -> None:
         for path in document["files"]:
-            form = file_format(path)
+            of, _, name = split_path(path)
+            form = of.file(name)
             assert form is not None
             document["files"][path] = hash_file(folder / path, form.blocks).document()
 

@@ -30,10 +30,10 @@ def test_parts_lie_where_the_manifest_says(tmp_path: Path) -> None:
     with folder.begin() as transaction:
         manifest = commit_all(transaction)
     paths = manifest.paths("segments", manifest.segments[0].id)
-    assert np.load(folder.file(paths["ids.npy"])).tolist() == [100, 101, 102]
+    assert np.load(folder.path / paths["ids.npy"]).tolist() == [100, 101, 102]
     tombstones = manifest.paths("tombstones", manifest.tombstones[0].id)["tombstones.npy"]
     assert tombstones == f"tombstones/{manifest.tombstones[0].id}.npy"
-    assert np.load(folder.file(tombstones)).tolist() == [1]
+    assert np.load(folder.path / tombstones).tolist() == [1]
 
 
 def test_a_reader_overtaken_while_verifying_is_told_to_open_again(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_files_mapped_by_a_reader_outlive_the_next_commit(tmp_path: Path) -> Non
     folder = IndexFolder(tmp_path)
     with folder.begin() as transaction:
         old = commit_all(transaction)
-    path = folder.file(old.paths("segments", old.segments[0].id)["vectors.npy"])
+    path = folder.path / old.paths("segments", old.segments[0].id)["vectors.npy"]
     verifier = folder.verify(old, "lazy").verifiers[path.relative_to(tmp_path).as_posix()]
     vectors = np.load(path, mmap_mode="r")
     with folder.begin() as transaction:

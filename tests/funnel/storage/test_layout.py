@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.storage.layout import KINDS, LAYOUT, file_format, is_cache, part_name, split_path
+from funnel.storage.layout import KINDS, LAYOUT, is_cache, part_name, split_path
 
 ID = "000001-0123abcd"
 
@@ -16,7 +16,8 @@ def test_every_path_of_the_layout_is_taken_apart_into_its_parts(folder: Any) -> 
     for file in folder.files:
         path = folder.path(ID, file.name)
         assert split_path(path) == (folder, ID, file.name)
-        assert file_format(path) == file
+        assert KINDS[folder.kind].file(file.name) == file
+        assert is_cache(path) == file.cache
 
 
 @pytest.mark.parametrize(

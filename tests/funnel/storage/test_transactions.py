@@ -77,7 +77,7 @@ def assert_whole(root: Path) -> int:
     assert folder.verify(manifest).damaged_caches == {}
     coarse = manifest.paths("segments", manifest.segments[0].id)["coarse.faiss"]
     expected = b"a coarse index" if manifest.generation == 1 else b"another coarse index"
-    assert folder.file(coarse).read_bytes() == expected
+    assert (folder.path / coarse).read_bytes() == expected
     return manifest.generation
 
 
@@ -208,12 +208,12 @@ def test_unreferenced_parts_go_and_reused_ones_stay(index: IndexFolder) -> None:
 
 def test_linked_files_share_their_bytes(index: IndexFolder) -> None:
     old = index.manifest()
-    path = index.file(old.paths("segments", old.segments[0].id)["vectors.npy"])
+    path = index.path / old.paths("segments", old.segments[0].id)["vectors.npy"]
     number = path.stat().st_ino
     with index.begin() as transaction:
         new = commit_second(transaction)
     moved = new.paths("segments", new.segments[0].id)["vectors.npy"]
-    assert index.file(moved).stat().st_ino == number
+    assert (index.path / moved).stat().st_ino == number
     assert new.files[moved] == old.files[path.relative_to(index.path).as_posix()]
 
 
