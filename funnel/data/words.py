@@ -139,8 +139,7 @@ def telling_terms(times: Mapping[str, int], counts: Mapping[str, int], rows: int
 
 def inverse_frequency(count: int, rows: int) -> float:
     """What FTS5 weighs a term by that `count` of `rows` rows hold."""
-    weight = math.log((rows - count + 0.5) / (count + 0.5))
-    return weight if weight > 0.0 else LEAST_WEIGHT
+    return max(LEAST_WEIGHT, math.log((rows - count + 0.5) / (count + 0.5)))
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

@@ -10,7 +10,6 @@ from funnel.storage.files import REMEDY, Files, is_folder, open_inside, read_chu
 from funnel.storage.layout import (
     BOUNDS,
     CURRENT,
-    CURRENT_TEMPORARY,
     GENERATIONS,
     TEMPORARY_PREFIX,
     generation_name,
@@ -102,13 +101,6 @@ def write_generation(root: Path, generation: int, manifest: bytes, files: Files)
     files.write(temporary, manifest)
     files.replace(temporary, folder / name)
     return [folder / name, folder]
-
-
-def write_current_temporary(root: Path, generation: int, manifest: bytes, files: Files) -> Path:
-    """Write the line that becomes CURRENT once the path given back is flushed and renamed."""
-    temporary = root / CURRENT_TEMPORARY
-    files.write(temporary, current_line(generation, manifest))
-    return temporary
 
 
 def _read_generation(root: Path, number: int, sha256: str, files: Files) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ class Ids:
         The first call sorts what is looked up: 16 bytes an id are then held.
         """
         keys, places = self._sorted
-        if self.text:
-            asked = np.array([hash(one) for one in wanted], dtype=np.int64)
-        else:
-            asked = np.array([min(INT64.max, max(INT64.min, int(one))) for one in wanted], dtype=np.int64)
+        numbers = map(hash, wanted) if self.text else (min(INT64.max, max(INT64.min, int(one))) for one in wanted)
+        asked = np.fromiter(numbers, dtype=np.int64, count=len(wanted))
         first, last = np.searchsorted(keys, asked, "left"), np.searchsorted(keys, asked, "right")
         found = np.full(len(asked), -1, dtype=np.int64)
         for number in np.flatnonzero(first < last).tolist():
@@ -125,9 +124,7 @@ class JoinedIds:
 
     def __init__(self, parts: Sequence[Ids]) -> None:
         self.parts: tuple[Ids, ...] = tuple(parts)
-        self.firsts: list[int] = [0]
-        for part in parts:
-            self.firsts.append(self.firsts[-1] + len(part))
+        self.firsts: list[int] = [0, *accumulate(map(len, parts))]
 
     @property
     def text(self) -> bool:

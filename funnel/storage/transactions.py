@@ -28,7 +28,7 @@ from funnel.storage.files import (
     there,
     writing,
 )
-from funnel.storage.generations import read_manifest, read_old, write_current_temporary, write_generation
+from funnel.storage.generations import current_line, read_manifest, read_old, write_generation
 from funnel.storage.layout import (
     CURRENT,
     CURRENT_TEMPORARY,
@@ -173,7 +173,8 @@ class Transaction:
             manifest = parse(data)
             written = self._place_parts(hashed)
             written += write_generation(self._root, self.generation, data, self._files)
-            current = write_current_temporary(self._root, self.generation, data, self._files)
+            current = self._root / CURRENT_TEMPORARY
+            self._files.write(current, current_line(self.generation, data))
             # All of it is on the disk before CURRENT speaks of it; until then nothing reads it.
             self._files.sync_all([*written, current, self._root])
             self._files.replace(current, self._root / CURRENT)
