@@ -177,9 +177,7 @@ class DeviceRows(CoarseIndex):
                 rows, order = _read(file), _read(file)
         except (ValueError, EOFError) as error:
             raise CoarseIndexError(f"{path} cannot be read as {cls.name}: {error}") from error
-        if facts.get("family") != cls.name:
-            raise CoarseIndexError(f"{path} holds a {facts.get('family')}; the settings say {cls.name}")
-        for key, value in {"dim": dim, **index._settings}.items():
+        for key, value in {"family": cls.name, "dim": dim, **index._settings}.items():
             if facts.get(key) != value:
                 raise CoarseIndexError(f"{path} has {key} {facts.get(key)}; the settings say {value}")
         if rows.shape != (len(order), dim) or rows.dtype != np.float16 or order.dtype != np.int32:

@@ -340,16 +340,13 @@ class CagraIndex(_OnGpu, _CagraInHostMemory):
             if self._pending:
                 rows = np.concatenate(self._pending)
                 self._pending.clear()
-                graph = (
-                    build_cagra(rows, self._settings["degree"]) if len(rows) > self._fewest_rows else self._small(rows)
-                )
+                if len(rows) > self._fewest_rows:
+                    graph = build_cagra(rows, self._settings["degree"])
+                else:
+                    graph = self._make()
+                    graph.add(rows)
                 FaissIndex._adopt(self, graph)
                 self._copy = None
-
-    def _small(self, rows: Float32Array) -> Any:
-        index = self._make()
-        index.add(rows)
-        return index
 
     @override
     def _search_parameters(self, effort: int, selector: Any) -> Any:

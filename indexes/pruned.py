@@ -184,14 +184,16 @@ class PrunedSearch:
                     calls = [(rows[0][i : i + len(some)], rows[1][i : i + len(some)]) for i in range(0, 8, len(some))]
                 alone = copy(self)
                 alone._spread, alone._workers = _one_by_one, 1
+                tried: list[Pruning | None] = []
 
                 def judge(_: Blocks) -> None:
-                    self._chosen[key] = alone._quickest(calls, k, rows if self._keep else None)
+                    tried.append(alone._quickest(calls, k, rows if self._keep else None))
 
                 self._spread(judge, [()])  # on one worker, whose own time others do not lengthen
-                way = self._chosen[key]
+                way = tried[0]
                 if way is not None and way.kept and not self._kept:
                     self._kept[way.width] = self._code_all(way.width, BLOCK_ROWS)
+                self._chosen[key] = way
             return self._chosen[key]
 
     def _rows_for_queries(self, k: int) -> Call | None:
@@ -234,19 +236,16 @@ class PrunedSearch:
         return min(tried, key=lambda each: each[0])[1:]
 
     def _coded(self, width: int, kind: str) -> PrefixCodes:
-        if (width, kind) not in self._codes:
-            self._codes[width, kind] = self._make(width, kind)
-        return self._codes[width, kind]
-
-    def _make(self, width: int, kind: str) -> PrefixCodes:
-        store = self._store
-        if kind == "float32":
-            return Float32Codes(width, self._largest_norm)
-        sample = torch.from_numpy(np.linspace(0, store.n - 1, SAMPLED).astype(np.int64))
-        largest = float(store.gather(sample, 0, width).abs().max())
-        starts = range(0, store.n, ROWS_AT_A_TIME)
-        tail = max(float(self._tails(width, start, start + ROWS_AT_A_TIME).max()) for start in starts)
-        return Int8Codes(width, self._largest_norm, largest, tail)
+        store, codes = self._store, self._codes.get((width, kind))
+        if codes is None and kind == "float32":
+            codes = Float32Codes(width, self._largest_norm)
+        elif codes is None:
+            sample = torch.from_numpy(np.linspace(0, store.n - 1, SAMPLED).astype(np.int64))
+            largest = float(store.gather(sample, 0, width).abs().max())
+            starts = range(0, store.n, ROWS_AT_A_TIME)
+            tail = max(float(self._tails(width, start, start + ROWS_AT_A_TIME).max()) for start in starts)
+            codes = Int8Codes(width, self._largest_norm, largest, tail)
+        return self._codes.setdefault((width, kind), codes)
 
     def _tails(self, width: int, start: int, stop: int) -> Float32Array:
         """Upper bounds of the tail norms of rows `start` to `stop`."""

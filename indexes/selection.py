@@ -107,19 +107,18 @@ def _candidates(n: int, dim: int) -> list[FamilyChoice]:
         settings = {"flat": {}, **settings}
     if dim % PQ_DIMS == 0:
         settings["ivf-pq"] = inverted
-    return [
-        FamilyChoice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
-        for name, chosen in settings.items()
-    ]
+    return _choices(settings, n, dim)
 
 
 def gpu_candidates(n: int, dim: int, free: int) -> list[FamilyChoice]:
     """The families that search on a GPU of which `free` bytes are free: those that can be used here and fit."""
-    settings = {"faiss-gpu-ivf": {"nlist": cells(n)}}
-    choices = [
+    usable = {name: {"nlist": cells(n)} if name == "faiss-gpu-ivf" else {} for name in ON_GPU}
+    usable = {name: settings for name, settings in usable.items() if family(name).missing() is None}
+    return [choice for choice in _choices(usable, n, dim) if choice.estimated_bytes <= GPU_SHARE * free]
+
+
+def _choices(settings: Mapping[str, Mapping[str, int]], n: int, dim: int) -> list[FamilyChoice]:
+    return [
         FamilyChoice(name, chosen, dim, family(name).estimate_nbytes(n, dim, chosen))
-        for name in ON_GPU
-        if family(name).missing() is None
-        for chosen in [settings.get(name, {})]
+        for name, chosen in settings.items()
     ]
-    return [choice for choice in choices if choice.estimated_bytes <= GPU_SHARE * free]
