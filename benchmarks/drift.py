@@ -8,7 +8,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,24 +45,7 @@ WATCHING_US = 3  # of a single query in the mean: the whole of the engine's own 
 Float32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a plan returned: scores float32 [n, K], falling, and depth float32 [n], NaN where there is none."""
-
-    scores: Float32
-    depth: Float32
-
-    def at(self, places: npt.NDArray[np.int64]) -> tuple[Float32, Float32 | None]:
-        """Of some queries, as a monitor sees it."""
-        depth = self.depth[places]
-        return self.scores[places], None if np.isnan(depth).any() else depth
-
-    def statistics(self, places: npt.NDArray[np.int64]) -> Float32:
-        """Of some queries, as a record gives it."""
-        return np.column_stack([self.scores[places][:, RANKS], self.depth[places]])
-
-
-ByPlan = dict[Plan, Found]
+ByPlan = dict[Plan, Float32]  # scores [n, K], falling, that a plan returned
 
 
 @click.command()
@@ -130,11 +112,9 @@ def _scores(index: FunnelIndex, queries: Float32) -> ByPlan:
     return {plan: _run(index, queries, plan) for plan in (index.explain(K, recall=r, batch=32).plan for r in BUDGETS)}
 
 
-def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Found:
+def _run(index: FunnelIndex, queries: Float32, plan: Plan) -> Float32:
     """Past the monitor of the index itself."""
-    found = index.searcher.found(index.searcher.prepare(queries), plan, K)
-    nowhere = np.full(len(found.scores), np.nan, dtype=np.float32)
-    return Found(found.scores, nowhere if found.depths is None else found.depths)
+    return index.searcher.found(index.searcher.prepare(queries), plan, K).scores
 
 
 def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> dict[str, Float32]:
@@ -151,7 +131,7 @@ def _others(folder: Path, indexed: Float32, generator: np.random.Generator) -> d
 
 
 def _watching(found: ByPlan, sample: npt.NDArray[np.int64], seed: int) -> Drift:
-    return Drift(lambda plan, _k: found[plan].statistics(sample), seed)
+    return Drift(lambda plan, _k: found[plan][sample][:, RANKS], seed)
 
 
 def _feed(
@@ -164,15 +144,14 @@ def _feed(
         plan = plans[int(generator.integers(len(plans)))]
         part = sample[start : start + size]
         start += len(part)
-        scores, kept = found[plan].at(part)
-        if watch.see(scores, plan, kept):
+        if watch.see(found[plan][part], plan):
             return start
     return None
 
 
 def _alarms(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
     """Streams drawn with replacement from the pool that the calibration queries are drawn from."""
-    plans, count = list(found), len(found[next(iter(found))].scores)
+    plans, count = list(found), len(found[next(iter(found))])
     for name, asked in (("one budget", 1), ("five budgets in turn", len(plans))):
         alarms, least, started = 0, [], time.perf_counter()
         for trial in range(STREAMS):
@@ -199,7 +178,7 @@ def _switches(
     facts: dict[str, Any],
 ) -> None:
     """A stream of the known kind, and then another: how many queries until the alarm, in the worst of the trials."""
-    plans, count = list(found), len(found[next(iter(found))].scores)
+    plans, count = list(found), len(found[next(iter(found))])
     delays: dict[str, Any] = {}
     for name, rows in others.items():
         other = {plan: _run(index, rows, plan) for plan in plans}
@@ -234,11 +213,7 @@ def _delay(
     foreign = generator.random(AFTER) < share
     known, new = generator.integers(count, size=AFTER), generator.integers(others, size=AFTER)
     for plan in chosen:
-        new_, known_ = other[plan], found[plan]
-        mixed[plan] = Found(
-            np.where(foreign[:, None], new_.scores[new], known_.scores[known]),
-            np.where(foreign, new_.depth[new], known_.depth[known]),
-        )
+        mixed[plan] = np.where(foreign[:, None], other[plan][new], found[plan][known])
     at = _feed(watch, mixed, np.arange(AFTER), generator, chosen)
     return float("inf") if at is None else at
 
@@ -246,10 +221,10 @@ def _delay(
 def _audits(found: ByPlan, generator: np.random.Generator, targets: list[Target], facts: dict[str, Any]) -> None:
     """Does the running interval ever leave out the pool's mean recall? Every LOOK audited queries it is looked at."""
     *plans, flat = found
-    threshold = found[flat].scores[:, K - 1 :] - 1e-6
+    threshold = found[flat][:, K - 1 :] - 1e-6
     missed, widths = 0, []
     for trial in range(AUDITS):
-        hits = (found[plans[trial % len(plans)]].scores >= threshold).sum(axis=1)
+        hits = (found[plans[trial % len(plans)]] >= threshold).sum(axis=1)
         drawn = hits[generator.integers(len(hits), size=AUDITED)]
         outside = False
         for end in range(LOOK, AUDITED + 1, LOOK):
@@ -290,9 +265,9 @@ def _cost(index: FunnelIndex, pool: Float32, targets: list[Target], facts: dict[
     plan = index.explain(K, recall=0.95).plan
     prepared = index.searcher.prepare(pool[:STREAM])
     single = [index.searcher.found(prepared[i : i + 1], plan, K) for i in range(len(prepared))]
-    known = _run(index, pool[:STREAM], plan).statistics(np.arange(STREAM))
+    known = _run(index, pool[:STREAM], plan)[:, RANKS]
     watch = Drift(lambda _plan, _k: known)
-    taken = np.array([_us(partial(watch.see, one.scores, plan, one.depths)) for one in single])
+    taken = np.array([_us(partial(watch.see, one.scores, plan)) for one in single])
     facts["watching, us a query"] = {
         "median": float(np.median(taken)),
         "mean": float(taken.mean()),

@@ -298,7 +298,7 @@ class Explanation:
         if not self.plan.is_flat:
             lines.append(f"  {self.certificate.evidence}")
         if self.held is not None:
-            lines.append(f"  95th percentile held: {self.held}")
+            lines.append(f"  held: {self.held}")
         return "\n".join([*lines, *self._table()])
 
     @property

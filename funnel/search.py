@@ -84,7 +84,7 @@ class Beside:
                     raise self._too_much(f"{what} {calls} takes {said}", allowed)
                 held = self._held[what, batch, k] = held_ms(call)
         if held.ms >= allowed:
-            raise self._too_much(f"{what} {calls} takes {held.ms:.3g} ms at the 95th percentile ({held})", allowed)
+            raise self._too_much(f"{what} {calls} takes {held}", allowed)
         return held.ms
 
     @staticmethod
@@ -265,7 +265,7 @@ def lexical_of(opened: Opened) -> Lexical | None:
 def _rows_of(opened: Opened) -> LiveRows:
     """The rows of a generation, as its monitor is told of them."""
     count = opened.segments[-1].stop
-    return LiveRows(count, 0 if opened.live is None else count - int(np.count_nonzero(opened.live)))
+    return (count, 0 if opened.live is None else count - int(np.count_nonzero(opened.live)))
 
 
 def _of_latency(key: tuple[object, ...]) -> bool:
@@ -320,7 +320,7 @@ def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float
     else:
         found, served, each = _found(state, prepared, asked, k)
         if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(found.scores, served.plan, found.depths)
+            monitor.see(found.scores, served.plan)
             if audit is not None or monitor.audits:
                 monitor.check(prepared, found.scores, lambda: asked.name, audit)
     if monitor.void:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,18 +29,16 @@ from funnel.building.segment import (
     NARROWEST,
     checked_ladder,
     choose_ladder,
+    index_rows,
     order_rows,
     segment_entry,
     steps_above,
     store_rows,
-    write_norms,
 )
 from funnel.checks import checked_name, checked_number, checked_path, checked_seed
 from funnel.data.corpus import Corpus
 from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder
-from funnel.engine.coarse import build_coarse
-from funnel.engine.generation import make_cascade, rerank_widths
 from funnel.engine.measuring import CORPUS_ROWS, Certifying, Given, Near, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.errors import EncoderError, InputError
@@ -51,11 +48,9 @@ from funnel.planning.run import NEAR, given_scores, without_own
 from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
 from funnel.progress import Progress
 from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
-from funnel.storage.arrays import map_npy
-from funnel.storage.ids import Ids
 from indexes import CoarseIndexError, FamilyChoice, RunningTop, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "choose_coarse"]
+__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "choose_coarse", "written"]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -234,23 +229,20 @@ def build_index(
         release_freed()
         truth = RowsAsGiven(intake, adaptor, asked.certifying, options.dtype == AUTO, options.seed + CALIBRATION_SEED)
         seed = options.seed + TREE_SEED
-        positions = order_rows(intake, adaptor, segment, seed, options.progress, truth.watch)
+        positions = order_rows(intake, adaptor.unit_transform, segment, seed, options.progress, truth.watch)
         truth.finish()
         options, narrow_kept = _with_dtype(options, truth)
-        store_rows(intake, adaptor, positions, segment, options.dtype, options.progress)
+        store_rows(intake, adaptor.unit_transform, positions, segment, options.dtype, options.progress)
         intake.finish()
-        built = _index_rows(segment, intake, adaptor, options)
-        searcher = _searcher(segment, adaptor, built)
+        store = VectorStore.open(segment / "vectors.npy", options.device)
+        asked_ladder = None if options.dims is None else checked_ladder(options.dims, dim)
+        ladder = asked_ladder or choose_ladder(store, options.progress)
+        choice = _coarse(store.n, ladder, options)
+        searcher = index_rows(store, ladder, choice, adaptor, options.seed + TREE_SEED, options.progress)
         calibration = _calibrate(searcher, asked, truth, positions, options)
-        return _commit(transaction, segment, intake, encoder, built, chosen, calibration, options, narrow_kept)
-
-
-@dataclass(frozen=True)
-class _Built:
-    ladder: tuple[int, ...]
-    choice: FamilyChoice
-    store: VectorStore
-    coarse: Any
+        kept = (None if calibration is None else _kept(calibration), narrow_kept)
+        settings = _settings(choice, searcher, intake, encoder, chosen, options, kept)
+        return _commit(transaction, segment, intake, ladder, chosen, calibration, settings, options.progress)
 
 
 def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> tuple[BuildOptions, float | None]:
@@ -345,55 +337,34 @@ def _over_whole_rows(intake: Intake, options: BuildOptions) -> FamilyChoice | No
     if options.coarse is not None or options.dims is not None:
         return None
     try:
-        choice = choose_coarse(intake.count, steps_above(min(NARROWEST, intake.dim), intake.dim), options)
+        choice = _coarse(intake.count, steps_above(min(NARROWEST, intake.dim), intake.dim), options)
     except InputError:  # too little memory for this ladder: the one to come may take less
         return None
     return choice if choice.dim == intake.dim else None
 
 
-def _index_rows(segment: Path, intake: Intake, adaptor: Adaptor, options: BuildOptions) -> _Built:
-    store = VectorStore.open(segment / "vectors.npy", options.device)
-    asked = None if options.dims is None else checked_ladder(options.dims, intake.dim)
-    ladder = asked or choose_ladder(store, options.seed, options.progress)
-    choice = choose_coarse(store.n, ladder, options)
-    write_norms(store, ladder, segment / "norms.npy", options.progress)
-    seed = options.seed + TREE_SEED
-    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, options.progress, adaptor)
-    coarse.save(segment / "coarse.faiss")
-    return _Built(ladder, choice, store, coarse)
-
-
-def choose_coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> FamilyChoice:
-    """The coarse index to build: the user's, or the best that fits the memory."""
-    width = ladder[0]
-    if options.coarse is not None:
-        settings = options.coarse_settings or _default_settings(n, width, options.coarse)
-        return FamilyChoice(options.coarse, settings, width, family(options.coarse).estimate_nbytes(n, width, settings))
-    # Widths that were asked for are kept to: one over the full width is built where these leave the choice.
-    full = ladder[-1] if options.dims is None and options.device.type == "cpu" else None
-    if options.memory_mb is None:
-        return choose(n, width, full=full, device=options.device)[0]
-    allowed = int(options.memory_mb * MEGABYTE) - 4 * n * max(0, len(ladder) - 2)  # beside the norms
+def choose_coarse(
+    n: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device, widths_asked: bool = False
+) -> FamilyChoice:
+    """The best coarse index that fits the memory. widths_asked: whether to keep to those of the ladder."""
+    # One over the full width is built where the widths leave the choice.
+    full = ladder[-1] if not widths_asked and device.type == "cpu" else None
+    if memory_mb is None:
+        return choose(n, ladder[0], full=full, device=device)[0]
+    norms = 4 * n * max(0, len(ladder) - 2)
     try:
-        return choose(n, width, max(0, allowed), full, options.device)[0]
+        return choose(n, ladder[0], max(0, int(memory_mb * MEGABYTE) - norms), full, device)[0]
     except CoarseIndexError as error:
-        raise InputError(f"memory_mb={options.memory_mb:g} is too little for {n:,} rows: {error}") from error
+        raise InputError(f"memory_mb={memory_mb:g} is too little for {n:,} rows: {error}") from error
 
 
-def _default_settings(n: int, width: int, name: str) -> dict[str, int]:
-    """What `choose` would give this family for so many rows; its own defaults where it would not be offered."""
-    return next((dict(choice.settings) for choice in choose(n, width) if choice.name == name), {})
-
-
-def _searcher(segment: Path, adaptor: Adaptor, built: _Built) -> Searcher:
-    widths = rerank_widths(built.ladder, built.choice.name, built.choice.dim)
-    return Searcher(
-        cascade=make_cascade(built.coarse, built.store, segment, built.ladder, widths, adaptor, release=True),
-        adaptor=adaptor,
-        ids=Ids.open(segment),
-        order=map_npy(segment / "order.npy", ("int64",), 1),
-        widths=widths,
-    )
+def _coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> FamilyChoice:
+    """The coarse index to build: the user's, with what `choose` would give that family, or the best."""
+    if options.coarse is None:
+        return choose_coarse(n, ladder, options.memory_mb, options.device, options.dims is not None)
+    name, usual = options.coarse, (one for one in choose(n, ladder[0]) if one.name == options.coarse)
+    settings = options.coarse_settings or next((dict(choice.settings) for choice in usual), {})
+    return FamilyChoice(name, settings, ladder[0], 0)
 
 
 def _calibrate(
@@ -447,54 +418,71 @@ def _measure_latencies(planner: Planner) -> None:
     """Measure the plans that the usual budgets are served by, one query at a time."""
     for recall in MEASURED_RECALLS:
         if planner.calibration.depth >= MEASURED_K:
-            planner.latency(planner.choose(Budget(recall), MEASURED_K, 1).plan, MEASURED_K, 1)
+            planner.latencies.of(planner.choose(Budget(recall), MEASURED_K, 1).plan, MEASURED_K, 1)
+
+
+def _settings(
+    choice: FamilyChoice,
+    searcher: Searcher,
+    intake: Intake,
+    encoder: Encoder | None,
+    chosen: AdaptorChoice,
+    options: BuildOptions,
+    kept: tuple[float | None, float | None],
+) -> Settings:
+    return Settings(
+        adaptor=AdaptorNote(chosen.adaptor.kind, chosen.adaptor.isometric, chosen.why),
+        coarse=choice.name,
+        coarse_settings=dict(choice.settings),
+        coarse_width=choice.dim,
+        coarse_asked=options.coarse is not None or options.dims is not None,
+        documents=intake.documents is not None,
+        dtype=options.dtype,
+        kept=kept[0],
+        float16_kept=kept[1],
+        encoder=None if encoder is None else encoder.name,
+        encoder_reopenable=encoder is not None and encoder.reopenable,
+        exact_encoding=bool(getattr(encoder, "exact", False)),
+        query_prompt=None if encoder is None else encoder.options.query_prompt,
+        document_prompt=None if encoder is None else encoder.options.document_prompt,
+        truncate_dim=None if encoder is None else encoder.options.truncate_dim,
+        coarse_library=searcher.cascade.coarse.library(),
+        memory_mb=options.memory_mb,
+        seed=options.seed,
+    )
 
 
 def _commit(
     transaction: Transaction,
     segment: Path,
     intake: Intake,
-    encoder: Encoder | None,
-    built: _Built,
+    ladder: tuple[int, ...],
     chosen: AdaptorChoice,
     calibration: Calibration | None,
-    options: BuildOptions,
-    narrow_kept: float | None,
+    settings: Settings,
+    progress: bool,
 ) -> Manifest:
     adaptor_folder = transaction.folder("adaptor")
     chosen.save(adaptor_folder)
     body: dict[str, object] = {
         "d": intake.dim,
-        "ladder": list(built.ladder),
+        "ladder": list(ladder),
         "counts": {"rows": intake.count},
         "segments": [segment_entry(transaction, segment, intake.count, intake.documents)],
         "adaptor": transaction.identifier(adaptor_folder),
-        "settings": Settings(
-            adaptor=AdaptorNote(chosen.adaptor.kind, chosen.adaptor.isometric, chosen.why),
-            coarse=built.choice.name,
-            coarse_settings=dict(built.choice.settings),
-            coarse_width=built.choice.dim,
-            coarse_asked=options.coarse is not None or options.dims is not None,
-            documents=intake.documents is not None,
-            dtype=options.dtype,
-            kept=None if calibration is None else _kept(calibration),
-            float16_kept=narrow_kept,
-            encoder=None if encoder is None else encoder.name,
-            encoder_reopenable=encoder is not None and encoder.reopenable,
-            exact_encoding=bool(getattr(encoder, "exact", False)),
-            query_prompt=None if encoder is None else encoder.options.query_prompt,
-            document_prompt=None if encoder is None else encoder.options.document_prompt,
-            truncate_dim=None if encoder is None else encoder.options.truncate_dim,
-            coarse_library=built.coarse.library(),
-            memory_mb=options.memory_mb,
-            seed=options.seed,
-        ),
+        "settings": settings,
+        "calibration": written(transaction, calibration),
     }
-    if calibration is not None:
-        folder = transaction.folder("calibrations")
-        calibration.save(folder)
-        body["calibration"] = transaction.identifier(folder)
-    return transaction.commit(body, progress=options.progress)
+    return transaction.commit(body, progress=progress)
+
+
+def written(transaction: Transaction, calibration: Calibration | None) -> str | None:
+    """Write a calibration; gives the identifier of the part, None where there is none."""
+    if calibration is None:
+        return None
+    folder = transaction.folder("calibrations")
+    calibration.save(folder)
+    return transaction.identifier(folder)
 
 
 def _kept(calibration: Calibration) -> float | None:

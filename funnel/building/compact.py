@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from funnel.building.build import BuildOptions, calibrate_searcher, choose_coarse
+from funnel.building.build import calibrate_searcher, choose_coarse, written
 from funnel.building.intake import SAMPLE_BYTES, Intake
-from funnel.building.segment import choose_ladder, live_documents, segment_entry, write_ids, write_norms, write_rows
+from funnel.building.segment import (
+    choose_ladder,
+    index_rows,
+    live_documents,
+    order_rows,
+    segment_entry,
+    store_rows,
+    write_ids,
+)
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
-from funnel.engine.coarse import build_coarse
-from funnel.engine.generation import Opened, make_cascade, rerank_widths
+from funnel.engine.generation import Opened
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import check_finite, live_positions
 from funnel.errors import InputError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
-from funnel.storage import PartEntry, Settings, Transaction
-from funnel.storage.arrays import map_npy
-from funnel.storage.ids import Ids
+from funnel.storage import Settings, Transaction
 from funnel.storage.layout import DOCUMENTS
 from indexes import FamilyChoice, VectorStore
 
@@ -34,17 +39,6 @@ CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 
 Float32 = npt.NDArray[np.float32]
 Live = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _AsStored:
-    """In the place of an adaptor: stored rows are adapted already, and are written as they are."""
-
-    dim: int
-
-    def unit_transform(self, rows: Float32) -> Float32:
-        """What was given."""
-        return rows
 
 
 def needs_compaction(opened: Opened) -> bool:
@@ -75,7 +69,8 @@ def compact_index(
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if settings.documents else None
     intake = Intake(count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), documents)
-    write_rows(intake, _AsStored(intake.dim), folder, settings.dtype, seed, progress)
+    positions = order_rows(intake, _as_stored, folder, seed, progress)
+    store_rows(intake, _as_stored, positions, folder, settings.dtype, progress)
     _number_by_input(opened, folder)
     alive = [live_positions(segment, opened.live) for segment in opened.segments]
     write_ids(folder, [segment.ids for segment in opened.segments], alive)
@@ -85,9 +80,9 @@ def compact_index(
                 target.append(part)
     store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
     # Rows that came since may need other widths than those that the index was built with.
-    ladder = opened.manifest.ladder if asked else choose_ladder(store, seed, progress)
+    ladder = opened.manifest.ladder if asked else choose_ladder(store, progress)
     choice = _coarse_choice(opened, settings, asked, count, ladder)
-    searcher = _index(opened, store, ladder, choice, folder, seed, progress)
+    searcher = index_rows(store, ladder, choice, opened.searcher.adaptor, seed, progress)
     calibration = _calibration(opened, searcher, alive, seed, progress)
     settings = structs.replace(
         settings,
@@ -96,8 +91,21 @@ def compact_index(
         coarse_width=choice.dim,
         coarse_library=searcher.cascade.coarse.library(),
     )
-    entry = segment_entry(transaction, folder, count, documents)
-    _commit(transaction, opened, entry, ladder, calibration, settings, progress)
+    body = opened.manifest.body() | {
+        "ladder": ladder,
+        "counts": {"rows": count, "deleted": 0},
+        "segments": [segment_entry(transaction, folder, count, documents)],
+        "tombstones": [],
+        "calibration": written(transaction, calibration),
+        "settings": settings,
+    }
+    transaction.reuse(f"adaptor/{opened.manifest.adaptor}")
+    transaction.commit(body, progress=progress)
+
+
+def _as_stored(rows: Float32) -> Float32:
+    """In the place of an adaptor: stored rows are adapted already, and are written as they are."""
+    return rows
 
 
 def _rows(opened: Opened) -> Iterator[Float32]:
@@ -142,42 +150,8 @@ def _number_by_input(opened: Opened, folder: Path) -> None:
     np.save(path, new[np.load(path, allow_pickle=False)])
 
 
-def _index(
-    opened: Opened,
-    store: VectorStore,
-    ladder: tuple[int, ...],
-    choice: FamilyChoice,
-    folder: Path,
-    seed: int,
-    progress: bool,
-) -> Searcher:
-    """Norms and coarse index of the new segment, and a searcher of it."""
-    adaptor = opened.searcher.adaptor
-    write_norms(store, ladder, folder / "norms.npy", progress)
-    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, adaptor)
-    coarse.save(folder / "coarse.faiss")
-    widths = rerank_widths(ladder, choice.name, choice.dim)
-    return Searcher(
-        cascade=make_cascade(coarse, store, folder, ladder, widths, adaptor, release=True),
-        adaptor=adaptor,
-        ids=Ids.open(folder),
-        order=map_npy(folder / "order.npy", ("int64",), 1),
-        widths=widths,
-    )
-
-
-def _options(opened: Opened, settings: Settings) -> BuildOptions:
-    return BuildOptions(
-        adaptor="identity",
-        dims=None,
-        memory_mb=settings.memory_mb,
-        coarse=None,
-        coarse_settings=None,
-        dtype=settings.dtype,
-        seed=0,
-        device=opened.searcher.cascade.store.device,
-        progress=False,
-    )
+def _choice(opened: Opened, rows: int, ladder: tuple[int, ...], memory_mb: float | None) -> FamilyChoice:
+    return choose_coarse(rows, ladder, memory_mb, opened.searcher.cascade.store.device)
 
 
 def _coarse_now(opened: Opened) -> FamilyChoice:
@@ -192,7 +166,7 @@ def _coarse_asked(opened: Opened, settings: Settings) -> bool:
     """
     if settings.coarse_asked is not None:
         return settings.coarse_asked
-    then = choose_coarse(opened.segments[0].rows, opened.manifest.ladder, _options(opened, settings))
+    then = _choice(opened, opened.segments[0].rows, opened.manifest.ladder, settings.memory_mb)
     now = _coarse_now(opened)
     return (then.name, dict(then.settings), then.dim) != (now.name, dict(now.settings), now.dim)
 
@@ -202,7 +176,7 @@ def _coarse_choice(opened: Opened, settings: Settings, asked: bool, rows: int, l
     if asked:
         return _coarse_now(opened)
     try:
-        return choose_coarse(rows, ladder, _options(opened, settings))
+        return _choice(opened, rows, ladder, settings.memory_mb)
     except InputError as error:
         raise InputError(
             f"{error}. The memory was stated when this index was built: compact(memory_mb=...), or funnel compact "
@@ -248,29 +222,3 @@ def _places(opened: Opened, searcher: Searcher, alive: Sequence[Live | None]) ->
     places = np.full(len(kept), -1, dtype=np.int64)
     places[kept] = stored
     return places
-
-
-def _commit(
-    transaction: Transaction,
-    opened: Opened,
-    entry: PartEntry,
-    ladder: tuple[int, ...],
-    calibration: Calibration | None,
-    settings: Settings,
-    progress: bool,
-) -> None:
-    manifest = opened.manifest
-    body = manifest.body() | {
-        "ladder": ladder,
-        "counts": {"rows": entry.rows, "deleted": 0},
-        "segments": [entry],
-        "tombstones": [],
-        "calibration": None,
-        "settings": settings,
-    }
-    if calibration is not None:
-        part = transaction.folder("calibrations")
-        calibration.save(part)
-        body["calibration"] = transaction.identifier(part)
-    transaction.reuse(f"adaptor/{manifest.adaptor}")
-    transaction.commit(body, progress=progress)

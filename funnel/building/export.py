@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from funnel.checks import checked_flags, checked_path
-from funnel.data.documents import Document
 from funnel.engine.generation import Opened
-from funnel.engine.segments import Documents, Segment, live_positions
+from funnel.engine.segments import Segment, live_positions
 from funnel.errors import FunnelError, InputError, MissingPackageError, NoSpaceError, StorageError
 from funnel.plainjson import exact_json
 from funnel.progress import Progress
@@ -29,13 +28,7 @@ __all__ = ["Exported", "export_index"]
 CELLS_AT_A_TIME = 2_097_152  # 8 MB of vectors as float32
 
 
-@dataclass(frozen=True)
-class ExportedBatch:
-    """Some rows that follow each other: ids int64 [c] or str in an object array [c], vectors float32 [c, d]."""
-
-    ids: npt.NDArray[Any]
-    vectors: npt.NDArray[np.float32]
-    documents: list[Document] | None
+Part: TypeAlias = tuple[Segment, npt.NDArray[np.int64]]  # a segment, and input positions inside it, rising
 
 
 class ExportedRows:
@@ -45,54 +38,26 @@ class ExportedRows:
     """
 
     def __init__(self, opened: Opened, adapted: bool) -> None:
-        self.opened, self.adapted = opened, adapted
-        adaptor = opened.searcher.adaptor
+        self.opened, self.adapted, adaptor = opened, adapted, opened.searcher.adaptor
+        self.count, self.dim = opened.searcher.rows, opened.searcher.dim
+        self.space = f"as adapted by {adaptor.kind}" if adapted else "in your own space, of unit length"
         if not adapted and not adaptor.isometric:
             raise InputError(
                 f"the adaptor of this index is of kind {adaptor.kind!r}, which cannot be undone; export the adapted "
                 "vectors (adapted=True, --adapted), or the vectors that the index was built from"
             )
 
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return self.opened.searcher.rows
-
-    @property
-    def dim(self) -> int:
-        """The full width."""
-        return self.opened.searcher.dim
-
-    @property
-    def documents(self) -> Documents | None:
-        """The documents; None where the index holds bare vectors."""
-        return self.opened.documents
-
-    @property
-    def space(self) -> str:
-        """Whose space the vectors are in, in words."""
-        kind = self.opened.searcher.adaptor.kind
-        return f"as adapted by {kind}" if self.adapted else "in your own space, of unit length"
-
     def ids(self) -> Iterator[npt.NDArray[Any]]:
         """The ids alone, in batches: int64, or str in object arrays."""
-        for segment, positions in self._parts():
-            yield segment.ids.at(positions)
+        return (segment.ids.at(positions) for segment, positions in self.parts(False))
 
     def vectors(self, progress: bool) -> Iterator[npt.NDArray[np.float32]]:
         """The vectors alone, in batches float32 [c, d]."""
-        for segment, positions in self._bar(progress):
-            yield self._read(segment, positions)
+        return (self.read(part) for part in self.parts(progress))
 
-    def batches(self, progress: bool) -> Iterator[ExportedBatch]:
-        """Everything."""
-        for segment, positions in self._bar(progress):
-            documents = segment.documents
-            found = None if documents is None else documents.get(positions)
-            yield ExportedBatch(segment.ids.at(positions), self._read(segment, positions), found)
-
-    def _read(self, segment: Segment, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        store = segment.store
+    def read(self, part: Part) -> npt.NDArray[np.float32]:
+        """The vectors of a part, float32 [c, d]."""
+        (segment, positions), store = part, part[0].store
         rows = positions if segment.stored is None else segment.stored[positions].astype(np.int64)
         read: npt.NDArray[np.float32] = (
             store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
@@ -100,22 +65,16 @@ class ExportedRows:
         given = read if self.adapted else self.opened.searcher.adaptor.inverse(read)
         return np.ascontiguousarray(given, dtype=np.float32)
 
-    def _parts(self) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
-        """Segments, and input positions inside them, rising."""
+    def parts(self, progress: bool) -> Iterator[Part]:
+        """Everything, in batches."""
         size = max(1, CELLS_AT_A_TIME // self.dim)
-        for segment in self.opened.segments:
-            live = live_positions(segment, self.opened.live)
-            for start in range(0, segment.rows, size):
-                positions = np.arange(start, min(start + size, segment.rows), dtype=np.int64)
-                positions = positions if live is None else positions[live[positions]]
-                if len(positions):
-                    yield segment, positions
-
-    def _bar(self, progress: bool) -> Iterator[tuple[Segment, npt.NDArray[np.int64]]]:
         with Progress(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
-            for segment, positions in self._parts():
-                yield segment, positions
-                bar.update(len(positions))
+            for segment in self.opened.segments:
+                live = live_positions(segment, self.opened.live)
+                left = np.arange(segment.rows) if live is None else np.flatnonzero(live)
+                for start in range(0, len(left), size):
+                    yield segment, left[start : start + size]
+                    bar.update(len(left[start : start + size]))
 
 
 UNICODE_BYTES = 4  # a character of numpy's fixed-width texts
@@ -170,23 +129,20 @@ def write_parquet(rows: ExportedRows, path: Path, progress: bool) -> None:
         raise MissingPackageError(
             "writing .parquet needs pyarrow; install it with: pip install 'funnel-retrieval[parquet]'"
         ) from error
-    text = any(ids.dtype == object for ids in rows.ids())
-    fields = [("id", arrow.string() if text else arrow.int64())]
-    if rows.documents is not None:
+    fields = [("id", arrow.string() if labels_of(rows) is None else arrow.int64())]
+    if rows.opened.documents is not None:
         fields += [(name, arrow.string()) for name in ("title", "text", "metadata")]
     schema = arrow.schema([*fields, ("vector", arrow.list_(arrow.float32(), rows.dim))])
     with parquet.ParquetWriter(path, schema) as writer:
-        for batch in rows.batches(progress):
-            columns = [arrow.array(batch.ids.tolist(), schema.field("id").type)]
-            if batch.documents is not None:
-                columns += [
-                    arrow.array([document.title for document in batch.documents]),
-                    arrow.array([document.text for document in batch.documents]),
-                    arrow.array([exact_json(dict(d.metadata)) for d in batch.documents]),
-                ]
-            flat = arrow.array(batch.vectors.reshape(-1))
-            columns.append(arrow.FixedSizeListArray.from_arrays(flat, rows.dim))
-            writer.write_batch(arrow.record_batch(columns, schema=schema))
+        for part in rows.parts(progress):
+            segment, positions = part
+            columns = [segment.ids.at(positions).tolist()]
+            if segment.documents is not None:
+                found = segment.documents.get(positions)
+                columns += zip(*((one.title, one.text, exact_json(dict(one.metadata))) for one in found), strict=True)
+            arrays = [arrow.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
+            vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.read(part).reshape(-1)), rows.dim)
+            writer.write_batch(arrow.record_batch([*arrays, vectors], schema=schema))
 
 
 def _header(file: BinaryIO, descr: str, shape: tuple[int, ...]) -> None:
@@ -195,13 +151,6 @@ def _header(file: BinaryIO, descr: str, shape: tuple[int, ...]) -> None:
 
 INNER_PRODUCT = 0  # faiss.METRIC_INNER_PRODUCT
 UNUSED = 1 << 20  # two fields of FAISS's header that hold nothing any more
-
-
-def takes_coarse(rows: ExportedRows) -> bool:
-    """Whether the coarse index is one of FAISS's, as it lies on disk, over every row and no other."""
-    opened = rows.opened
-    whole = len(opened.segments) == 1 and opened.live is None and opened.rebuilt is None
-    return whole and isinstance(opened.searcher.cascade.coarse, FaissIndex)
 
 
 def labels_of(rows: ExportedRows) -> npt.NDArray[np.int64] | None:
@@ -241,10 +190,11 @@ def write_coarse(rows: ExportedRows, path: Path) -> str:
     index = faiss.read_index(str(searcher.cascade.store.path.parent / "coarse.faiss"))
     labels = labels_of(rows)
     order = np.asarray(searcher.order, dtype=np.int64)
-    labelled = _labelled(faiss, index, order if labels is None else labels[order])
-    steps = [] if rows.adapted else _way(faiss, rows, width)
-    chained = labelled
-    for step in reversed(steps):
+    count, index.ntotal = index.ntotal, 0  # an IndexIDMap takes only an empty one
+    chained = faiss.IndexIDMap(index)
+    index.ntotal = chained.ntotal = count
+    faiss.copy_array_to_vector(np.ascontiguousarray(order if labels is None else labels[order]), chained.id_map)
+    for step in reversed([] if rows.adapted else _way(faiss, rows, width)):
         chained = faiss.IndexPreTransform(step, chained)
     with path.open("wb") as file:  # through Python: FAISS's own writer only prints when the last flush fails
         faiss.write_index(chained, faiss.PyCallbackIOWriter(file.write))
@@ -263,15 +213,6 @@ def _way(faiss: Any, rows: ExportedRows, width: int) -> list[Any]:
     faiss.copy_array_to_vector(np.ascontiguousarray(matrix.T).reshape(-1), linear.A)
     linear.is_trained = True
     return [linear, normalised]
-
-
-def _labelled(faiss: Any, index: Any, labels: npt.NDArray[np.int64]) -> Any:
-    """The index in an IndexIDMap, which takes only an empty one."""
-    count, index.ntotal = index.ntotal, 0
-    mapped = faiss.IndexIDMap(index)
-    index.ntotal = mapped.ntotal = count
-    faiss.copy_array_to_vector(np.ascontiguousarray(labels), mapped.id_map)
-    return mapped
 
 
 def _faiss_header(file: BinaryIO, fourcc: bytes, dim: int, count: int) -> None:
@@ -322,34 +263,27 @@ def export_index(
         raise InputError(f"flat says which FAISS index is written, and {target} is none; leave it out")
     if folder.resolve() in target.resolve().parents:
         raise InputError(f"{target} lies inside the index {folder}; export to another folder")
-    rows, beside = ExportedRows(opened, adapted), target.with_suffix(".ids.npy")
-    wanted: dict[Path, Callable[[Path], None]]
-    if target.suffix == ".parquet":
-        wanted = {target: lambda file: write_parquet(rows, file, progress)}
+    rows, beside, what = ExportedRows(opened, adapted), target.with_suffix(".ids.npy"), ""
+
+    def write(file: Path) -> None:
+        nonlocal what
         what = f"vectors {rows.space}"
-    elif target.suffix == ".npy":
-        wanted = {target: lambda file: write_npy(rows, file, progress), beside: lambda file: write_ids(rows, file)}
-        what = f"vectors {rows.space}"
-    else:
-        return _export_faiss(rows, target, beside, flat, overwrite, progress)
+        if target.suffix == ".parquet":
+            write_parquet(rows, file, progress)
+        elif target.suffix == ".npy":
+            write_npy(rows, file, progress)
+        else:  # the coarse index where it is one of FAISS's, as it lies on disk, over every row and no other
+            coarse = isinstance(opened.searcher.cascade.coarse, FaissIndex) and opened.rebuilt is None
+            whole = coarse and len(opened.segments) == 1 and opened.live is None and not flat
+            what = write_coarse(rows, file) if whole else write_flat(rows, file, progress)
+            what += "; labels are ids" if labelled else f"; labels are input positions, whose ids are in {beside.name}"
+
+    labelled = target.suffix == ".faiss" and labels_of(rows) is not None
+    wanted: dict[Path, Callable[[Path], None]] = {target: write}
+    if target.suffix != ".parquet" and not labelled:
+        wanted[beside] = lambda file: write_ids(rows, file)
     _write(wanted, overwrite)
     return Exported(tuple(wanted), rows.count, what)
-
-
-def _export_faiss(
-    rows: ExportedRows, target: Path, beside: Path, flat: bool, overwrite: bool, progress: bool
-) -> Exported:
-    said: list[str] = []
-    coarse = takes_coarse(rows) and not flat
-    wanted: dict[Path, Callable[[Path], None]] = {
-        target: lambda file: said.append(write_coarse(rows, file) if coarse else write_flat(rows, file, progress))
-    }
-    labels = "labels are ids"
-    if labels_of(rows) is None:
-        wanted[beside] = lambda file: write_ids(rows, file)
-        labels = f"labels are input positions, whose ids are in {beside.name}"
-    _write(wanted, overwrite)
-    return Exported(tuple(wanted), rows.count, f"{said[0]}; {labels}")
 
 
 def _write(wanted: dict[Path, Callable[[Path], None]], overwrite: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -153,7 +153,7 @@ def _take_documents(
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
     dim = _known(corpus.dim) if corpus.has_vectors or encoder is None else encoder.dim
-    sample, spool, ids = _Sample(dim, seed), folder / SPOOL, TextIds()
+    sample, spool, ids, count = _Sample(dim, seed), folder / SPOOL, TextIds(), 0
     found: set[str] = set()
     label = "read" if corpus.has_vectors else "encode"
     with (
@@ -163,11 +163,12 @@ def _take_documents(
     ):
         for documents in corpus.documents(DOCUMENTS_AT_A_TIME):
             store.append(documents)
-            ids.extend(documents)
+            ids.extend(str(one.id) for one in documents)
             if looked_for:
                 texts = {folded(text) for one in documents for text in (one.text, one.content)}
                 found |= looked_for & texts
-            rows = _vectors(documents, None if corpus.has_vectors else encoder, ids.count - len(documents))
+            rows = _vectors(documents, None if corpus.has_vectors else encoder, count)
+            count += len(documents)
             if rows.shape[1] != dim:
                 raise InputError(f"{corpus.name}: vectors of {rows.shape[1]} dims after vectors of {dim}")
             sample.update(rows)
@@ -175,9 +176,7 @@ def _take_documents(
             bar.update(len(documents))
     ids.save(folder)
     rows_drawn, numbers = sample.finish()
-    return Intake(
-        *(ids.count, dim, rows_drawn, lambda: _read_spool(spool, dim), target, spool), numbers, frozenset(found)
-    )
+    return Intake(*(count, dim, rows_drawn, lambda: _read_spool(spool, dim), target, spool), numbers, frozenset(found))
 
 
 def _vectors(documents: list[Document], encoder: Encoder | None, first: int) -> Float32:
@@ -202,20 +201,11 @@ class TextIds:
         self._bytes = bytearray()
         self._offsets = array("q", [0])
 
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._offsets) - 1
-
-    def extend(self, documents: list[Document]) -> None:
-        """Add those of documents."""
-        for document in documents:
-            self.append(str(document.id))
-
-    def append(self, text: str) -> None:
-        """Add one."""
-        self._bytes += text.encode()
-        self._offsets.append(len(self._bytes))
+    def extend(self, texts: Iterable[str]) -> None:
+        """Add some."""
+        for text in texts:
+            self._bytes += text.encode()
+            self._offsets.append(len(self._bytes))
 
     def save(self, folder: Path) -> None:
         """Write ids.npy and id_offsets.npy."""
@@ -228,8 +218,7 @@ def _save_ids(folder: Path, ids: list[str] | list[int]) -> None:
         np.save(folder / "ids.npy", np.array(ids, dtype=np.int64))
         return
     texts = TextIds()
-    for value in ids:
-        texts.append(str(value))
+    texts.extend(map(str, ids))
     texts.save(folder)
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse, unit_prefixes
-from funnel.engine.generation import Opened
+from funnel.engine.generation import Opened, make_cascade, rerank_widths
+from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment, live_positions
 from funnel.filtering.columns import write_columns
+from funnel.planning.run import without_own
 from funnel.progress import Progress
 from funnel.storage import PartEntry, Transaction
+from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
 from funnel.storage.layout import COLUMNS, DOCUMENTS
-from indexes import ClusterTree, RunningTop, VectorStore, release_freed, stored_order
+from indexes import ClusterTree, FamilyChoice, RunningTop, VectorStore, release_freed, stored_order
 
 __all__ = [
     "ADDED_DTYPE",
@@ -30,6 +34,7 @@ __all__ = [
     "checked_ladder",
     "choose_ladder",
     "fold_from",
+    "index_rows",
     "live_documents",
     "order_rows",
     "segment_entry",
@@ -39,7 +44,6 @@ __all__ = [
     "write_folded",
     "write_ids",
     "write_norms",
-    "write_rows",
 ]
 
 # Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
@@ -48,27 +52,13 @@ ORDERED_DIMS = 32
 ADDED_DTYPE = "float32"
 
 
-class RowMap(Protocol):
-    """What rows go through before they are stored: an adaptor."""
-
-    @property
-    def dim(self) -> int:
-        """The width."""
-        ...
-
-    def unit_transform(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Rows [n, d], adapted and of unit length."""
-        ...
-
-
-def write_rows(intake: Intake, adaptor: RowMap, folder: Path, dtype: str, seed: int, progress: bool) -> None:
-    """Adapt every row and store it in cluster order: vectors.npy, and order.npy (stored row -> input position)."""
-    store_rows(intake, adaptor, order_rows(intake, adaptor, folder, seed, progress), folder, dtype, progress)
+Float32: TypeAlias = npt.NDArray[np.float32]
+RowMap: TypeAlias = Callable[[Float32], Float32]  # what rows [n, d] go through before they are stored: an adaptor
 
 
 def order_rows(
     intake: Intake,
-    adaptor: RowMap,
+    adapted: RowMap,
     folder: Path,
     seed: int,
     progress: bool,
@@ -79,14 +69,14 @@ def order_rows(
     watch: is shown all rows as given, batch by batch, in input order.
     """
     width = min(ORDERED_DIMS, intake.dim)
-    tree = ClusterTree.fit(_adapted_prefixes(intake.sample, adaptor, width), seed=seed)
+    tree = ClusterTree.fit(_prefixes(intake.sample, adapted, width), seed=seed)
     intake.drop_sample()
     release_freed()
     leaves = np.empty(intake.count, dtype=np.int64)
     done = 0
     with Progress(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in intake.rows():
-            leaves[done : done + len(rows)] = tree.assign(_adapted_prefixes(rows, adaptor, width))
+            leaves[done : done + len(rows)] = tree.assign(_prefixes(rows, adapted, width))
             if watch is not None:
                 watch(rows)
             done += len(rows)
@@ -101,7 +91,7 @@ def order_rows(
 
 
 def store_rows(
-    intake: Intake, adaptor: RowMap, positions: npt.NDArray[np.int64], folder: Path, dtype: str, progress: bool
+    intake: Intake, adapted: RowMap, positions: npt.NDArray[np.int64], folder: Path, dtype: str, progress: bool
 ) -> None:
     """Adapt every row and store it where it belongs: vectors.npy. positions: input position -> stored row."""
     done = 0
@@ -110,19 +100,30 @@ def store_rows(
         Progress(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         for rows in intake.rows():
-            writer.write(positions[done : done + len(rows)], adaptor.unit_transform(rows))
+            writer.write(positions[done : done + len(rows)], adapted(rows))
             done += len(rows)
             bar.update(len(rows))
     release_freed()
 
 
-def _adapted_prefixes(rows: npt.NDArray[np.float32], adaptor: RowMap, width: int) -> npt.NDArray[np.float32]:
-    """Unit prefixes of rows [n, d] as the adaptor maps them: float32 [n, width]."""
-    prefixes = np.empty((len(rows), width), dtype=np.float32)
-    size = max(1, CELLS_AT_A_TIME // adaptor.dim)
-    for start in range(0, len(rows), size):
-        prefixes[start : start + size] = unit_prefixes(adaptor.unit_transform(rows[start : start + size]), width)
-    return prefixes
+def _prefixes(rows: Float32, adapted: RowMap, width: int) -> Float32:
+    """Unit prefixes of rows [n, d] as they are adapted: float32 [n, width]."""
+    size = max(1, CELLS_AT_A_TIME // rows.shape[1])
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    return np.concatenate([unit_prefixes(adapted(part), width) for part in parts])
+
+
+def index_rows(
+    store: VectorStore, ladder: tuple[int, ...], choice: FamilyChoice, adaptor: Adaptor, seed: int, progress: bool
+) -> Searcher:
+    """Write norms and the coarse index beside the vectors of a segment; gives a searcher of it."""
+    folder = store.path.parent
+    write_norms(store, ladder, folder / "norms.npy", progress)
+    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, adaptor)
+    coarse.save(folder / "coarse.faiss")
+    widths = rerank_widths(ladder, choice.name, choice.dim)
+    cascade = make_cascade(coarse, store, folder, ladder, widths, adaptor, release=True)
+    return Searcher(cascade, adaptor, Ids.open(folder), map_npy(folder / "order.npy", ("int64",), 1), widths)
 
 
 def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress: bool) -> None:
@@ -140,15 +141,11 @@ def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress:
             bar.update(len(rows))
 
 
-Float32: TypeAlias = npt.NDArray[np.float32]
-
-
 CANDIDATES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 NARROWEST = CANDIDATES[0]
 PROBES = 256  # held-out rows that widths are judged on: the standard error at .98 is .003
 PROBED_ROWS = 200_000  # rows they are judged against
-RUNS = 64  # in which those are read
-LADDER_CELLS_AT_A_TIME = 6_291_456  # as read from disk: 25 MB as float32
+RUNS = 64  # in which those are read, spread over the whole matrix, which is in cluster order
 DEPTH, SHORTLIST = 10, 50
 # A prefix is wide enough when a shortlist of 50 holds this share of the true top 10: then recall .99 is within
 # reach of a few hundred candidates, and a narrower graph loses more recall than its cheaper hops win.
@@ -177,58 +174,40 @@ def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:
     return ladder if ladder[-1] == dim else (*ladder, dim)
 
 
-def choose_ladder(store: VectorStore, seed: int, progress: bool = False) -> tuple[int, ...]:
+def choose_ladder(store: VectorStore, progress: bool = False) -> tuple[int, ...]:
     """The narrowest coarse width whose shortlist holds enough of the true neighbours, and the steps above it."""
     widths = [width for width in CANDIDATES if width < store.dim]
-    ranges = _probed_ranges(store)
-    total = sum(stop - start for start, stop in ranges)
-    depth = min(DEPTH, total - 1)
+    step = -(-store.n // RUNS)
+    runs = [(start, min(start + min(step, PROBED_ROWS // RUNS), store.n)) for start in range(0, store.n, step)]
+    firsts = np.cumsum([0, *(stop - start for start, stop in runs)])  # numbered as if they lay together
+    depth = min(DEPTH, int(firsts[-1]) - 1)
     if depth < 1 or not widths:
         return (store.dim,)
-    probes = np.sort(np.random.default_rng(seed).choice(total, min(PROBES, total), replace=False))
-    queries = np.concatenate([rows[_inside(probes, first, len(rows))] for first, rows in _read(store, ranges)])
+    probes = np.unique(np.linspace(0, firsts[-1] - 1, PROBES).astype(np.int64))
+    own = [probes[(probes >= a) & (probes < b)] for a, b in itertools.pairwise(firsts)]
+    queries = np.concatenate([_run(store, *run)[mine - at] for run, at, mine in zip(runs, firsts, own, strict=False)])
     truth = RunningTop(queries, depth + 1)
     found = {width: RunningTop(unit_prefixes(queries, width), SHORTLIST + 1) for width in widths}
+    total = int(firsts[-1])
     with Progress(total=total, desc="compare widths", unit="rows", unit_scale=True, disable=not progress) as bar:
-        for first, rows in _read(store, ranges):
-            truth.update(rows, first)
+        for run, at in zip(runs, firsts.tolist(), strict=False):
+            rows = _run(store, *run)
+            truth.update(rows, at)
             for width, top in found.items():
-                top.update(unit_prefixes(rows, width), first)
+                top.update(unit_prefixes(rows, width), at)
             bar.update(len(rows))
     enough = (width for width in widths if _held(truth.rows, found[width].rows, probes, depth) >= ENOUGH)
     return steps_above(next(enough, store.dim), store.dim)
 
 
-def _probed_ranges(store: VectorStore) -> list[tuple[int, int]]:
-    """Runs of rows spread over the whole matrix, which is in cluster order."""
-    share = min(1.0, PROBED_ROWS / store.n)
-    run = -(-store.n // RUNS)
-    starts = range(0, store.n, run)
-    return [(start, start + max(1, round(min(run, store.n - start) * share))) for start in starts]
-
-
-def _read(store: VectorStore, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, Float32]]:
-    """Batches of the rows in the ranges, numbered from 0 as if they lay together."""
-    size, done = max(1, LADDER_CELLS_AT_A_TIME // store.dim), 0
-    for start, stop in ranges:
-        for _, rows in store.chunks(size, start, stop):
-            yield done, rows
-            done += len(rows)
-
-
-def _inside(numbers: npt.NDArray[np.int64], first: int, count: int) -> npt.NDArray[np.int64]:
-    """Which of the rising numbers lie in [first, first + count), counted from first."""
-    begin, end = np.searchsorted(numbers, (first, first + count))
-    return numbers[begin:end] - first
+def _run(store: VectorStore, start: int, stop: int) -> Float32:
+    return next(iter(store.chunks(stop - start, start, stop)))[1]
 
 
 def _held(truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64], own: npt.NDArray[np.int64], depth: int) -> float:
     """The mean share of the true neighbours, the query's own row left out, that the shortlists hold."""
-    shares = []
-    for true, short, mine in zip(truth, found, own, strict=True):
-        wanted = [row for row in true if row != mine][:depth]
-        shares.append(np.isin(wanted, short).mean())
-    return float(np.mean(shares))
+    neighbours = without_own(truth.astype(np.float32), truth, own, depth)[1]
+    return float((neighbours[:, :, None] == found[:, None, :]).any(axis=2).mean())
 
 
 # Segments of about the same size that are put together: each row is then written again a few times in all.
@@ -320,8 +299,7 @@ def write_ids(folder: Path, sources: Sequence[Ids], alive: Sequence[Live | None]
     texts = TextIds()
     for ids, positions in zip(sources, kept, strict=True):
         for start in range(0, len(positions), ROWS_AT_A_TIME):
-            for text in ids.at(positions[start : start + ROWS_AT_A_TIME]):
-                texts.append(text)
+            texts.extend(ids.at(positions[start : start + ROWS_AT_A_TIME]))
     texts.save(folder)
 
 
@@ -337,10 +315,8 @@ def live_documents(segments: Sequence[Segment], live: Live | None) -> Iterator[l
 
 def write_coarse(opened: Opened, folder: Path, progress: bool) -> None:
     """Give a large segment what the first has: norms, a coarse index of the same kind and width, an order."""
-    settings, ladder = opened.manifest.settings, opened.manifest.ladder
-    store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
-    write_norms(store, ladder, folder / "norms.npy", progress)
-    made = (settings.coarse, settings.coarse_settings, settings.seed)
-    coarse = build_coarse(store, opened.manifest.coarse_width, *made, progress, opened.searcher.adaptor)
-    coarse.save(folder / "coarse.faiss")
+    settings, searcher = opened.manifest.settings, opened.searcher
+    store = VectorStore.open(folder / "vectors.npy", searcher.cascade.store.device)
     np.save(folder / "order.npy", np.arange(store.n, dtype=np.int64))
+    choice = FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
+    index_rows(store, opened.manifest.ladder, choice, searcher.adaptor, settings.seed, progress)

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from msgspec import structs
 
-from funnel.building.build import calibrate_searcher
+from funnel.building.build import calibrate_searcher, written
 from funnel.building.queries import EQUAL, SAME_COSINE, encode_asked, open_asked
 from funnel.building.segment import live_documents
 from funnel.checks import checked_flag, checked_seed
 from funnel.data.queries import Queries, QueriesSource, folded
 from funnel.encoding.query_encoder import QueryEncoder
-from funnel.engine.generation import Opened, open_generation
+from funnel.engine.generation import Opened, open_generation, same_generation
 from funnel.engine.measuring import Certifying, Given, Search
 from funnel.engine.searcher import Searcher
 from funnel.errors import InputError, StorageError
@@ -81,7 +81,7 @@ def _check(path: Path, opened: Opened, seed: int) -> None:
 def _check_live(path: Path, transaction: Transaction, manifest: Manifest) -> None:
     """StorageError unless the generation that is open is still the live one."""
     live = transaction.previous
-    if live is None or (live.generation, live.created) != (manifest.generation, manifest.created):
+    if live is None or not same_generation(live, manifest):
         found = "removed" if live is None else f"replaced by generation {live.generation}"
         raise StorageError(f"{path}: generation {manifest.generation}, which is open, was {found}; open it again")
 
@@ -159,10 +159,8 @@ def _equal_added(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.ND
 
 def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, progress: bool) -> Manifest:
     manifest = opened.manifest
-    folder = transaction.folder("calibrations")
-    calibration.save(folder)
     kept = [path for path in manifest.files if path.split("/")[0] != "calibrations"]
-    body = manifest.body() | {"calibration": transaction.identifier(folder)}
+    body = manifest.body() | {"calibration": written(transaction, calibration)}
     if opened.rebuilt is not None:  # the graph that was measured is the one to keep
         prefix = f"segments/{manifest.segments[0].id}/"
         first = replace(manifest.segments[0], id=_with_coarse(transaction, opened, prefix))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.building.intake import Intake, take_in
+from funnel.building.intake import take_in
 from funnel.building.segment import (
     ADDED_DTYPE,
     EXACT_ROWS,
     Written,
     fold_from,
     segment_entry,
+    store_rows,
     write_coarse,
     write_folded,
 )
@@ -29,7 +29,6 @@ from funnel.errors import EncoderError, InputError
 from funnel.identifiers import identifier, identifiers
 from funnel.storage import PartEntry, Transaction
 from funnel.storage.ids import Ids
-from indexes import VectorStore
 
 __all__ = ["Changes", "add_rows", "delete_ids", "delete_rows"]
 
@@ -56,9 +55,8 @@ class Changes:
     generation: int
 
     def __str__(self) -> str:
-        said = [f"{self.added:,} added"] if self.added else []
-        said += [f"{self.deleted:,} deleted"] if self.deleted or not self.added else []
-        said += [f"{self.unknown:,} unknown"] if self.unknown else []
+        counts = {"added": self.added, "deleted": self.deleted, "unknown": self.unknown}
+        said = [f"{count:,} {what}" for what, count in counts.items() if count] or ["0 deleted"]
         return f"{', '.join(said)}; generation {self.generation}"
 
 
@@ -77,14 +75,17 @@ def add_rows(
     opened: the live generation. Raises what `FunnelIndex.add` says; nothing is then changed.
     """
     corpus = _corpus(opened, source, ids, columns)
-    _check_width(opened, corpus)
+    if corpus.dim is not None and corpus.dim != opened.manifest.d:
+        raise InputError(
+            f"{corpus.name} has vectors of {corpus.dim} dims, the index holds {opened.manifest.d}; use the encoder "
+            "that it was built with"
+        )
     if not upsert and not corpus.has_vectors and corpus.rereadable:  # before hours of encoding rather than after
-        batches = corpus.documents(DOCUMENTS_AT_A_TIME)
-        _refuse_known(opened, [str(one.id) for batch in batches for one in batch])
+        _refuse_known(opened, [str(one.id) for batch in corpus.documents(DOCUMENTS_AT_A_TIME) for one in batch])
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if opened.manifest.settings.documents else None
     intake = take_in(corpus, _encoder(corpus, encoder), folder, documents, seed=0, progress=progress)
-    _write_vectors(opened, intake, folder)
+    store_rows(intake, opened.searcher.adaptor.unit_transform, np.arange(intake.count), folder, ADDED_DTYPE, False)
     intake.finish()
     given = Ids.open(folder)
     if given.text != opened.segments[0].ids.text:
@@ -96,14 +97,14 @@ def add_rows(
 
 def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
     """No rows. InputError where any of the ids is in the index."""
-    known = live_rows_of(opened, ids)
+    known = np.flatnonzero(_rows_of(opened, ids) >= 0)
     if len(known):
-        named = [str(one) for one in opened.searcher.ids.at(_positions(opened, known[:NAMED_IDS]))]
+        named = ", ".join(str(ids[i]) for i in known[:NAMED_IDS])
         raise InputError(
-            f"{len(known):,} of the ids are in the index already: {', '.join(named)}"
+            f"{len(known):,} of the ids are in the index already: {named}"
             f"{' …' if len(known) > NAMED_IDS else ''}; use upsert to replace them"
         )
-    return known
+    return NO_IDS
 
 
 def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None, columns: Columns) -> Corpus:
@@ -149,14 +150,6 @@ def _kind(ids: Ids) -> str:
     return "text" if ids.text else "whole numbers"
 
 
-def _check_width(opened: Opened, corpus: Corpus) -> None:
-    if corpus.dim is not None and corpus.dim != opened.manifest.d:
-        raise InputError(
-            f"{corpus.name} has vectors of {corpus.dim} dims, the index holds {opened.manifest.d}; use the encoder "
-            "that it was built with"
-        )
-
-
 def _encoder(corpus: Corpus, encoder: QueryEncoder) -> Encoder | None:
     if corpus.has_vectors:
         return None
@@ -166,43 +159,32 @@ def _encoder(corpus: Corpus, encoder: QueryEncoder) -> Encoder | None:
         raise EncoderError(f"{corpus.name} holds texts without vectors, and they cannot be encoded: {error}") from error
 
 
-def _write_vectors(opened: Opened, intake: Intake, folder: Path) -> None:
-    adaptor, done = opened.searcher.adaptor, 0
-    with VectorStore.create(folder / "vectors.npy", intake.count, opened.manifest.d, ADDED_DTYPE) as writer:
-        for rows in intake.rows():
-            writer.write(np.arange(done, done + len(rows)), adaptor.unit_transform(rows))
-            done += len(rows)
+def _rows_of(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """The number of the row that has each id and was not deleted, int64 [len(ids)]; -1: none."""
+    found = np.full(len(ids), -1, dtype=np.int64)
+    for segment in opened.segments:
+        rows = segment.find(ids)
+        there = (rows >= 0) if opened.live is None else (rows >= 0) & opened.live[rows]
+        found[there] = rows[there]
+    return found
 
 
 def live_rows_of(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
     """The numbers of the rows that have these ids and were not deleted, rising."""
-    found = [NO_IDS]
-    for segment in opened.segments:
-        rows = segment.find(ids)
-        rows = rows[rows >= 0]
-        found.append(rows if opened.live is None else rows[opened.live[rows]])
-    return np.unique(np.concatenate(found))
-
-
-def _positions(opened: Opened, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The input positions of rows."""
-    parts = []
-    for segment in opened.segments:
-        mine = rows[(rows >= segment.first) & (rows < segment.stop)]
-        parts.append(segment.positions(mine - segment.first))
-    return np.concatenate(parts)
+    found = _rows_of(opened, ids)
+    return np.unique(found[found >= 0])
 
 
 def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | int, strict: bool) -> Changes:
     """Commit tombstones for these ids. Raises InputError for an unknown one where strict; nothing is then changed."""
     wanted = checked_ids(opened, ids)
-    rows = live_rows_of(opened, wanted)
-    unknown = len(wanted) - len(rows)
+    found = _rows_of(opened, wanted)
+    missing, rows = np.flatnonzero(found < 0), np.unique(found[found >= 0])
+    unknown = len(missing)
     if unknown and strict:
-        named = _missing(opened, wanted)
-        few = ", ".join(repr(one) for one in named[:NAMED_IDS])
+        few = ", ".join(repr(wanted[i]) for i in missing[:NAMED_IDS])
         raise InputError(
-            f"{unknown:,} of {len(wanted):,} ids are not in the index: {few}{' …' if len(named) > NAMED_IDS else ''}; "
+            f"{unknown:,} of {len(wanted):,} ids are not in the index: {few}{' …' if unknown > NAMED_IDS else ''}; "
             "nothing was deleted"
         )
     if not len(rows):
@@ -221,14 +203,6 @@ def checked_ids(opened: Opened, ids: Iterable[Any] | str | int) -> list[Any]:
     if texts:
         raise InputError(f"the id {texts[0]!r} is text, and the ids of this index are whole numbers")
     return list(dict.fromkeys(given))
-
-
-def _missing(opened: Opened, wanted: Sequence[Any]) -> list[Any]:
-    found = np.zeros(len(wanted), dtype=np.bool_)
-    for segment in opened.segments:
-        rows = segment.find(wanted)
-        found |= (rows >= 0) if opened.live is None else (rows >= 0) & opened.live[rows]
-    return [one for one, there in zip(wanted, found, strict=True) if not there]
 
 
 def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.int64]) -> None:
@@ -252,7 +226,8 @@ def _commit_added(
     start = fold_from(segments, count)
     below = segments[start].first if start < len(segments) else segments[-1].stop
     if start < len(segments):
-        live = _live_after(opened, replaced)
+        live = np.ones(segments[-1].stop, dtype=np.bool_) if opened.live is None else opened.live.copy()
+        live[replaced] = False
         merged = transaction.folder("segments"), None if written[1] is None else transaction.folder("documents")
         count = write_folded(segments[start:], live, written, count, merged)
         for folder in filter(None, written):
@@ -265,13 +240,6 @@ def _commit_added(
     body["segments"] = (*opened.manifest.segments[:start], added)
     body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
     _commit(transaction, body, kept)
-
-
-def _live_after(opened: Opened, deleted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    total = opened.segments[-1].stop
-    live = np.ones(total, dtype=np.bool_) if opened.live is None else opened.live.copy()
-    live[deleted] = False
-    return live
 
 
 def _tombstones(

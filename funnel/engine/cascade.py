@@ -75,8 +75,7 @@ class Candidates:
 
     places: of the queries in their batch. queries: float32 [n, d], as rows are stored. scores: float32 [n, s], what
     they are ranked by. rows: int64 [n, s], -1 where there is none. width: of the last stage, 0 before the first.
-    done: steps, 1 after the coarse search. origin: int64 [n, s], from where in the coarse shortlist they came, once a
-    stage was done.
+    done: steps, 1 after the coarse search.
     """
 
     places: slice | Int64
@@ -85,7 +84,6 @@ class Candidates:
     rows: Int64
     width: int = 0
     done: int = 1
-    origin: Int64 | None = None
 
 
 @dataclass(frozen=True)
@@ -137,26 +135,18 @@ class Cascade:
         queries: float32 [n, d], unit rows, C-contiguous. Returns scores float32 [n, k] and stored rows
         int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end.
         """
-        scores, rows, _ = self.traced(queries, plan, k)
-        return scores, rows
-
-    def traced(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Float32 | None]:
-        """As `run`, and the mean place of each query's hits in the coarse shortlist, from 0: float32 [n], or None."""
         if plan.is_flat:
-            return *self.flat(queries, k), None
+            return self.flat(queries, k)
         if len(queries) == 1:
             return self._piece(queries, plan, k)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
-        depths = np.empty(len(queries), dtype=np.float32)
 
         def piece(places: slice | Int64) -> None:
-            scores[places], rows[places], found = self._piece(queries[places], plan, k)
-            if found is not None:
-                depths[places] = found
+            scores[places], rows[places] = self._piece(queries[places], plan, k)
 
         self.spread(queries, piece)
-        return scores, rows, None if self.alone or self.on_device else depths
+        return scores, rows
 
     def shortlist(self, queries: Float32, shortlist: int, effort: int) -> Int64:
         """The coarse search alone: stored rows int64 [n, shortlist], best first, -1 where fewer were found."""
@@ -216,18 +206,17 @@ class Cascade:
         found = self.coarse.search(prefixes, shortlist, effort)
         return found if self.live is None else only_allowed(*found, self.live)
 
-    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64, Float32 | None]:
+    def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
         if self.alone:  # what it finds falls by its exact scores, so that the head of it is all that is needed
             wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
-            return *padded(*self.coarse_search(queries, wanted, plan.effort), k), None
+            return padded(*self.coarse_search(queries, wanted, plan.effort), k)
         if self.on_device:
-            return *self.piece_on_device(queries, plan, k, self._live_on_device), None
+            return self.piece_on_device(queries, plan, k, self._live_on_device)
         part = self.begin(queries, plan, slice(0, len(queries)))
         for stage in plan.reranks:
             self.narrow(part, stage, k)
-        depth = None if part.origin is None else part.origin.mean(axis=1, dtype=np.float32)
-        return *padded(part.scores, part.rows, k), depth
+        return padded(part.scores, part.rows, k)
 
     def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Candidates:
         """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch."""
@@ -239,8 +228,7 @@ class Cascade:
         width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
         if not self.alone:  # where its scores are exact already
             weights = self.inverse_norms.get(width)
-            part.scores, part.rows, places = reranked(self.store, part.queries, part.rows, width, keep, weights)
-            part.origin = places if part.origin is None else np.take_along_axis(part.origin, places, axis=1)
+            part.scores, part.rows, _ = reranked(self.store, part.queries, part.rows, width, keep, weights)
         part.width, part.done = width, part.done + 1
 
     @cached_property

@@ -139,7 +139,7 @@ class Searcher:
         """
         flat_ms = 0.0 if deadline is None else self.flat_ms(plan, k, len(prepared))
         found = search(self.cascade, prepared, plan, k, deadline, flat_ms)
-        found = Found(found.scores, self.positions(found.rows), found.done, found.seen, found.depths)
+        found = Found(found.scores, self.positions(found.rows), found.done, found.seen)
         if self.others is None:
             return found
         return self.others.joined(

@@ -282,7 +282,7 @@ class Others:
             compared.append((1.0, self.exact_rows))
         scores, rows = best_of(answers, k)
         seen = sum(part * rows for part, rows in compared) / max(1, sum(rows for _, rows in compared))
-        return Found(scores, rows, done, seen, found.depths)
+        return Found(scores, rows, done, seen)
 
     def nearest(self, first: Cascade, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k over these segments, without the first; fewer where there are fewer."""

@@ -33,15 +33,13 @@ class Found:
     scores: float32 [n, k], falling: exact cosines where every stage was done, else cosines on the prefix of the last
     stage done (as the coarse index's codes give them, where that is the coarse search). rows: int64 [n, k]. done: int64
     [n], steps done of each query: 1 after the coarse search, one more for each stage; None: all. seen: the share of the
-    rows that flat search compared. depths: float32 [n], the mean place of the hits in the coarse
-    shortlist; None where there is none.
+    rows that flat search compared.
     """
 
     scores: Float32
     rows: Int64
     done: npt.NDArray[np.int64] | None = None
     seen: float = 1.0
-    depths: Float32 | None = None
 
 
 def search(
@@ -55,8 +53,7 @@ def search(
     searched may be short or empty: such queries are answered exactly, unless the deadline has passed.
     """
     if deadline is None:
-        scores, rows, depths = cascade.traced(queries, plan, k)
-        found = Found(scores, rows, None, 1.0, depths)
+        found = Found(*cascade.run(queries, plan, k))
     elif plan.is_flat:
         return scan_until(cascade, queries, k, deadline, flat_ms)
     else:
@@ -78,7 +75,7 @@ def steps(
 ) -> Iterator[list[Candidates]]:
     """Run a plan that is not flat: what is left after the coarse search of every query, then after each stage.
 
-    `Cascade.traced` takes each piece of a batch through the whole plan, which keeps its candidates in the cache; here a
+    `Cascade.run` takes each piece of a batch through the whole plan, which keeps its candidates in the cache; here a
     step is done for all pieces before the next begins, so that at any moment every query has an answer. After the
     deadline no further piece is taken through a stage.
     """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -34,15 +34,14 @@ __all__ = [
     "window_p95s",
 ]
 
-# A latency is promised to so many threads that call at once: whichever is slower counts. Two are it nearly always, so
-# that they come first: what fails, fails sooner.
-CALLERS = (2, 1)
+# A latency is promised to so many threads that call at once: a single one is faster nearly always.
+CALLERS = 2
 PERCENTILE = 95.0
 # The next window's percentile is above the largest of 19 with a probability of at most 1/20, whatever the times are
 # distributed like, so long as windows are exchangeable.
 WINDOWS = 19
-# With `CALLERS` 11 seconds a plan. At .15 s one stall of the machine was 5 % of a window's calls of 6 ms, and 20 ms
-# were refused. Percentiles of whole seconds vary less than these.
+# Six seconds a plan. At .15 s one stall of the machine was 5 % of a window's calls of 6 ms, and 20 ms were refused.
+# Percentiles of whole seconds vary less than these.
 WINDOW_SECONDS = 0.3
 MOST_SECONDS = 20.0  # of calls so slow that a window holds one, fewer windows are measured
 FEWEST_WINDOWS = 3
@@ -53,92 +52,61 @@ CAUTION = (WINDOWS + 1) / (FEWEST_WINDOWS + 1)
 
 
 def held_ms(call: Callable[[int], object], allowed: float | None = None) -> Held:
-    """The 95th percentile of call(0), call(1), … that is kept in 19 windows of 20, by one caller and by two.
+    """The 95th percentile of call(0), call(1), … that is kept in 19 windows of 20, by two callers at once.
 
     call must be safe to be made by several threads at once. allowed: milliseconds; measuring ends as soon as it is
     known whether so many can be promised. None: all 19 windows.
     """
-    measured = []
-    for callers in CALLERS:
-        measured.append(_held(call, callers, allowed))
-        if measured[-1].ms == math.inf:
-            break
-    return max(measured, key=lambda held: held.ms)
-
-
-def _held(call: Callable[[int], object], callers: int, allowed: float | None) -> Held:
-    """What so many callers hold."""
-
-    def windows(count: int) -> list[float]:
-        return window_p95s(call, callers, count, WINDOW_SECONDS, MOST_SECONDS)
-
-    found = windows(WINDOWS if allowed is None else FEWEST_WINDOWS)
-    factor = 1.0
-    if allowed is not None and max(found) <= allowed < CAUTION * max(found):
-        found += windows(WINDOWS - len(found))
-    elif allowed is not None:
-        factor = CAUTION
-    ms = math.inf if allowed is not None and max(found) > allowed else factor * max(found)
-    return Held(callers, float(np.median(found)), max(found), ms, len(found))
+    found = window_p95s(call, WINDOWS if allowed is None else FEWEST_WINDOWS)
+    if allowed is None or not max(found) <= allowed < CAUTION * max(found):
+        return Held(max(found), (1.0 if allowed is None else CAUTION) * max(found), len(found))
+    found += window_p95s(call, WINDOWS - len(found))
+    return Held(max(found), max(found), len(found))
 
 
 def window_p95s(
-    call: Callable[[int], object], callers: int, windows: int, seconds: float, most_seconds: float = math.inf
+    call: Callable[[int], object],
+    windows: int,
+    seconds: float | None = None,
+    callers: int = CALLERS,
+    most_seconds: float | None = None,
 ) -> list[float]:
     """The 95th percentile of the calls that began in each of some windows, one after the other: milliseconds.
 
     callers: threads that call in a closed loop, at once. A call belongs to the window in which it began, so that one
-    may end after it; a window in which none began is left out. A caller that the machine kept from them all makes one
-    call after the last, and it belongs there. Windows are longer where a single call takes longer, and fewer where so
-    many would take more than most_seconds.
+    may end after it; a window in which none began is left out. Windows are longer where a single call takes longer, and
+    fewer where so many would take more than MOST_SECONDS.
     """
     call(0)
-    begun: list[list[tuple[float, float]]] = [[] for _ in range(callers)]
-    start = time.perf_counter()
+    begun = time.perf_counter()
     call(1)
-    length = max(seconds, time.perf_counter() - start)
-    windows = _fitting(windows, length * callers, most_seconds)
-    failed: list[BaseException] = []
-    together = threading.Barrier(callers + 1)
-    until = [0.0]
+    length = max(WINDOW_SECONDS if seconds is None else seconds, time.perf_counter() - begun)
+    most = MOST_SECONDS if most_seconds is None else most_seconds
+    windows = max(min(windows, FEWEST_WINDOWS), int(min(windows, most / (length * callers))))
+    together = threading.Barrier(callers)
 
-    def caller(number: int) -> None:
-        times, turn = begun[number], number
+    def caller(turn: int) -> list[tuple[int, float]]:
         try:
             call(turn)  # a thread's first call makes its buffers
-        except BaseException as error:
-            failed.append(error)
-        together.wait()
-        together.wait()
-        while not failed and ((start := time.perf_counter()) < until[0] or not times):
+        finally:
+            together.wait()
+        times: list[tuple[int, float]] = []
+        first = start = time.perf_counter()
+        while start < first + windows * length:
             turn += callers
-            try:
-                call(turn)
-            except BaseException as error:
-                failed.append(error)
-                break
-            times.append((start, (time.perf_counter() - start) * 1e3))
+            call(turn)
+            now = time.perf_counter()
+            times.append((min(int((start - first) / length), windows - 1), (now - start) * 1e3))
+            start = now
+        return times
 
-    threads = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(callers)]
-    for thread in threads:
-        thread.start()
-    together.wait()
-    first = time.perf_counter()
-    until[0] = first + windows * length
-    together.wait()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-    calls = [each for times in begun for each in times]
-    numbers = np.array([min(int((start - first) / length), windows - 1) for start, _ in calls])
-    took = np.array([ms for _, ms in calls])
-    return [float(np.percentile(took[numbers == i], PERCENTILE)) for i in range(windows) if (numbers == i).any()]
-
-
-def _fitting(windows: int, seconds: float, most_seconds: float) -> int:
-    """As many of the windows of so many seconds as fit, and never fewer than 3 of those asked for."""
-    return max(min(windows, FEWEST_WINDOWS), int(min(windows, most_seconds / seconds)))
+    with ThreadPoolExecutor(callers) as pool:
+        calls = [each for times in pool.map(caller, range(callers)) for each in times]
+    return [
+        float(np.percentile(took, PERCENTILE))
+        for i in range(windows)
+        if (took := [ms for window, ms in calls if window == i])
+    ]
 
 
 USUAL = 16  # the shortlist of the whole call that is timed for what a call takes besides its stages

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -102,32 +102,26 @@ class AuditLine:
     def __str__(self) -> str:
         return (
             f"audit of {self.budget} at k={self.k}: recall {self.recall:.4f}, interval [{self.low:.4f}, "
-            f"{self.high:.4f}], {self.n_queries:,} searches{self._taken_off}"
+            f"{self.high:.4f}], {self.n_queries:,} searches"
+            + (
+                ""
+                if self.storage is None
+                else f", storage taken off: {self.storage:.4f}, at most {self.storage_most:.4f}"
+            )
         )
 
-    @property
-    def _taken_off(self) -> str:
-        if self.storage is None:
-            return ""
-        return f", storage taken off: {self.storage:.4f}, at most {self.storage_most:.4f}"
 
-
-@dataclass
 class Audit:
     """Draws the searches to compare, and keeps what was found by budget and k. Safe in threads.
 
     share: of live queries, in [0, 1].
     """
 
-    share: float
-    seed: int = 0
-    _found: Remembered[tuple[str, int], tuple[float | None, Counts]] = field(
-        default_factory=lambda: Remembered(most=MOST_LINES), repr=False
-    )
-    _lock: Lock = field(default_factory=lambda: free_in_children(Lock()), repr=False)
-
-    def __post_init__(self) -> None:
-        self._generator = np.random.default_rng(self.seed)
+    def __init__(self, share: float, seed: int = 0) -> None:
+        self.share = share
+        self._found: Remembered[tuple[str, int], tuple[float | None, Counts]] = Remembered(most=MOST_LINES)
+        self._lock = free_in_children(Lock())
+        self._generator = np.random.default_rng(seed)
 
     def draw(self, n_queries: int, share: float) -> npt.NDArray[np.int64]:
         """The numbers of the queries of one call that are compared, each drawn with probability `share`."""

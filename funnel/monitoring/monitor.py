@@ -26,40 +26,6 @@ from indexes.forks import free_in_children
 
 __all__ = ["Health", "Monitor"]
 
-# A reference goes on until so large a share of the rows was added or deleted: with such a share more, the distribution
-# function of the best score of 2,000 queries over 40,000 embeddings moved by .0015 and that of the tenth by .003, and a
-# window of 5,000 queries against as many tells .04 from nothing. The search that next needs a new one makes it.
-CHANGED = 0.005
-
-
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """What looks for drift at one generation.
-
-    drift: of every generation. reference: what searches are compared by; that of an earlier generation where little has
-    changed since. rows: of this one; None where none will ever be added or deleted. changed: rows that were added or
-    deleted since the reference.
-    """
-
-    drift: Drift
-    reference: Reference
-    rows: LiveRows | None
-    changed: int = 0
-
-    @classmethod
-    def of(cls, calibration: Calibration, rows: LiveRows | None) -> Watch:
-        """At the first generation."""
-        return cls(Drift(reference := Reference(calibration)), reference, rows)
-
-    def then(self, calibration: Calibration, rows: LiveRows | None) -> Watch:
-        """At a later generation. calibration: the same, as it speaks of that one."""
-        if rows is not None and self.rows is not None and self.drift.seen:
-            changed = self.changed + rows.changed_since(self.rows)
-            if changed <= CHANGED * rows.total:
-                return Watch(self.drift, self.reference, rows, changed)
-        return Watch(self.drift, Reference(calibration), rows)
-
-
 HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
 
 
@@ -145,10 +111,10 @@ class Monitor:
     """The state of the promise in this process; a new one after each tuning. Safe in threads.
 
     calibration: what certificates rest on; None where flat search serves everything, exactly. flat: runs flat search.
-    rows: those that are searched; None where none will ever be added or deleted.
+    rows: those that are searched: how many, and how many of them were deleted.
     """
 
-    def __init__(self, calibration: Calibration | None, flat: Flat, rows: LiveRows | None = None) -> None:
+    def __init__(self, calibration: Calibration | None, flat: Flat, rows: LiveRows = (0, 0)) -> None:
         self._calibration = calibration
         self._flat = flat
         self._audit = Audit(0.0)
@@ -156,11 +122,11 @@ class Monitor:
         self._promise = _Promise()
         stored = None if calibration is None else calibration.storage
         self._lost = None if stored is None else lru_cache(stored.loss)
-        self._watch: Watch | None = None
+        self._drift: Drift | None = None
         if calibration is not None and calibration.certifies:
-            self._watch = Watch.of(calibration, rows)
+            self._drift = Drift(Reference(calibration), rows=rows)
 
-    def then(self, calibration: Calibration | None, flat: Flat, rows: LiveRows | None, same: bool) -> Monitor:
+    def then(self, calibration: Calibration | None, flat: Flat, rows: LiveRows, same: bool) -> Monitor:
         """The monitor of the next generation. Audits and a void promise go on.
 
         same: whether it is the same calibration, of rows some of which were added or deleted: everything goes on then,
@@ -172,8 +138,9 @@ class Monitor:
             made._promise = _Promise(self._promise.broken)
             return made
         made.punctuality, made._promise = self.punctuality, self._promise
-        if calibration is not None and self._watch is not None and made._watch is not None:
-            made._watch = self._watch.then(calibration, rows)
+        if calibration is not None and self._drift is not None and made._drift is not None:
+            self._drift.follow(Reference(calibration), rows)
+            made._drift = self._drift
         return made
 
     @property
@@ -193,13 +160,13 @@ class Monitor:
         """
         self._audit = Audit(checked_share(sample, "sample"), checked_seed(seed))
 
-    def see(self, scores: Float32, plan: Plan, depths: Float32 | None = None) -> None:
-        """Note the scores of one call, float32 [n, k], n from 1, under a plan, and their depth. May warn, once."""
-        if self._watch is not None and self._watch.drift.see(scores, plan, depths, self._watch.reference):
+    def see(self, scores: Float32, plan: Plan) -> None:
+        """Note the scores of one call, float32 [n, k], n from 1, under a plan. May warn, once."""
+        if self._drift is not None and self._drift.see(scores, plan):
             assert self._calibration is not None
             self._void(
                 f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
-                f"(p {self._watch.drift.p_value:.2g} <= {ALARM:g} over all looks)"
+                f"(p {self._drift.p_value:.2g} <= {ALARM:g} over all looks)"
             )
 
     def check(
@@ -230,7 +197,7 @@ class Monitor:
         if filtered is not None:
             name, promised = f"{name} under filters", None
         line = running.add(name, k, promised, found, self._lost)
-        if line.broken and self._watch is not None:
+        if line.broken and self._drift is not None:
             self._void(f"{line}: below what was promised")
 
     def certificate(self, certificate: Certificate) -> Certificate:
@@ -247,17 +214,15 @@ class Monitor:
 
     def health(self) -> Health:
         """Everything noted so far."""
-        calibration, broken = self._calibration, self._promise.broken
-        drift = None if self._watch is None else self._watch.drift
-        state, why = HOLDS, ""
+        calibration, broken, drift = self._calibration, self._promise.broken, self._drift
         if broken is not None:
             state, why = VOID, broken[0]
-        elif calibration is not None and calibration.void and calibration.n_queries:
-            state, why = VOID, calibration.void
         elif calibration is None:
             state, why = UNWATCHED, "every search is exact"
-        elif drift is None:
-            state, why = UNWATCHED, calibration.kind
+        elif calibration.void and calibration.n_queries:
+            state, why = VOID, calibration.void
+        else:
+            state, why = (UNWATCHED, calibration.kind) if drift is None else (HOLDS, "")
         return Health(
             state=state,
             why=why,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -48,14 +48,6 @@ class LatencyLine:
         )
 
 
-class _Calls:
-    __slots__ = ("calls", "late", "recent")
-
-    def __init__(self) -> None:
-        self.calls, self.late = 0, 0
-        self.recent: deque[float] = deque(maxlen=RECENT)
-
-
 class Punctuality:
     """Counts live calls with a latency budget. Safe in threads; noting one takes half a microsecond.
 
@@ -64,7 +56,7 @@ class Punctuality:
     """
 
     def __init__(self) -> None:
-        self._seen: Remembered[tuple[float, int], _Calls] = Remembered(most=MOST)
+        self._seen: Remembered[tuple[float, int], tuple[Counter[bool], deque[float]]] = Remembered(most=MOST)
         self._lock = free_in_children(Lock())
 
     def note(self, latency_ms: float, batch: int, ms: float) -> None:
@@ -72,17 +64,17 @@ class Punctuality:
         with self._lock:
             seen = self._seen.get((latency_ms, batch))
             if seen is None:
-                seen = self._seen[latency_ms, batch] = _Calls()
-            seen.calls += 1
-            seen.late += ms > latency_ms
-            seen.recent.append(ms)
+                seen = self._seen[latency_ms, batch] = (Counter(), deque(maxlen=RECENT))
+            seen[0][ms > latency_ms] += 1
+            seen[1].append(ms)
 
     def lines(self) -> tuple[LatencyLine, ...]:
         """What was seen so far, by latency and batch size."""
         with self._lock:
-            seen = [(*key, one.calls, one.late, list(one.recent)) for key, one in sorted(self._seen.items())]
+            seen = [(key, late.copy(), list(recent)) for key, (late, recent) in sorted(self._seen.items())]
         result = []
-        for latency_ms, batch, calls, late, recent in seen:
-            p95 = float(np.percentile(recent, PERCENTILE))
-            result.append(LatencyLine(latency_ms, batch, calls, late, p95, calls < FEWEST or p95 <= latency_ms))
+        for (latency_ms, batch), late, recent in seen:
+            p95, calls = float(np.percentile(recent, PERCENTILE)), late.total()
+            held = calls < FEWEST or p95 <= latency_ms
+            result.append(LatencyLine(latency_ms, batch, calls, late[True], p95, held))
         return tuple(result)

@@ -7,16 +7,14 @@ inequality the wealth ever reaches 1 / delta with probability at most delta. The
 the values that are left: Voracek & Orabona, "STaR-Bets: sequential target-recalculating bets for tighter
 confidence intervals", 2025, arXiv 2505.22422. On recall the bound lies about 1.8 standard errors below the mean,
 where a mixture of constant stakes needs 3.
-Hoeffding-Bentkus: Bates et al., "Distribution-free, risk-controlling prediction sets", JACM 2021, section 3.1;
-as a p-value in Angelopoulos et al., "Learn then Test", 2021, proposition 2.
-Fixed-sequence testing: "Learn then Test", section 2.2 (Bauer 1991): hypotheses in an order fixed beforehand are
-each tested at level delta, stopping at the first that is not rejected.
+Fixed-sequence testing: Angelopoulos et al., "Learn then Test", 2021, section 2.2 (Bauer 1991): hypotheses in an order
+fixed beforehand are each tested at level delta, stopping at the first that is not rejected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from typing import TypeAlias
 
@@ -25,16 +23,13 @@ import numpy.typing as npt
 
 __all__ = [
     "BETTING",
-    "LOWER_BOUNDS",
     "betting_lower_bound",
     "betting_refutes",
     "fixed_sequence",
-    "hoeffding_bentkus_lower_bound",
-    "hoeffding_bentkus_p_value",
     "queries_needed",
 ]
 
-BETTING, HOEFFDING_BENTKUS = "betting", "hoeffding-bentkus"
+BETTING = "betting"
 # The largest stake, as a share of 1 / r, at which a value of nothing would take the whole wealth (.5 to .99 were
 # tried on made-up recalls: few queries want a large one, and with .99 a single miss takes all but a hundredth).
 LARGEST_STAKE = 0.9
@@ -43,8 +38,6 @@ PRIOR_MEAN, PRIOR_VARIANCE = 0.5, 0.25
 RESOLUTION = 1e-5  # of a lower bound: a tenth of what is shown
 BOUNDS_AT_ONCE = 50  # values of r tested together while a bound is narrowed down: three rounds to the resolution
 SAMPLES_AT_ONCE = 64  # plans tested together: 64 take hardly longer than one, and sequences seldom fail earlier
-# n losses of, say, .1 add up to a whole number but for rounding, which must not raise it to the next.
-COUNT_ROUNDING = 1e-9
 # Of queries_needed. Simulated on coins, betas and recalls: the bound is about .72 of sqrt(2 log(1 / delta)) standard
 # errors wide, and where stakes are at their largest it takes their growth and about half of that besides.
 STANDARD_ERRORS, BESIDES_GROWTH = 0.72, 0.5
@@ -103,59 +96,6 @@ def betting_lower_bound(observations: Observations, delta: float) -> float:
         edges = np.concatenate([[low], between, [high]])
         low, high = float(edges[refuted]), float(edges[refuted + 1])
     return low
-
-
-def hoeffding_bentkus_p_value(observations: Observations, r: float) -> float:
-    """A p-value for "the mean is at most r": the smaller of Hoeffding's and Bentkus' tail bounds.
-
-    observations: float [n] in [0, 1], independent; their order makes no difference. Of the losses 1 - x, with mean
-    m and the hypothesis that it is at least a = 1 - r: min(exp(-n h(min(m, a), a)), e P[Binomial(n, a) <= ceil(n m)]),
-    with h the relative entropy of two coins. At most 1.
-    Source: Angelopoulos et al. 2021, proposition 2 (Bates et al. 2021, theorem 2).
-    """
-    count = len(observations)
-    if r <= 0.0:
-        return 0.0
-    if not count:
-        return 1.0
-    if r >= 1.0:  # losses cannot be below none at all
-        return 1.0
-    loss, allowed = float(np.mean(1.0 - observations)), 1.0 - r
-    hoeffding = math.exp(-count * _relative_entropy(min(loss, allowed), allowed))
-    bentkus = math.e * _binomial_cdf(math.ceil(count * loss - COUNT_ROUNDING), count, allowed)
-    return min(1.0, hoeffding, bentkus)
-
-
-def hoeffding_bentkus_lower_bound(observations: Observations, delta: float) -> float:
-    """A lower confidence bound on the mean: the largest r whose p-value is at most delta."""
-    low, high = 0.0, 1.0
-    while high - low > RESOLUTION:
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if hoeffding_bentkus_p_value(observations, middle) <= delta else (low, middle)
-    return low
-
-
-LOWER_BOUNDS: Mapping[str, Callable[[Observations, float], float]] = {
-    BETTING: betting_lower_bound,
-    HOEFFDING_BENTKUS: hoeffding_bentkus_lower_bound,
-}
-
-
-def _relative_entropy(a: float, b: float) -> float:
-    """Of a coin with probability a from one with b in (0, 1)."""
-    heads = 0.0 if a == 0.0 else a * math.log(a / b)
-    return heads + (0.0 if a == 1.0 else (1.0 - a) * math.log((1.0 - a) / (1.0 - b)))
-
-
-def _binomial_cdf(most: int, n: int, p: float) -> float:
-    """P[Binomial(n, p) <= most], p in (0, 1)."""
-    if most >= n:
-        return 1.0
-    counts = np.arange(1, most + 1)
-    choices = np.concatenate([[0.0], np.cumsum(np.log((n - counts + 1) / counts))])
-    successes = np.arange(most + 1)
-    terms = choices + successes * math.log(p) + (n - successes) * math.log1p(-p)
-    return min(1.0, float(np.exp(terms).sum()))
 
 
 def queries_needed(observations: Observations, r: float, delta: float) -> int | None:

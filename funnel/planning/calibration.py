@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
@@ -21,7 +18,7 @@ import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError, FormatVersionError, StorageError, of_environment, reason
 from funnel.plan import Plan, Stage
-from funnel.planning.costs import BATCH_SIZES, Costs
+from funnel.planning.costs import Costs, Ms, Positive
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 from funnel.planning.run import LARGEST_K, MISSING, Run, hits
 from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
@@ -52,13 +49,11 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member (APPNOTE 4.3.7): the l
 ZIP64_EXTRA = 20  # bytes that zipfile puts before the extra field of a member that may be large
 EXTRA_FIELD = struct.Struct("<HH")  # identifier and length of an extra field (APPNOTE 4.5.1)
 PADDING = 0xD935  # the identifier that Android's zipalign uses for padding; other readers skip it
-# A compressed member may become so many times as large as the file, and a megabyte beside: no room for bombs.
-LARGEST_EXPANSION, SMALL_MEMBER = 64, 1_000_000
-# Out of zipfile, zlib and numpy's header parser, which evaluates the header as a Python literal; RecursionError and
-# NotImplementedError are RuntimeErrors.
+# Out of zipfile and of looking into members; NotImplementedError is a RuntimeError, and OSError is raised for a place
+# in the file that cannot be gone to.
 UNREADABLE = (
-    *(ValueError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError),
-    *(tokenize.TokenError, MemoryError, OverflowError, TypeError, LookupError),
+    *(ValueError, EOFError, struct.error, zipfile.BadZipFile, RuntimeError),
+    *(MemoryError, OverflowError, TypeError, LookupError, OSError),
 )
 
 
@@ -80,10 +75,10 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Every array of an .npz file by name; the file is mapped, so that only what is looked at is read.
 
-    What is written into an array does not reach the file. Members that are compressed or not aligned, as np.savez
-    leaves them, are read into memory instead.
+    What is written into an array does not reach the file. Members that are not aligned, as np.savez leaves them, are
+    read into memory instead.
 
-    Raises DamagedIndexError for a file that is not an .npz of plain arrays.
+    Raises DamagedIndexError for a file that is not an .npz of plain arrays, none of them compressed.
     """
     with path.open("rb") as file:
         try:
@@ -91,37 +86,32 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             _, whole = map_file(file)
             members = archive.infolist()
             return {member.filename.removesuffix(SUFFIX): _array(archive, member, whole) for member in members}
-        except (*UNREADABLE, OSError) as error:  # OSError: a place in the file that cannot be gone to
+        except UNREADABLE as error:
             if of_environment(error):
                 raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
             raise DamagedIndexError(f"{path}: not a readable array file ({error})") from error
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
     with archive.open(member) as opened:
         shape, fortran, dtype = npy_header(opened)
         header = opened.tell()
     name, extra = LOCAL_HEADER.unpack_from(whole.data, member.header_offset)
     start = member.header_offset + LOCAL_HEADER.size + name + extra + header
     count = math.prod(shape)
-    if any(side < 0 for side in shape) or member.file_size != header + count * dtype.itemsize:
+    if member.file_size != header + count * dtype.itemsize:
         raise ValueError(f"{member.filename} has {member.file_size} bytes, its header promises {dtype} {list(shape)}")
-    if member.file_size > LARGEST_EXPANSION * len(whole) + SMALL_MEMBER:
-        raise ValueError(f"{member.filename} would take {member.file_size} bytes, the file has {len(whole)}")
-    if member.compress_type != zipfile.ZIP_STORED or fortran or start % dtype.alignment or not count:
-        with archive.open(member) as opened:
-            array: npt.NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)
-        return array
-    return np.frombuffer(whole, dtype, count, start).reshape(shape)
+    array = np.frombuffer(whole, dtype, count, start) if count else np.empty(0, dtype)
+    return (array.copy() if start % dtype.alignment else array).reshape(shape, order="F" if fortran else "C")
 
 
 LONGEST_SAID = 300  # characters of a message: values in it may be long
 
 Name = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
-Ms = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-Weight = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+K = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_K)]
 
 
 class PlanRecord(msgspec.Struct):
@@ -132,53 +122,39 @@ class PlanRecord(msgspec.Struct):
     stages: list[tuple[Positive, Positive]]
 
 
-class CostsRecord(msgspec.Struct):
-    """Of `Costs.to_json`: every table has every batch size, and those of coarse search the same efforts."""
+@dataclass(kw_only=True)
+class Measured:
+    """What calibration.json keeps as it is; see `Calibration`."""
 
-    machine: dict[Name, Name]
-    sizes: Annotated[list[Positive], msgspec.Meta(min_length=1, max_length=64)]
-    coarse: dict[int, dict[int, Ms]]
-    rerank: dict[int, dict[int, list[Ms]]]
-    flat: dict[int, Ms]
-    base: dict[int, Ms]
-
-    def __post_init__(self) -> None:
-        for name in ("coarse", "rerank", "flat", "base"):
-            if set(getattr(self, name)) != set(BATCH_SIZES):
-                raise ValueError(f"{name} is not of the batch sizes {list(BATCH_SIZES)}")
-        if len({tuple(sorted(table)) for table in self.coarse.values()}) != 1:
-            raise ValueError("coarse has other efforts for another batch size")
-        if any(len(ms) != len(self.sizes) for table in self.rerank.values() for ms in table.values()):
-            raise ValueError(f"rerank has lists of another length than the {len(self.sizes)} sizes")
-        if self.sizes != sorted(set(self.sizes)):
-            raise ValueError(f"sizes is {self.sizes}, which does not rise")
-
-
-class Record(msgspec.Struct):
-    """calibration.json."""
-
+    costs: Costs
     by_effort: bool
     dim: Positive
     date: Name
     n_queries: Count
     n_corpus_rows: Positive
-    depth: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_K)]
+    depth: K
+    latencies: list[Any] = field(default_factory=list)
+    left_out: dict[Name, Count] = field(default_factory=dict)
+    corpus_like: bool = False
+    as_given: bool = False
+    certificates: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Record(Measured):
+    """calibration.json."""
+
     kind: str
     latencies: list[tuple[PlanRecord, Positive, Positive, Ms, Ms]]
-    plans: dict[Annotated[int, msgspec.Meta(ge=1, le=LARGEST_K)], list[PlanRecord]]
-    costs: CostsRecord
-    left_out: dict[Name, Count] = {}
-    corpus_like: bool | float = False  # once a share, of queries that equalled rows
-    as_given: bool = False
-    certificates: list[dict[str, Any]] = []
+    plans: dict[K, list[PlanRecord]]
     format_version: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     def __post_init__(self) -> None:
+        self.costs.check()
         known = next(iter(self.costs.coarse.values()))
-        for plans in self.plans.values():
-            for plan in plans:
-                if plan.shortlist and plan.effort not in known:
-                    raise ValueError(f"a plan has the effort {plan.effort}, whose costs are not on record")
+        for plan in (plan for plans in self.plans.values() for plan in plans):
+            if plan.shortlist and plan.effort not in known:
+                raise ValueError(f"a plan has the effort {plan.effort}, whose costs are not on record")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,10 +170,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_record(found: dict[str, Any], path: Path) -> None:
-    """Check every field of calibration.json as it stands there. Raises DamagedIndexError naming file and field."""
+def check_record(found: dict[str, Any], path: Path) -> Record:
+    """calibration.json as it stands there. Raises DamagedIndexError naming file and field."""
+    like = found.get("corpus_like") is True  # once a share, of queries that equalled rows
     try:
-        msgspec.convert(found, Record, str_keys=True)
+        return msgspec.convert(found | {"corpus_like": like}, Record, str_keys=True)
     except (ValueError, RecursionError) as error:  # msgspec.ValidationError is a ValueError
         said = str(error)[:LONGEST_SAID] or type(error).__name__
         raise DamagedIndexError(f"{path}: not a calibration of this format: {said}; build the index again") from error
@@ -211,11 +188,10 @@ JSON_NAME, ARRAYS_NAME = "calibration.json", "calibration.npz"
 # places among them. Neither stood in the file before it was named there: SINCE_2 tells them apart.
 FORMAT_VERSION = 2
 SINCE_2 = "corpus/candidates"
-FLOAT32 = np.dtype(np.float32)
 
 
-@dataclass
-class Calibration:
+@dataclass(kw_only=True)
+class Calibration(Measured):
     """What was measured on sample queries, for any k up to 100.
 
     costs: as measured when the calibration was made; the frontiers rest on them. by_effort: see build_frontier.
@@ -231,22 +207,10 @@ class Calibration:
     off.
     """
 
-    costs: Costs
-    by_effort: bool
-    dim: int
-    date: str
-    n_queries: int
-    n_corpus_rows: int
-    depth: int
-    latencies: list[list[Any]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    corpus_like: bool = False
-    certificates: list[dict[str, Any]] = field(default_factory=list)
     updates: str = ""
     void: str = ""
     added: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = field(default=None, repr=False)
     storage: StorageCost | None = field(default=None, repr=False)
-    as_given: bool = False
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     corpus: Run | None = None
     queries: Run | None = None
@@ -310,34 +274,59 @@ class Calibration:
             if self.folder is None:
                 raise DamagedIndexError("this calibration has no record of its runs; build the index again")
             arrays = self.mapped or map_arrays(self.folder / ARRAYS_NAME)
-            corpus = self._run(arrays, "corpus", self.n_corpus_rows)
-            self.queries = self._run(arrays, "queries", self.n_queries) if self.n_queries else None
+            try:
+                corpus = self._run(arrays, "corpus", self.n_corpus_rows)
+                self.queries = self._run(arrays, "queries", self.n_queries) if self.n_queries else None
+            except (KeyError, ValueError, TypeError, OverflowError) as error:
+                raise DamagedIndexError(f"{self.folder / ARRAYS_NAME}: a run cannot be read ({error})") from error
             self.corpus = corpus
         return self.corpus, self.queries
 
     def _run(self, arrays: Arrays, name: str, count: int) -> Run:
-        assert self.folder is not None
-        try:
-            efforts = [int(effort) for effort in arrays[f"{name}/efforts"]]
-            run = Run(
-                queries=arrays[f"{name}/queries"],
-                own_rows=arrays[f"{name}/own_rows"],
-                truth=arrays[f"{name}/truth"],
-                widths=tuple(int(width) for width in arrays[f"{name}/widths"]),
-                candidates=arrays[f"{name}/candidates"],
-                candidate_scores=arrays[f"{name}/candidate_scores"],
-                places={effort: arrays[f"{name}/places/{effort}"] for effort in efforts},
-                near_rows=arrays.get(f"{name}/near_rows"),
-                near_scores=arrays.get(f"{name}/near_scores"),
-                given=arrays.get(f"{name}/given"),
-            )
-            _check_shapes(run)
-            _check_values(run, self, count)
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise DamagedIndexError(
-                f"{self.folder / ARRAYS_NAME}: the run of {name} cannot be read ({error})"
-            ) from error
+        """A run on record. KeyError for what is missing, ValueError for what does not fit."""
+
+        def take(part: str, dtype: str, *shape: int | None) -> npt.NDArray[Any]:
+            return _taken(arrays, f"{name}/{part}", dtype, count, *shape)
+
+        widths = tuple(int(width) for width in _taken(arrays, f"{name}/widths", "int64", None))
+        candidates = take("candidates", "int32", None)
+        found, near = candidates.shape[1], f"{name}/near_rows" in arrays
+        near_rows = take("near_rows", "int32", None) if near else None
+        run = Run(
+            queries=take("queries", "float32", self.dim),
+            own_rows=take("own_rows", "int64"),
+            truth=take("truth", "float32", None),
+            widths=widths,
+            candidates=candidates,
+            candidate_scores=take("candidate_scores", "float32", found, len(widths)),
+            places={
+                int(effort): take(f"places/{effort}", "uint16", None)
+                for effort in _taken(arrays, f"{name}/efforts", "int64", None)
+            },
+            near_rows=near_rows,
+            near_scores=None if near_rows is None else take("near_scores", "float32", near_rows.shape[1]),
+            given=take("given", "float32", found) if f"{name}/given" in arrays else None,
+        )
+        self._check(run, name)
         return run
+
+    def _check(self, run: Run, name: str) -> None:
+        """ValueError where a run is not that of this calibration, or names what is not there."""
+        planned = {plan.effort for one in self.frontiers.values() for plan in one.plans} - {0}
+        known, rows = set(run.places), np.inf if self.rows is None else self.rows
+        named = [part for part in (run.candidates, run.own_rows, run.near_rows) if part is not None and part.size]
+        found = (places[places != MISSING].max(initial=0) for places in run.places.values() if run.candidates.size)
+        wrong = {
+            f"truth is no deeper than {run.truth.shape[1]}": run.truth.shape[1] < self.depth,
+            f"costs are not on record of all efforts {run.efforts[:5]}": not known <= set(self.costs.coarse[1]),
+            f"plans have efforts {sorted(planned)[:5]} and the run {run.efforts[:5]}": not known or planned - known,
+            f"the widths are {run.widths[:5]}": run.widths != (*sorted({*run.widths} - {self.dim}), self.dim),
+            f"it names rows of more than {rows}": any(part.min() < -1 or part.max() >= rows for part in named),
+            "it has places of more than its candidates": any(place >= run.candidates.shape[1] for place in found),
+        }
+        for what, is_so in wrong.items():
+            if is_so:
+                raise ValueError(f"{name}: {what}")
 
     def run(self) -> Run:
         """The run that estimates rest on: of real queries where there are any."""
@@ -356,24 +345,9 @@ class Calibration:
                 arrays[f"frontier/{k}/queries"] = frontier.query_hits
         write_arrays(folder / ARRAYS_NAME, arrays)
         plans = {str(k): [plan.to_json() for plan in frontier.plans] for k, frontier in self.frontiers.items()}
-        record = {
-            "format_version": FORMAT_VERSION,
-            "by_effort": self.by_effort,
-            "dim": self.dim,
-            "date": self.date,
-            "n_queries": self.n_queries,
-            "n_corpus_rows": self.n_corpus_rows,
-            "depth": self.depth,
-            "kind": self.kind,
-            "latencies": self.latencies,
-            "left_out": self.left_out,
-            "corpus_like": self.corpus_like,
-            "as_given": self.as_given,
-            "certificates": self.certificates,
-            "plans": plans,
-            "costs": self.costs.to_json(),
-        }
-        (folder / JSON_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        kept = {one.name: getattr(self, one.name) for one in fields(Measured)}
+        record = {"format_version": FORMAT_VERSION, **kept, "kind": self.kind, "plans": plans}
+        (folder / JSON_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
@@ -381,151 +355,78 @@ class Calibration:
 
         Raises DamagedIndexError naming the file that cannot be understood, FormatVersionError for another format.
         """
+        path = folder / JSON_NAME
+        found, arrays = read_json(path), map_arrays(folder / ARRAYS_NAME)
+        _check_format(path, found.get("format_version", 2 if SINCE_2 in arrays else 1))
+        record = check_record(found, path)
         try:
-            record = read_json(folder / JSON_NAME)
-            arrays = map_arrays(folder / ARRAYS_NAME)
-            _check_format(folder / JSON_NAME, record.get("format_version", 2 if SINCE_2 in arrays else 1))
-            check_record(record, folder / JSON_NAME)
-            certifies = record["n_queries"] > 0
-            frontiers = {
-                int(k): Frontier(
-                    int(k),
-                    tuple(Plan.from_json(plan) for plan in plans),
-                    arrays[f"frontier/{k}/corpus"],
-                    arrays[f"frontier/{k}/queries"] if certifies else None,
-                )
-                for k, plans in record["plans"].items()
-            }
-            for frontier in frontiers.values():
-                _check_hits(frontier, record)
-            return cls(
-                costs=Costs.from_json(record["costs"]),
-                by_effort=bool(record["by_effort"]),
-                dim=int(record["dim"]),
-                date=str(record["date"]),
-                n_queries=int(record["n_queries"]),
-                n_corpus_rows=int(record["n_corpus_rows"]),
-                depth=int(record["depth"]),
-                latencies=list(record["latencies"]),
-                left_out={str(why): int(count) for why, count in record.get("left_out", {}).items()},
-                corpus_like=record.get("corpus_like") is True,  # once a share, of queries that equalled rows
-                as_given=bool(record.get("as_given", False)),
-                storage=_storage(arrays),
-                certificates=list(record.get("certificates", ())),
-                frontiers=frontiers,
-                folder=folder,
-                mapped=arrays,  # kept: another process may tune the index, which removes this file
-            )
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise DamagedIndexError(f"{folder / JSON_NAME}: not a calibration of this format ({error!r})") from error
+            frontiers = {k: _frontier(k, plans, arrays, record) for k, plans in record.plans.items()}
+            storage = _storage(arrays)
+        except (ValueError, LookupError) as error:
+            raise DamagedIndexError(f"{path}: not a calibration of this format ({error!r})") from error
+        kept = {one.name: getattr(record, one.name) for one in fields(Measured)} | {"latencies": found["latencies"]}
+        # The arrays are kept: another process may tune the index, which removes this file.
+        return cls(**kept, storage=storage, frontiers=frontiers, folder=folder, mapped=arrays)
 
 
 def _check_format(path: Path, version: object) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"format_version is {version!r}")
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{path} is of calibration format {version}, this funnel reads {FORMAT_VERSION}: upgrade funnel-retrieval, "
-            "or build the index again"
+        raise DamagedIndexError(
+            f"{path}: not a calibration of this format: format_version is {version!r}; build the index again"
         )
-    if version < FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        by, do = ("a newer", "upgrade funnel-retrieval, or ") if version > FORMAT_VERSION else ("an older", "")
         raise FormatVersionError(
-            f"{path} is of calibration format {version}, written by an older funnel, and this one reads "
-            f"{FORMAT_VERSION}: build the index again"
+            f"{path} is of calibration format {version}, written by {by} funnel, and this one reads {FORMAT_VERSION}: "
+            f"{do}build the index again"
         )
 
 
-def _check_hits(frontier: Frontier, record: Mapping[str, Any]) -> None:
-    """ValueError where what plans found is not of as many plans and queries as there are."""
-    expected = [("corpus", frontier.corpus_hits, record["n_corpus_rows"])]
-    if frontier.query_hits is not None:
-        expected.append(("queries", frontier.query_hits, record["n_queries"]))
-    for name, found, count in expected:
-        if found.dtype != np.uint8 or found.shape != (len(frontier.plans), count):
-            raise ValueError(
-                f"frontier/{frontier.k}/{name} is {found.dtype} {list(found.shape)}, expected uint8 "
-                f"[{len(frontier.plans)}, {count}]"
-            )
-        if found.max(initial=0) > frontier.k:
-            raise ValueError(f"frontier/{frontier.k}/{name} has {found.max()} of {frontier.k} found")
+def _taken(arrays: Arrays, name: str, dtype: str, *shape: int | None) -> npt.NDArray[Any]:
+    """An array of the record. KeyError where there is none, ValueError for another type or shape; None: any."""
+    array = arrays[name]
+    sides = zip(array.shape, shape, strict=False)
+    if array.dtype != dtype or array.ndim != len(shape) or any(side not in (None, is_) for is_, side in sides):
+        expected = f"{dtype} {['any' if side is None else side for side in shape]}"
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {expected}")
+    return array
+
+
+def _frontier(k: int, plans: Sequence[PlanRecord], arrays: Arrays, record: Record) -> Frontier:
+    counts = {"corpus": record.n_corpus_rows} | ({"queries": record.n_queries} if record.n_queries else {})
+    found = {name: _taken(arrays, f"frontier/{k}/{name}", "uint8", len(plans), n) for name, n in counts.items()}
+    most = max(int(hits.max(initial=0)) for hits in found.values())
+    if most > k:
+        raise ValueError(f"frontier/{k} has {most} of {k} found")
+    made = tuple(Plan(one.effort, one.shortlist, tuple(Stage(*stage) for stage in one.stages)) for one in plans)
+    return Frontier(k, made, found["corpus"], found.get("queries"))
 
 
 def _storage(arrays: Arrays) -> StorageCost | None:
-    """What storing the rows costs, where it is on record. ValueError for arrays that do not fit each other."""
+    """What storing the rows costs, where it is on record."""
     if "storage/found" not in arrays:
         return None
-    found, truth = arrays["storage/found"], arrays["storage/truth"]
-    if found.ndim != 2 or found.shape != truth.shape or not found.size or {found.dtype, truth.dtype} != {FLOAT32}:
-        raise ValueError(f"storage/found is {found.dtype} {list(found.shape)}, storage/truth {list(truth.shape)}")
-    return StorageCost(found, truth)
+    found = _taken(arrays, "storage/found", "float32", None, None)
+    if not found.size:
+        raise ValueError("storage/found is empty")
+    return StorageCost(found, _taken(arrays, "storage/truth", "float32", *found.shape))
 
 
 def _run_arrays(name: str, run: Run) -> dict[str, npt.NDArray[Any]]:
-    near = {}
-    if run.near_rows is not None and run.near_scores is not None:
-        near = {f"{name}/near_rows": run.near_rows, f"{name}/near_scores": run.near_scores}
-    if run.given is not None:
-        near[f"{name}/given"] = run.given
-    return {
-        **near,
-        f"{name}/queries": run.queries,
-        f"{name}/own_rows": run.own_rows,
-        f"{name}/truth": run.truth,
-        f"{name}/widths": np.array(run.widths),
-        f"{name}/efforts": np.array(run.efforts),
-        f"{name}/candidates": run.candidates,
-        f"{name}/candidate_scores": run.candidate_scores,
-        **{f"{name}/places/{effort}": run.places[effort] for effort in run.efforts},
+    parts = {
+        "queries": run.queries,
+        "own_rows": run.own_rows,
+        "truth": run.truth,
+        "widths": np.array(run.widths),
+        "efforts": np.array(run.efforts),
+        "candidates": run.candidates,
+        "candidate_scores": run.candidate_scores,
+        "near_rows": run.near_rows,
+        "near_scores": run.near_scores,
+        "given": run.given,
+        **{f"places/{effort}": run.places[effort] for effort in run.efforts},
     }
-
-
-def _check_shapes(run: Run) -> None:
-    """ValueError where the arrays of a run do not fit each other."""
-    count, found, widths = len(run.queries), run.candidates.shape[-1:], (len(run.widths),)
-    expected: dict[str, tuple[npt.NDArray[Any], str, tuple[int, ...]]] = {
-        "queries": (run.queries, "float32", (count, *run.queries.shape[1:2])),
-        "own_rows": (run.own_rows, "int64", (count,)),
-        "truth": (run.truth, "float32", (count, *run.truth.shape[1:2])),
-        "candidates": (run.candidates, "int32", (count, *found)),
-        "candidate_scores": (run.candidate_scores, "float32", (count, *found, *widths)),
-        **{f"places/{at}": (table, "uint16", (count, *table.shape[1:2])) for at, table in run.places.items()},
-    }
-    if (run.near_rows is None) != (run.near_scores is None):
-        raise ValueError("near_rows and near_scores are kept together, and one of them is missing")
-    if run.near_rows is not None and run.near_scores is not None:
-        near = (count, *run.near_rows.shape[1:2])
-        expected |= {"near_rows": (run.near_rows, "int32", near), "near_scores": (run.near_scores, "float32", near)}
-    if run.given is not None:
-        expected["given"] = (run.given, "float32", (count, *found))
-    for name, (array, dtype, shape) in expected.items():
-        if array.dtype != dtype or array.shape != shape or (name != "own_rows" and array.ndim < 2):
-            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
-
-
-def _check_values(run: Run, calibration: Calibration, count: int) -> None:
-    """ValueError where a run is not that of its calibration, or names what is not there."""
-    if run.queries.shape != (count, calibration.dim) or run.truth.shape[1] < calibration.depth:
-        raise ValueError(
-            f"queries is {list(run.queries.shape)} and truth {list(run.truth.shape)}; expected [{count}, "
-            f"{calibration.dim}], and [{count}, {calibration.depth}] or more"
-        )
-    if not run.places or set(run.places) - set(calibration.costs.coarse[BATCH_SIZES[0]]):
-        raise ValueError(f"the efforts are {list(run.efforts)[:5]}, whose costs are not on record")
-    planned = {plan.effort for one in calibration.frontiers.values() for plan in one.plans}
-    if planned - set(run.places) - {0}:
-        raise ValueError(f"plans have the efforts {sorted(planned)[:5]}, the run {list(run.efforts)[:5]}")
-    if not run.widths or run.widths[-1] != calibration.dim or any(a >= b for a, b in pairwise(run.widths)):
-        raise ValueError(f"the widths are {list(run.widths)[:5]}, expected rising ones up to {calibration.dim}")
-    for name, rows in (("candidates", run.candidates), ("own_rows", run.own_rows), ("near_rows", run.near_rows)):
-        if calibration.rows is None or rows is None or not rows.size:
-            continue
-        if rows.min() < -1 or rows.max() >= calibration.rows:
-            raise ValueError(f"{name} names rows {rows.min()} to {rows.max()} of {calibration.rows}")
-    most = run.candidates.shape[1]
-    for effort, places in run.places.items():
-        wrong = places[(places >= most) & (places != MISSING)]
-        if len(wrong):
-            raise ValueError(f"places/{effort} names the candidate {wrong[0]} of {most}")
+    return {f"{name}/{part}": array for part, array in parts.items() if array is not None}
 
 
 def depth_of(rows: int) -> int:
@@ -550,14 +451,10 @@ def step_recalls(calibration: Calibration, plan: Plan, k: int) -> tuple[float, .
 
     NaN where the plan's effort, its shortlist, its widths or so large a k are not on record.
     """
-    unknown = (math.nan,) * plan.steps
-    if k > calibration.depth:
-        return unknown
     run = calibration.run()
-    if plan.effort not in run.places or run.largest(plan.effort) < plan.shortlist:
-        return unknown
-    if any(stage.width not in run.widths for stage in plan.stages):
-        return unknown
+    known = k <= calibration.depth and plan.effort in run.places and run.largest(plan.effort) >= plan.shortlist
+    if not known or any(stage.width not in run.widths for stage in plan.stages):
+        return (math.nan,) * plan.steps
     found = hits(run, truncations(plan, k), k)
     return tuple(float(value) / k for value in found.mean(axis=1))
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from funnel.plan import Plan
 
-__all__ = ["BATCH_SIZES", "Costs", "Prices", "batch_class", "fit_rising"]
+__all__ = ["BATCH_SIZES", "Costs", "Ms", "Positive", "batch_class", "fit_rising"]
+
+Ms = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 
 BATCH_SIZES = (1, 32, 256)
 
@@ -35,11 +40,23 @@ class Costs:
     """
 
     machine: dict[str, str]
-    sizes: tuple[int, ...]
-    coarse: dict[int, dict[int, float]]
-    rerank: dict[int, dict[int, list[float]]]
-    flat: dict[int, float]
-    base: dict[int, float]
+    sizes: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1, max_length=64)]
+    coarse: dict[int, dict[int, Ms]]
+    rerank: dict[int, dict[int, list[Ms]]]
+    flat: dict[int, Ms]
+    base: dict[int, Ms]
+
+    def check(self) -> None:
+        """ValueError unless every table has every batch size, and those of coarse search the same efforts."""
+        for name in ("coarse", "rerank", "flat", "base"):
+            if set(getattr(self, name)) != set(BATCH_SIZES):
+                raise ValueError(f"{name} is not of the batch sizes {list(BATCH_SIZES)}")
+        if len({tuple(sorted(table)) for table in self.coarse.values()}) != 1:
+            raise ValueError("coarse has other efforts for another batch size")
+        if any(len(ms) != len(self.sizes) for table in self.rerank.values() for ms in table.values()):
+            raise ValueError(f"rerank has lists of another length than the {len(self.sizes)} sizes")
+        if list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(f"sizes is {list(self.sizes)}, which does not rise")
 
     @property
     def reranked(self) -> bool:
@@ -48,12 +65,12 @@ class Costs:
 
     def predict(self, plan: Plan, batch: int, dim: int) -> float:
         """Predicted milliseconds of one call of `batch` queries (a batch class) under the plan."""
-        return sum(self.stages(plan, batch, dim)) + self._scaled(self.base, batch)
+        return sum(self.stages(plan, batch, dim)) + self.base[min(batch, BATCH_SIZES[-1])] * self._times(batch)
 
     def stages(self, plan: Plan, batch: int, dim: int) -> list[float]:
         """Predicted milliseconds of each step of a plan."""
-        if batch > BATCH_SIZES[-1]:  # above the largest measured one a batch costs in proportion
-            return [ms * batch / BATCH_SIZES[-1] for ms in self.stages(plan, BATCH_SIZES[-1], dim)]
+        if batch > BATCH_SIZES[-1]:
+            return [ms * self._times(batch) for ms in self.stages(plan, BATCH_SIZES[-1], dim)]
         if plan.is_flat:
             return [self.flat[batch]]
         result = [self.coarse[batch][plan.effort]]
@@ -65,63 +82,24 @@ class Costs:
         return result
 
     @staticmethod
-    def _scaled(table: dict[int, float], batch: int) -> float:
-        return table[batch] if batch in table else table[BATCH_SIZES[-1]] * batch / BATCH_SIZES[-1]
+    def _times(batch: int) -> float:
+        """Above the largest measured one a batch costs in proportion."""
+        return max(1.0, batch / BATCH_SIZES[-1])
 
     def _rerank(self, batch: int, candidates: int, columns: int) -> float:
-        table = self.rerank[batch]
-        if not table:
-            return 0.0
-        widths = sorted(table)
-        at_width = [float(np.interp(candidates, self.sizes, table[width])) for width in widths]
-        if candidates > self.sizes[-1]:
-            at_width = [value * candidates / self.sizes[-1] for value in at_width]
-        return float(np.interp(columns, widths, at_width))
-
-    def to_json(self) -> dict[str, Any]:
-        """The costs as plain values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Costs:
-        """The costs that `to_json` wrote."""
-        return cls(
-            machine=dict(value["machine"]),
-            sizes=tuple(value["sizes"]),
-            coarse={int(b): {int(e): ms for e, ms in t.items()} for b, t in value["coarse"].items()},
-            rerank={int(b): {int(w): list(ms) for w, ms in t.items()} for b, t in value["rerank"].items()},
-            flat={int(b): ms for b, ms in value["flat"].items()},
-            base={int(b): ms for b, ms in value["base"].items()},
-        )
-
-
-class Prices:
-    """Predicted milliseconds of one call under a plan, at every measured batch size; each step is worked out once."""
-
-    batches = BATCH_SIZES
-
-    def __init__(self, costs: Costs, dim: int) -> None:
-        self._costs, self._dim = costs, dim
-        self._reranks: dict[tuple[int, int], tuple[float, ...]] = {}
-
-    def of(self, plan: Plan) -> tuple[float, ...]:
-        """As `Costs.predict`, of a plan that is not flat."""
-        return self.until(plan, self._dim)
-
-    def until(self, plan: Plan, width: int) -> tuple[float, ...]:
-        """Of the coarse search, the stages, and one rerank more, of what they leave, up to this width."""
-        total = tuple(self._costs.coarse[batch][plan.effort] + self._costs.base[batch] for batch in self.batches)
-        candidates, start = plan.shortlist, 0
-        for end, keep in [*((stage.width, stage.keep) for stage in plan.stages), (width, 0)]:
-            total = tuple(map(sum, zip(total, self._rerank(candidates, end - start), strict=True)))
-            candidates, start = keep, end
-        return total
-
-    def _rerank(self, candidates: int, columns: int) -> tuple[float, ...]:
-        key = (candidates, columns)
+        key = (batch, candidates, columns)
         if key not in self._reranks:
-            self._reranks[key] = tuple(self._costs._rerank(batch, candidates, columns) for batch in self.batches)
+            table = self.rerank[batch]
+            widths = sorted(table)
+            beyond = max(1.0, candidates / self.sizes[-1])
+            at_width = [float(np.interp(candidates, self.sizes, table[width])) * beyond for width in widths]
+            self._reranks[key] = float(np.interp(columns, widths, at_width)) if table else 0.0
         return self._reranks[key]
+
+    @cached_property
+    def _reranks(self) -> dict[tuple[int, int, int], float]:
+        """What was worked out, as it is asked for again and again."""
+        return {}
 
 
 def fit_rising(at: Sequence[float], ms: Sequence[float], wanted: Sequence[float]) -> list[float]:

@@ -8,16 +8,14 @@ recall@k >= r, by the same bound as the mean: the observation is 1 where a query
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
 
 import numpy as np
 import numpy.typing as npt
 
 from funnel.plan import Plan, Stage
-from funnel.planning.costs import Costs, Prices
+from funnel.planning.costs import BATCH_SIZES, Costs
 from funnel.planning.run import Run, hits
 
 __all__ = [
@@ -29,7 +27,6 @@ __all__ = [
     "hits_needed",
     "keep_sizes",
     "pareto",
-    "plans_of_effort",
     "shortlists",
     "tail_of",
     "undominated",
@@ -55,114 +52,71 @@ def keep_sizes(candidates: int) -> tuple[int, ...]:
     return tuple(reversed(smaller[-KEEP_STEPS:]))
 
 
-def plans_of_effort(effort: int, sizes: Sequence[int], widths: Sequence[int]) -> Iterator[Plan]:
-    """Every plan at this effort: sizes are its shortlists, widths the intermediate widths, rising."""
-    for size in sizes:
-        yield Plan(effort, size)
-        for count in range(1, MOST_INTERMEDIATE_STAGES + 1):
-            for chosen in combinations(widths, count):
-                yield from _staged(effort, size, chosen)
-
-
-def _staged(effort: int, size: int, widths: tuple[int, ...]) -> Iterator[Plan]:
-    def deeper(keep: int, position: int) -> Iterator[tuple[Stage, ...]]:
-        if position == len(widths):
-            yield ()
-            return
-        for smaller in keep_sizes(keep):
-            for rest in deeper(smaller, position + 1):
-                yield (Stage(widths[position], smaller), *rest)
-
-    for stages in deeper(size, 0):
-        yield Plan(effort, size, stages)
-
-
 Recalls = dict[Plan, float]
 
 
-class _Stairs:
-    """The highest recall of evaluated plans up to a cost, at one batch size."""
-
-    def __init__(self) -> None:
-        self._costs: list[float] = []
-        self._recalls: list[float] = []  # rising with cost
-
-    def add(self, cost: float, recall: float) -> None:
-        """Take in an evaluated plan."""
-        at = bisect_right(self._costs, cost)
-        if at and self._recalls[at - 1] >= recall:
-            return
-        end = at
-        while end < len(self._recalls) and self._recalls[end] <= recall:
-            end += 1
-        start = at - 1 if at and self._costs[at - 1] == cost else at
-        self._costs[start:end], self._recalls[start:end] = [cost], [recall]
-
-    def reaches(self, recall: float, cost: float) -> bool:
-        """Whether some evaluated plan of at most this cost has at least this recall."""
-        at = bisect_right(self._costs, cost)
-        return at > 0 and self._recalls[at - 1] >= recall
+Parents = list[tuple[Plan, float]]  # plans of one effort, with the recall that each has at best
 
 
 class _Search:
-    def __init__(self, k: int, run: Run, prices: Prices) -> None:
-        self.k, self.run, self.prices = k, run, prices
+    def __init__(self, k: int, run: Run, costs: Costs) -> None:
+        self.k, self.run, self.costs = k, run, costs
         self.recalls: Recalls = {}
-        self.stairs = [_Stairs() for _ in prices.batches]
+        self._prices: list[tuple[float, ...]] = []  # of the plans evaluated, at every batch size
+
+    def price(self, plan: Plan, width: int) -> tuple[float, ...]:
+        """Predicted milliseconds of the coarse search, the stages, and one rerank more, up to this width."""
+        return tuple(self.costs.predict(plan, batch, width) for batch in BATCH_SIZES)
 
     def evaluate(self, plans: Sequence[Plan]) -> None:
         """Work out the recall of the plans, all of one effort."""
-        means = hits(self.run, plans, self.k).mean(axis=1, dtype=np.float64) / self.k if plans else []
-        for plan, recall in zip(plans, means, strict=True):
-            self.recalls[plan] = float(recall)
-            for stairs, cost in zip(self.stairs, self.prices.of(plan), strict=True):
-                stairs.add(cost, float(recall))
+        if plans:
+            means = hits(self.run, plans, self.k).mean(axis=1, dtype=np.float64) / self.k
+            self.recalls |= zip(plans, means.tolist(), strict=True)
+            self._prices += [self.price(plan, self.run.widths[-1]) for plan in plans]
 
-    def useless(self, costs: Iterable[float], at_best: float) -> bool:
-        """Whether a plan of these costs (or more), whose recall is at most `at_best`, need not be evaluated."""
-        return all(stairs.reaches(at_best, cost) for stairs, cost in zip(self.stairs, costs, strict=True))
+    def useful(self, parents: Parents, width: int | None = None) -> Parents:
+        """Those that no evaluated plan equals at their recall at best and no more than their cost, at some batch size.
 
-    def deepen(self, effort: int, parents: Sequence[tuple[Plan, float]]) -> list[tuple[Plan, float]]:
-        """Evaluate what is worth it of the plans with one stage more than the parents; all of those not ruled out.
-
-        parents: plans of one effort, with the recall that each has at best. Returns children alike.
+        width: of the last rerank, instead of the full one.
         """
-        children, wanted = [], []
-        for parent, at_best in parents:
-            start = parent.stages[-1].width if parent.stages else 0
-            for width in self.run.widths[:-1]:
-                if width <= start or self.useless(self.prices.until(parent, width), at_best):
-                    continue
-                for keep in keep_sizes(parent.survivors):
-                    if keep < self.k:
-                        break
-                    child = Plan(effort, parent.shortlist, (*parent.stages, Stage(width, keep)))
-                    children.append((child, at_best))
-                    if not self.useless(self.prices.of(child), at_best):
-                        wanted.append(child)
-        self.evaluate(wanted)
+        asked = np.array([self.price(plan, width or self.run.widths[-1]) for plan, _ in parents])
+        at_best, useful = np.array([recall for _, recall in parents]), np.zeros(len(parents), dtype=np.bool_)
+        recalls, known = np.array(list(self.recalls.values())), np.array(self._prices)
+        for column in range(len(BATCH_SIZES) if parents else 0):
+            order = np.argsort(known[:, column])
+            highest = np.concatenate([[-1.0], np.maximum.accumulate(recalls[order])])
+            useful |= highest[np.searchsorted(known[order, column], asked[:, column], "right")] < at_best
+        return [parent for parent, is_so in zip(parents, useful, strict=True) if is_so]
+
+    def deepen(self, effort: int, parents: Parents) -> Parents:
+        """Evaluate what is worth it of the plans with one stage more than the parents; all of those not ruled out."""
+        children = []
+        for width in self.run.widths[:-1]:
+            narrower = [one for one in parents if not one[0].stages or one[0].stages[-1].width < width]
+            for parent, at_best in self.useful(narrower, width):
+                keeps = [keep for keep in keep_sizes(parent.survivors) if keep >= self.k]
+                stages = [(*parent.stages, Stage(width, keep)) for keep in keeps]
+                children += [(Plan(effort, parent.shortlist, staged), at_best) for staged in stages]
+        self.evaluate([child for child, _ in self.useful(children)])
         return [(child, self.recalls.get(child, at_best)) for child, at_best in children]
 
 
-def undominated(k: int, run: Run, prices: Prices, sizes: Mapping[int, Sequence[int]]) -> Recalls:
+def undominated(k: int, run: Run, costs: Costs, sizes: Mapping[int, Sequence[int]]) -> Recalls:
     """Every plan of the grid that at some batch size no plan of at most its cost equals in recall, and others.
 
     sizes: effort -> its shortlists, each at least k. Returns recall@k on the run of every plan that was evaluated:
     all direct plans, and those with stages that could not be ruled out. A plan left out is equalled or beaten at
     every batch size by one that is there and costs no more.
     """
-    search = _Search(k, run, prices)
+    search = _Search(k, run, costs)
     for effort, shortlists in sizes.items():
         search.evaluate([Plan(effort, size) for size in shortlists])
-    level = [(plan, search.recalls[plan]) for plan in search.recalls]
+    direct = list(search.recalls.items())
+    levels = {effort: [one for one in direct if one[0].effort == effort] for effort in sizes}
     for _ in range(MOST_INTERMEDIATE_STAGES):
-        level = [child for effort, parents in _by_effort(level) for child in search.deepen(effort, parents)]
+        levels = {effort: search.deepen(effort, parents) for effort, parents in levels.items()}
     return search.recalls
-
-
-def _by_effort(level: Sequence[tuple[Plan, float]]) -> Iterator[tuple[int, list[tuple[Plan, float]]]]:
-    for effort, members in groupby(level, key=lambda member: member[0].effort):
-        yield effort, list(members)
 
 
 def pareto(recalls: npt.NDArray[np.float64], costs: npt.NDArray[np.float64]) -> set[int]:
@@ -201,6 +155,12 @@ class Frontier:
         recalls: npt.NDArray[np.float64] = self.hits[position] / self.k
         return recalls
 
+    def ordered(self, worth: npt.NDArray[np.float64]) -> Frontier:
+        """The same plans by falling worth, float [plans]."""
+        order = np.argsort(-worth, kind="stable")
+        real = None if self.query_hits is None else self.query_hits[order]
+        return Frontier(self.k, tuple(self.plans[i] for i in order), self.corpus_hits[order], real)
+
 
 @dataclass(frozen=True)
 class TailFrontier(Frontier):
@@ -228,9 +188,8 @@ def tail_of(frontier: Frontier, needed: int) -> TailFrontier:
     """
     k, found = frontier.k, frontier.corpus_hits.astype(np.float64)
     worth = np.clip((found - (needed - 1)) / (k - needed + 1), 0.0, 1.0).mean(axis=1)
-    order = np.argsort(-worth, kind="stable") if len(found) else np.empty(0, dtype=np.int64)
-    real = None if frontier.query_hits is None else frontier.query_hits[order]
-    return TailFrontier(k, tuple(frontier.plans[i] for i in order), frontier.corpus_hits[order], real, needed)
+    ordered = frontier.ordered(worth)
+    return TailFrontier(k, ordered.plans, ordered.corpus_hits, ordered.query_hits, needed)
 
 
 def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_effort: bool, dim: int) -> Frontier:
@@ -241,28 +200,26 @@ def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_ef
     there may be .92), and the sequence must begin with plans stronger than any that are likely to be needed.
     by_effort: whether the shortlist is tied to the effort (a graph) or free (lists, flat).
     """
-    prices = Prices(costs, dim)
     sizes = _sizes(k, corpus, by_effort, costs.reranked)
-    found = undominated(k, corpus, prices, sizes)
+    found = undominated(k, corpus, costs, sizes)
     plans, recall = list(found), np.array(list(found.values()))
-    cost = np.array([prices.of(plan) for plan in plans]).reshape(len(plans), len(prices.batches))
-    spine = _spine(sizes, by_effort)
+    cost = np.array([[costs.predict(plan, batch, dim) for batch in BATCH_SIZES] for plan in plans])
+    cost = cost.reshape(len(plans), len(BATCH_SIZES))
+    spine = {Plan(effort, fitting[-1]) for effort, fitting in sizes.items()}
+    if not by_effort and sizes:
+        spine |= {Plan(max(sizes), size) for size in sizes[max(sizes)]}
     chosen = {i for i, plan in enumerate(plans) if plan in spine}
     for column in cost.T:
         chosen |= pareto(recall, column)
-    order = sorted(chosen, key=lambda i: (-recall[i], -cost[i].sum()))
-    kept = tuple(plans[i] for i in order)
-    real = None if queries is None else hits(queries, kept, k)
-    return Frontier(k, kept, hits(corpus, kept, k), real)
+    kept = tuple(plans[i] for i in sorted(chosen, key=lambda i: (-recall[i], -cost[i].sum())))
+    return Frontier(k, kept, hits(corpus, kept, k), None if queries is None else hits(queries, kept, k))
 
 
 def frontier_of(k: int, plans: Sequence[Plan], corpus: Run, queries: Run | None) -> Frontier:
     """The plans that can serve k, in descending recall on held-out rows: for a k near those they were chosen for."""
-    fitting = [plan for plan in dict.fromkeys(plans) if plan.survivors >= k]
-    found = hits(corpus, fitting, k)
-    order = np.argsort(-found.mean(axis=1, dtype=np.float64), kind="stable") if fitting else np.empty(0, dtype=np.int64)
-    kept = tuple(fitting[i] for i in order)
-    return Frontier(k, kept, found[order], None if queries is None else hits(queries, kept, k))
+    fitting = tuple(plan for plan in dict.fromkeys(plans) if plan.survivors >= k)
+    found = Frontier(k, fitting, hits(corpus, fitting, k), None if queries is None else hits(queries, fitting, k))
+    return found.ordered(found.corpus_hits.mean(axis=1, dtype=np.float64))
 
 
 def _sizes(k: int, run: Run, by_effort: bool, reranked: bool) -> dict[int, list[int]]:
@@ -272,11 +229,3 @@ def _sizes(k: int, run: Run, by_effort: bool, reranked: bool) -> dict[int, list[
     share = SMALLEST_SHARE if by_effort else None
     sizes = {effort: [s for s in shortlists(run.largest(effort), share) if s >= k] for effort in run.efforts}
     return {effort: fitting for effort, fitting in sizes.items() if fitting}
-
-
-def _spine(sizes: dict[int, list[int]], by_effort: bool) -> set[Plan]:
-    spine = {Plan(effort, fitting[-1]) for effort, fitting in sizes.items()}
-    if not by_effort and sizes:
-        last = max(sizes)
-        spine |= {Plan(last, size) for size in sizes[last]}
-    return spine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import RLock
@@ -21,6 +20,22 @@ class Latency:
 
     p50: float
     p95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the 95th percentile of calls was in short windows, by two callers at once, in milliseconds.
+
+    largest: of all of them. ms: what can be promised; more than the largest of few windows.
+    """
+
+    largest: float
+    ms: float
+    windows: int
+
+    def __str__(self) -> str:
+        of = f"the largest of {self.windows} windows, called by two threads at once"
+        return f"{self.largest:.3g} ms at the 95th percentile, {of}"
 
 
 class Latencies:
@@ -53,7 +68,7 @@ class Latencies:
         with self._lock:
             quick = self._quick.get(key)
             if quick is None:
-                quick = self._quick[key] = self._measure(plan, k, batch)
+                quick = self._quick[key] = self._measure(*key)
             return quick
 
     def held(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held | None:
@@ -67,8 +82,8 @@ class Latencies:
             return None
         with self._lock:
             held = self._held.get(key)
-            if held is None or (allowed is None and held.ms == math.inf) or _undecided(held, allowed):
-                held = self._held[key] = self._hold(plan, k, batch, allowed)
+            if held is None or (allowed is not None and held.largest <= allowed < held.ms):
+                held = self._held[key] = self._hold(*key, allowed)
             return held
 
     def within(self, plan: Plan, k: int, batch: int, allowed: float) -> bool:
@@ -79,51 +94,21 @@ class Latencies:
         """
         with self._lock:
             quick = self.of(plan, k, batch).p95
-            if quick > allowed:
+            failed = [key for key, held in self._held.items() if key[2] == batch and held.largest > allowed]
+            if quick > allowed or any(self.of(*key).p95 <= quick for key in failed):
                 return False
-            if (plan, k, batch) not in self._held:
-                failed = [key for key, held in self._held.items() if key[2] == batch and held.largest > allowed]
-                if any(self.of(*key).p95 <= quick for key in failed):
-                    return False
             held = self.held(plan, k, batch, allowed)
             return held is None or held.ms <= allowed
 
-    def known(self, plan: Plan, k: int, batch: int) -> Held | None:
-        """What can be promised of it, where that was measured already."""
-        return self._held.get((plan, k, batch))
+    def tried(self, plan: Plan, k: int, batch: int) -> bool:
+        """Whether what can be promised of it was measured."""
+        return (plan, k, batch) in self._held
 
     def said(self, plan: Plan, k: int, batch: int) -> str:
         """The figure in words, the one that can be promised where it was measured."""
-        with self._lock:
-            held = self.known(plan, k, batch)
-            if held is not None:
-                return f"{held.largest:.3g} ms at the 95th percentile ({held})"
-            return f"{self.of(plan, k, batch).p95:.3g} ms at the 95th percentile"
+        held = self._held.get((plan, k, batch))
+        return f"{self.of(plan, k, batch).p95:.3g} ms at the 95th percentile" if held is None else f"{held}"
 
     def records(self) -> list[list[object]]:
         """The quick figures, as `Calibration.latencies` keeps them."""
         return [[plan.to_json(), k, batch, v.p50, v.p95] for (plan, k, batch), v in list(self._quick.items())]
-
-
-def _undecided(held: Held, allowed: float | None) -> bool:
-    """Whether it takes more windows to know that so many milliseconds can be promised, or cannot."""
-    return allowed is not None and held.largest <= allowed < held.ms
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the 95th percentile of calls was in short windows, in milliseconds.
-
-    callers: threads that called at once where it was largest. typical: of the median window; largest: of all of them.
-    ms: what can be promised; where measuring was given up, as too much was taken already, infinite.
-    """
-
-    callers: int
-    typical: float
-    largest: float
-    ms: float
-    windows: int
-
-    def __str__(self) -> str:
-        threads = "one thread" if self.callers == 1 else f"{self.callers} threads at once"
-        return f"{self.typical:.3g} to {self.largest:.3g} ms in {self.windows} windows, called by {threads}"

@@ -25,10 +25,9 @@ __all__ = ["Choice", "Latency", "Planner"]
 
 # A plan whose predicted cost is beyond the latency by more than this is not tried: predictions are within 1.5x.
 PREDICTION_SLACK = 1.5
-# From a plan that could not hold a latency to the next that is tried: as much cheaper as this was too slow, within
-# these bounds. One stall shows in few windows; and of several plans at the edge, one would hold it by luck: each that
-# is tried may break it in one window of 20 (at .85 one was served whose median window took .84 of what was allowed).
-LEAST_STEP, MOST_STEP = 0.35, 0.7
+# From a plan that could not hold a latency to the next that is tried: so much cheaper. Of several plans at the edge one
+# would hold it by luck, as each that is tried may break it in one window of 20.
+STEP = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Planner:
         self.calibration = calibration
         self.costs = costs
         self._chosen: Remembered[tuple[Budget, int, int, float], Choice] = Remembered()
-        self._passes: Remembered[tuple[int, float | None, float | None, float], frozenset[int]] = Remembered()
+        self._passes: Remembered[tuple[int, float | None, float | None, float], int] = Remembered()
         known = calibration.latencies if costs.machine == calibration.costs.machine else []
         self.latencies: Latencies = Latencies(measure, hold, known)
 
@@ -71,10 +70,6 @@ class Planner:
         if choice is None:
             choice = self._chosen[key] = self._choose(*key)
         return choice
-
-    def latency(self, plan: Plan, k: int, batch: int) -> Latency:
-        """Median and 95th percentile of one call of a measured batch size, by one caller; measured on first use."""
-        return self.latencies.of(plan, k, batch)
 
     def promised(self) -> list[dict[str, object]]:
         """What was chosen so far, as `Calibration.certificates` keeps it: batch size, plan and certificate."""
@@ -93,19 +88,17 @@ class Planner:
         position = frontier.plans.index(plan)
         recalls = frontier.recalls(position)
         lost, most_lost, delta = self._storage_loss(budget, k)
-        bound = max(0.0, betting_lower_bound(recalls, delta) - most_lost)
-        estimate = max(0.0, float(recalls.mean()) - lost)
-        mean = max(0.0, float(frontier.hits[position].mean() / k) - self.calibration.storage_loss(k, budget.delta)[0])
+        passed, note = False, "no recall was asked for, so none is certified"
         if not self.calibration.certifies:
-            return self._record(budget, k, False, estimate, bound, self.calibration.kind, mean=mean)
-        if budget.recall is None:
-            note = "no recall was asked for, so none is certified"
-            return self._record(budget, k, False, estimate, bound, note, mean=mean)
-        passed = position in self._passed(frontier, budget)
+            note = self.calibration.kind
+        elif budget.recall is not None:
+            passed = position < self._passed(frontier, budget)
+            note = "" if passed else f"{budget.promise} is not certified for this plan"
         # The test is exact, the bound found to a resolution.
-        bound = max(bound, budget.target or 0.0) if passed else bound
-        note = "" if passed else f"{budget.promise} is not certified for this plan"
-        return self._record(budget, k, passed, estimate, bound, note, mean=mean)
+        least = (budget.target or 0.0) if passed else 0.0
+        bound = max(least, betting_lower_bound(recalls, delta) - most_lost)
+        mean = max(0.0, float(frontier.hits[position].mean() / k) - self.calibration.storage_loss(k, budget.delta)[0])
+        return self._record(budget, k, passed, max(0.0, float(recalls.mean()) - lost), bound, note, mean=mean)
 
     def frontier(self, budget: Budget, k: int) -> Frontier | None:
         """The plans that are tested for a budget, in their order; None where k is beyond the record."""
@@ -124,9 +117,8 @@ class Planner:
     def _choose(self, budget: Budget, k: int, batch: int, beside_ms: float) -> Choice:
         frontier = self.frontier(budget, k)
         allowed = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
-        if frontier is None and self.calibration.depth < LARGEST_K:  # so few rows that flat search costs nothing
-            return self._flat(budget, k, batch, allowed)
-        if frontier is None and budget.exact:
+        # Flat search costs nothing for so few rows that the record is not deeper.
+        if frontier is None and (budget.exact or self.calibration.depth < LARGEST_K):
             return self._flat(budget, k, batch, allowed)
         if frontier is None:
             raise InputError(
@@ -143,9 +135,8 @@ class Planner:
         batch: a batch class. k: within the calibrated depth.
         """
         frontier = self.frontier(budget, k)
-        passed = [] if frontier is None or budget.exact else sorted(self._passed(frontier, budget))
-        plans = [FLAT] if frontier is None else [FLAT, *(frontier.plans[i] for i in passed)]
-        return sorted(plans, key=lambda plan: self._cost(plan, batch))
+        passed = () if frontier is None or budget.exact else frontier.plans[: self._passed(frontier, budget)]
+        return sorted([FLAT, *passed], key=lambda plan: self._cost(plan, batch))
 
     def _flat(self, budget: Budget, k: int, batch: int, allowed: float) -> Choice:
         if allowed < math.inf and not self.latencies.within(FLAT, k, batch, allowed):
@@ -173,97 +164,80 @@ class Planner:
     def _storage_loss(self, budget: Budget, k: int) -> tuple[float, float, float]:
         return self.calibration.storage_loss(k, budget.delta, whole=budget.share is not None)
 
-    def _passed(self, frontier: Frontier, budget: Budget) -> frozenset[int]:
-        """The places of the plans that are certified for the budget: tested once, whatever the batch size."""
+    def _passed(self, frontier: Frontier, budget: Budget) -> int:
+        """How many of the first plans are certified for the budget: tested once, whatever the batch size."""
         key = (frontier.k, budget.recall, budget.share, budget.delta)
         passed = self._passes.get(key)
         if passed is None:
             _, lost, delta = self._storage_loss(budget, frontier.k)
             target = (budget.target or 1.0) + lost
-            if target > 1.0:
-                passed = frozenset()
-            else:
-                recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
-                passed = frozenset(range(fixed_sequence(recalls, target, delta)))
-            self._passes[key] = passed
+            recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
+            passed = self._passes[key] = 0 if target > 1.0 else fixed_sequence(recalls, target, delta)
         return passed
 
     def _cheapest(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
         k = frontier.k
         plans = self.candidates(budget, k, batch)
         for plan in plans:
-            if allowed == math.inf:
-                break
             likely = self._cost(plan, batch) <= allowed * PREDICTION_SLACK
-            if likely and self.latencies.within(plan, k, batch, allowed):
-                break
-        else:
-            raise self._neither(frontier, budget, batch, allowed, plans[0])
-        return Choice(plan, self._explained(plan, frontier, budget))
+            if allowed == math.inf or (likely and self.latencies.within(plan, k, batch, allowed)):
+                return Choice(plan, self._explained(plan, frontier, budget))
+        raise self._neither(frontier, budget, batch, allowed, plans[0])
 
     def _most_recall(self, frontier: Frontier, budget: Budget, batch: int, allowed: float) -> Choice:
         fastest = min([FLAT, *frontier.plans], key=lambda plan: self._cost(plan, batch))
         dearest = allowed * PREDICTION_SLACK
-        for plan in [FLAT, *self._by_recall(frontier), fastest]:
+        order = np.argsort([-frontier.recalls(i).mean() for i in range(len(frontier.plans))], kind="stable")
+        for plan in [FLAT, *(frontier.plans[i] for i in order), fastest]:
             cost = self._cost(plan, batch)
             if cost > dearest and plan != fastest:
                 continue
             if self.latencies.within(plan, frontier.k, batch, allowed):
                 return Choice(plan, self.certificate(plan, budget, frontier.k))
-            held = self.latencies.known(plan, frontier.k, batch)
-            if held is not None:
-                dearest = min(dearest, cost * min(MOST_STEP, max(allowed / held.typical, LEAST_STEP)))
+            if self.latencies.tried(plan, frontier.k, batch):
+                dearest = min(dearest, cost * STEP)
         raise BudgetError(
             f"no plan answers {_calls(batch)} for k={frontier.k} within {allowed:.3g} ms: the fastest "
             f"({self._named(fastest)}) takes {self.latencies.said(fastest, frontier.k, batch)}. "
             "Allow more time, or build with fewer dims"
         )
 
-    def _by_recall(self, frontier: Frontier) -> list[Plan]:
-        mean = [float(frontier.recalls(i).mean()) for i in range(len(frontier.plans))]
-        return [frontier.plans[i] for i in np.argsort(-np.array(mean), kind="stable")]
-
     def _neither(self, frontier: Frontier, budget: Budget, batch: int, allowed: float, cheapest: Plan) -> BudgetError:
         message = (
             f"no plan meets {budget} for {_calls(batch)} at k={frontier.k}: the cheapest that holds the recall "
             f"({self._named(cheapest)}) takes {self.latencies.said(cheapest, frontier.k, batch)}"
         )
+        within = max(allowed, 1e-6)
+        alone = Budget(latency_ms=within) if budget.share is None else replace(budget, latency_ms=within)
         try:
-            within = max(allowed, 1e-6)
-            alone = Budget(latency_ms=within) if budget.share is None else replace(budget, latency_ms=within)
             nearest = self._most_recall(frontier, alone, batch, allowed)
         except BudgetError as error:
             return BudgetError(f"{message}; {error}")
-        estimate = nearest.certificate.estimate
-        best = f"recall {estimate:.4f}"
-        if budget.share is not None:
-            best = f"that recall for {estimate * 100:.2f} % of queries"
+        estimate, of_all = nearest.certificate.estimate, budget.share is None
+        best = f"recall {estimate:.4f}" if of_all else f"that recall for {estimate * 100:.2f} % of queries"
         said = f"{message}; within {allowed:.3g} ms the best ({self._named(nearest.plan)}) has {best}"
         if not nearest.plan.is_flat and estimate > (budget.target or 1.0):  # fast enough, and only not certified
-            recalls = frontier.recalls(frontier.plans.index(nearest.plan))
-            needed = queries_needed(recalls, budget.target or 1.0, budget.delta)
-            if needed is not None:
-                said += f", and about {max(needed, len(recalls) + 1):,} real queries would certify it"
+            needed = self._needed(frontier, budget, frontier.plans.index(nearest.plan))
+            said += "" if needed is None else f", and about {needed:,} real queries would certify it"
         return BudgetError(said)
 
     def _explained(self, plan: Plan, frontier: Frontier, budget: Budget) -> Certificate:
         certificate = self.certificate(plan, budget, frontier.k)
         if not plan.is_flat or budget.exact:
             return certificate
-        count, needed = frontier.hits.shape[1], self._needed(frontier, budget)
+        needed = self._needed(frontier, budget) if frontier.plans else None
         if self._passed(frontier, budget):
             why, needed = "flat search, the cheapest plan that holds the recall", None
         elif not frontier.plans:
             why = f"flat search: no plan that finds {frontier.k} candidates is cheaper"
         elif needed is None:
-            strongest = f"flat search: the strongest calibrated plan ({self._named(frontier.plans[0])})"
-            why = f"{strongest} has no recall above {budget.recall:g} on these queries"
+            weak = f"no recall above {budget.recall:g} on these queries"
             if budget.share is not None:
-                most = f"no more than {budget.share * 100:g} % of these queries"
-                why = f"{strongest} has a recall of {budget.recall:g} for {most}"
+                weak = f"a recall of {budget.recall:g} for no more than {budget.share * 100:g} % of these queries"
+            why = f"flat search: the strongest calibrated plan ({self._named(frontier.plans[0])}) has {weak}"
         else:
-            needed = max(needed, count + 1)
-            why = f"flat search: {count:,} queries are too few to certify {budget.promise}; about {needed:,} would do"
+            few = f"{frontier.hits.shape[1]:,} queries are too few"
+            why = f"flat search: {few} to certify {budget.promise}; about {needed:,} would do"
         kind = "" if self.calibration.certifies else f" ({self.calibration.kind})"
         return self._exact(budget, frontier.k, f"{why}{kind}", needed)
 
@@ -271,11 +245,12 @@ class Planner:
         """The plan as a message names it: see `Plan.answering_alone`."""
         return plan if self.costs.reranked else plan.answering_alone()
 
-    def _needed(self, frontier: Frontier, budget: Budget) -> int | None:
-        """About how many queries would certify the recall for some plan: testing may end with the first."""
-        if not frontier.plans:
-            return None
-        return queries_needed(frontier.recalls(0), budget.target or 1.0, budget.delta)
+    @staticmethod
+    def _needed(frontier: Frontier, budget: Budget, position: int = 0) -> int | None:
+        """About how many queries would certify the recall for a plan, by default the first that is tested."""
+        recalls = frontier.recalls(position)
+        needed = queries_needed(recalls, budget.target or 1.0, budget.delta)
+        return None if needed is None else max(needed, len(recalls) + 1)
 
     def _cost(self, plan: Plan, batch: int) -> float:
         return self.costs.predict(plan, batch, self.calibration.dim)

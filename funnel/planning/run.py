@@ -8,10 +8,10 @@ of places among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,23 +44,6 @@ MISSING = np.iinfo(np.uint16).max  # the place of a candidate that is not there
 Float32: TypeAlias = npt.NDArray[np.float32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = npt.NDArray[np.uint16]
-Value = TypeVar("Value")
-
-
-class _ByEffort(Mapping[int, Value]):
-    """Effort -> what `make` gathers of it, when it is asked for."""
-
-    def __init__(self, efforts: tuple[int, ...], make: Callable[[int], Value]) -> None:
-        self._efforts, self._make = efforts, make
-
-    def __getitem__(self, effort: int) -> Value:
-        return self._make(effort)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._efforts)
-
-    def __len__(self) -> int:
-        return len(self._efforts)
 
 
 @dataclass(frozen=True)
@@ -99,17 +82,8 @@ class Run:
         """The length of the shortlist at this effort."""
         return int(self.places[effort].shape[1])
 
-    @property
-    def shortlists(self) -> Mapping[int, npt.NDArray[np.int32]]:
-        """Effort -> int32 [q, s], stored rows in coarse order, -1 where none."""
-        return _ByEffort(self.efforts, self._shortlist)
-
-    @property
-    def scores(self) -> Mapping[int, Float32]:
-        """Effort -> float32 [q, s, len(widths)], the scores of its shortlist at every width, -inf where none."""
-        return _ByEffort(self.efforts, self.scores_at)
-
-    def _shortlist(self, effort: int) -> npt.NDArray[np.int32]:
+    def shortlist(self, effort: int) -> npt.NDArray[np.int32]:
+        """int32 [q, s], the stored rows of its shortlist in coarse order, -1 where none."""
         places = self.places[effort]
         rows = np.take_along_axis(self.candidates, np.where(places == MISSING, 0, places).astype(np.int64), axis=1)
         return np.where(places == MISSING, -1, rows)

@@ -49,14 +49,8 @@ class Updated(Calibration):
         made = cls(**{field.name: getattr(stored, field.name) for field in fields(stored) if field.init})
         left = int(np.count_nonzero(live))
         made.depth = max(0, min(stored.depth, left - 1))
-        made.frontiers, made.corpus, made.queries, made.mapped, made._lock = (
-            {},
-            None,
-            None,
-            None,
-            free_in_children(Lock()),
-        )
-        made.stored, made._live, made._truth = stored, live, truth
+        made.frontiers, made.corpus, made.queries, made.mapped = {}, None, None, None
+        made.stored, made._live, made._truth, made._lock = stored, live, truth, free_in_children(Lock())
         made._before = {}
         if isinstance(before, Updated) and before.stored is stored:
             made._before = before._before | {k: (found, before._live) for k, found in before.frontiers.items()}
@@ -97,9 +91,7 @@ class Updated(Calibration):
         query_hits = None
         if queries is not None and before.query_hits is not None:
             query_hits = _recounted(before, before.query_hits, queries, self._live, then)
-        order = np.argsort(-corpus_hits.mean(axis=1, dtype=np.float64), kind="stable")
-        plans = tuple(before.plans[i] for i in order)
-        return Frontier(k, plans, corpus_hits[order], None if query_hits is None else query_hits[order])
+        return Frontier(k, before.plans, corpus_hits, query_hits).ordered(corpus_hits.mean(axis=1, dtype=np.float64))
 
 
 def _without_deleted(run: Run, live: Live, truth: Truth) -> Run:

@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exported_rows.ExportedRows, "_read", full)
+    monkeypatch.setattr(exported_rows.ExportedRows, "read", full)
     with pytest.raises(NoSpaceError, match=name):
         numbered.export(tmp_path / name, **({"flat": True} if name.endswith("faiss") else {}))
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from funnel.adaptors import make_adaptor
+from funnel.adaptors import Adaptor, make_adaptor
 from funnel.building import segment as module
-from funnel.building.intake import take_in
-from funnel.building.segment import write_norms, write_rows
+from funnel.building.intake import Intake, take_in
+from funnel.building.segment import order_rows, store_rows, write_norms
 from funnel.data.corpus import open_corpus
 from funnel.engine import coarse
 from funnel.engine.coarse import build_coarse, unit_prefixes
@@ -22,11 +22,16 @@ from tests.funnel.clustered import clustered_rows
 LADDER = (16, 40, 64)
 
 
+def write_rows(taken: Intake, adaptor: Adaptor, folder: Path) -> None:
+    positions = order_rows(taken, adaptor.unit_transform, folder, 0, False)
+    store_rows(taken, adaptor.unit_transform, positions, folder, "float32", False)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> VectorStore:
     rows = clustered_rows(700)
     taken = take_in(open_corpus(rows), None, tmp_path, None, 0, False)
-    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
+    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path)
     return VectorStore.open(tmp_path / "vectors.npy")
 
 
@@ -45,7 +50,7 @@ def test_rows_are_adapted_and_put_in_order(store: VectorStore, tmp_path: Path) -
 
 def test_the_sample_goes_once_the_order_is_known(tmp_path: Path) -> None:
     taken = take_in(open_corpus(clustered_rows(300)), None, tmp_path, None, 0, False)
-    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path, "float32", 0, False)
+    write_rows(taken, make_adaptor("pca", taken.sample), tmp_path)
     assert len(taken.sample) == 0
 
 
@@ -56,7 +61,7 @@ def test_rows_are_stored_alike_in_any_batches(tmp_path: Path, monkeypatch: pytes
         folder = tmp_path / str(cells)
         folder.mkdir()
         taken = take_in(open_corpus(clustered_rows(700)), None, folder, None, 0, False)
-        write_rows(taken, make_adaptor("identity", taken.sample), folder, "float32", 0, False)
+        write_rows(taken, make_adaptor("identity", taken.sample), folder)
         stored.append(VectorStore.open(folder / "vectors.npy").matrix.numpy())
     assert_array_equal(*stored)  # type: ignore[arg-type]
 

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from funnel.engine import timing as windows
-from funnel.engine.timing import CALLERS, held_ms, window_p95s
+from funnel.engine.timing import held_ms, window_p95s
 from funnel.planning.latencies import Held
 
 
@@ -39,20 +38,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_every_window_has_its_percentile(clock: Clock) -> None:
-    found = window_p95s(lambda _: clock.on(0.001), callers=1, windows=5, seconds=0.03)
+    found = window_p95s(lambda _: clock.on(0.001), windows=5, seconds=0.03, callers=1)
     assert found == pytest.approx([1.0] * 5)
-
-
-def test_a_machine_that_stalls_for_all_windows_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers come to their first look at the clock when the last window is over."""
-
-    def late() -> float:
-        return time.perf_counter() + (60.0 if threading.current_thread() is not threading.main_thread() else 0.0)
-
-    monkeypatch.setattr(windows, "time", SimpleNamespace(perf_counter=late))
-    for callers in CALLERS:
-        assert len(window_p95s(lambda _: time.sleep(0.001), callers, windows=3, seconds=0.02)) == 1
-    assert held_ms(lambda _: time.sleep(0.001), 60_000.0).ms < 60_000.0
 
 
 def test_so_many_threads_call_at_once_and_each_makes_other_calls() -> None:
@@ -68,25 +55,26 @@ def test_so_many_threads_call_at_once_and_each_makes_other_calls() -> None:
         with lock:
             inside[0] -= 1
 
-    window_p95s(call, callers=2, windows=3, seconds=0.03)
+    window_p95s(call, windows=3, seconds=0.03)
     assert most[0] == 2
     first, second = [seen for name, seen in numbers.items() if name != threading.current_thread().name]
     assert not first & second
 
 
-def test_a_call_belongs_to_the_window_in_which_it_began(clock: Clock) -> None:
+def test_a_call_belongs_to_the_window_in_which_it_began(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call of many is slow, from the first window to the fifth: it shows where it began, and none began between."""
-    found = window_p95s(lambda number: clock.on(0.15 if number == 10 else 0.002), callers=1, windows=6, seconds=0.04)
+    monkeypatch.setattr(windows, "MOST_SECONDS", 1.0)
+    found = window_p95s(lambda number: clock.on(0.15 if number == 10 else 0.002), windows=6, seconds=0.04, callers=1)
     assert found[0] > 50
     assert found[1:] == pytest.approx([2.0] * 2)
 
 
-def test_slow_calls_get_fewer_windows_and_no_fewer_than_three(clock: Clock) -> None:
-    assert windows._fitting(19, seconds=0.02, most_seconds=1.0) == 19
-    assert windows._fitting(19, seconds=0.02, most_seconds=0.21) == 10
-    assert windows._fitting(19, seconds=0.02, most_seconds=0.001) == 3
-    assert windows._fitting(2, seconds=0.02, most_seconds=0.001) == 2
-    assert len(window_p95s(lambda _: clock.on(0.02), 1, windows=19, seconds=0.001, most_seconds=0.21)) == 10
+@pytest.mark.parametrize(("most", "asked", "measured"), [(1.0, 19, 19), (0.21, 19, 6), (0.001, 19, 3), (0.001, 2, 2)])
+def test_slow_calls_get_fewer_windows_and_no_fewer_than_three(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, most: float, asked: int, measured: int
+) -> None:
+    monkeypatch.setattr(windows, "MOST_SECONDS", most)
+    assert len(window_p95s(lambda _: clock.on(1 / 32), windows=asked, seconds=0.001, callers=1)) == measured
 
 
 def test_an_error_in_a_call_is_raised_and_nothing_hangs() -> None:
@@ -95,11 +83,11 @@ def test_an_error_in_a_call_is_raised_and_nothing_hangs() -> None:
             raise ValueError("call 5")
 
     with pytest.raises(ValueError, match="call 5"):
-        window_p95s(call, callers=2, windows=3, seconds=0.02)
+        window_p95s(call, windows=3, seconds=0.02)
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_slower_number_of_callers_counts() -> None:
+def test_two_call_at_once() -> None:
     lock, inside = threading.Lock(), [0]
 
     def call(_: int) -> None:
@@ -111,10 +99,8 @@ def test_the_slower_number_of_callers_counts() -> None:
             inside[0] -= 1
 
     held = held_ms(call)
-    assert held.callers == max(CALLERS) == 2
-    assert held.ms == held.largest >= held.typical >= 50
-    assert "called by 2 threads at once" in str(held)
-    assert "called by one thread" in str(Held(1, 1.0, 2.0, 2.0, 19))
+    assert held.ms == held.largest >= 50
+    assert "called by two threads at once" in str(held)
 
 
 def test_measuring_ends_when_the_answer_is_known(clock: Clock) -> None:
@@ -125,16 +111,14 @@ def test_measuring_ends_when_the_answer_is_known(clock: Clock) -> None:
     assert plenty.windows == too_little.windows == windows.FEWEST_WINDOWS
     assert plenty.largest * 20 / (plenty.windows + 1) == pytest.approx(plenty.ms)
     assert plenty.ms <= 1_000.0
-    assert too_little.ms == np.inf
     assert too_little.largest > 2.0
-    assert too_little.callers == CALLERS[0]
 
 
 def test_the_nearer_the_latency_the_more_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every window takes 1 ms; what is allowed decides how many are looked at."""
     taken: list[int] = []
 
-    def found(_call: object, _callers: int, count: int, *_: float) -> list[float]:
+    def found(_call: object, count: int) -> list[float]:
         taken.append(count)
         return [1.0] * count
 
@@ -142,7 +126,7 @@ def test_the_nearer_the_latency_the_more_windows(monkeypatch: pytest.MonkeyPatch
     for allowed, expected in ((5.0, 3), (4.9, 19), (1.0, 19)):
         held = held_ms(lambda _: None, allowed)
         assert (held.windows, held.ms) == (expected, pytest.approx(20 / (expected + 1)))  # type: ignore[comparison-overlap]
-    assert held_ms(lambda _: None, 0.9) == Held(2, 1.0, 1.0, np.inf, 3)
+    assert held_ms(lambda _: None, 0.9) == Held(1.0, 5.0, 3)
 
 
 def test_slow_calls_are_promised_on_the_windows_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ class Growing:
 
     def now(self) -> LiveRows:
         """The rows as a monitor is told of them."""
-        return LiveRows(len(self.rows), int(np.count_nonzero(~self.live)))
+        return len(self.rows), int(np.count_nonzero(~self.live))
 
     def flat(self, queries: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
         """The best k of all live rows."""

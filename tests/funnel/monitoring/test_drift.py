@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,7 @@ def scores(count: int, seed: int, mean: float = 0.6) -> Float32:
 
 
 def watching(reference: Float32, seed: int = 0) -> Drift:
-    return Drift(lambda _plan, _k: statistics(reference), seed)
-
-
-def statistics(found: Float32, depth: Float32 | None = None) -> Float32:
-    """As a record gives them; without a depth, none is compared."""
-    last = np.full(len(found), np.nan, dtype=np.float32) if depth is None else depth
-    return np.column_stack([found[:, RANKS], last])
+    return Drift(lambda _plan, _k: reference[:, RANKS], seed)
 
 
 def feed(drift: Drift, live: Float32, batch: int = 50, plan: Plan = FLAT) -> int | None:
@@ -62,8 +55,7 @@ def test_another_kind_is_found_soon(batch: int, before: int) -> None:
 
 def test_a_part_of_a_large_call_is_compared() -> None:
     drift = watching(scores(1_000, 1))
-    depth = np.zeros(4_000, dtype=np.float32)
-    assert not drift.see(scores(4_000, 2), FLAT, depth)
+    assert not drift.see(scores(4_000, 2), FLAT)
     assert drift.seen == 4_000
     assert drift.compared == 500 <= drift_module.MOST_COMPARED
     late = scores(4_000, 3)
@@ -81,7 +73,7 @@ def test_the_alarm_is_raised_once_and_stays() -> None:
 
 
 def test_fewer_hits_than_ten_are_compared_by_the_best() -> None:
-    drift = watching(scores(1_000, 1))
+    drift = Drift(lambda _plan, k: scores(1_000, 1)[:, :k][:, RANKS])
     assert feed(drift, scores(900, 2)[:, :3]) is None
     assert feed(drift, scores(500, 3, mean=0.4)[:, :1]) is not None
 
@@ -96,82 +88,10 @@ def test_each_plan_is_compared_with_what_it_returned_itself() -> None:
     """A weak plan returns lower scores, in calibration as in life."""
     weak = Plan(16, 16)
     reference, lowered = scores(1_000, 1), np.float32(0.1)
-    drift = Drift(lambda plan, _k: statistics(reference - lowered * (plan == weak)))
+    drift = Drift(lambda plan, _k: (reference - lowered * (plan == weak))[:, RANKS])
     assert feed(drift, scores(1_000, 2)) is None
     assert feed(drift, scores(1_000, 3) - lowered, plan=weak) is None
     assert feed(drift, scores(1_000, 4) - lowered) is not None
-
-
-def depths(count: int, seed: int, mean: float = 12.0) -> Float32:
-    return np.random.default_rng(seed).gamma(9.0, mean / 9.0, count).clip(4.5, 31.0).astype(np.float32)
-
-
-def feed_depths(drift: Drift, live: Float32, depth: Float32, batch: int, plan: Plan) -> int | None:
-    for start in range(0, len(live), batch):
-        part = slice(start, start + batch)
-        if drift.see(live[part], plan, depth[part]):
-            return start + batch
-    return None
-
-
-@pytest.mark.parametrize("batch", [1, 40])
-def test_a_change_of_depth_alone_is_found(batch: int) -> None:
-    plan, reference = Plan(32, 32), statistics(scores(1_000, 1), depths(1_000, 1))
-    drift = Drift(lambda _plan, _k: reference)
-    assert feed_depths(drift, scores(2_000, 2), depths(2_000, 2), batch, plan) is None
-    at = feed_depths(drift, scores(600, 3), depths(600, 3, mean=18.0), batch, plan)
-    assert at is not None
-    assert at <= 300
-
-
-def known(reference: Float32, _plan: Plan, _k: int) -> Float32:
-    return reference
-
-
-def test_the_same_kind_raises_no_alarm_by_any_of_three_statistics() -> None:
-    plan, alarms = Plan(32, 32), 0
-    for seed in range(100):
-        reference = statistics(scores(300, seed), depths(300, seed))
-        drift = Drift(partial(known, reference), seed)
-        live = scores(1_000, 1_000 + seed), depths(1_000, 2_000 + seed)
-        alarms += feed_depths(drift, *live, 50, plan) is not None
-    assert alarms <= 3
-
-
-def test_single_queries_are_put_together() -> None:
-    plan, found, depth = Plan(32, 32), scores(BLOCK, 2), depths(BLOCK, 3)
-    asked: list[Float32] = []
-    drift = Drift(lambda _plan, _k: None)
-    drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
-    for i in range(BLOCK):
-        drift.see(found[i : i + 1], plan, depth[i : i + 1])
-    (columns,) = asked
-    assert columns == pytest.approx(np.column_stack([found[:, RANKS], depth]))
-
-
-def test_a_search_that_found_too_few_has_no_depth() -> None:
-    asked: list[Float32] = []
-    drift = Drift(lambda _plan, _k: None)
-    drift._test = lambda groups, _plan, _k: asked.extend(group.columns() for group in groups)  # type: ignore[assignment, method-assign]
-    few, depth = scores(BLOCK, 2), np.ones(BLOCK, dtype=np.float32)
-    few[::2, 6:] = -np.inf
-    drift.see(few, Plan(32, 32), depth)
-    for i in range(BLOCK):
-        drift.see(few[i : i + 1], Plan(32, 32), depth[:1])
-    for columns in asked:
-        assert np.isnan(columns[:, 2]).tolist() == [True, False] * (BLOCK // 2)
-
-
-def test_searches_for_another_k_are_compared_among_themselves() -> None:
-    """The hits of a smaller k lie less deep."""
-    plan, shallow, deep = Plan(32, 32), depths(1_000, 1, mean=8.0), depths(1_000, 1, mean=16.0)
-    drift = Drift(lambda _plan, k: statistics(scores(1_000, 1), deep if k == 10 else shallow))
-    for start in range(0, 900, 30):
-        part = slice(start, start + 30)
-        live = scores(900, 2)[part]
-        assert not drift.see(live, plan, depths(900, 2, mean=16.0)[part])
-        assert not drift.see(live[:, :5], plan, depths(900, 3, mean=8.0)[part])
-    assert drift.compared > 1_500
 
 
 def test_plans_without_a_record_are_counted_and_not_compared() -> None:
@@ -264,9 +184,13 @@ def test_evidence_is_carried_from_one_reference_to_the_next() -> None:
     drift = watching(scores(1_000, 1))
     known, other = scores(1_000, 2), scores(400, 3, mean=0.55)
     for number, start in enumerate(range(0, 1_000, 20)):
-        assert not drift.see(known[start : start + 20] + raised(number), FLAT, None, rising(number))
-    assert drift.compared == 980  # in seven blocks of seven calls
-    found = [drift.see(other[20 * n :][:20] + raised(50 + n), FLAT, None, rising(50 + n)) for n in range(20)]
+        drift.follow(rising(number), (number, 0))
+        assert not drift.see(known[start : start + 20] + raised(number), FLAT)
+    assert drift.compared == 980  # each twenty when the next come
+    found = []
+    for number in range(20):
+        drift.follow(rising(50 + number), (50 + number, 0))
+        found.append(drift.see(other[20 * number :][:20] + raised(50 + number), FLAT))
     assert any(found)
 
 
@@ -276,52 +200,26 @@ def raised(number: int) -> np.float32:
 
 def rising(number: int) -> Returned:
     """After so many writes."""
-    return lambda _plan, _k: statistics(scores(1_000, 1) + raised(number))
+    return lambda _plan, _k: scores(1_000, 1)[:, RANKS] + raised(number)
 
 
-def test_a_group_of_few_between_two_writes_is_let_go() -> None:
+def test_a_few_queries_between_two_writes_are_let_go() -> None:
     asked: list[int] = []
 
     def reference(number: int) -> Returned:
         def returned(_plan: Plan, _k: int) -> Float32:
             asked.append(number)
-            return statistics(scores(1_000, 1))
+            return scores(1_000, 1)[:, RANKS]
 
         return returned
 
     drift, known = Drift(reference(0)), scores(BLOCK, 2)
     for number, part in enumerate(np.split(known, [60, 65, 100])):  # 60, 5, 35, 28 queries
-        drift.see(part, FLAT, None, reference(number))
-    assert asked == [0, 2, 3]
+        drift.follow(reference(number), (number, 0))
+        drift.see(part, FLAT)
+    assert asked == [0, 2]
     assert drift.seen == BLOCK
-    assert drift.compared == BLOCK - 5
-
-
-def test_searches_that_end_after_a_write_join_those_of_their_generation() -> None:
-    asked: list[str] = []
-
-    def reference(name: str) -> Returned:
-        def returned(_plan: Plan, _k: int) -> Float32:
-            asked.append(name)
-            return statistics(scores(1_000, 1))
-
-        return returned
-
-    before, after = reference("before"), reference("after")
-    drift, known = Drift(before), scores(BLOCK, 2)
-    for start in range(0, BLOCK, 2):
-        drift.see(known[start : start + 2], FLAT, None, before if start % 4 else after)
-    assert sorted(asked) == ["after", "before"]
-    assert drift.compared == BLOCK
-
-
-def test_a_window_ends_when_the_reference_is_quite_another() -> None:
-    drift, known = watching(scores(1_000, 1)), scores(6 * BLOCK, 2)
-    windows = []
-    for number, far in enumerate((0, 1, 2, 40, 41, 80)):
-        drift.see(known[number * BLOCK :][:BLOCK] + raised(far), FLAT, None, rising(far))
-        windows.append(drift._watched[FLAT, 10]._window)  # type: ignore[union-attr]
-    assert windows == [1, 1, 1, 2, 2, 3]
+    assert drift.compared == 60 + 35  # the last 28 wait
 
 
 def test_a_new_plan_in_every_call_takes_no_more_memory() -> None:

@@ -1,8 +1,7 @@
-"""What a plan returned for the calibration queries, and from how deep, is what it returns when it is run."""
+"""What a plan returned for the calibration queries is what it returns when it is run."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from funnel.engine.cascade import Cascade
 from funnel.engine.measuring import record
-from funnel.monitoring.drift import returned
+from funnel.monitoring.drift import RANKS, Reference
 from funnel.plan import FLAT, Plan, Stage
 from funnel.planning.calibration import Calibration
 from tests.funnel.cascades import cascade_over
@@ -44,54 +43,31 @@ def calibration(cascade: Cascade) -> Calibration:
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_scores_are_those_of_a_run(cascade: Cascade, calibration: Calibration, plan: Plan) -> None:
     assert calibration.queries is not None
-    scores, _, kept = cascade.traced(calibration.queries.queries, plan, 10)
-    found = returned(calibration, plan, 10, (0, 9))
-    assert found is not None
+    scores, _ = cascade.run(calibration.queries.queries, plan, 10)
     # A graph walked for a smaller shortlist is the same walk: the record's prefix is what the plan gets.
-    assert found[:, :2] == pytest.approx(scores[:, [0, 9]], abs=1e-5)
-    if plan.is_flat:
-        assert kept is None
-        assert np.isnan(found[:, 2]).all()
-    else:
-        assert found[:, 2] == pytest.approx(kept, abs=1e-4)
-        assert 4.5 <= found[:, 2].min() < found[:, 2].max() < plan.shortlist
-
-
-def test_depth_is_of_the_k_that_was_asked_for(cascade: Cascade, calibration: Calibration) -> None:
-    assert calibration.queries is not None
-    for k in (1, 4, 10):
-        found = returned(calibration, PLANS[2], k, (0, 9))
-        assert found is not None
-        kept = cascade.traced(calibration.queries.queries, PLANS[2], k)[2]
-        assert found[:, 2] == pytest.approx(kept, abs=1e-4)
-        assert np.isnan(found[:, 1]).all() == (k < 10)
-
-
-def test_what_is_not_reranked_has_no_depth(calibration: Calibration) -> None:
-    alone = replace(calibration, costs=replace(calibration.costs, rerank={1: {}, 32: {}, 256: {}}))
-    found = returned(alone, PLANS[1], 10, (0, 9))
-    assert found is not None
-    assert np.isnan(found[:, 2]).all()
-    assert np.isfinite(found[:, :2]).all()
+    assert Reference(calibration)(plan, 10) == pytest.approx(scores[:, RANKS], abs=1e-5)
+    best = Reference(calibration)(plan, 4)
+    assert best is not None
+    assert best.shape == (QUERIES, 1)
 
 
 def test_the_record_on_disk_serves_as_well(calibration: Calibration, tmp_path: Path) -> None:
     calibration.save(tmp_path)
     loaded = Calibration.load(tmp_path)
     for plan in PLANS:
-        once, again = (returned(each, plan, 10, (0, 9)) for each in (calibration, loaded))
+        once, again = (Reference(each)(plan, 10) for each in (calibration, loaded))
         assert once is not None
         assert again is not None
-        assert np.array_equal(once, again, equal_nan=True)
+        assert np.array_equal(once, again)
 
 
-def test_a_rank_beyond_what_is_returned_is_not_a_number(calibration: Calibration) -> None:
-    found = returned(calibration, Plan(32, 32, (Stage(48, 5),)), 10, (0, 9))
+def test_a_rank_beyond_what_is_returned_is_lowest(calibration: Calibration) -> None:
+    found = Reference(calibration)(Plan(32, 32, (Stage(48, 5),)), 10)
     assert found is not None
     assert np.isfinite(found[:, 0]).all()
-    assert np.isnan(found[:, 1:]).all()
+    assert np.isneginf(found[:, 1]).all()
 
 
 @pytest.mark.parametrize("plan", [Plan(999, 32), Plan(32, 400), Plan(32, 32, (Stage(40, 20),))], ids=str)
 def test_plans_without_a_record(calibration: Calibration, plan: Plan) -> None:
-    assert returned(calibration, plan, 10, (0, 9)) is None
+    assert Reference(calibration)(plan, 10) is None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.plan import Plan
+from funnel.plan import Plan, Stage
 from funnel.planning.calibration import Calibration
 from funnel.planning.costs import BATCH_SIZES, Costs
-from funnel.planning.frontier import Frontier
+from funnel.planning.frontier import MOST_INTERMEDIATE_STAGES, Frontier, keep_sizes
 from funnel.planning.planner import Latency, Planner
 
-__all__ = ["DIM", "PLANS", "K", "costs_of", "hits_of", "make_calibration", "make_planner"]
+__all__ = ["DIM", "PLANS", "K", "costs_of", "hits_of", "make_calibration", "make_planner", "plans_of_effort"]
 
 DIM, K = 64, 10
 MACHINE = {"processor": "made up"}
@@ -74,3 +75,25 @@ def make_planner(
         return Latency(ms * 0.9, ms)
 
     return Planner(calibration, calibration.costs, measure)
+
+
+def plans_of_effort(effort: int, sizes: Sequence[int], widths: Sequence[int]) -> Iterator[Plan]:
+    """Every plan at this effort: sizes are its shortlists, widths the intermediate widths, rising."""
+    for size in sizes:
+        yield Plan(effort, size)
+        for count in range(1, MOST_INTERMEDIATE_STAGES + 1):
+            for chosen in combinations(widths, count):
+                yield from _staged(effort, size, chosen)
+
+
+def _staged(effort: int, size: int, widths: tuple[int, ...]) -> Iterator[Plan]:
+    def deeper(keep: int, position: int) -> Iterator[tuple[Stage, ...]]:
+        if position == len(widths):
+            yield ()
+            return
+        for smaller in keep_sizes(keep):
+            for rest in deeper(smaller, position + 1):
+                yield (Stage(widths[position], smaller), *rest)
+
+    for stages in deeper(size, 0):
+        yield Plan(effort, size, stages)

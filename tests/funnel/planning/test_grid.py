@@ -10,9 +10,9 @@ from funnel.planning.frontier import (
     SHORTLISTS,
     SMALLEST_SHARE,
     keep_sizes,
-    plans_of_effort,
     shortlists,
 )
+from tests.funnel.planning.made_up import plans_of_effort
 
 
 @given(st.integers(1, 5000))

@@ -159,7 +159,7 @@ def test_the_format_stands_in_the_file(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (FORMAT_VERSION + 1, rf"format {FORMAT_VERSION + 1}, this funnel reads {FORMAT_VERSION}: upgrade"),
+        (FORMAT_VERSION + 1, rf"format {FORMAT_VERSION + 1}, .* reads {FORMAT_VERSION}: upgrade"),
         (1, "format 1, written by an older funnel, .*build the index again"),
     ],
 )

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from funnel.plan import Plan
 from funnel.planning import frontier as pruning
-from funnel.planning.costs import BATCH_SIZES, Costs, Prices
-from funnel.planning.frontier import pareto, plans_of_effort, undominated
+from funnel.planning.costs import BATCH_SIZES, Costs
+from funnel.planning.frontier import pareto, undominated
 from funnel.planning.run import MISSING, Run, hits
+from tests.funnel.planning.made_up import plans_of_effort
 
 WIDTHS = (16, 32, 48, 64)
 QUERIES, CANDIDATES = 12, 160
@@ -72,22 +73,25 @@ def sizes_of(k: int) -> dict[int, list[int]]:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 8]))
 def test_what_is_found_is_what_full_enumeration_finds(seed: int, cost_seed: int, k: int) -> None:
-    run, prices, sizes = made_up_run(seed), Prices(made_up_costs(cost_seed), 64), sizes_of(k)
+    run, costs, sizes = made_up_run(seed), made_up_costs(cost_seed), sizes_of(k)
     plans = everything(k, run, sizes)
     recalls = dict(zip(plans, hits(run, plans, k).mean(axis=1) / k, strict=True))
-    found = undominated(k, run, prices, sizes)
+    found = undominated(k, run, costs, sizes)
     assert set(found) <= set(plans)
     for plan, recall in found.items():
         assert recall == pytest.approx(recalls[plan], abs=1e-12)
     for batch in range(len(BATCH_SIZES)):
-        best = stairs(recalls, prices, batch)
-        assert stairs(found, prices, batch) == best
+        best = stairs(recalls, costs, batch)
+        assert stairs(found, costs, batch) == best
 
 
-def stairs(recalls: dict[Plan, float], prices: Prices, batch: int) -> list[tuple[float, float]]:
+def stairs(recalls: dict[Plan, float], costs: Costs, batch: int) -> list[tuple[float, float]]:
     """Cost and recall of every plan that no plan of at most its cost equals."""
     plans = list(recalls)
-    recall, cost = np.array([recalls[p] for p in plans]), np.array([prices.of(p)[batch] for p in plans])
+    recall, cost = (
+        np.array([recalls[p] for p in plans]),
+        np.array([costs.predict(p, BATCH_SIZES[batch], 64) for p in plans]),
+    )
     return sorted((float(cost[i]), float(recall[i])) for i in pareto(recall, cost))
 
 
@@ -104,13 +108,5 @@ def test_most_plans_are_not_evaluated(seed: int, monkeypatch: pytest.MonkeyPatch
         return hits(run, plans, k)
 
     monkeypatch.setattr(pruning, "hits", counting)
-    found = undominated(3, run, Prices(costs, 64), sizes)
+    found = undominated(3, run, costs, sizes)
     assert sum(counted) == len(found) < 0.75 * len(everything(3, run, sizes))
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30), st.integers(0, 9), st.integers(0, 9))
-def test_stairs_know_the_highest_recall_up_to_a_cost(plans: list[tuple[int, int]], cost: int, recall: int) -> None:
-    stairs = pruning._Stairs()
-    for plan in plans:
-        stairs.add(*plan)
-    assert stairs.reaches(recall, cost) == any(c <= cost and r >= recall for c, r in plans)

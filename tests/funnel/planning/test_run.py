@@ -15,10 +15,11 @@ from funnel.engine.cascade import Cascade, Float32
 from funnel.engine.measuring import record
 from funnel.plan import Plan, Stage
 from funnel.planning import run as calibration
-from funnel.planning.frontier import plans_of_effort, shortlists
+from funnel.planning.frontier import shortlists
 from funnel.planning.run import LARGEST_K, TIE_TOLERANCE, Run, hits
 from tests.funnel.cascades import cascade_over, stored_rows
 from tests.funnel.planning.conftest import FAMILIES, QUERIES, Recorded
+from tests.funnel.planning.made_up import plans_of_effort
 
 ROUNDING = 2e-6  # sums of the same products in another order
 # Share of queries whose hits may differ, because two candidates tie at the edge of a stage and either may
@@ -55,7 +56,7 @@ def random_plans(run: Run, count: int, seed: int, k: int, by_effort: bool) -> li
     plans: list[Plan] = []
     while len(plans) < count:
         effort = int(generator.choice(run.efforts))
-        largest = run.shortlists[effort].shape[1]
+        largest = run.shortlist(effort).shape[1]
         if largest < k:
             continue
         if len(plans) % 2:
@@ -91,7 +92,7 @@ def test_recall_from_the_record_is_recall_of_running(recorded: Recording, name: 
 def test_the_record_tells_plans_apart(recorded: Recording, name: str) -> None:
     _, _, run = recorded(name)
     weakest = Plan(run.efforts[0], 10, (Stage(run.widths[0], 10),))
-    largest = run.shortlists[run.efforts[-1]].shape[1]
+    largest = run.shortlist(run.efforts[-1]).shape[1]
     few, many = hits(run, [weakest, Plan(run.efforts[-1], largest)], 10).mean(axis=1) / 10
     assert few < many - 0.05
     assert many > 0.98
@@ -111,7 +112,7 @@ def test_truth_is_the_largest_true_scores(recorded: Recording, name: str) -> Non
 def test_a_held_out_row_is_in_none_of_its_shortlists(recorded: Recording, name: str) -> None:
     cascade, corpus, _ = recorded(name)
     for effort in corpus.efforts:
-        rows = corpus.shortlists[effort]
+        rows = corpus.shortlist(effort)
         assert rows.dtype == np.int32
         assert not (rows == corpus.own_rows[:, None]).any()
         raw = cascade.shortlist(corpus.queries, rows.shape[1], effort)
@@ -168,24 +169,24 @@ def test_rows_that_only_nearly_tie_do_not_count(tmp_path: Path) -> None:
 def test_missing_candidates_never_count(recorded: Recording) -> None:
     cascade, _, run = recorded("ivf-sq8")
     first = run.efforts[0]
-    missing = run.shortlists[first] < 0
+    missing = run.shortlist(first) < 0
     assert missing.any(), "one cell holds fewer rows than the largest shortlist"
-    assert np.isneginf(run.scores[first][missing]).all()
-    assert np.isfinite(run.scores[first][~missing]).all()
-    plan = Plan(first, run.shortlists[first].shape[1])
+    assert np.isneginf(run.scores_at(first)[missing]).all()
+    assert np.isfinite(run.scores_at(first)[~missing]).all()
+    plan = Plan(first, run.shortlist(first).shape[1])
     np.testing.assert_array_equal(hits(run, [plan], 37)[0], run_and_count(cascade, run.queries, plan, 37))
 
 
 def test_scores_on_record_are_prefix_cosines(recorded: Recording, name: str) -> None:
     cascade, _, run = recorded(name)
     effort = run.efforts[0]
-    found = run.shortlists[effort][:, :20]
+    found = run.shortlist(effort)[:, :20]
     rows = stored_rows(cascade)[found.clip(min=0)]
     for column, width in enumerate(run.widths):
         dots = np.einsum("qd,qsd->qs", run.queries[:, :width], rows[:, :, :width])
         if width < cascade.store.dim:
             dots = dots / np.linalg.norm(rows[:, :, :width], axis=2)
-        recorded_scores = run.scores[effort][:, :20, column]
+        recorded_scores = run.scores_at(effort)[:, :20, column]
         np.testing.assert_allclose(recorded_scores[found >= 0], dots[found >= 0], atol=ROUNDING)
 
 
@@ -202,9 +203,9 @@ def test_a_record_on_disk_is_that_in_memory(recorded: Recording, name: str, tmp_
     for effort in efforts:
         assert on_disk(mapped.places[effort])
         assert not on_disk(held.places[effort])
-        np.testing.assert_array_equal(mapped.shortlists[effort], held.shortlists[effort])
-        np.testing.assert_array_equal(mapped.scores[effort], held.scores[effort])
-        assert mapped.scores[effort].dtype == np.float32
+        np.testing.assert_array_equal(mapped.shortlist(effort), held.shortlist(effort))
+        np.testing.assert_array_equal(mapped.scores_at(effort), held.scores_at(effort))
+        assert mapped.scores_at(effort).dtype == np.float32
     assert not list(tmp_path.iterdir())  # the files have no name, so that none is left behind
 
 
@@ -212,7 +213,7 @@ def test_where_no_file_can_be_written_the_record_is_in_memory(recorded: Recordin
     cascade, corpus, _ = recorded("flat")
     run = record(cascade, corpus.queries[:5], None, corpus.widths, folder=tmp_path / "missing")
     assert not on_disk(run.candidate_scores)
-    np.testing.assert_array_equal(run.shortlists[0], record(cascade, run.queries, None, run.widths).shortlists[0])
+    np.testing.assert_array_equal(run.shortlist(0), record(cascade, run.queries, None, run.widths).shortlist(0))
 
 
 def on_disk(array: npt.NDArray[np.generic]) -> bool:
@@ -227,7 +228,7 @@ def test_each_candidate_is_scored_once_whatever_efforts_find_it(recorded: Record
     for query in range(0, len(corpus.queries), 10):
         candidates = corpus.candidates[query][corpus.candidates[query] >= 0]
         assert len(set(candidates.tolist())) == len(candidates)
-        found = {row for effort in corpus.efforts for row in corpus.shortlists[effort][query].tolist()} - {-1}
+        found = {row for effort in corpus.efforts for row in corpus.shortlist(effort)[query].tolist()} - {-1}
         assert found == set(candidates.tolist())
     longest = max(corpus.largest(effort) for effort in corpus.efforts)
     assert corpus.candidates.shape[1] <= sum(corpus.largest(effort) for effort in corpus.efforts)

@@ -160,13 +160,13 @@ def test_share_and_latency_that_cannot_both_be_met(recorded: Recording) -> None:
         planner.choose(Budget(0.9, latency_ms=1e-3, share=0.6), K, 1)
     assert "no plan meets recall 0.9 for 60 % of queries and latency 0.001 ms" in str(caught.value)
     cheapest = planner.choose(Budget(0.9, share=0.6), K, 1).plan
-    needs = planner.latency(cheapest, K, 1).p95
+    needs = planner.latencies.of(cheapest, K, 1).p95
     within = planner.choose(Budget(0.9, latency_ms=needs, share=0.6), K, 1)
     assert within.plan == cheapest
     assert within.certificate.certified
     frontier = planner.frontier(Budget(0.9, share=0.6), K)
     assert frontier is not None
-    fastest = min(planner.latency(plan, K, 1).p95 for plan in frontier.plans)
+    fastest = min(planner.latencies.of(plan, K, 1).p95 for plan in frontier.plans)
     assert fastest < needs
     with pytest.raises(BudgetError, match=r"has that recall for [\d.]+ % of queries"):
         planner.choose(Budget(0.9, latency_ms=(fastest + needs) / 2, share=0.6), K, 1)
