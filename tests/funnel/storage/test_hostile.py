@@ -109,5 +109,5 @@ def test_members_are_as_long_as_their_headers_say(shape: tuple[int, ...], method
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     size = 50_000_000
     path = zipped(tmp_path / "calibration.npz", header("<f4", (size // 4,)) + bytes(size), zipfile.ZIP_DEFLATED)
-    with pytest.raises(DamagedIndexError, match="would take 50000128 bytes"):
+    with pytest.raises(DamagedIndexError, match=r"truth\.npy is compressed"):
         map_arrays(path)
