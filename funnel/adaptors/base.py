@@ -132,10 +132,11 @@ class Adaptor(torch.nn.Module, ABC):
         return f"dim={self.dim}" + (f", dims={list(self.dims)}" if self.dims else "")
 
     @classmethod
+    @abstractmethod
     def fit(
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
     ) -> Adaptor:
-        """Make an adaptor from data: unless the kind says otherwise, by training on a sample that is held in memory.
+        """Make an adaptor from data.
 
         Args:
             sample: float [n, dim], or an iterable of such chunks, read once.
@@ -148,9 +149,6 @@ class Adaptor(torch.nn.Module, ABC):
             InputError: no rows, rows of differing widths, values that are not finite, or widths that do not rise
                 from 1 to dim.
         """
-        from funnel.adaptors.training import fit_adaptor
-
-        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
     @abstractmethod
     def map(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.base import Adaptor, FloatArray, register
+from funnel.adaptors.base import FloatArray, register
 from funnel.adaptors.pca import PCA
+from funnel.adaptors.training import TrainedAdaptor
 from funnel.checks import checked_whole
 from funnel.errors import InputError
 
@@ -25,7 +26,7 @@ HIDDEN_DIVISOR = 2
 BLOCK_ROWS = 8192
 
 
-class ResidualAdaptor(Adaptor):
+class ResidualAdaptor(TrainedAdaptor):
     """Adds a learnt change to each vector: ĉ = c + f(c).
 
     f is given the vector at length √dim and its change is scaled back, ĉ = c + s·f(c/s) with s = ‖c‖/√dim: entries are

@@ -10,11 +10,12 @@ import torch
 
 from funnel.adaptors.base import FloatArray, register
 from funnel.adaptors.pca import OrthogonalAdaptor, SecondMoment
+from funnel.adaptors.training import TrainedAdaptor
 from funnel.errors import InputError
 
 
 @register
-class Rotation(OrthogonalAdaptor):
+class Rotation(TrainedAdaptor, OrthogonalAdaptor):
     """An orthogonal matrix whose prefixes rank as the full width does; inner products at full width are unchanged.
 
     The first columns are the orthonormal factor (QR) of a free matrix, started at the uncentred PCA and trained by

@@ -29,6 +29,17 @@ RISE = 1e-4
 FINAL_RATE = 0.1  # the learning rate at the end of a phase, of that at its start
 
 
+class TrainedAdaptor(Adaptor):
+    """An adaptor whose kind is fitted by `fit_adaptor`, with the recipe of the kind."""
+
+    @classmethod
+    def fit(
+        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
+    ) -> Adaptor:
+        """Train on a sample, which is held in memory; dims default to half octaves up to half the width or 256."""
+        return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
+
+
 class Student(Protocol):
     """What is trained: parameters, a map for several blocks at once, and the adaptor it stands for."""
 
