@@ -156,9 +156,9 @@ class Reference:
 ALARM = 0.01  # probability of ever raising an alarm, over an endless stream, while nothing has changed
 # Queries in a window: as many as a calibration holds at most; with more the calibration sample would be what limits.
 WINDOW = 5_000
-BLOCK = 128  # live queries between two looks: one takes some 150 us, a little over 1 us a query; 64 take 2 us
+BLOCK = 128  # live queries between two looks: one takes 200 to 350 us, some 2 us a query; 64 take twice as much
 MOST_WATCHED = 64  # plans, for one k each, that are watched, .7 MB each; budgets seldom ask for more than five
-# Of one call, evenly spaced: a test costs 1 us a query, which counts where a batch takes 20 of them, and a change of
+# Of one call, evenly spaced: a test costs 2 us a query, which counts where a batch takes 20 of them, and a change of
 # queries shows within 160.
 MOST_COMPARED = 512
 # Queries that came between two writes of weight; fewer are let go, as a reference takes milliseconds to make.
@@ -209,7 +209,7 @@ class Drift:
         key = (plan, scores.shape[1])
         with self._adding:
             self.seen += len(scores)
-            if self.changed or (key not in self._watched and len(self._watched) >= MOST_WATCHED):
+            if self.changed or (len(self._watched) >= MOST_WATCHED and key not in self._watched):
                 return False
             reference, waiting = self._waiting.pop(key, (self._reference, []))
             due = []

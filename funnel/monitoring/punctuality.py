@@ -49,7 +49,7 @@ class LatencyLine:
 
 
 class Punctuality:
-    """Counts live calls with a latency budget. Safe in threads; noting one takes half a microsecond.
+    """Counts live calls with a latency budget. Safe in threads; noting one takes under a microsecond.
 
     Calls count on as rows are added and deleted: the latency was asked for whatever the rows, plans for it are measured
     again then, and calls from before are soon no longer among the last RECENT.
