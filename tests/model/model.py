@@ -49,6 +49,11 @@ class Model:
         self.made += count
         return [f"d{number}" for number in range(self.made - count, self.made)]
 
+    def query(self) -> str:
+        """A query of the kind that plans are calibrated on: another kind would void the certificates, and warn."""
+        self.made += 1
+        return " ".join([*self.rng.choice(WORDS, 3), f"q{self.made}"])
+
     def some(self, most: int) -> list[str]:
         """Ids that are there, at least one, and never all."""
         count = int(self.rng.integers(1, max(2, min(most, len(self.documents) - 1))))
@@ -76,7 +81,7 @@ def run(seed: int, limit: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Model(rng, Path(folder) / "index")
         count = MANY if seed % 2 else FEW
-        queries = [" ".join(rng.choice(WORDS, 3)) + f" q{number}" for number in range(200)]
+        queries = [model.query() for _ in range(200)]
         handles = [
             FunnelIndex.build(
                 model.take(model.fresh(count)),
@@ -221,7 +226,7 @@ def _asked(model: Model) -> Iterator[tuple[str | None, set[str], np.ndarray]]:
     """Conditions, what each allows, and a query."""
     least = int(model.rng.integers(6))  # 5: nothing is allowed
     for where in (None, f"n >= {least}"):
-        yield where, model.inside(where, least), model.rng.normal(size=DIM).astype(np.float32)
+        yield where, model.inside(where, least), encode([model.query()])[0]
 
 
 def _right(found: Any, model: Model, query: np.ndarray, inside: set[str]) -> None:
