@@ -11,12 +11,10 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from benchmarks.queries import asked_sets
 from funnel import FunnelIndex
-from funnel.adaptors import OrthogonalAdaptor
 from funnel.engine.rerank import reranked
 from funnel.reports.bench import BenchQueries, bench
 from funnel.reports.pages import write_results
@@ -112,19 +110,16 @@ def own_python_us(index: FunnelIndex, queries: npt.NDArray[np.float32], recall: 
 
 def _bare_calls(index: FunnelIndex, queries: npt.NDArray[np.float32], plan: Any) -> Callable[[int], object]:
     searcher = index.searcher
-    cascade, dim, width = searcher.cascade, searcher.dim, searcher.cascade.width
+    cascade, dim, width, space = searcher.cascade, searcher.dim, searcher.cascade.width, searcher.space
     prepared = searcher.prepare(queries)
-    prefixes = np.ascontiguousarray(prepared[:, :width])
-    rotation = searcher.adaptor.matrix if isinstance(searcher.adaptor, OrthogonalAdaptor) else None
 
     def bare(i: int) -> None:
         query = prepared[i : i + 1]
-        stored = query if rotation is None else torch.mm(torch.from_numpy(query), rotation).numpy()
-        rows = cascade.coarse.search(prefixes[i : i + 1], plan.shortlist, plan.effort)[1]
+        rows = cascade.coarse.search(space.prefixes(query, width), plan.shortlist, plan.effort)[1]
         for stage in plan.stages:
-            weights = cascade.inverse_norms[stage.width]
-            _, rows, _ = reranked(cascade.store, stored, rows, stage.width, stage.keep, weights)
-        reranked(cascade.store, stored, rows, dim, 10)
+            asked, weights = space.prefixes(query, stage.width), cascade.inverse_norms[stage.width]
+            _, rows, _ = reranked(cascade.at(stage.width), asked, rows, stage.width, stage.keep, weights)
+        reranked(cascade.store, query, rows, dim, 10)
 
     return bare
 

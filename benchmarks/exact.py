@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
+from funnel.adaptors import Identity
 from funnel.building.segment import write_norms
 from funnel.engine.cascade import Cascade
 from funnel.engine.coarse import build_coarse
 from funnel.engine.exact import pruning_of
 from funnel.engine.generation import make_cascade
+from funnel.engine.space import Space
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline, VectorStore
 
@@ -64,7 +66,7 @@ def exact(vectors: Path | None, data: Path | None, index: Path | None, out: Path
         path = index or Path(temporary) / "index"
         opened = FunnelIndex.open(path) if path.exists() else FunnelIndex.build(str(corpus), path, adaptor="pca")
         cascade = opened.searcher.cascade
-        prepared = cascade.as_stored(opened.searcher.prepare(queries))
+        prepared = opened.searcher.prepare(queries)
         rows = _compared(cascade, prepared, panorama=True)
         _check(cascade, prepared, rows)
         click.echo(text_table(rows, COLUMNS))
@@ -88,7 +90,7 @@ def _compared(cascade: Cascade, queries: Float32, panorama: bool) -> list[dict[s
     """Microseconds a query of each search by batch size, calls taken in turn, and how exact search was run."""
     searches: dict[str, Search] = {"flat": FlatBaseline(cascade.store).search, "pruned": cascade.exact}
     if panorama:
-        searches["panorama"] = _panorama(cascade.store)
+        searches["panorama"] = _panorama(cascade)
     else:
         searches["own_flat"] = cascade.truth
     rows = []
@@ -122,7 +124,7 @@ def _microseconds(searches: dict[str, Search], queries: Float32, batch: int) -> 
 
 def _check(cascade: Cascade, queries: Float32, rows: list[dict[str, Any]]) -> None:
     """Put into each row how many of the true top k of all queries are missed at its batch size."""
-    truth, _ = cascade.truth(cascade.as_asked(queries), K)
+    truth, _ = cascade.truth(queries, K)
     for row in rows:
         batches = [queries[start : start + row["batch"]] for start in range(0, len(queries), row["batch"])]
         numbers = np.concatenate([cascade.exact(np.ascontiguousarray(part), K)[1] for part in batches])
@@ -135,14 +137,15 @@ def _check(cascade: Cascade, queries: Float32, rows: list[dict[str, Any]]) -> No
         row["misses"] = int((scores < truth[:, -1:] - TIE).sum() + K * (~unique).sum())
 
 
-def _panorama(store: VectorStore) -> Search:
-    """FAISS's flat index that prunes by Cauchy-Schwarz level by level, over the same vectors as float32 in memory."""
+def _panorama(cascade: Cascade) -> Search:
+    """FAISS's flat index that prunes by Cauchy-Schwarz level by level, over the same vectors, adapted, as float32."""
     import faiss
 
+    store, space = cascade.store, cascade.space
     index = faiss.IndexFlatIPPanorama(store.dim, PANORAMA_LEVELS, PANORAMA_ROWS)
     for _, rows in store.chunks(65_536):
-        index.add(rows)
-    return index.search
+        index.add(space.adapted(rows))
+    return lambda queries, k: index.search(space.adapted(queries), k)
 
 
 def _structureless(folder: Path) -> tuple[Cascade, Float32]:
@@ -156,6 +159,6 @@ def _structureless(folder: Path) -> tuple[Cascade, Float32]:
         writer.write(np.arange(n), rows / np.linalg.norm(rows, axis=1, keepdims=True))
     store = VectorStore.open(folder / "vectors.npy")
     write_norms(store, ladder, folder / "norms.npy", progress=False)
-    coarse = build_coarse(store, ladder[0], "ivf-sq8", {}, 0, progress=False)
-    cascade = make_cascade(coarse, store, folder, ladder, ladder[1:], release=False)
+    coarse = build_coarse(store, dim, ladder[0], "ivf-sq8", {}, 0, progress=False)
+    cascade = make_cascade(coarse, store, folder, ladder, ladder[1:], Space(Identity(dim), True), release=False)
     return cascade, queries / np.linalg.norm(queries, axis=1, keepdims=True)

@@ -209,6 +209,6 @@ def _exact(
     """True scores of rows found, as those of a search that was stopped are of a prefix: float32 [n, k], falling."""
     searcher = index.searcher
     rows = searcher.cascade.store.matrix.numpy()[stored[ids]].astype(np.float32)
-    scores = np.einsum("qd,qkd->qk", searcher.cascade.as_stored(searcher.prepare(queries)), rows)
+    scores = np.einsum("qd,qkd->qk", searcher.prepare(queries), rows)
     falling: npt.NDArray[np.float32] = -np.sort(-scores, axis=1)
     return falling

@@ -1,7 +1,7 @@
-"""Wide embeddings with a real spectrum: 768 and 1,536 dims, for `python -m benchmarks peers`.
+"""Wide embeddings with a real spectrum: 768, 1,536 and 2,304 dims, for `python -m benchmarks peers`.
 
 An embedding of all-MiniLM-L6-v2 is the mean of its last layer's token states, scaled to unit length (384 dims). Here
-the means of its last two layers (768 dims), or of its last four (1,536), each scaled to unit length, stand side by
+the means of its last two layers (768 dims), four (1,536), or all six (2,304), each scaled to unit length, stand side by
 side: what a real network says of real texts, with the fast-falling spectrum and the near-duplicates of such vectors.
 """
 
@@ -24,16 +24,16 @@ from funnel.encoding.models import load_model
 
 __all__ = ["wide"]
 
-LAYERS = {768: 2, 1536: 4}
+LAYERS = {768: 2, 1536: 4, 2304: 6}
 TEXTS_AT_A_TIME = 256
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
-@click.option("--rows", default=50_000, show_default=True, help="Texts of the corpus.")
+@click.option("--rows", default=100_000, show_default=True, help="Texts of the corpus.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "wide", show_default=True)
 def wide(data: Path | None, rows: int, out: Path) -> None:
-    """Make corpus and query vectors of 768 and 1,536 dims from package descriptions.
+    """Make corpus and query vectors of 768, 1,536 and 2,304 dims from package descriptions.
 
     Example: python -m benchmarks wide --data ../shared/data, then
     python -m benchmarks peers --vectors benchmarks/results/wide/corpus-768.npy --queries
@@ -54,7 +54,7 @@ def wide(data: Path | None, rows: int, out: Path) -> None:
 
 
 def _states(model: Any, texts: list[str], name: str) -> npt.NDArray[np.float32]:
-    """The unit means of each text's token states in the last four layers: float32 [n, 4, 384]."""
+    """The unit means of each text's token states in all layers: float32 [n, 6, 384]."""
     transformer, tokenizer = model[0].auto_model, model.tokenizer
     order = np.argsort([len(text) for text in texts], kind="stable")
     result: npt.NDArray[np.float32] = np.empty((len(texts), max(LAYERS.values()), 384), dtype=np.float32)

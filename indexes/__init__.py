@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from indexes.hnsw import HnswFloat16Index, HnswSq8Index
     from indexes.ivf import IvfPqIndex, IvfSq8Index
     from indexes.ordering import ClusterTree, stored_order
-    from indexes.pruned import PrunedSearch, Pruning
+    from indexes.pruned import Projected, PrunedSearch, Pruning
     from indexes.selection import FamilyChoice, choose, hnsw_settings
     from indexes.symqg import SymqgIndex, symqg_installed
     from indexes.system import release_freed
@@ -42,6 +42,7 @@ __all__ = [
     "IvfPqIndex",
     "IvfSq8Index",
     "MissingBackendError",
+    "Projected",
     "PrunedSearch",
     "Pruning",
     "RunningTop",
@@ -80,6 +81,7 @@ _HOMES = {
     "IvfPqIndex": "indexes.ivf",
     "IvfSq8Index": "indexes.ivf",
     "MissingBackendError": "indexes.errors",
+    "Projected": "indexes.pruned",
     "PrunedSearch": "indexes.pruned",
     "Pruning": "indexes.pruned",
     "RunningTop": "indexes.exact",

@@ -33,6 +33,7 @@ __all__ = [
     "RowCodes",
     "gamma",
     "int8_products_are_exact",
+    "norms_of",
     "tail_norms",
 ]
 
@@ -112,14 +113,14 @@ class Float32Codes:
         """See `Int8Codes.rows`."""
         return RowCodes(prefixes, tails, 0.0)
 
-    def queries(self, queries: Float32Array) -> QueryCodes:
-        """Codes of queries float32 [q, d]."""
-        codes = np.ascontiguousarray(queries[:, : self.width])
-        tails = _norms(queries[:, self.width :]) * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
-        length = np.hypot(_norms(codes), tails)
+    def queries(self, prefixes: Float32Array, tails: Float64Array) -> QueryCodes:
+        """Codes of the prefixes float32 [q, width] of queries whose tails have these norms [q]."""
+        codes = np.ascontiguousarray(prefixes)
+        tails = tails * (1 + 4 * UNIT_ROUNDOFF)  # rounded to float32, still not below
+        length = np.hypot(norms_of(codes), tails)
         error = gamma(self.width + 2) * length * self._largest_norm
         coded = torch.from_numpy(codes)
-        return QueryCodes(coded, torch.from_numpy(tails.astype(np.float32)), np.ones(len(queries)), error, length)
+        return QueryCodes(coded, torch.from_numpy(tails.astype(np.float32)), np.ones(len(codes)), error, length)
 
     def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
         """Products of some queries and all rows into out [q, r]."""
@@ -177,20 +178,19 @@ class Int8Codes:
             self._residuals[start, len(out)] = residual
         return RowCodes(out, tails, residual)
 
-    def queries(self, queries: Float32Array) -> QueryCodes:
-        """Codes of queries float32 [q, d]."""
-        head = queries[:, : self.width].astype(np.float64)
-        tails = _norms(queries[:, self.width :]) * (1 + MARGIN)
+    def queries(self, prefixes: Float32Array, tails: Float64Array) -> QueryCodes:
+        """Codes of the prefixes float32 [q, width] of queries whose tails have these norms [q]."""
+        head, tails = prefixes.astype(np.float64), tails * (1 + MARGIN)
         weight = tails * self._tail_step / self._step
         scale = np.maximum(np.abs(head).max(axis=1) / LARGEST_CODE, weight / LARGEST_TAIL_WEIGHT)
         scale = np.maximum(scale, SMALLEST)  # a query of zeros
         codes = np.round(head / scale[:, None])
-        error = _norms(head - scale[:, None] * codes) * self._largest_norm
-        coded = np.empty((len(queries), self.width + TAIL_DIMS), dtype=np.int8)
+        error = norms_of(head - scale[:, None] * codes) * self._largest_norm
+        coded = np.empty((len(head), self.width + TAIL_DIMS), dtype=np.int8)
         coded[:, : self.width] = codes
         weights = np.ceil(weight / scale * (1 + MARGIN)).astype(np.int64)
         coded[:, self.width :] = (weights[:, None] + np.arange(TAIL_DIMS)) // TAIL_DIMS
-        length = scale * _norms(codes)
+        length = scale * norms_of(codes)
         return QueryCodes(torch.from_numpy(coded), torch.from_numpy(tails), scale * self._step, error, length)
 
     def multiply(self, queries: QueryCodes, part: slice, rows: RowCodes, out: torch.Tensor) -> None:
@@ -209,7 +209,8 @@ PrefixCodes: TypeAlias = Float32Codes | Int8Codes
 """A way to code prefixes of `width` dims with their tail norms. product: the type of products of codes."""
 
 
-def _norms(rows: npt.NDArray[Any]) -> Float64Array:
+def norms_of(rows: npt.NDArray[Any]) -> Float64Array:
+    """The length of each row, float64 [n]."""
     norms: Float64Array = np.linalg.norm(rows.astype(np.float64), axis=1)
     return norms
 

@@ -21,8 +21,10 @@ from indexes._prefixcodes import (
     Float32Codes,
     Int8Codes,
     PrefixCodes,
+    QueryCodes,
     gamma,
     int8_products_are_exact,
+    norms_of,
     tail_norms,
 )
 from indexes._survivors import BLOCK_ROWS, TILE_QUERIES, KeptCodes, Survivors, reader, survivors
@@ -31,7 +33,7 @@ from indexes.exact import RunningTop, exact_search
 from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
-__all__ = ["PrunedSearch", "Pruning"]
+__all__ = ["Projected", "PrunedSearch", "Pruning"]
 
 Blocks: TypeAlias = Sequence[range]
 Spread: TypeAlias = Callable[[Callable[[Blocks], None], Sequence[Blocks]], None]
@@ -72,6 +74,22 @@ class Pruning:
         return f"pruned at {self.width} dims ({codes}), {self.share:.2%} of rows scored at full width"
 
 
+@dataclass(frozen=True)
+class Projected:
+    """Prefixes of rows that were turned before they were cut, by a matrix with orthonormal columns.
+
+    store: n x the widest of them. project: (queries [q, d], width) -> their prefixes [q, width].
+    """
+
+    store: VectorStore
+    project: Callable[[Float32Array, int], Float32Array]
+
+
+# By how much, in norm, a float16 prefix is off the exact projection of its unit row: half a step of float16, 2^-11, and
+# what the projection rounds, which is below 1e-6 where it was measured. Squared lengths are kept to within 1e-5.
+OFF, TURNED = 2.0**-11 + 1e-5, 4e-5
+
+
 def _one_by_one(function: Callable[[Blocks], None], pieces: Sequence[Blocks]) -> None:
     for piece in pieces:
         function(piece)
@@ -91,6 +109,7 @@ class PrunedSearch:
         store: The vectors.
         norms: float32 [n, len(ladder)], the norm of each prefix of each row; may be mapped.
         ladder: Its widths, rising; the last is d.
+        projected: Where prefixes are not those of the stored rows, what they are.
         reached: (queries, k) -> float32 [q], a float32 score that k rows of the store reach at full width, -inf where
             none is known; or None, if it cannot say for such a k. The higher the better.
         spread: (function, pieces) -> None, calls the function for every piece, blocks of rows, on one thread or more.
@@ -109,7 +128,9 @@ class PrunedSearch:
         workers: int = 1,
         release: bool = False,
         keep: bool = False,
+        projected: Projected | None = None,
     ) -> None:
+        self._projected, self._source = projected, store if projected is None else projected.store
         self._store, self._norms, self._ladder, self._reached = store, norms, tuple(ladder), reached
         self._spread, self._workers, self._release = spread, workers, release
         self._keep = keep and int8_products_are_exact()
@@ -241,7 +262,7 @@ class PrunedSearch:
             codes = Float32Codes(width, self._largest_norm)
         elif codes is None:
             sample = torch.from_numpy(np.linspace(0, store.n - 1, SAMPLED).astype(np.int64))
-            largest = float(store.gather(sample, 0, width).abs().max())
+            largest = float(self._source.gather(sample, 0, width).abs().max())
             starts = range(0, store.n, ROWS_AT_A_TIME)
             tail = max(float(self._tails(width, start, start + ROWS_AT_A_TIME).max()) for start in starts)
             codes = Int8Codes(width, self._largest_norm, largest, tail)
@@ -250,29 +271,42 @@ class PrunedSearch:
     def _tails(self, width: int, start: int, stop: int) -> Float32Array:
         """Upper bounds of the tail norms of rows `start` to `stop`."""
         norms = self._norms[start:stop]
-        return tail_norms(norms[:, self._ladder.index(width)], norms[:, -1], self._store.dim)
+        prefix = norms[:, self._ladder.index(width)]
+        if self._projected is not None:
+            prefix = np.maximum(prefix * (1 - OFF), 0)
+        return tail_norms(prefix, norms[:, -1], self._store.dim)
 
     def _run(self, call: Call, k: int, way: Pruning, kept: KeptCodes | None, every: int = 1) -> Survivors:
         """What survives of every so many blocks of rows."""
         (queries, tau), store = call, self._store
         few = len(queries) <= FEW_QUERIES
+        narrow = few or self._source is not store
         size = self._kept_size(len(queries)) if kept is not None else TRIED_BLOCK if few else BLOCK_ROWS
         pieces = self._pieces(size, every)
         codes = self._coded(way.width, way.codes) if kept is None else kept.codes
-        coded = codes.queries(queries)
+        coded = self._asked(codes, queries)
         # A row whose true score is tau may come out lower by what rounding its score takes.
         lowest = (tau - self._rounding(queries)).astype(np.float32)
         found = Survivors(queries, k, tau, lowest, len(queries) * sum(map(len, chain(*pieces))), self._live)
 
         def piece(blocks: Blocks) -> None:
             with torch.inference_mode():
-                source = kept or reader(store, codes, partial(self._tails, codes.width), size, few)
+                source = kept or reader(self._source, codes, partial(self._tails, codes.width), size, narrow)
                 survivors(store, source, codes, coded, found, blocks)
 
         self._spread(piece, pieces)
         if self._release:
             store.release()
         return found
+
+    def _asked(self, codes: PrefixCodes, queries: Float32Array) -> QueryCodes:
+        """The codes of queries [q, d]."""
+        if self._projected is None:
+            return codes.queries(queries[:, : codes.width], norms_of(queries[:, codes.width :]))
+        head, whole = self._projected.project(queries, codes.width), norms_of(queries)
+        tails = np.sqrt(np.maximum(whole**2 - norms_of(head) ** 2, 0.0) + TURNED * whole**2)
+        coded = codes.queries(head, tails)
+        return replace(coded, error=coded.error + (OFF + TURNED) * whole * self._largest_norm)
 
     def _kept_size(self, count: int) -> int:
         """Rows of a block of kept codes: something for every worker."""
@@ -298,7 +332,7 @@ class PrunedSearch:
         rows, residuals = torch.empty((store.n, width + TAIL_DIMS), dtype=torch.int8), []
 
         def piece(blocks: Blocks) -> None:
-            source = reader(store, codes, partial(self._tails, width), size, False)
+            source = reader(self._source, codes, partial(self._tails, width), size, self._source is not store)
             for block in blocks:
                 coded, _ = source(block.start, block.stop)
                 rows[block.start : block.stop] = coded.codes

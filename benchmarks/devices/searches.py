@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.devices.rates import wall_seconds
+from funnel.adaptors import Identity
 from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.device import to_device, to_host
+from funnel.engine.space import Space
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, exact_search
 from indexes._bins import ExactTop
@@ -107,7 +109,7 @@ def funnel(index: CoarseIndex, store: VectorStore) -> Cascade:
         return exact_search(store, queries, k)
 
     inverse = torch.cat(norms).clamp_(min=torch.finfo(torch.float32).tiny).reciprocal_()
-    return Cascade(index, index.dim, store, {middle: inverse}, flat, flat)
+    return Cascade(index, index.dim, store, Space(Identity(store.dim), True), None, {middle: inverse}, flat, flat)
 
 
 def search_by(cascade: Cascade, plan: Plan) -> Search:

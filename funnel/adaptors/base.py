@@ -204,6 +204,10 @@ class Adaptor(torch.nn.Module, ABC):
         scaled: FloatArray = adapted / np.maximum(norms, np.finfo(np.float32).tiny)
         return scaled
 
+    def prefixes(self, vectors: NDArray[Any], width: int) -> FloatArray:
+        """The first `width` dims of `unit_transform`: float32 [n, width], C-contiguous."""
+        return np.ascontiguousarray(self.unit_transform(vectors)[:, :width])
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are; the CPU where there are none."""

@@ -44,6 +44,7 @@ class OrthogonalAdaptor(Adaptor):
             )
         super().__init__(len(matrix), dims)
         self.register_buffer("matrix", torch.from_numpy(np.array(matrix, dtype=np.float32, order="C")))
+        self._columns: dict[int, torch.Tensor] = {}
         exact = self.matrix.double()
         error = float(torch.linalg.matrix_norm(exact.T @ exact - torch.eye(self.dim)))
         if not error <= ORTHOGONALITY_TOLERANCE:  # nor is NaN
@@ -70,6 +71,15 @@ class OrthogonalAdaptor(Adaptor):
         with torch.inference_mode():
             adapted: FloatArray = torch.mm(torch.from_numpy(vectors), matrix).numpy()
         return adapted
+
+    def prefixes(self, vectors: NDArray[Any], width: int) -> FloatArray:
+        """The product with the first `width` columns: width / dim of the work of `transform`."""
+        columns = self._columns.get(width)
+        if columns is None:
+            columns = self._columns[width] = self.matrix[:, :width].contiguous()
+        with torch.inference_mode():
+            found: FloatArray = torch.mm(torch.from_numpy(vectors).to(columns.device), columns).cpu().numpy()
+        return found
 
     def inverse(self, adapted: FloatArray) -> FloatArray:
         """The vectors again, from what `transform` made of them: float32 [n, dim]."""
@@ -105,6 +115,10 @@ class Identity(Adaptor):
     def map(self, vectors: torch.Tensor) -> torch.Tensor:
         """What was given."""
         return vectors
+
+    def prefixes(self, vectors: NDArray[Any], width: int) -> FloatArray:
+        """The first `width` dims."""
+        return np.ascontiguousarray(vectors[:, :width])
 
     def inverse(self, adapted: FloatArray) -> FloatArray:
         """What was given."""

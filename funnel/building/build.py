@@ -41,6 +41,7 @@ from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder
 from funnel.engine.measuring import CORPUS_ROWS, Certifying, Given, Near, calibrate
 from funnel.engine.searcher import Searcher
+from funnel.engine.space import Space
 from funnel.errors import EncoderError, InputError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.planning.planner import Planner
@@ -91,7 +92,7 @@ class RowsAsGiven:
         self._true = RunningTop(self._in_space(queries), min(NEAR + 1, intake.count))
         self._narrow: RunningTop | None = None
         if judge:
-            self._narrow = RunningTop(adaptor.unit_transform(queries[: self._starts[1]]), self._depth + 1)
+            self._narrow = RunningTop(self._in_space(queries[: self._starts[1]]), self._depth + 1)
         # Where truth lies in another space, whether a query is a row is still asked in the user's own.
         self._own_space = None if real is None or adaptor.isometric else RunningTop(real, 1)
         self._waiting: list[Float32] = []
@@ -150,8 +151,7 @@ class RowsAsGiven:
         if self._own_space is not None:
             self._own_space.update(block, self._done)
         if self._narrow is not None:
-            stored = self._adaptor.unit_transform(block).astype(np.float16).astype(np.float32)
-            self._narrow.update(stored, self._done)
+            self._narrow.update(self._in_space(block).astype(np.float16).astype(np.float32), self._done)
         self._done += len(block)
 
 
@@ -229,16 +229,17 @@ def build_index(
         release_freed()
         truth = RowsAsGiven(intake, adaptor, asked.certifying, options.dtype == AUTO, options.seed + CALIBRATION_SEED)
         seed = options.seed + TREE_SEED
-        positions = order_rows(intake, adaptor.unit_transform, segment, seed, options.progress, truth.watch)
+        space = Space(adaptor, adaptor.isometric)
+        positions = order_rows(intake, space.stored, space, segment, seed, options.progress, truth.watch)
         truth.finish()
         options, narrow_kept = _with_dtype(options, truth)
-        store_rows(intake, adaptor.unit_transform, positions, segment, options.dtype, options.progress)
+        store_rows(intake, space.stored, positions, segment, options.dtype, options.progress)
         intake.finish()
         store = VectorStore.open(segment / "vectors.npy", options.device)
         asked_ladder = None if options.dims is None else checked_ladder(options.dims, dim)
-        ladder = asked_ladder or choose_ladder(store, options.progress)
+        ladder = asked_ladder or choose_ladder(store, space, options.progress)
         choice = _coarse(store.n, ladder, options)
-        searcher = index_rows(store, ladder, choice, adaptor, options.seed + TREE_SEED, options.progress)
+        searcher = index_rows(store, ladder, choice, space, options.seed + TREE_SEED, options.progress)
         calibration = _calibrate(searcher, asked, truth, positions, options)
         kept = (None if calibration is None else _kept(calibration), narrow_kept)
         settings = _settings(choice, searcher, intake, encoder, chosen, options, kept)
@@ -432,6 +433,7 @@ def _settings(
 ) -> Settings:
     return Settings(
         adaptor=AdaptorNote(chosen.adaptor.kind, chosen.adaptor.isometric, chosen.why),
+        own=chosen.adaptor.isometric,
         coarse=choice.name,
         coarse_settings=dict(choice.settings),
         coarse_width=choice.dim,

@@ -13,6 +13,7 @@ from msgspec import structs
 from funnel.building.build import calibrate_searcher, choose_coarse, written
 from funnel.building.intake import SAMPLE_BYTES, Intake
 from funnel.building.segment import (
+    TURNED_DTYPE,
     choose_ladder,
     index_rows,
     live_documents,
@@ -27,6 +28,7 @@ from funnel.engine.generation import Opened
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import check_finite, live_positions
+from funnel.engine.space import Space
 from funnel.errors import InputError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.storage import Settings, Transaction
@@ -69,7 +71,11 @@ def compact_index(
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if settings.documents else None
     intake = Intake(count, opened.manifest.d, _sample(opened, seed), lambda: _rows(opened), documents)
-    positions = order_rows(intake, _as_stored, folder, seed, progress)
+    old = opened.searcher.space
+    space = Space(old.adaptor, old.adaptor.isometric)
+    if space.own and not old.own:  # of an older format
+        settings = structs.replace(settings, own=True, dtype=TURNED_DTYPE if space.projects else settings.dtype)
+    positions = order_rows(intake, _as_stored, space, folder, seed, progress)
     store_rows(intake, _as_stored, positions, folder, settings.dtype, progress)
     _number_by_input(opened, folder)
     alive = [live_positions(segment, opened.live) for segment in opened.segments]
@@ -80,9 +86,9 @@ def compact_index(
                 target.append(part)
     store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
     # Rows that came since may need other widths than those that the index was built with.
-    ladder = opened.manifest.ladder if asked else choose_ladder(store, progress)
+    ladder = opened.manifest.ladder if asked else choose_ladder(store, space, progress)
     choice = _coarse_choice(opened, settings, asked, count, ladder)
-    searcher = index_rows(store, ladder, choice, opened.searcher.adaptor, seed, progress)
+    searcher = index_rows(store, ladder, choice, space, seed, progress)
     calibration = _calibration(opened, searcher, alive, seed, progress)
     settings = structs.replace(
         settings,
@@ -104,12 +110,14 @@ def compact_index(
 
 
 def _as_stored(rows: Float32) -> Float32:
-    """In the place of an adaptor: stored rows are adapted already, and are written as they are."""
+    """Rows that were stored are written as they are."""
     return rows
 
 
 def _rows(opened: Opened) -> Iterator[Float32]:
-    """Every live row, in the order in which they are stored, some megabytes at a time."""
+    """Every live row as it will be stored, in the order in which they are now, some megabytes at a time."""
+    space = opened.searcher.space
+    turned = space.adaptor.isometric and not space.own
     for segment in opened.segments:
         for first, rows in segment.store.chunks(max(1, CELLS_AT_A_TIME // segment.store.dim)):
             if opened.live is not None:
@@ -117,7 +125,7 @@ def _rows(opened: Opened) -> Iterator[Float32]:
                 rows = rows[opened.live[start : start + len(rows)]]
             if len(rows):
                 check_finite(bool(np.isfinite(rows).all()), segment)
-                yield rows
+                yield np.ascontiguousarray(space.given(rows)) if turned else rows
 
 
 def _sample(opened: Opened, seed: int) -> Float32:
@@ -200,8 +208,9 @@ def _calibration(
         return scores, np.where(positions < 0, -1, places[positions])
 
     def asked(queries: Float32) -> Float32:
-        """As the new coarse index is asked: it may be of another kind."""
-        return searcher.cascade.as_asked(old.cascade.as_stored(np.ascontiguousarray(queries)))
+        """As the new segment is asked: its rows may be stored in another way."""
+        given = np.ascontiguousarray(queries)
+        return given if searcher.space.own == old.space.own else np.ascontiguousarray(old.space.given(given))
 
     came = None if old.others is None or not old.others.rows else added
     real, given = recorded(opened, bool(stored and stored.corpus_like), places[old.order], came)

@@ -62,7 +62,8 @@ class ExportedRows:
         read: npt.NDArray[np.float32] = (
             store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
         )
-        given = read if self.adapted else self.opened.searcher.adaptor.inverse(read)
+        space = self.opened.searcher.space
+        given = space.adapted(read) if self.adapted else space.given(read)
         return np.ascontiguousarray(given, dtype=np.float32)
 
     def parts(self, progress: bool) -> Iterator[Part]:
@@ -206,7 +207,7 @@ def _way(faiss: Any, rows: ExportedRows, width: int) -> list[Any]:
     """From the user's vectors to unit prefixes of adapted ones: FAISS's transforms."""
     searcher = rows.opened.searcher
     normalised = faiss.NormalizationTransform(width, 2.0)
-    if searcher.cascade.turn is not None:  # built over the user's own vectors
+    if searcher.space.own and width == rows.dim:  # built over the user's own vectors
         return [normalised]
     matrix = searcher.adaptor.transform(np.eye(rows.dim, dtype=np.float32))[:, :width]
     linear = faiss.LinearTransform(rows.dim, width, False)

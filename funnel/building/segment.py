@@ -10,27 +10,28 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from funnel.adaptors import Adaptor
 from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
-from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse, unit_prefixes
+from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse
 from funnel.engine.generation import Opened, make_cascade, rerank_widths
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment, live_positions
+from funnel.engine.space import Space, unit_prefixes
 from funnel.filtering.columns import write_columns
 from funnel.planning.run import without_own
 from funnel.progress import Progress
 from funnel.storage import PartEntry, Transaction
 from funnel.storage.arrays import map_npy
 from funnel.storage.ids import Ids
-from funnel.storage.layout import COLUMNS, DOCUMENTS
+from funnel.storage.layout import ADAPTED, COLUMNS, DOCUMENTS
 from indexes import ClusterTree, FamilyChoice, RunningTop, VectorStore, release_freed, stored_order
 
 __all__ = [
     "ADDED_DTYPE",
     "EXACT_ROWS",
     "NARROWEST",
+    "TURNED_DTYPE",
     "checked_ladder",
     "choose_ladder",
     "fold_from",
@@ -44,21 +45,25 @@ __all__ = [
     "write_folded",
     "write_ids",
     "write_norms",
+    "write_prefixes",
 ]
 
 # Prefix dims that rows are put in cluster order by: they hold most of the energy after any adaptor.
 ORDERED_DIMS = 32
 # Rows that are added are searched exactly, and kept as they are given, so that they cost the promise nothing.
 ADDED_DTYPE = "float32"
+# Rows that were rounded once, and then turned, are not rounded again: what was measured of them stays true.
+TURNED_DTYPE = "float32"
 
 
 Float32: TypeAlias = npt.NDArray[np.float32]
-RowMap: TypeAlias = Callable[[Float32], Float32]  # what rows [n, d] go through before they are stored: an adaptor
+RowMap: TypeAlias = Callable[[Float32], Float32]  # what rows [n, d] go through before they are stored
 
 
 def order_rows(
     intake: Intake,
-    adapted: RowMap,
+    stored: RowMap,
+    space: Space,
     folder: Path,
     seed: int,
     progress: bool,
@@ -69,14 +74,14 @@ def order_rows(
     watch: is shown all rows as given, batch by batch, in input order.
     """
     width = min(ORDERED_DIMS, intake.dim)
-    tree = ClusterTree.fit(_prefixes(intake.sample, adapted, width), seed=seed)
+    tree = ClusterTree.fit(_prefixes(intake.sample, stored, space, width), seed=seed)
     intake.drop_sample()
     release_freed()
     leaves = np.empty(intake.count, dtype=np.int64)
     done = 0
     with Progress(total=intake.count, desc="order", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in intake.rows():
-            leaves[done : done + len(rows)] = tree.assign(_prefixes(rows, adapted, width))
+            leaves[done : done + len(rows)] = tree.assign(_prefixes(rows, stored, space, width))
             if watch is not None:
                 watch(rows)
             done += len(rows)
@@ -91,53 +96,80 @@ def order_rows(
 
 
 def store_rows(
-    intake: Intake, adapted: RowMap, positions: npt.NDArray[np.int64], folder: Path, dtype: str, progress: bool
+    intake: Intake, stored: RowMap, positions: npt.NDArray[np.int64], folder: Path, dtype: str, progress: bool
 ) -> None:
-    """Adapt every row and store it where it belongs: vectors.npy. positions: input position -> stored row."""
+    """Store every row where it belongs: vectors.npy. positions: input position -> stored row."""
     done = 0
     with (
         VectorStore.create(folder / "vectors.npy", intake.count, intake.dim, dtype) as writer,
         Progress(total=intake.count, desc="store", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         for rows in intake.rows():
-            writer.write(positions[done : done + len(rows)], adapted(rows))
+            writer.write(positions[done : done + len(rows)], stored(rows))
             done += len(rows)
             bar.update(len(rows))
     release_freed()
 
 
-def _prefixes(rows: Float32, adapted: RowMap, width: int) -> Float32:
+def _prefixes(rows: Float32, stored: RowMap, space: Space, width: int) -> Float32:
     """Unit prefixes of rows [n, d] as they are adapted: float32 [n, width]."""
     size = max(1, CELLS_AT_A_TIME // rows.shape[1])
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    return np.concatenate([unit_prefixes(adapted(part), width) for part in parts])
+    return np.concatenate([unit_prefixes(space.prefixes(stored(part), width)) for part in parts])
 
 
 def index_rows(
-    store: VectorStore, ladder: tuple[int, ...], choice: FamilyChoice, adaptor: Adaptor, seed: int, progress: bool
+    store: VectorStore, ladder: tuple[int, ...], choice: FamilyChoice, space: Space, seed: int, progress: bool
 ) -> Searcher:
-    """Write norms and the coarse index beside the vectors of a segment; gives a searcher of it."""
+    """Write prefixes, norms and the coarse index beside the vectors of a segment; gives a searcher of it."""
     folder = store.path.parent
-    write_norms(store, ladder, folder / "norms.npy", progress)
-    coarse = build_coarse(store, choice.dim, choice.name, choice.settings, seed, progress, adaptor)
+    adapted = write_prefixes(store, space, ladder, progress)
+    source = adapted if choice.dim < store.dim else store
+    coarse = build_coarse(source, store.dim, choice.dim, choice.name, choice.settings, seed, progress, space.whole_rows)
     coarse.save(folder / "coarse.faiss")
     widths = rerank_widths(ladder, choice.name, choice.dim)
-    cascade = make_cascade(coarse, store, folder, ladder, widths, adaptor, release=True)
-    return Searcher(cascade, adaptor, Ids.open(folder), map_npy(folder / "order.npy", ("int64",), 1), widths)
+    cascade = make_cascade(coarse, store, folder, ladder, widths, space, release=True)
+    return Searcher(cascade, Ids.open(folder), map_npy(folder / "order.npy", ("int64",), 1), widths)
 
 
-def write_norms(store: VectorStore, ladder: Sequence[int], path: Path, progress: bool) -> None:
-    """norms.npy: the norm of every prefix of every stored row, float32 [n, len(ladder)]."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (store.n, len(ladder))}
+def write_prefixes(store: VectorStore, space: Space, ladder: Sequence[int], progress: bool) -> VectorStore:
+    """norms.npy, and adapted.npy where the prefixes of the ladder are not in the stored rows. Gives what holds them."""
+    folder = store.path.parent
+    if not space.projects or len(ladder) == 1:
+        write_norms(store, ladder, folder / "norms.npy", progress)
+        return store
+    with (
+        VectorStore.create(folder / ADAPTED, store.n, ladder[-2], "float16") as writer,
+        Progress(total=store.n, desc="project", unit="rows", unit_scale=True, disable=not progress) as bar,
+    ):
+        for first, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+            writer.write(np.arange(first, first + len(rows)), space.prefixes(rows, ladder[-2]))
+            bar.update(len(rows))
+    release_freed()
+    adapted = VectorStore.open(folder / ADAPTED)
+    write_norms(adapted, ladder[:-1], folder / "norms.npy", progress, store)
+    return adapted
+
+
+def write_norms(
+    store: VectorStore, ladder: Sequence[int], path: Path, progress: bool, whole: VectorStore | None = None
+) -> None:
+    """norms.npy: the norm of every prefix of every stored row, and of the row of `whole`: float32 [n, widths]."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (store.n, len(ladder) + (whole is not None))}
+    size = max(1, CELLS_AT_A_TIME // (store.dim if whole is None else whole.dim))
     with (
         path.open("wb") as file,
         Progress(total=store.n, desc="norms", unit="rows", unit_scale=True, disable=not progress) as bar,
     ):
         np.lib.format.write_array_header_1_0(file, header)
-        for _, rows in store.chunks(max(1, CELLS_AT_A_TIME // store.dim)):
+        for first, rows in store.chunks(size):
             edges = [0, *ladder]
             squares = [np.einsum("nd,nd->n", rows[:, a:b], rows[:, a:b]) for a, b in itertools.pairwise(edges)]
-            np.sqrt(np.cumsum(np.stack(squares, axis=1), axis=1, dtype=np.float32)).tofile(file)
+            norms = np.sqrt(np.cumsum(np.stack(squares, axis=1), axis=1, dtype=np.float32))
+            if whole is not None:
+                own = _run(whole, first, first + len(rows))
+                norms = np.column_stack([norms, np.sqrt(np.einsum("nd,nd->n", own, own))])
+            norms.astype(np.float32).tofile(file)
             bar.update(len(rows))
 
 
@@ -153,12 +185,15 @@ ENOUGH = 0.98
 
 
 def steps_above(width: int, dim: int) -> tuple[int, ...]:
-    """The ladder from the coarse width: half-octave steps, each a multiple of 8, then the full width."""
+    """The ladder from the coarse width: half-octave steps up to half of the full width, multiples of 8; then it.
+
+    Prefixes up to the widest step below full width take space on disk.
+    """
     ladder, step = [width], 0
     while True:
         step += 1
         following = int(width * 2 ** (step // 2) * (1.5 if step % 2 else 1)) // 8 * 8
-        if following >= dim * 3 / 4:
+        if following > dim / 2:
             break
         if following > ladder[-1]:
             ladder.append(following)
@@ -174,7 +209,7 @@ def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:
     return ladder if ladder[-1] == dim else (*ladder, dim)
 
 
-def choose_ladder(store: VectorStore, progress: bool = False) -> tuple[int, ...]:
+def choose_ladder(store: VectorStore, space: Space, progress: bool = False) -> tuple[int, ...]:
     """The narrowest coarse width whose shortlist holds enough of the true neighbours, and the steps above it."""
     widths = [width for width in CANDIDATES if width < store.dim]
     step = -(-store.n // RUNS)
@@ -187,14 +222,16 @@ def choose_ladder(store: VectorStore, progress: bool = False) -> tuple[int, ...]
     own = [probes[(probes >= a) & (probes < b)] for a, b in itertools.pairwise(firsts)]
     queries = np.concatenate([_run(store, *run)[mine - at] for run, at, mine in zip(runs, firsts, own, strict=False)])
     truth = RunningTop(queries, depth + 1)
-    found = {width: RunningTop(unit_prefixes(queries, width), SHORTLIST + 1) for width in widths}
+    adapted = space.prefixes(queries, widths[-1])
+    found = {width: RunningTop(unit_prefixes(adapted[:, :width]), SHORTLIST + 1) for width in widths}
     total = int(firsts[-1])
     with Progress(total=total, desc="compare widths", unit="rows", unit_scale=True, disable=not progress) as bar:
         for run, at in zip(runs, firsts.tolist(), strict=False):
             rows = _run(store, *run)
             truth.update(rows, at)
+            adapted = space.prefixes(rows, widths[-1])
             for width, top in found.items():
-                top.update(unit_prefixes(rows, width), at)
+                top.update(unit_prefixes(adapted[:, :width]), at)
             bar.update(len(rows))
     enough = (width for width in widths if _held(truth.rows, found[width].rows, probes, depth) >= ENOUGH)
     return steps_above(next(enough, store.dim), store.dim)
@@ -319,4 +356,4 @@ def write_coarse(opened: Opened, folder: Path, progress: bool) -> None:
     store = VectorStore.open(folder / "vectors.npy", searcher.cascade.store.device)
     np.save(folder / "order.npy", np.arange(store.n, dtype=np.int64))
     choice = FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
-    index_rows(store, opened.manifest.ladder, choice, searcher.adaptor, settings.seed, progress)
+    index_rows(store, opened.manifest.ladder, choice, searcher.space, settings.seed, progress)

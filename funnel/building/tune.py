@@ -49,7 +49,7 @@ def tune_index(
     with folder.begin() as transaction:
         _check_live(path, transaction, opened.manifest)
         old = opened.searcher
-        searcher = Searcher(old.cascade, old.adaptor, old.ids, old.order, old.widths, None, old.others)
+        searcher = Searcher(old.cascade, old.ids, old.order, old.widths, None, old.others)
         stored = opened.stored
         like = bool(stored and stored.corpus_like)
         if corpus_like_queries is not None:
@@ -137,13 +137,12 @@ def _prepared(
 def _equal_rows(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Which queries are, up to how they are stored, rows of the first segment: bool [q]."""
     cascade = searcher.cascade
-    asked = cascade.as_stored(queries)
     _, rows = cascade.truth(queries, min(NEAREST_COMPARED, cascade.rows))
     equal = np.zeros(len(queries), dtype=np.bool_)
     for near in rows.T:
         found = cascade.store.gather(torch.from_numpy(near.clip(min=0)).to(cascade.store.device), 0, cascade.store.dim)
         stored = found.float().cpu().numpy()
-        cosines = np.einsum("qd,qd->q", stored, asked) / np.linalg.norm(stored, axis=1)
+        cosines = np.einsum("qd,qd->q", stored, queries) / np.linalg.norm(stored, axis=1)
         equal |= (cosines >= SAME_COSINE) & (near >= 0)
     return equal
 

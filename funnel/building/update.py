@@ -85,7 +85,7 @@ def add_rows(
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if opened.manifest.settings.documents else None
     intake = take_in(corpus, _encoder(corpus, encoder), folder, documents, seed=0, progress=progress)
-    store_rows(intake, opened.searcher.adaptor.unit_transform, np.arange(intake.count), folder, ADDED_DTYPE, False)
+    store_rows(intake, opened.searcher.space.stored, np.arange(intake.count), folder, ADDED_DTYPE, False)
     intake.finish()
     given = Ids.open(folder)
     if given.text != opened.segments[0].ids.text:

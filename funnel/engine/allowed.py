@@ -86,7 +86,7 @@ class FilterSample:
 
     def scored(self, cascade: Cascade, rows: Int64) -> Float32:
         """Exact scores of shortlists int64 [q, s]: float32 [q, s], -inf where there is no row or the query's own."""
-        result = scored(cascade.store, cascade.as_stored(self.queries), rows, cascade.store.dim)
+        result = scored(cascade.store, self.queries, rows, cascade.store.dim)
         result[rows == self.own[:, None]] = -np.inf
         return result
 

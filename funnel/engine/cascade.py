@@ -12,50 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.adaptors import Adaptor, OrthogonalAdaptor
+from funnel.adaptors import OrthogonalAdaptor
 from funnel.engine.device import to_device, to_host
 from funnel.engine.rerank import Float32, Int64, best, carry_on, queries_together, reranked
+from funnel.engine.space import Space
 from funnel.engine.workers import workers
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, only_allowed
 
-__all__ = ["Candidates", "Cascade", "Float32", "Int64", "answers_alone", "padded", "some_missing", "turn_of"]
-
-
-class Turn:
-    """A rotation [d, d]: a vector of the user's times it lies where the stored rows lie.
-
-    A coarse index over the full width needs no adaptor, as every inner product there is what it was before. It is
-    built over the user's own vectors, so that a query that it answers alone is not rotated: at 384 dims that takes 3 us
-    a query in batch and 8 us by itself, where the graph takes 18 and 40.
-    """
-
-    def __init__(self, matrix: torch.Tensor) -> None:
-        self._matrix = matrix
-
-    def stored(self, own: Float32) -> Float32:
-        """Rows float32 [n, d] of the user's own space as they would be stored."""
-        return self._times(own, self._matrix)
-
-    def own(self, stored: Float32) -> Float32:
-        """Stored rows float32 [n, d] in the user's own space."""
-        return self._times(stored, self._matrix.T)
-
-    def _times(self, rows: Float32, matrix: torch.Tensor) -> Float32:
-        # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
-        with torch.inference_mode():
-            turned: Float32 = (torch.from_numpy(rows).to(matrix.device) @ matrix).cpu().numpy()
-        return turned
+__all__ = ["Candidates", "Cascade", "Float32", "Int64", "answers_alone", "padded", "some_missing"]
 
 
 def answers_alone(coarse: CoarseIndex, dim: int) -> bool:
     """Whether a coarse index gives exact full-width scores, so that nothing is left to rerank. dim: the full width."""
     return coarse.exact_scores and coarse.dim == dim
-
-
-def turn_of(adaptor: Adaptor) -> Turn | None:
-    """The way between the user's vectors and the stored rows; None where they are the same, or there is no way back."""
-    return Turn(adaptor.matrix) if isinstance(adaptor, OrthogonalAdaptor) else None
 
 
 Piece = TypeVar("Piece")
@@ -90,21 +60,22 @@ class Candidates:
 class Cascade:
     """What a plan is run on.
 
-    coarse: over unit prefixes of `width` dims. store: the n x d matrix. inverse_norms: for every intermediate
-    width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a query's own norm
-    changes no order). exact: what FLAT is served by, for queries as rows are stored. truth: flat search over every row
-    at full width, whatever FLAT is served by: what is measured is measured against it. turn: where queries are not as
-    rows are stored, what leads from one to the other. live: bool [n], False for rows that were deleted, which no search
-    gives back; None where there are none.
+    coarse: over unit prefixes of `width` dims. store: the n x d matrix. space: where its rows lie. adapted: the adapted
+    prefixes of rows that are stored as given, n x the widest stage; None where stored rows have them. inverse_norms:
+    for every intermediate width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a
+    query's own norm changes no order). exact: what FLAT is served by. truth: flat search over every row at full width,
+    whatever FLAT is served by: what is measured is measured against it. live: bool [n], False for rows that were
+    deleted, which no search gives back; None where there are none.
     """
 
     coarse: CoarseIndex
     width: int
     store: VectorStore
+    space: Space
+    adapted: VectorStore | None
     inverse_norms: dict[int, torch.Tensor]
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
-    turn: Turn | None = None
     live: npt.NDArray[np.bool_] | None = None
 
     @cached_property
@@ -117,17 +88,9 @@ class Cascade:
         """How many rows there are that were not deleted."""
         return self.store.n if self.live is None else int(np.count_nonzero(self.live))
 
-    def as_stored(self, queries: Float32) -> Float32:
-        """Queries float32 [n, d] in the space of the stored rows."""
-        return queries if self.turn is None else self.turn.stored(queries)
-
-    def as_asked(self, rows: Float32) -> Float32:
-        """Stored rows float32 [n, d] in the space of the queries."""
-        return rows if self.turn is None else self.turn.own(rows)
-
     def flat(self, queries: Float32, k: int) -> tuple[Float32, Int64]:
         """The exact best k: scores float32 [n, k] and stored rows int64 [n, k]."""
-        return self.exact(self.as_stored(queries), k)
+        return self.exact(queries, k)
 
     def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """The best k of each query under the plan, by exact score, falling.
@@ -190,7 +153,7 @@ class Cascade:
         ordered = [True]
 
         def piece(start: int) -> None:
-            part = np.ascontiguousarray(queries[start : start + ORDERED_AT_A_TIME, : self.width])
+            part = self.space.prefixes(queries[start : start + ORDERED_AT_A_TIME], self.width)
             found = self.coarse.near_keys(part)
             if found is None:
                 ordered[0] = False
@@ -200,10 +163,20 @@ class Cascade:
         workers().run(piece, range(0, len(queries), ORDERED_AT_A_TIME))
         return np.argsort(keys, kind="stable") if ordered[0] else None
 
+    def at(self, width: int) -> VectorStore:
+        """What stages of this width read."""
+        return self.store if self.adapted is None or width == self.store.dim else self.adapted
+
+    def _prefixes(self, query: torch.Tensor, width: int) -> torch.Tensor:
+        """As `Space.prefixes`, of queries that are on the device."""
+        adaptor = self.space.adaptor
+        if self.space.own and width < query.shape[1] and isinstance(adaptor, OrthogonalAdaptor):
+            return query @ adaptor.matrix[:, :width].to(query.device)
+        return query[:, :width].contiguous()
+
     def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
         """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
-        prefixes = queries if self.width == self.store.dim else np.ascontiguousarray(queries[:, : self.width])
-        found = self.coarse.search(prefixes, shortlist, effort)
+        found = self.coarse.search(self.space.prefixes(queries, self.width), shortlist, effort)
         return found if self.live is None else only_allowed(*found, self.live)
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
@@ -221,14 +194,16 @@ class Cascade:
     def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Candidates:
         """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch."""
         scores, rows = self.coarse_search(queries, plan.shortlist, plan.effort)
-        return Candidates(places, self.as_stored(queries), scores, rows)
+        return Candidates(places, queries, scores, rows)
 
     def narrow(self, part: Candidates, stage: Stage | None, k: int) -> None:
         """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
         width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
         if not self.alone:  # where its scores are exact already
-            weights = self.inverse_norms.get(width)
-            part.scores, part.rows, _ = reranked(self.store, part.queries, part.rows, width, keep, weights)
+            queries, weights = part.queries, self.inverse_norms.get(width)
+            if stage is not None and self.adapted is not None:
+                queries = self.space.prefixes(queries, width)
+            part.scores, part.rows, _ = reranked(self.at(width), queries, part.rows, width, keep, weights)
         part.width, part.done = width, part.done + 1
 
     @cached_property
@@ -255,7 +230,7 @@ class Cascade:
         self, query: torch.Tensor, plan: Plan, k: int, allowed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The best k of queries float32 [n, d] that are on the device: scores and rows [n, k] there."""
-        prefixes = query[:, : self.width].contiguous()
+        prefixes = self._prefixes(query, self.width)
         _, rows = self.coarse.search_tensors(prefixes, plan.shortlist, plan.effort, allowed)
         at_a_time = queries_together(self.store, plan.shortlist)
         found = [
@@ -274,7 +249,12 @@ class Cascade:
         scores = torch.empty(0)
         for stage in plan.reranks:
             width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
-            partial = carry_on(self.store, query, rows.clamp(min=0), partial, start, width)
+            store = self.at(width)
+            if store is not self.store or self.adapted is None:
+                asked = self._prefixes(query, width)
+            else:  # the user's own rows: nothing is carried on
+                asked, partial, start = query, None, 0
+            partial = carry_on(store, asked, rows.clamp(min=0), partial, start, width)
             weights = self.inverse_norms.get(width)
             ranked = partial if weights is None else partial * weights[rows.clamp(min=0)]
             scores, places = best(ranked.masked_fill(missing, -torch.inf), keep)

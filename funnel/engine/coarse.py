@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from funnel.adaptors import Adaptor
-from funnel.engine.cascade import answers_alone, turn_of
+from funnel.engine.cascade import answers_alone
+from funnel.engine.space import unit_prefixes
 from funnel.errors import DamagedIndexError
 from funnel.progress import Progress
 from funnel.storage import Manifest
 from indexes import CoarseIndex, CoarseIndexError, VectorStore, family, release_freed
 
-__all__ = ["BLOCK_BYTES", "CELLS_AT_A_TIME", "build_coarse", "check_coarse", "unit_prefixes"]
+__all__ = ["BLOCK_BYTES", "CELLS_AT_A_TIME", "build_coarse", "check_coarse"]
 
 
 # Bytes of prefixes handed to the coarse index at once: the largest array of a build beside the index itself.
@@ -25,14 +25,6 @@ CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 
 
 TRAINING_ROWS = 65_536  # of the coarse index's codes and cells
-
-
-def unit_prefixes(rows: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    """The first `width` dims of rows [n, d], scaled to unit length (zero prefixes stay zero): float32 [n, width]."""
-    prefixes = rows[:, :width]
-    norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
-    scaled: npt.NDArray[np.float32] = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
-    return scaled
 
 
 def check_coarse(manifest: Manifest, path: object) -> None:
@@ -51,30 +43,31 @@ def check_coarse(manifest: Manifest, path: object) -> None:
 
 def build_coarse(
     store: VectorStore,
+    dim: int,
     width: int,
     name: str,
     settings: Mapping[str, int],
     seed: int,
     progress: bool,
-    adaptor: Adaptor | None = None,
+    turn: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
 ) -> CoarseIndex:
-    """Train and fill a coarse index over the unit prefixes of the stored rows.
+    """Train and fill a coarse index over unit prefixes of rows.
 
-    One that answers alone (exact scores over the full width) takes the rows as they are stored, turned back into the
-    user's own space where the adaptor allows that.
+    store: holds adapted rows, of `width` dims at least, or those of full width dim where that is the width. One that
+    answers alone (exact scores over the full width) takes rows as they are stored, the others of unit length. turn:
+    what prefixes go through before they are added.
 
     Raises DamagedIndexError where stored values are not finite.
     """
     index = family(name)(width, **settings)
-    alone = answers_alone(index, store.dim)
-    turn = turn_of(adaptor) if alone and adaptor is not None else None
-    index.train(_training_sample(store, width, seed))  # spectra and lengths are the same in either space
+    alone = answers_alone(index, dim)
+    index.train(_training_sample(store, width, seed))
     release_freed()
     block = np.empty((min(store.n, max(1, BLOCK_BYTES // (4 * width))), width), dtype=np.float32)
     with Progress(total=store.n, desc=f"index {name}", unit="rows", unit_scale=True, disable=not progress) as bar:
         for start in range(0, store.n, len(block)):
             prefixes = _fill(block[: store.n - start], store, start, unit=not alone)
-            index.add(prefixes if turn is None else turn.own(prefixes))
+            index.add(prefixes if turn is None else turn(prefixes))
             bar.update(len(prefixes))
     return index
 
@@ -91,7 +84,7 @@ def _fill(block: npt.NDArray[np.float32], store: VectorStore, start: int, unit: 
     """The block [n, width], filled with the prefixes of n rows from `start` on, scaled to unit length or as stored."""
     width = block.shape[1]
     for first, rows in _read(store, start, start + len(block)):
-        block[first - start : first - start + len(rows)] = unit_prefixes(rows, width) if unit else rows[:, :width]
+        block[first - start : first - start + len(rows)] = unit_prefixes(rows[:, :width]) if unit else rows[:, :width]
     return block
 
 
@@ -103,5 +96,5 @@ def _training_sample(store: VectorStore, width: int, seed: int) -> npt.NDArray[n
     sample = np.empty((TRAINING_ROWS, width), dtype=np.float32)
     for first, rows in _read(store, 0, store.n):
         begin, end = np.searchsorted(chosen, (first, first + len(rows)))
-        sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first], width)
+        sample[begin:end] = unit_prefixes(rows[chosen[begin:end] - first, :width])
     return sample

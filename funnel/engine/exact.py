@@ -17,7 +17,7 @@ from funnel.engine.rerank import CELLS_AT_A_TIME, best, gather_rows
 from funnel.engine.workers import workers
 from funnel.plan import Plan
 from funnel.request import Deadline
-from indexes import PrunedSearch, Pruning, RunningTop, VectorStore, exact_search
+from indexes import Projected, PrunedSearch, Pruning, RunningTop, VectorStore, exact_search
 
 __all__ = ["AllowedScan", "allowed_only", "best_of", "over_live", "pruned_exact", "pruning_of"]
 
@@ -39,7 +39,9 @@ def pruned_exact(cascade: Cascade, norms: Float32, ladder: tuple[int, ...], rele
     def spread(function: Callable[[Sequence[range]], None], pieces: Sequence[Sequence[range]]) -> None:
         workers().run(function, pieces)
 
-    return PrunedSearch(cascade.store, norms, ladder, _reached(cascade), spread, torch.get_num_threads(), release, keep)
+    projected = None if cascade.adapted is None else Projected(cascade.adapted, cascade.space.prefixes)
+    threads = torch.get_num_threads()
+    return PrunedSearch(cascade.store, norms, ladder, _reached(cascade), spread, threads, release, keep, projected)
 
 
 def over_live(cascade: Cascade, live: npt.NDArray[np.bool_] | None) -> Cascade:
@@ -51,10 +53,7 @@ def over_live(cascade: Cascade, live: npt.NDArray[np.bool_] | None) -> Cascade:
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return exact_search(store, queries, k, live=live)
 
-    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
-        return flat(cascade.as_stored(queries), k)
-
-    made = replace(cascade, live=live, truth=truth, exact=flat)
+    made = replace(cascade, live=live, truth=flat, exact=flat)
     if isinstance(exact, PrunedSearch):
         made = replace(made, exact=exact.among(live, _reached(made)))
     return made
@@ -67,11 +66,7 @@ def allowed_only(cascade: Cascade, mask: npt.NDArray[np.bool_]) -> Cascade:
     may be few rows, which exact search gathers.
     """
     scan = AllowedScan(cascade.store, np.flatnonzero(mask))
-
-    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
-        return scan(cascade.as_stored(queries), k)
-
-    return replace(cascade, coarse=cascade.coarse.restricted(scan.rows), exact=scan, truth=truth, live=mask)
+    return replace(cascade, coarse=cascade.coarse.restricted(scan.rows), exact=scan, truth=scan, live=mask)
 
 
 class AllowedScan:
@@ -155,7 +150,7 @@ def best_of(answers: Sequence[tuple[Float32, Int64]], k: int) -> tuple[Float32, 
 def _reached(cascade: Cascade) -> Callable[[Float32, int], Float32 | None]:
     def reached(queries: Float32, k: int) -> Float32 | None:
         plan = _seeds(cascade, k)
-        return None if plan is None else cascade.run(cascade.as_asked(queries), plan, k)[0][:, -1]
+        return None if plan is None else cascade.run(queries, plan, k)[0][:, -1]
 
     return reached
 
@@ -175,5 +170,5 @@ def pruning_of(cascade: Cascade, queries: Float32, k: int, batch: int) -> Prunin
     queries: float32 [q, d], unit rows as the cascade takes them, repeated where a batch needs more.
     """
     exact = cascade.exact
-    repeated = cascade.as_stored(np.ascontiguousarray(np.resize(queries, (batch, queries.shape[1]))))
+    repeated = np.ascontiguousarray(np.resize(queries, (batch, queries.shape[1])))
     return exact.choose(repeated, k) if isinstance(exact, PrunedSearch) else None

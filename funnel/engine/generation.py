@@ -14,12 +14,13 @@ import torch
 
 from funnel.adaptors import Adaptor
 from funnel.data.documents import DocumentStore
-from funnel.engine.cascade import Cascade, Float32, Int64, answers_alone, turn_of
+from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.coarse import build_coarse, check_coarse
 from funnel.engine.exact import pruned_exact
 from funnel.engine.measuring import Certifying, Given, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
+from funnel.engine.space import Space
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.filtering.columns import FilterColumns
 from funnel.filtering.segment import SegmentRows
@@ -30,7 +31,7 @@ from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verific
 from funnel.storage.arrays import map_npy
 from funnel.storage.files import REMEDY
 from funnel.storage.ids import Ids, JoinedIds
-from funnel.storage.layout import COLUMNS, KINDS
+from funnel.storage.layout import ADAPTED, COLUMNS, KINDS
 from indexes import (
     CoarseIndex,
     CoarseIndexError,
@@ -93,16 +94,16 @@ def make_cascade(
     segment: Path,
     ladder: tuple[int, ...],
     widths: tuple[int, ...],
-    adaptor: Adaptor | None = None,
+    space: Space,
     *,
     release: bool,
     keep: bool = False,
 ) -> Cascade:
     """The parts put together.
 
-    segment: the folder of norms.npy. widths: of reranks. adaptor: that of the stored rows, where a coarse index may be
-    over the user's own. release: give mapped pages back after passes over the matrix
-    (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row, once it was used.
+    segment: the folder of norms.npy and adapted.npy. widths: of reranks. release: give mapped pages back after passes
+    over the matrix (while building). keep: exact search may hold codes of a prefix in memory, width + 4 bytes a row,
+    once it was used.
     """
     coarse.place(store.device)
 
@@ -113,21 +114,43 @@ def make_cascade(
         coarse=coarse,
         width=coarse.dim,
         store=store,
+        space=space,
+        adapted=open_adapted(segment, space, ladder, store.n, store.device),
         inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
         exact=flat,
         truth=flat,
-        turn=turn_of(adaptor) if adaptor is not None and answers_alone(coarse, store.dim) else None,
     )
-
-    def truth(queries: Float32, k: int) -> tuple[Float32, Int64]:
-        return flat(cascade.as_stored(queries), k)
-
     norms = np.asarray(map_npy(segment / "norms.npy", ("float32",), 2))
-    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep), truth=truth)
+    return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
+
+
+def open_adapted(
+    segment: Path, space: Space, ladder: tuple[int, ...], rows: int, device: torch.device
+) -> VectorStore | None:
+    """The adapted prefixes of rows that are stored as the user gave them; None where stored rows have them.
+
+    Raises DamagedIndexError where the file is not as wide as the widest step of the ladder below full width.
+    """
+    if not space.projects or len(ladder) == 1:
+        return None
+    try:
+        adapted = VectorStore.open(segment / ADAPTED, device)
+    except CoarseIndexError as error:
+        raise DamagedIndexError(f"{error}; build the index again") from error
+    if (adapted.n, adapted.dim) != (rows, ladder[-2]):
+        raise DamagedIndexError(
+            f"{adapted.path} holds {adapted.n} rows of {adapted.dim} dims, the manifest says {rows} of {ladder[-2]}; "
+            "build the index again"
+        )
+    return adapted
 
 
 def open_generation(
-    folder: IndexFolder, device: torch.device, verify: str, before: Opened | None = None, placement: str = "auto"
+    folder: IndexFolder,
+    device: torch.device,
+    verify: str,
+    before: Opened | None = None,
+    placement: str = "auto",
 ) -> Opened:
     """Open the live generation.
 
@@ -147,26 +170,24 @@ def open_generation(
     known = {} if before is None else before.manifest.files
     unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
     verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
-    if before is not None and before.manifest.adaptor == manifest.adaptor:
-        adaptor = before.searcher.adaptor
+    if before is not None and (before.manifest.adaptor, before.manifest.settings.own) == (
+        manifest.adaptor,
+        manifest.settings.own,
+    ):
+        space = before.searcher.space
     else:
-        adaptor = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor))
-    segments = _segments(folder, manifest, verification, adaptor, (device, placement), before)
+        space = _space(folder, manifest)
+    segments = _segments(folder, manifest, verification, space, (device, placement), before)
     live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
     first = segments[0]
     assert first.order is not None, "a first segment has an order"
     searcher = Searcher(
         cascade=first.over(live),
-        adaptor=adaptor,
         ids=first.ids if len(segments) == 1 else JoinedIds([segment.ids for segment in segments]),
         order=first.order,
         widths=rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width),
         others=_others(segments, live, before),
     )
-    if searcher.adaptor.dim != manifest.d:
-        raise DamagedIndexError(
-            f"the adaptor is for {searcher.adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}"
-        )
     stored = _stored(folder, manifest, searcher, first, before)
     searcher.calibration = None if stored is None else updated(stored, searcher, before)
     documents: Documents | None = None
@@ -174,6 +195,18 @@ def open_generation(
         simple = len(segments) == 1 and live is None
         documents = first.documents if simple else JoinedDocuments(segments, live)
     return Opened(manifest, searcher, documents, first.rebuilt, segments, live, stored, lock)
+
+
+def _space(folder: IndexFolder, manifest: Manifest) -> Space:
+    """How rows are stored. Raises DamagedIndexError."""
+    adaptor, settings = Adaptor.load(folder.path / "adaptor" / str(manifest.adaptor)), manifest.settings
+    if adaptor.dim != manifest.d:
+        raise DamagedIndexError(f"the adaptor is for {adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}")
+    if settings.own and not adaptor.isometric:
+        raise DamagedIndexError(f"settings.own is true, and a {adaptor.kind} adaptor changes full width; {REMEDY}")
+    # What such graphs of formats up to 3 were built over.
+    alone = manifest.coarse_width == manifest.d and settings.coarse == "symqg" and not settings.coarse_settings["bits"]
+    return Space(adaptor, settings.own, adaptor.isometric and not settings.own and alone)
 
 
 def same_generation(one: Manifest, other: Manifest) -> bool:
@@ -185,7 +218,7 @@ def _segments(
     folder: IndexFolder,
     manifest: Manifest,
     verification: Verification,
-    adaptor: Adaptor,
+    space: Space,
     place: tuple[torch.device, str],
     before: Opened | None,
 ) -> tuple[Segment, ...]:
@@ -195,7 +228,7 @@ def _segments(
         first = result[-1].stop if result else 0
         segment = known.get(part.id)
         if segment is None:
-            segment = _open_segment(folder, manifest, part, first, verification, adaptor, place)
+            segment = _open_segment(folder, manifest, part, first, verification, space, place)
         result.append(segment if segment.first == first else replace(segment, first=first))
     if not result or result[0].cascade is None:
         raise DamagedIndexError(
@@ -216,7 +249,7 @@ def _open_segment(
     part: PartEntry,
     first: int,
     verification: Verification,
-    adaptor: Adaptor,
+    space: Space,
     place: tuple[torch.device, str],
 ) -> Segment:
     path = folder.path / "segments" / part.id
@@ -243,10 +276,12 @@ def _open_segment(
                 f"order.npy holds {len(order)} rows, the manifest says {part.rows}; build the index again"
             )
         _check_order(order, part.rows, part.id)
-        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, adaptor)
+        coarse, rebuilt = _coarse(folder, manifest, part, verification, store, space)
         widths = rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width)
         keep = manifest.settings.memory_mb is None  # who states a memory gets no more than was chosen at build
-        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, adaptor, release=False, keep=keep)
+        cascade = make_cascade(coarse, store, path, manifest.ladder, widths, space, release=False, keep=keep)
+        if cascade.adapted is not None:
+            _guard(cascade.adapted, verification, f"segments/{part.id}/{ADAPTED}")
     documents = columns = None
     if manifest.settings.documents:
         documents, columns = _documents(folder, manifest, part, verification)
@@ -283,10 +318,10 @@ def _check_order(order: npt.NDArray[np.int64], rows: int, segment: str) -> None:
         )
 
 
-def _added(others: Others, cascade: Cascade, queries: Float32) -> Float32:
+def _added(others: Others, queries: Float32) -> Float32:
     """The best scores of queries among the rows that are searched exactly."""
     assert others.exact is not None
-    return others.exact.search(cascade.as_stored(queries), LARGEST_K, others.live)[0]
+    return others.exact.search(queries, LARGEST_K, others.live)[0]
 
 
 def _require(manifest: Manifest, part: PartEntry, *names: str) -> None:
@@ -334,11 +369,22 @@ def _stored(
     if before is not None and before.manifest.calibration == manifest.calibration and first in before.segments:
         return before.stored
     stored = Calibration.load(folder.path / "calibrations" / manifest.calibration)
+    if searcher.space.whole:
+        stored = _turned(stored, searcher.space)
     _check_calibration(stored, manifest, searcher, first)
     if first.rebuilt is None:
         return stored
     searcher.calibration = stored
     return _calibrate_again(searcher, manifest.settings.seed)
+
+
+def _turned(stored: Calibration, space: Space) -> Calibration:
+    """The calibration with its queries as rows are stored, where they are on record as they were given."""
+    corpus, queries = (
+        run if run is None else replace(run, queries=space.stored(np.ascontiguousarray(run.queries)))
+        for run in stored.runs()
+    )
+    return replace(stored, corpus=corpus, queries=queries)
 
 
 def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Searcher, first: Segment) -> None:
@@ -380,7 +426,7 @@ def updated(
         made = replace(stored)
     said = [made.updates] if made.updates else []
     if others.exact_rows:
-        made.added = partial(_added, others, cascade)
+        made.added = partial(_added, others)
         said.append(f"{others.exact_rows:,} rows added since are searched exactly, which can only raise recall")
     made.updates = "; ".join(said)
     made.latencies = []  # of calls that searched the first segment alone
@@ -411,7 +457,7 @@ def _coarse(
     part: PartEntry,
     verification: Verification,
     store: VectorStore,
-    adaptor: Adaptor,
+    space: Space,
 ) -> tuple[CoarseIndex, str | None]:
     """The coarse index, and why it had to be made again, if it had."""
     settings, width = manifest.settings, manifest.coarse_width
@@ -433,8 +479,11 @@ def _coarse(
             why = str(error)
     warnings.warn(f"{folder.path}: making the coarse index again from the vectors: {why}", stacklevel=6)
     made = (settings.coarse, settings.coarse_settings, settings.seed)
+    adapted = open_adapted(store.path.parent, space, manifest.ladder, store.n, store.device)
+    source = store if adapted is None or width == store.dim else adapted
     try:
-        return build_coarse(store, width, *made, progress=False, adaptor=adaptor), why
+        made_again = build_coarse(source, store.dim, width, *made, progress=False, turn=space.whole_rows)
+        return made_again, why
     except CoarseIndexError as error:
         raise DamagedIndexError(f"{relative} cannot be made again by the settings: {error}; {REMEDY}") from error
 

@@ -40,7 +40,7 @@ def score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Se
     queries: float32 [q, d], unit rows. rows: int [q, s]. widths: rising. A score is the cosine on the prefix up to the
     query's norm, and the inner product at full width.
     """
-    store, queries = cascade.store, cascade.as_stored(queries)
+    store = cascade.store
     if store.exceeds_memory and store.placement == "mapped":
         at_a_time = max(1, PAIRS_SORTED // max(1, rows.shape[1]))
         for begin in range(0, len(rows), at_a_time):
@@ -51,7 +51,8 @@ def score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Se
     def piece(places: slice | Int64) -> None:
         wanted = rows[places].astype(np.int64)
         for column, width in enumerate(widths):
-            products = scored(store, queries[places], wanted, width)
+            asked = queries[places] if cascade.adapted is None else cascade.space.prefixes(queries[places], width)
+            products = scored(cascade.at(width), asked, wanted, width)
             if width != store.dim:
                 products *= cascade.inverse_norms[width].cpu().numpy()[wanted]
             result[places, :, column] = products
@@ -62,34 +63,32 @@ def score(cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Se
 def _score_in_a_pass(
     cascade: Cascade, queries: Float32, rows: npt.NDArray[Any], widths: Sequence[int], result: Float32
 ) -> None:
-    """The same in one pass over the matrix: gathered query by query, every row would be read from the disk anew.
+    """The same in one pass over each matrix: gathered query by query, every row would be read from the disk anew.
 
     Within 300 MB of memory and over 750 MB of rows, the disk gave 14,000 of them a second.
     """
-    store = cascade.store
     result[...] = -np.inf
     asked, places = np.nonzero(rows >= 0)
     order = np.argsort(rows[asked, places], kind="stable")
     asked, places = asked[order], places[order]
     wanted = rows[asked, places].astype(np.int64)
-    size = max(1, CELLS_AT_A_TIME // store.dim)
-    for first in range(0, store.n, size):
-        begin, end = np.searchsorted(wanted, (first, first + size))
-        if begin == end:
-            continue
-        block = store.block(first, first + size).cpu().numpy()
-        for start in range(begin, end, PAIRS_SCORED):
-            pairs = slice(start, min(start + PAIRS_SCORED, end))
-            numbers, query = wanted[pairs], queries[asked[pairs]]
-            products = block[numbers - first] * query
-            partial, before = np.zeros(len(numbers), dtype=np.float32), 0
-            for column, width in enumerate(widths):
-                partial += products[:, before:width].sum(axis=1)
-                before = width
-                known = width == store.dim
-                scale = 1.0 if known else cascade.inverse_norms[width].cpu().numpy()[numbers]
-                result[asked[pairs], places[pairs], column] = partial * scale
-    store.release()
+    for store in {cascade.at(width) for width in widths}:
+        mine = [(column, width) for column, width in enumerate(widths) if cascade.at(width) is store]
+        query = queries if cascade.adapted is None else cascade.space.prefixes(queries, store.dim)
+        size = max(1, CELLS_AT_A_TIME // store.dim)
+        for first in range(0, store.n, size):
+            begin, end = np.searchsorted(wanted, (first, first + size))
+            block = store.block(first, first + size).cpu().numpy() if begin < end else None
+            for start in range(begin, end, PAIRS_SCORED):
+                assert block is not None
+                pairs = slice(start, min(start + PAIRS_SCORED, end))
+                numbers = wanted[pairs]
+                products = block[numbers - first] * query[asked[pairs]]
+                for column, width in mine:
+                    known = width == cascade.store.dim
+                    scale = 1.0 if known else cascade.inverse_norms[width].cpu().numpy()[numbers]
+                    result[asked[pairs], places[pairs], column] = products[:, :width].sum(axis=1) * scale
+        store.release()
 
 
 CORPUS_ROWS = 1_000  # held-out rows that order the plans: they resolve recall to a standard error of .003
@@ -189,7 +188,7 @@ def held_out_rows(cascade: Cascade, seed: int) -> tuple[Float32, npt.NDArray[np.
     drawn_from = store.n if cascade.live is None else np.flatnonzero(cascade.live)
     own = np.sort(np.random.default_rng(seed).choice(drawn_from, count, replace=False)).astype(np.int64)
     rows = store.gather(torch.from_numpy(own).to(store.device), 0, store.dim).float().cpu().numpy()
-    return cascade.as_asked(rows / np.linalg.norm(rows, axis=1, keepdims=True)), own
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), own
 
 
 def calibrate(

@@ -18,6 +18,7 @@ from funnel.budget import Budget
 from funnel.checks import checked_name
 from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
 from funnel.engine.segments import Others
+from funnel.engine.space import Space
 from funnel.engine.steps import Found, search
 from funnel.engine.timing import fingerprint, held_ms, measure_costs, times_ms
 from funnel.engine.workers import workers
@@ -56,7 +57,6 @@ class Searcher:
     def __init__(
         self,
         cascade: Cascade,
-        adaptor: Adaptor,
         ids: Ids | JoinedIds,
         order: npt.NDArray[np.int64],
         widths: tuple[int, ...],
@@ -65,7 +65,6 @@ class Searcher:
     ) -> None:
         self.others = others
         self.cascade = cascade
-        self.adaptor = adaptor
         self.ids = ids
         self.widths = widths
         self.calibration = calibration
@@ -76,6 +75,16 @@ class Searcher:
         latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
         self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
+
+    @property
+    def space(self) -> Space:
+        """Where its vectors lie."""
+        return self.cascade.space
+
+    @property
+    def adaptor(self) -> Adaptor:
+        """What was trained, chosen or given."""
+        return self.cascade.space.adaptor
 
     @cached_property
     def dim(self) -> int:
@@ -107,12 +116,12 @@ class Searcher:
                 f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
                 f"as the index holds vectors of {self.dim} dims"
             )
-        as_they_are = self.cascade.turn is not None  # the user's own space is searched
+        as_they_are = self.space.own
         if as_they_are and _are_unit_rows(queries):
             return queries
         few = len(queries) < 2 * ADAPTED_AT_A_TIME
         if len(queries) == 1 or (few and as_they_are):
-            return self._adapted(unit_rows(queries, 0, "queries"))
+            return self.space.stored(unit_rows(queries, 0, "queries"))
         checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
         adapted = np.empty(queries.shape, dtype=np.float32)
         size = min(ADAPTED_AT_A_TIME, max(FEWEST_ADAPTED, -(-len(queries) // workers().count)))
@@ -121,16 +130,10 @@ class Searcher:
             part, out = checked[start : start + size], adapted[start : start + size]
             rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries", out)
             if not as_they_are:
-                out[...] = self._adapted(rows)
+                out[...] = self.space.stored(rows)
 
         workers().run(piece, range(0, len(queries), size))
         return adapted
-
-    def _adapted(self, rows: Float32) -> Float32:
-        """Unit rows of the user's as the cascade takes them: as they are where it searches the user's own space."""
-        if self.cascade.turn is not None:
-            return rows
-        return np.ascontiguousarray(self.adaptor.unit_transform(rows))
 
     def found(self, prepared: Float32, plan: Plan, k: int, deadline: Deadline | None = None) -> Found:
         """The best k of each query under the plan, by input position; with a deadline, as far as it was run by then.
@@ -240,7 +243,7 @@ class Searcher:
     def sample_queries(self) -> Float32:
         """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
         if self.calibration is None:
-            return self.cascade.as_asked(self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy())
+            return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
         return self.calibration.run().queries
 
     def measured(self, plan: Plan, k: int, batch: int) -> Latency:

@@ -278,7 +278,7 @@ class Others:
             done = done if done is None or more.done is None else np.minimum(done, more.done)
             compared.append((more.seen, cascade.rows))
         if self.exact is not None:
-            answers.append(self.exact.search(first.as_stored(prepared), k, self.live))
+            answers.append(self.exact.search(prepared, k, self.live))
             compared.append((1.0, self.exact_rows))
         scores, rows = best_of(answers, k)
         seen = sum(part * rows for part, rows in compared) / max(1, sum(rows for _, rows in compared))

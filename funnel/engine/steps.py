@@ -101,7 +101,8 @@ def answers(cascade: Cascade, parts: Sequence[Candidates], k: int) -> Found:
     scores, rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     done = np.empty(count, dtype=np.int64)
     for part in parts:
-        norms = np.linalg.norm(part.queries[:, : part.width or cascade.width], axis=1, keepdims=True)
+        prefixes = cascade.space.prefixes(part.queries, part.width or cascade.width)
+        norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
         best, rows[part.places] = padded(part.scores, part.rows, k)
         scores[part.places] = best / np.maximum(norms, np.finfo(np.float32).tiny)
         done[part.places] = part.done
@@ -116,13 +117,13 @@ def scan_until(cascade: Cascade, queries: Float32, k: int, deadline: Deadline, f
     """
     store: VectorStore = cascade.store
     if isinstance(cascade.exact, AllowedScan):
-        scores, rows, seen = cascade.exact.until(cascade.as_stored(queries), k, deadline)
+        scores, rows, seen = cascade.exact.until(queries, k, deadline)
         return Found(scores, rows, np.full(len(queries), FLAT.steps if seen == 1.0 else 0), seen)
     rows_between = max(k, CELLS_BETWEEN_LOOKS // store.dim)
     done = np.full(len(queries), FLAT.steps, dtype=np.int64)
     if store.device.type != "cpu" or store.n <= rows_between or deadline.left_ms() >= flat_ms:
         return Found(*cascade.flat(queries, k), done)
-    top, stop = RunningTop(cascade.as_stored(queries), k), 0
+    top, stop = RunningTop(queries, k), 0
     while stop < store.n and not (stop and deadline.passed()):
         top.update(store.block(stop, stop + rows_between).numpy(), stop, cascade.live)
         stop = min(stop + rows_between, store.n)
@@ -174,7 +175,7 @@ def _steps(cascade: Cascade, queries: Float32, plan: Plan, k: int) -> tuple[list
 def _recall(cascade: Cascade, run: Run, asked: np.ndarray, found: Found, threshold: np.ndarray, k: int) -> float:
     """Mean recall@k of the rows found for the queries `asked`, by their true scores."""
     queries, own = np.ascontiguousarray(run.queries[asked]), run.own_rows[asked]
-    scores = scored(cascade.store, cascade.as_stored(queries), found.rows, cascade.store.dim)
+    scores = scored(cascade.store, queries, found.rows, cascade.store.dim)
     if run.given is not None and run.near_rows is not None and run.near_scores is not None:
         scores = given_scores((run.near_scores[asked], run.near_rows[asked]), found.rows, scores)
     true = (scores >= threshold[:, None]) & (found.rows >= 0) & (found.rows != own[:, None])

@@ -148,7 +148,7 @@ def held_out_queries(index: FunnelIndex, seed: int = 7) -> BenchQueries:
     rows = np.sort(np.random.default_rng(seed).choice(len(index), count, replace=False))
     store = searcher.cascade.store
     stored = store.gather(torch.from_numpy(rows).to(store.device), 0, store.dim).float().cpu().numpy()
-    return BenchQueries(searcher.adaptor.inverse(stored), None, np.asarray(searcher.order[rows]))
+    return BenchQueries(searcher.space.given(stored), None, np.asarray(searcher.order[rows]))
 
 
 def bench(

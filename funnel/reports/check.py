@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from funnel.engine.cascade import Cascade
-from funnel.engine.coarse import unit_prefixes
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment
+from funnel.engine.space import unit_prefixes
 from funnel.errors import DamagedIndexError
 from funnel.filtering.columns import FilterColumns
 from funnel.index import FunnelIndex
@@ -69,12 +69,22 @@ def _finite(segment: Segment, unit: bool) -> None:
 
 
 def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
+    """What is true of the norms, and of the adapted prefixes where they lie beside rows that are as given."""
+    assert segment.cascade is not None
+    adapted, space = segment.cascade.adapted, segment.cascade.space
     norms = map_npy(segment.folder / "norms.npy", ("float32",), 2)
     shape = (segment.rows, len(ladder))
     _require(norms.shape == shape, f"norms.npy has shape {norms.shape}, expected {shape}")
     for start, rows in segment.store.chunks(ROWS_AT_A_TIME):
+        prefixes = rows
+        if adapted is not None:
+            prefixes = adapted.block(start, start + len(rows)).cpu().numpy()
+            off = np.abs(prefixes - space.prefixes(rows, adapted.dim)).max(axis=1)
+            said = f"adapted.npy disagrees with vectors.npy in row {start + int(off.argmax())}"
+            _require(off.max() <= STORED_TOLERANCE, said)
         for column, width in enumerate(ladder):
-            off = np.abs(np.linalg.norm(rows[:, :width], axis=1) - norms[start : start + len(rows), column])
+            part = prefixes[:, :width] if width < rows.shape[1] else rows
+            off = np.abs(np.linalg.norm(part, axis=1) - norms[start : start + len(rows), column])
             said = f"norms.npy disagrees with vectors.npy in row {start + int(off.argmax())} at {width} dims"
             _require(off.max() <= NORM_TOLERANCE, said)  # NaN is no agreement
     return "norms.npy agrees with vectors.npy, whose rows have unit length"
@@ -85,7 +95,7 @@ def _coarse(cascade: Cascade) -> str:
     vectors = cascade.store.matrix[rows].float().cpu().numpy()
     effort = cascade.coarse.efforts()[-1]
     size = min(10, cascade.coarse.largest_shortlist(effort))
-    scores, found = cascade.coarse.search(unit_prefixes(cascade.as_asked(vectors), cascade.width), size, effort)
+    scores, found = cascade.coarse.search(unit_prefixes(cascade.space.prefixes(vectors, cascade.width)), size, effort)
     share = float(((found == rows[:, None]).any(axis=1) | (scores[:, -1] > 1 - UNIT_TOLERANCE)).mean())
     said = f"of {len(rows)} rows searched for by themselves"
     _require(share >= SELF_FOUND, f"coarse.faiss finds {share:.0%} {said}")

@@ -6,7 +6,8 @@ A new file is one line in `LAYOUT`; a change that an older funnel could not read
 import re
 from dataclasses import dataclass
 
-FORMAT_VERSION = 3  # 1: one segment and no tombstones; 2: documents inside of segments, no columns
+# 1: one segment and no tombstones; 2: documents inside of segments, no columns; 3: rows adapted, all of them
+FORMAT_VERSION = 4
 
 CURRENT = "CURRENT"
 CURRENT_TEMPORARY = "CURRENT.tmp"
@@ -14,7 +15,7 @@ GENERATIONS = "generations"
 # A name nobody else uses: its presence is what tells an unfinished first build from a user's own folder.
 LOCK = ".funnel-lock"
 TEMPORARY_PREFIX = ".tmp-"
-DOCUMENTS, COLUMNS = "documents.sqlite", "columns.sqlite"
+VECTORS, ADAPTED, DOCUMENTS, COLUMNS = "vectors.npy", "adapted.npy", "documents.sqlite", "columns.sqlite"
 
 # 21,845 rows of 384 float16; sha256 at 1.5 GB/s checks one in about 10 ms, and 1,024 of them cover 16 GiB.
 BLOCK_BYTES = 16 * 1024 * 1024
@@ -58,7 +59,13 @@ LAYOUT: tuple[FolderFormat, ...] = (
     FolderFormat(
         "segments",
         (
-            FileFormat("vectors.npy", "float16 or float32 [n, d], row-major", blocks=True),
+            FileFormat(VECTORS, "float16 or float32 [n, d], row-major", blocks=True),
+            FileFormat(
+                ADAPTED,
+                "float16 [n, the ladder's last but one], adapted prefixes, where vectors.npy holds rows as given",
+                required=False,
+                blocks=True,
+            ),
             FileFormat(
                 "norms.npy",
                 "float32 [n, len(ladder)], the norm of each prefix; none beside rows searched exactly",

@@ -39,7 +39,8 @@ class Settings(msgspec.Struct, kw_only=True):
 
     coarse_width: None: the first of the ladder. coarse_asked: whether the coarse index or the widths were asked for at
     build. coarse_library: which wrote the coarse index, and its version. query_prompt, document_prompt: None where
-    there is no encoder, or the index is of before prompts were kept. unknown: keys of other versions, left as they are.
+    there is no encoder, or the index is of before prompts were kept. own: whether rows are stored as they were given,
+    and not adapted. unknown: keys of other versions, left as they are.
     """
 
     coarse: Name
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, kw_only=True):
     coarse_width: Width | None = None
     coarse_asked: bool | None = None
     coarse_library: Name | None = None
+    own: bool = False
     unknown: dict[str, Any] = {}
 
     @classmethod

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from funnel.adaptors import Identity
 from funnel.building.segment import write_norms
 from funnel.engine.cascade import Cascade
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
+from funnel.engine.space import Space
 from indexes import VectorStore
 
 __all__ = ["cascade_over", "stored_rows"]
@@ -31,9 +33,9 @@ def cascade_over(
         writer.write(np.arange(len(rows)), rows)
     store = VectorStore.open(folder / "vectors.npy")
     write_norms(store, ladder, folder / "norms.npy", progress=False)
-    index = build_coarse(store, ladder[0], coarse, settings, 0, progress=False)
+    index = build_coarse(store, store.dim, ladder[0], coarse, settings, 0, progress=False)
     widths = rerank_widths(ladder, coarse, ladder[0])
-    return make_cascade(index, store, folder, ladder, widths, release=False), widths
+    return make_cascade(index, store, folder, ladder, widths, Space(Identity(store.dim), True), release=False), widths
 
 
 def stored_rows(cascade: Cascade) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
-from funnel.engine.cascade import turn_of
+from funnel.engine.space import Space
 from funnel.errors import InputError
 from indexes import CoarseIndexError, choose, symqg_installed
 from indexes.selection import FLAT_ROWS
@@ -63,7 +63,6 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
     assert index.manifest.settings.coarse == "symqg"
     assert index.manifest.settings.coarse_width == DIM
     assert index.searcher.cascade.alone
-    assert index.searcher.cascade.turn is not None
     plan = next(plan for plan in index.searcher.calibration.frontier(K).plans if not plan.is_flat)  # type: ignore[union-attr]
     ids, scores = index.search_vectors(asked, K, plan=plan)
     np.testing.assert_allclose(scores, np.take_along_axis(asked @ rows.T, ids, axis=1), atol=1e-5)
@@ -171,10 +170,11 @@ def test_memory_that_is_too_little_takes_another() -> None:
         choose(100_000, 32, 10, full=DIM)
 
 
-def test_the_turn_leads_there_and_back(rows: Float32) -> None:
+def test_the_way_there_and_back(rows: Float32) -> None:
     adaptor = make_adaptor("pca", rows[:1_000], dims=None, seed=0, progress=False)
-    turn = turn_of(adaptor)
-    assert turn is not None
-    np.testing.assert_allclose(turn.stored(rows[:50]), adaptor.transform(rows[:50]), atol=1e-6)
-    np.testing.assert_allclose(turn.own(turn.stored(rows[:50])), rows[:50], atol=1e-6)
-    assert turn_of(make_adaptor("identity", rows[:1_000], dims=None, seed=0, progress=False)) is None
+    adapted, own = Space(adaptor, False), Space(adaptor, True)
+    np.testing.assert_allclose(adapted.stored(rows[:50]), adaptor.transform(rows[:50]), atol=1e-6)
+    np.testing.assert_allclose(adapted.given(adapted.stored(rows[:50])), rows[:50], atol=1e-6)
+    np.testing.assert_allclose(own.prefixes(rows[:50], 16), adapted.prefixes(adapted.stored(rows[:50]), 16), atol=1e-6)
+    assert own.stored(rows) is rows
+    np.testing.assert_array_equal(own.prefixes(rows[:50], DIM), rows[:50])

@@ -68,7 +68,6 @@ def test_it_is_upgraded(golden: tuple[Path, Any, dict[str, Any]]) -> None:
     assert same(answers(index), said["now"])
     manifest = IndexFolder(path).manifest()
     assert (manifest.format_version, manifest.generation) == (FORMAT_VERSION, before.generation + 1)
-    assert content(manifest, "vectors.npy") == content(before, "vectors.npy")
     assert content(manifest, "documents.sqlite") == content(before, "documents.sqlite")
     assert len(content(manifest, "columns.sqlite")) == len(content(manifest, "documents.sqlite"))
     index.close()
@@ -95,7 +94,7 @@ def test_rows_added_to_it_are_of_the_present_format_and_the_rest_is_upgraded(tmp
     found = index.search_vectors(QUERIES, ROWS, where=where).ids.tolist()
     assert FunnelIndex.upgrade(tmp_path / "index")
     assert index.refresh()
-    assert index.manifest.segments[1] == added
+    assert index.manifest.segments[1].columns == added.columns
     assert index.manifest.segments[0].columns
     assert index.search_vectors(QUERIES, ROWS, where=where).ids.tolist() == found
 

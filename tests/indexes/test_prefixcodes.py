@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes._prefixcodes import Float32Codes, Int8Codes, PrefixCodes, gamma, int8_products_are_exact, tail_norms
+from indexes._prefixcodes import (
+    Float32Codes,
+    Int8Codes,
+    PrefixCodes,
+    gamma,
+    int8_products_are_exact,
+    norms_of,
+    tail_norms,
+)
 from indexes.base import Float32Array
 
 needs_int8 = pytest.mark.skipif(not int8_products_are_exact(), reason="no exact int8 products on this processor")
@@ -80,7 +88,7 @@ def test_a_row_that_reaches_tau_is_above_the_limit(
     codes, scores = make(rows, width), queries.astype(np.float64) @ rows.astype(np.float64).T
     tails = torch.from_numpy(upper_tails(rows, width))
     coded = codes.rows(torch.from_numpy(rows[:, :width].copy()), tails, 0)
-    asked = codes.queries(queries)
+    asked = codes.queries(queries[:, :width], norms_of(queries[:, width:]))
     products = torch.empty((len(queries), len(rows)), dtype=codes.product)
     codes.multiply(asked, slice(0, len(queries)), coded, products)
     for row in range(len(rows)):  # tau exactly at this row's true score: the nearest tie there can be
@@ -123,7 +131,8 @@ def test_the_limit_is_near_the_bound() -> None:
     fine = Int8Codes(width, largest_norm(rows), float(np.abs(rows).max()), float(tails.max()))
     for codes, slack in ((float32_codes(rows, width), 1e-4), (fine, 0.06)):
         coded = codes.rows(torch.from_numpy(rows[:, :width].copy()), torch.from_numpy(tails), 0)
-        asked, products = codes.queries(queries), torch.empty((8, 500), dtype=codes.product)
+        asked = codes.queries(queries[:, :width], norms_of(queries[:, width:]))
+        products = torch.empty((8, 500), dtype=codes.product)
         codes.multiply(asked, slice(0, 8), coded, products)
         kept = products.numpy() > codes.limits(asked, tau, coded.residual)[:, None]
         assert not kept[bound < tau[:, None] - slack].any()

@@ -36,8 +36,8 @@ def test_what_a_generation_holds(graph: FunnelIndex, graph_folder: Path) -> None
     assert {line.status for line in report.lines} == {"ok"}  # no spool, no leftovers
     names = {path.rsplit("/", 1)[-1] for path in manifest.files}
     assert names == {
-        "vectors.npy", "norms.npy", "order.npy", "ids.npy", "id_offsets.npy", "coarse.faiss", "adaptor.json",
-        "adaptor.safetensors", "training.json", "calibration.json", "calibration.npz",
+        "vectors.npy", "adapted.npy", "norms.npy", "order.npy", "ids.npy", "id_offsets.npy", "coarse.faiss",
+        "adaptor.json", "adaptor.safetensors", "training.json", "calibration.json", "calibration.npz",
     }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def expected(rows: np.ndarray, index: FunnelIndex) -> np.ndarray:
     assert calibration is not None
     run = calibration.runs()[1]
     assert run is not None
-    queries = index.searcher.adaptor.inverse(index.searcher.cascade.as_stored(np.ascontiguousarray(run.queries)))
+    queries = index.searcher.space.given(np.ascontiguousarray(run.queries))
     return np.asarray(-np.sort(-unit(queries) @ unit(rows).T, axis=1)[:, :10])
 
 

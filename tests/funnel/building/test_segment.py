@@ -11,10 +11,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from funnel.adaptors import Adaptor, make_adaptor
 from funnel.building import segment as module
 from funnel.building.intake import Intake, take_in
-from funnel.building.segment import order_rows, store_rows, write_norms
+from funnel.building.segment import order_rows, store_rows, write_norms, write_prefixes
 from funnel.data.corpus import open_corpus
 from funnel.engine import coarse
-from funnel.engine.coarse import build_coarse, unit_prefixes
+from funnel.engine.coarse import build_coarse
+from funnel.engine.space import Space, unit_prefixes
 from funnel.errors import DamagedIndexError
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows
@@ -22,9 +23,10 @@ from tests.funnel.clustered import clustered_rows
 LADDER = (16, 40, 64)
 
 
-def write_rows(taken: Intake, adaptor: Adaptor, folder: Path) -> None:
-    positions = order_rows(taken, adaptor.unit_transform, folder, 0, False)
-    store_rows(taken, adaptor.unit_transform, positions, folder, "float32", False)
+def write_rows(taken: Intake, adaptor: Adaptor, folder: Path, own: bool = False) -> None:
+    space = Space(adaptor, own)
+    positions = order_rows(taken, space.stored, space, folder, 0, False)
+    store_rows(taken, space.stored, positions, folder, "float32", False)
 
 
 @pytest.fixture
@@ -66,6 +68,22 @@ def test_rows_are_stored_alike_in_any_batches(tmp_path: Path, monkeypatch: pytes
     assert_array_equal(*stored)  # type: ignore[arg-type]
 
 
+def test_rows_as_given_have_their_adapted_prefixes_beside_them(tmp_path: Path) -> None:
+    rows = clustered_rows(700)
+    taken = take_in(open_corpus(rows), None, tmp_path, None, 0, False)
+    adaptor = make_adaptor("pca", taken.sample)
+    write_rows(taken, adaptor, tmp_path, own=True)
+    store, order = VectorStore.open(tmp_path / "vectors.npy"), np.load(tmp_path / "order.npy")
+    assert_allclose(store.matrix.numpy(), rows[order], atol=1e-6)
+    adapted = write_prefixes(store, Space(adaptor, True), LADDER, False)
+    expected = adaptor.transform(rows[order])
+    assert_allclose(adapted.matrix.float().numpy(), expected[:, : LADDER[-2]], atol=1e-3)
+    norms = np.load(tmp_path / "norms.npy")
+    for column, width in enumerate(LADDER):
+        assert_allclose(norms[:, column], np.linalg.norm(expected[:, :width], axis=1), atol=1e-3)
+    assert_allclose(norms[:, -1], 1.0, atol=1e-6)
+
+
 def test_norms(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CELLS_AT_A_TIME", 64 * 33)
     write_norms(store, LADDER, tmp_path / "norms.npy", False)
@@ -83,9 +101,9 @@ def test_a_coarse_index_holds_every_row_in_order(
     monkeypatch.setattr(coarse, "BLOCK_BYTES", 4 * 16 * 100)  # a hundred rows at a time
     monkeypatch.setattr(coarse, "TRAINING_ROWS", 300)
     settings = {"nlist": 8} if name == "ivf-sq8" else {}
-    index = build_coarse(store, 16, name, settings, 0, False)
+    index = build_coarse(store, 64, 16, name, settings, 0, False)
     assert index.ntotal == 700
-    prefixes = unit_prefixes(store.matrix.numpy(), 16)
+    prefixes = unit_prefixes(store.matrix.numpy()[:, :16])
     _, found = index.search(prefixes, 5, index.efforts()[-1])
     assert (found == np.arange(700)[:, None]).any(axis=1).mean() > 0.98
 
@@ -97,12 +115,12 @@ def test_rows_that_are_not_finite_are_damage(most: int, store: VectorStore, monk
     rows[699, 3] = np.nan
     np.save(store.path, rows)
     with pytest.raises(DamagedIndexError, match=r"vectors\.npy holds values that are not finite"):
-        build_coarse(VectorStore.open(store.path), 16, "ivf-sq8", {"nlist": 8}, 0, False)
+        build_coarse(VectorStore.open(store.path), 64, 16, "ivf-sq8", {"nlist": 8}, 0, False)
 
 
 def test_unit_prefixes() -> None:
     rows = np.array([[3, 4, 9], [0, 0, 1]], dtype=np.float32)
-    prefixes = unit_prefixes(rows, 2)
+    prefixes = unit_prefixes(rows[:, :2])
     assert_allclose(prefixes, [[0.6, 0.8], [0.0, 0.0]])
     assert prefixes.flags.c_contiguous
     assert prefixes.dtype == np.float32

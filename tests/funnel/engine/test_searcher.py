@@ -6,7 +6,6 @@ import weakref
 import numpy as np
 import pytest
 
-from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
 from funnel.engine.measuring import Certifying, calibrate
 from funnel.engine.searcher import Searcher, device_of
@@ -26,15 +25,13 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     cascade, widths = cascade_over(rows, tmp_path_factory.mktemp("searcher"), (16, DIM))
     order = np.random.default_rng(0).permutation(ROWS)  # rows are not stored in the order of the input
     ids = Ids(np.arange(ROWS, dtype=np.int64) * 10, None)
-    made = Searcher(cascade, make_adaptor("identity", rows, seed=0, progress=False), ids, order, widths)
+    made = Searcher(cascade, ids, order, widths)
     made.calibration = calibrate(cascade, widths, Certifying(), made.whole_call, seed=0, progress=False)
     return made
 
 
 def again(searcher: Searcher) -> Searcher:
-    return Searcher(
-        searcher.cascade, searcher.adaptor, searcher.ids, searcher.order, searcher.widths, searcher.calibration
-    )
+    return Searcher(searcher.cascade, searcher.ids, searcher.order, searcher.widths, searcher.calibration)
 
 
 def test_ids_are_of_the_input_order(searcher: Searcher) -> None:
@@ -86,7 +83,7 @@ def test_latency_is_positive_and_ordered(searcher: Searcher) -> None:
 
 
 def test_without_a_calibration_flat_search_is_served(searcher: Searcher) -> None:
-    bare = Searcher(searcher.cascade, searcher.adaptor, searcher.ids, searcher.order, searcher.widths)
+    bare = Searcher(searcher.cascade, searcher.ids, searcher.order, searcher.widths)
     choice = bare.choose(Budget(0.99), 10, 1)
     assert choice.plan == FLAT
     assert choice.certificate.certified

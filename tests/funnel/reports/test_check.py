@@ -63,7 +63,7 @@ def double_first(values: np.ndarray) -> None:
         ("norms.npy", lambda values: values.__setitem__((7, 0), 0.5), "norms.npy disagrees.* in row 7 at 32 dims"),
         ("vectors.npy", lambda values: values.__setitem__(5, values[5] * 1.1), "row 5"),
         ("vectors.npy", lambda values: values.__setitem__((9, 0), np.nan), "not finite"),
-        ("vectors.npy", lambda values: values.__setitem__(slice(None), values[::-1].copy()), "norms.npy disagrees"),
+        ("vectors.npy", lambda values: values.__setitem__(slice(None), values[::-1].copy()), "adapted.npy disagrees"),
     ],
 )
 def test_disagreements_are_named(
@@ -92,7 +92,7 @@ def test_an_id_twice(graph_folder: Path, copied: Copy) -> None:
 def test_a_coarse_index_of_other_rows(graph_folder: Path, copied: Copy) -> None:
     """Rows and norms are reversed together, so that only the coarse index and the truth are of the old order."""
     folder = copied(graph_folder)
-    for name in ("vectors.npy", "norms.npy", "order.npy"):
+    for name in ("vectors.npy", "adapted.npy", "norms.npy", "order.npy"):
         change_array(segment_file(folder, name), lambda values: values.__setitem__(slice(None), values[::-1].copy()))
     sign_again(folder)
     with pytest.raises(DamagedIndexError, match=r"coarse\.faiss finds"):
