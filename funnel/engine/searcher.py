@@ -65,6 +65,7 @@ class Searcher:
     ) -> None:
         self.others = others
         self.cascade = cascade
+        self.space: Space = cascade.space
         self.ids = ids
         self.widths = widths
         self.calibration = calibration
@@ -75,11 +76,6 @@ class Searcher:
         latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
         self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
         self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
-
-    @property
-    def space(self) -> Space:
-        """Where its vectors lie."""
-        return self.cascade.space
 
     @property
     def adaptor(self) -> Adaptor:
