@@ -157,7 +157,7 @@ ALARM = 0.01  # probability of ever raising an alarm, over an endless stream, wh
 # Queries in a window: as many as a calibration holds at most; with more the calibration sample would be what limits.
 WINDOW = 5_000
 BLOCK = 128  # live queries between two looks: one takes 200 to 350 us, some 2 us a query; 64 take twice as much
-MOST_WATCHED = 64  # plans, for one k each, that are watched, .7 MB each; budgets seldom ask for more than five
+MOST_WATCHED = 16  # plans, for one k each, that are watched, .4 MB each; budgets seldom ask for more than five
 # Of one call, evenly spaced: a test costs 2 us a query, which counts where a batch takes 20 of them, and a change of
 # queries shows within 160.
 MOST_COMPARED = 512
@@ -267,13 +267,13 @@ class _Watched:
 
     def _begin(self) -> None:
         self._window += 1
-        self._asked: set[tuple[float, ...]] = set()  # queries with the very same scores are one query asked again
+        self._asked: set[int] = set()  # hashes: queries with the very same scores are one query asked again
         self._tests = [Exchangeability(places, WINDOW, self._generator) for places in self._evenly]
 
     def look(self, found: list[list[float]]) -> tuple[int, float]:
         """Compare scores at RANKS [n, 1 or 2]: how many were new, and the p-value of the strongest evidence now."""
-        fresh = [row for row in dict.fromkeys(map(tuple, found)) if row not in self._asked]
-        self._asked.update(fresh)
+        fresh = [row for row in dict.fromkeys(map(tuple, found)) if hash(row) not in self._asked]
+        self._asked.update(map(hash, fresh))
         least = self._share + math.log(self._window * (self._window + 1))
         p_value = 1.0
         for test, known, scores in zip(self._tests, self._known, zip(*fresh, strict=True), strict=False):
