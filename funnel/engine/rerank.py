@@ -23,10 +23,12 @@ __all__ = [
     "carry_on",
     "gather_rows",
     "gathered",
+    "loops",
     "queries_together",
     "reranked",
     "rows_at_a_time",
     "scored",
+    "writable",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -63,7 +65,7 @@ def scored(store: VectorStore, queries: Float32, rows: Int64, width: int) -> Flo
     if compiled is None:
         return _by_torch(store, queries, rows, width).cpu().numpy()
     rows, found = np.ascontiguousarray(rows), np.empty(rows.shape, dtype=np.float32)
-    compiled.dots(store.cells(rows), _writable(queries), rows, width, found)
+    compiled.dots(store.cells(rows), writable(queries), rows, width, found)
     return found
 
 
@@ -86,11 +88,11 @@ def reranked(
     rows, shape = np.ascontiguousarray(rows), (len(rows), keep)
     scores, found, places = np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape, np.int64)
     scale = NO_WEIGHTS if weights is None else weights.numpy()
-    compiled.rerank(store.cells(rows), _writable(queries), rows, width, scale, scores, found, places)
+    compiled.rerank(store.cells(rows), writable(queries), rows, width, scale, scores, found, places)
     return scores, found, places
 
 
-def _writable(queries: Float32) -> Float32:
+def writable(queries: Float32) -> Float32:
     """Queries of the one kind that loops were compiled for."""
     return queries if queries.flags.writeable else np.array(queries)
 

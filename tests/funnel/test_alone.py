@@ -176,5 +176,7 @@ def test_the_way_there_and_back(rows: Float32) -> None:
     np.testing.assert_allclose(adapted.stored(rows[:50]), adaptor.transform(rows[:50]), atol=1e-6)
     np.testing.assert_allclose(adapted.given(adapted.stored(rows[:50])), rows[:50], atol=1e-6)
     np.testing.assert_allclose(own.prefixes(rows[:50], 16), adapted.prefixes(adapted.stored(rows[:50]), 16), atol=1e-6)
+    one = own.prefixes(rows[:1], 16)
+    np.testing.assert_allclose(one, adapted.prefixes(adapted.stored(rows[:1]), 16), atol=1e-6)
     assert own.stored(rows) is rows
     np.testing.assert_array_equal(own.prefixes(rows[:50], DIM), rows[:50])
