@@ -8,9 +8,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from operator import methodcaller
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from weakref import ref
 
 from funnel.errors import DamagedIndexError, FunnelError, NoSpaceError, StorageError, of_environment, reason
@@ -51,9 +52,18 @@ DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no 
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
 
+
+def _all_turns() -> SimpleQueue[None]:
+    """One None for each that may be in use; a semaphore's own Python would keep its lock where Ctrl-C ends it."""
+    turns: SimpleQueue[None] = SimpleQueue()
+    for _ in range(MOST_IN_USE):
+        turns.put(None)
+    return turns
+
+
 _pools = Living()
-_turns = threading.BoundedSemaphore(MOST_IN_USE)
-_mine = threading.local()  # .held: how many turns the thread has; .taken: how many it took to fork
+_turns = _all_turns()
+_mine = threading.local()  # .held: how many uses the thread is in; .taken: the turns that it took to fork
 
 
 class _Closing(ref["Connections"]):
@@ -195,11 +205,11 @@ class Connections:
             yield held
             return
         nested = getattr(_mine, "held", 0)
-        turns = _turns
-        if not nested:  # a thread that waits for a second turn could wait for itself
-            turns.acquire()
-        _mine.held = nested + 1
+        turns, taken = _turns, list[None]()
         try:
+            if not nested:  # a thread that waits for a second turn could wait for itself
+                taken.extend(map(SimpleQueue.get, [turns]))  # in one step: Ctrl-C finds it in the queue or in the list
+            _mine.held = nested + 1
             connection = self._take()
             self._local.held = connection
             try:
@@ -209,9 +219,9 @@ class Connections:
                 self._local.held = None
                 self._give(connection)
         finally:
+            if taken and turns is _turns:
+                turns.put(None)
             _mine.held = nested
-            if not nested and turns is _turns:
-                turns.release()
 
     @contextmanager
     def apart(self) -> Iterator[Bounded]:
@@ -280,20 +290,21 @@ def _before_fork() -> None:
     """Wait until no thread is inside SQLite: its own locks would stay locked in the child."""
     limit = time.monotonic() + FORK_WAIT_S
     wanted = MOST_IN_USE - (1 if getattr(_mine, "held", 0) else 0)
-    _mine.taken = 0
-    while _mine.taken < wanted and _turns.acquire(timeout=max(0.0, limit - time.monotonic())):
-        _mine.taken += 1
+    _mine.taken = []
+    with suppress(Empty):
+        while len(_mine.taken) < wanted:
+            _mine.taken.append(_turns.get(timeout=max(0.0, limit - time.monotonic())))
 
 
 def _in_parent() -> None:
-    for _ in range(_mine.taken):
-        _turns.release()
+    for turn in _mine.taken:
+        _turns.put(turn)
 
 
 def _in_child() -> None:
     """Connections are not carried over a fork; those of the parent are neither used nor closed."""
     global _turns
-    _turns = threading.BoundedSemaphore(MOST_IN_USE)
+    _turns = _all_turns()
     for pool in _pools.all():
         for connection in pool._idle:
             connection.closing = None

@@ -6,12 +6,14 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from random import Random
+from threading import Barrier, Thread
 
 import pytest
 
-from funnel.data.connections import Bounded, held_open, open_to_read, unreadable
+from funnel.data.connections import MOST_IN_USE, Bounded, held_open, open_to_read, unreadable
 from funnel.data.documents import Document, DocumentStore
 from funnel.errors import DamagedIndexError
 
@@ -132,3 +134,31 @@ def test_a_connection_left_in_a_transaction_is_not_used_again(written: Path) -> 
     with pool.use() as other:
         other.execute("BEGIN")
     pool.close()
+
+
+def test_no_turn_is_lost_to_ctrl_c(written: Path) -> None:
+    pool, draw = held_open(written), Random(0)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(8_000):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, 60e-6))
+                while True:
+                    with pool.use():
+                        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    together, met = Barrier(MOST_IN_USE, timeout=5.0), list[int]()
+
+    def meet() -> None:
+        with pool.use():
+            met.append(together.wait())
+
+    threads = [Thread(target=meet, daemon=True) for _ in range(MOST_IN_USE)]  # daemons: one that waits ends no process
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10.0)
+        assert not thread.is_alive(), f"{len(met)} of {MOST_IN_USE} got a turn"
+    assert sorted(met) == list(range(MOST_IN_USE))
