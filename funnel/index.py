@@ -180,9 +180,10 @@ class FunnelIndex(Updates):
     def upgrade(cls, path: str | os.PathLike[str], *, progress: bool = False) -> bool:
         """Rewrite the index in the folder `path` into the present format, as a new generation; whether it was older.
 
-        Nothing is encoded again, and vectors are not copied where the disk has hard links. Columns that are damaged are
-        written anew. Searches go on meanwhile. Raises as `open` does, where this folder cannot be opened, StorageError
-        where another process writes, NoSpaceError.
+        Nothing is encoded again. Rows that are stored adapted, by an adaptor that keeps inner products, are turned back
+        into the user's own space and written as float32; what stays as it is is not copied where the disk has hard
+        links. Columns that are damaged are written anew. Searches go on meanwhile. Raises as `open` does, where this
+        folder cannot be opened, StorageError where another process writes, NoSpaceError.
         """
         checked_flag("progress", progress)
         return upgrade_index(path, progress)

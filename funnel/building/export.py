@@ -32,7 +32,7 @@ Part: TypeAlias = tuple[Segment, npt.NDArray[np.int64]]  # a segment, and input 
 
 
 class ExportedRows:
-    """All rows of an index that were not deleted. adapted: vectors as they are stored, in place of the user's own.
+    """All rows of an index that were not deleted. adapted: vectors adapted, in place of the user's own.
 
     Raises InputError where the user's own are asked for and the adaptor cannot be undone.
     """
@@ -249,7 +249,7 @@ def export_index(
 
     folder: of the index. path: .npy (vectors float32 [n, d]; ids beside them in .ids.npy), .parquet (id, title, text,
     metadata as JSON, vector), or .faiss (the coarse index where it is one of FAISS's, else an IndexFlatIP; labels are
-    ids that are whole numbers, else input positions, with the ids in .ids.npy). adapted: vectors as the index searches
+    ids that are whole numbers, else input positions, with the ids in .ids.npy). adapted: vectors as the adaptor gives
     them; else the user's own, scaled to unit length, up to the rounding of how they are stored. flat: an IndexFlatIP in
     any case. overwrite: replace files that are there.
 

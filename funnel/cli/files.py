@@ -25,7 +25,7 @@ def info(index: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("index", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--adapted", is_flag=True, help="Vectors as the index searches them, in place of your own.")
+@click.option("--adapted", is_flag=True, help="Adapted vectors, at full width, in place of your own.")
 @click.option("--flat", is_flag=True, help="For .faiss: an exact IndexFlatIP, in place of the coarse index.")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @QUIET

@@ -274,7 +274,7 @@ def record(
 ) -> Run:
     """Truth, shortlists and scores of the queries at every effort.
 
-    queries: float32 [q, d], adapted unit rows; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
+    queries: float32 [q, d], unit rows as stored; own_rows: int64 [q] or None; widths: rerank widths, the last is d.
     efforts: which to run; None: those up to the first that finds all but a share of 1e-3 of the true neighbours, or
     takes most of the time of flat search in batch and by itself. folder: where scores and shortlists are kept, in files
     without a name that go with the record; None, or one that cannot be written to: in memory. near: what exact search

@@ -103,7 +103,7 @@ class Searcher:
         )
 
     def prepare(self, queries: npt.NDArray[np.generic]) -> Float32:
-        """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted, unless it needs no adaptor.
+        """Unit rows of the user's vectors [n, d], as the cascade takes them: adapted where rows are stored so.
 
         Raises InputError for another width, and for NaN, infinite or zero rows (named).
         """
@@ -237,7 +237,7 @@ class Searcher:
         return found
 
     def sample_queries(self) -> Float32:
-        """Adapted unit rows [q, d] to measure on: the calibration's real queries, its held-out rows, or stored rows."""
+        """Unit rows [q, d], as stored, to measure on: the real queries on record, held-out rows, or stored rows."""
         if self.calibration is None:
             return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
         return self.calibration.run().queries
@@ -250,10 +250,10 @@ class Searcher:
         """As `hold`, remembered."""
         return (self._flat if self.calibration is None else self.planner.latencies).held(plan, k, batch)
 
-    def whole_call(self, adapted: Float32, plan: Plan, k: int) -> object:
-        """One whole call, on queries that are adapted already: they are adapted once more, for the time it takes."""
-        self.prepare(adapted)
-        found = self.found(adapted, plan, k)
+    def whole_call(self, prepared: Float32, plan: Plan, k: int) -> object:
+        """One whole call, on queries that are prepared already: they are once more, for the time it takes."""
+        self.prepare(prepared)
+        found = self.found(prepared, plan, k)
         return self.ids.at(found.rows), found.scores
 
     def _costs(self, calibration: Calibration) -> Costs:

@@ -186,7 +186,7 @@ def measure_costs(
 ) -> Costs:
     """Time the coarse search at some efforts, reranks, flat search and a whole call, at every batch size.
 
-    queries: float32 [q, d] adapted unit rows, repeated where a batch needs more. widths: rerank widths.
+    queries: float32 [q, d] unit rows as stored, repeated where a batch needs more. widths: rerank widths.
     search(queries, plan, k): one whole call as the user makes it, on vectors as the user gives them.
     """
     found = cascade.coarse.largest_shortlist(max(efforts))

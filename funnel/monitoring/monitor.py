@@ -179,9 +179,9 @@ class Monitor:
     ) -> None:
         """Audit one call, if its turn has come.
 
-        prepared: adapted queries [n, d]. scores: what they got, [n, k]. budget: gives its name and the recall that is
-        promised. audit: the share for this call alone; None: the share that is set. filtered: flat search over the rows
-        that a filter allows; such calls are kept apart, as nothing is certified of them. Raises InputError for no
+        prepared: queries [n, d], as stored. scores: what they got, [n, k]. budget: gives its name and the recall that
+        is promised. audit: the share for this call alone; None: the share that is set. filtered: flat search over the
+        rows that a filter allows; such calls are kept apart, as nothing is certified of them. Raises InputError for no
         share.
         """
         running = self._audit

@@ -50,7 +50,7 @@ Places: TypeAlias = npt.NDArray[np.uint16]
 class Run:
     """One set of queries, run at every effort.
 
-    queries: float32 [q, d], adapted unit rows. own_rows: int64 [q], the stored row that each query is (left out of
+    queries: float32 [q, d], unit rows as stored. own_rows: int64 [q], the stored row that each query is (left out of
     truth and shortlists), or -1. truth: float32 [q, LARGEST_K], true scores, falling. widths: the rerank widths,
     the last is d. candidates: int32 [q, u], the stored rows that any effort found, -1 where there are fewer.
     candidate_scores: float32 [q, u, len(widths)], prefix cosine up to the query's norm, exact at d; -inf where none.
