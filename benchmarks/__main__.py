@@ -20,6 +20,7 @@ from benchmarks.limited import limited
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
 from benchmarks.peers.command import peers
+from benchmarks.prefixes import prefixes
 from benchmarks.promise import promise
 from benchmarks.queries import queries
 from benchmarks.scale import scale
@@ -53,6 +54,7 @@ for command in (
     matryoshka,
     memory,
     peers,
+    prefixes,
     promise,
     queries,
     scale,

@@ -43,10 +43,17 @@ HEADLINE = (
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets. [default: $FUNNEL_DATA]")
 @click.option("--index", type=click.Path(path_type=Path), help="Keep the index of the first set of queries here.")
 @click.option("--rows", type=int, help="Only the first so many rows, to see that it runs.")
+@click.option("--memory-mb", type=float, help="What the coarse index may hold: 700 allows a graph over whole rows.")
 @click.option("--batch", default=UNSEEN, show_default=True, help="Queries in a call for the figures in batch.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for results. [default: benchmarks/results]")
 def budget(
-    vectors: Path | None, data: Path | None, index: Path | None, rows: int | None, batch: int, out: Path | None
+    vectors: Path | None,
+    data: Path | None,
+    index: Path | None,
+    rows: int | None,
+    memory_mb: float | None,
+    batch: int,
+    out: Path | None,
 ) -> None:
     """Build, calibrate and measure on 200,000 x 384 real embeddings, with each set of queries by itself.
 
@@ -63,7 +70,7 @@ def budget(
         with tempfile.TemporaryDirectory() as temporary:
             path = index if index is not None and number == 0 else Path(temporary) / "index"
             started = time.perf_counter()
-            built = FunnelIndex.build(corpus, path, queries=certifying, overwrite=True)
+            built = FunnelIndex.build(corpus, path, queries=certifying, overwrite=True, memory_mb=memory_mb)
             seconds = time.perf_counter() - started
             title = f"{folder.name}, {asked.name}"
             results = bench(built, BenchQueries(unseen), f"{title}, unseen", batch=batch, progress=True)

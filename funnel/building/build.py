@@ -167,6 +167,8 @@ def _sums(rows: Float32) -> Float32:
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
 MEASURED_K = 10
 MEGABYTE = 1_000_000
+# Times the narrowest width whose shortlists hold the neighbours: 128 of 768 and 1,536 dims, where 256 suit a graph.
+WIDER = 2
 MOST_MEGABYTES = 1e12  # what a manifest may say, see Settings
 AUTO = "auto"  # train, compare and choose the adaptor; measure, and choose what rows are stored in
 ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
@@ -348,13 +350,14 @@ def choose_coarse(
     n: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device, widths_asked: bool = False
 ) -> FamilyChoice:
     """The best coarse index that fits the memory. widths_asked: whether to keep to those of the ladder."""
-    # One over the full width is built where the widths leave the choice.
+    # A graph is built over wider prefixes, or whole rows, where the widths leave the choice: its codes cost little.
     full = ladder[-1] if not widths_asked and device.type == "cpu" else None
+    wider = sorted((width for width in ladder[:-1] if width <= WIDER * ladder[0]), reverse=True)
     if memory_mb is None:
-        return choose(n, ladder[0], full=full, device=device)[0]
+        return choose(n, ladder[0], None, full, wider, device)[0]
     norms = 4 * n * max(0, len(ladder) - 2)
     try:
-        return choose(n, ladder[0], max(0, int(memory_mb * MEGABYTE) - norms), full, device)[0]
+        return choose(n, ladder[0], max(0, int(memory_mb * MEGABYTE) - norms), full, wider, device)[0]
     except CoarseIndexError as error:
         raise InputError(f"memory_mb={memory_mb:g} is too little for {n:,} rows: {error}") from error
 

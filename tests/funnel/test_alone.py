@@ -1,4 +1,4 @@
-"""A coarse index over whole rows in the user's own space: what is built by itself where SymphonyQG is installed."""
+"""A graph over whole rows: what is built where SymphonyQG is installed and the memory that was allowed has room."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not symqg_installed(), reason="rabitqlib is not 
 
 Float32 = npt.NDArray[np.float32]
 DIM, K = 64, 10
+ROOM = 1_000.0
 
 
 def made_up(count: int, seed: int) -> Float32:
@@ -46,7 +47,9 @@ def asked() -> Float32:
 @pytest.fixture(scope="module")
 def folder(rows: Float32, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("alone") / "index"
-    FunnelIndex.build(rows, path, adaptor="pca", queries=made_up(400, 3), progress=False, dtype="float32")
+    FunnelIndex.build(
+        rows, path, adaptor="pca", queries=made_up(400, 3), progress=False, dtype="float32", memory_mb=ROOM
+    )
     return path
 
 
@@ -75,7 +78,7 @@ def test_it_is_chosen_and_answers_alone_by_exact_scores(folder: Path, rows: Floa
 
 @pytest.mark.slow  # three whole builds, each of which trains
 def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_path: Path) -> None:
-    adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False).manifest.settings.adaptor
+    adaptor = FunnelIndex.build(rows, tmp_path / "whole", progress=False, memory_mb=ROOM).manifest.settings.adaptor
     assert adaptor.kind == "pca"
     assert adaptor.isometric
     assert "symqg over all 64 dims" in adaptor.why
@@ -162,9 +165,23 @@ def test_a_query_whose_neighbours_are_gone_still_gets_k(folder: Path, rows: Floa
 
 
 def test_memory_that_is_too_little_takes_another() -> None:
-    whole = choose(100_000, 32, full=DIM)[0]
+    whole = choose(100_000, 32, 10**9, full=DIM)[0]
     assert (whole.name, whole.dim) == ("symqg", DIM)
     assert choose(100_000, 32, whole.estimated_bytes - 1, full=DIM)[0].name == "hnsw-sq8"
+
+
+@pytest.mark.parametrize(
+    ("dim", "widths", "expected"), [(384, (192, 96), 192), (1536, (256, 128), 256), (256, (192, 96), 96)]
+)
+def test_without_a_limit_it_is_over_the_best_prefix_that_fits(dim: int, widths: tuple[int, ...], expected: int) -> None:
+    """It may hold 1.25 times the rows as float32, which leaves out whole rows."""
+    chosen = choose(100_000, widths[-1], full=dim, prefixes=widths)[0]
+    assert (chosen.name, chosen.dim) == ("symqg", expected)
+    assert chosen.estimated_bytes <= 1.25 * 4 * dim * 100_000
+    assert choose(100_000, widths[-1], 10**10, full=dim, prefixes=widths)[0].dim == dim
+
+
+def test_few_rows_and_little_memory() -> None:
     assert choose(FLAT_ROWS, 32, full=DIM)[0].name == "flat"
     with pytest.raises(CoarseIndexError, match="fits in 10 bytes"):
         choose(100_000, 32, 10, full=DIM)
