@@ -55,7 +55,7 @@ class Beside:
         self._lock = free_in_children(Lock())
 
     def ms(self, batch: int, k: int, reading: Reading | None, latency_ms: float) -> float:
-        """Milliseconds at the 95th percentile, as it is held by one caller and by two; 0 where there is neither.
+        """Milliseconds at the 95th percentile, as it is held by two callers at once; 0 where there is neither.
 
         batch: queries in a call. Encoding and BM25 are timed on beginnings of documents; where there are none, encoding
         on the texts of the call. Raises BudgetError where this takes all of latency_ms by itself.

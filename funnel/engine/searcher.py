@@ -221,7 +221,7 @@ class Searcher:
         return Latency(float(np.median(times)), float(np.percentile(times, 95)))
 
     def hold(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held:
-        """What can be promised of whole calls of `batch` queries, by one caller and by two at once: see `held_ms`."""
+        """What can be promised of whole calls of `batch` queries, by two callers at once: see `held_ms`."""
         return held_ms(_Timed(self, self.sample_queries(), plan, k, batch), allowed)
 
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
