@@ -200,7 +200,7 @@ class Cascade:
         """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
         width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
         if not self.alone:  # where its scores are exact already
-            queries, weights = part.queries, self.inverse_norms.get(width)
+            queries, weights = part.queries, None if stage is None else self.inverse_norms[width]
             if stage is not None and self.adapted is not None:
                 queries = self.space.prefixes(queries, width)
             part.scores, part.rows, _ = reranked(self.at(width), queries, part.rows, width, keep, weights)
@@ -255,7 +255,7 @@ class Cascade:
             else:  # the user's own rows: nothing is carried on
                 asked, partial, start = query, None, 0
             partial = carry_on(store, asked, rows.clamp(min=0), partial, start, width)
-            weights = self.inverse_norms.get(width)
+            weights = None if stage is None else self.inverse_norms[width]
             ranked = partial if weights is None else partial * weights[rows.clamp(min=0)]
             scores, places = best(ranked.masked_fill(missing, -torch.inf), keep)
             rows, missing, partial = rows.gather(1, places), missing.gather(1, places), partial.gather(1, places)
