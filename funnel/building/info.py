@@ -139,8 +139,9 @@ def _estimated(manifest: Manifest) -> int | None:
     settings, width = manifest.settings, manifest.coarse_width
     rows, ladder = sum(part.rows for part in manifest.segments), manifest.ladder
     try:
-        coarse = family(settings.coarse).estimate_nbytes(rows, width, settings.coarse_settings)
-    except (CoarseIndexError, MissingBackendError, KeyError):
+        kind = family(settings.coarse)
+        coarse = kind.estimate_nbytes(rows, width, kind.complete_settings(settings.coarse_settings))
+    except (CoarseIndexError, MissingBackendError):
         return None
     return coarse + FLOAT32_BYTES * rows * sum(w > width for w in ladder[:-1])
 

@@ -204,8 +204,9 @@ def _space(folder: IndexFolder, manifest: Manifest) -> Space:
         raise DamagedIndexError(f"the adaptor is for {adaptor.dim} dims, the manifest says {json.dumps(manifest.d)}")
     if settings.own and not adaptor.isometric:
         raise DamagedIndexError(f"settings.own is true, and a {adaptor.kind} adaptor changes full width; {REMEDY}")
-    # What such graphs of formats up to 3 were built over.
-    alone = manifest.coarse_width == manifest.d and settings.coarse == "symqg" and not settings.coarse_settings["bits"]
+    # What such graphs of formats up to 3 were built over; settings that nobody gave are not there.
+    coded = settings.coarse_settings.get("bits", 0)
+    alone = manifest.coarse_width == manifest.d and settings.coarse == "symqg" and not coded
     return Space(adaptor, settings.own, adaptor.isometric and not settings.own and alone)
 
 

@@ -12,6 +12,7 @@ import pytest
 from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
+from funnel.building.info import read_info
 from funnel.engine.space import Space
 from funnel.errors import InputError
 from indexes import CoarseIndexError, choose, symqg_installed
@@ -88,6 +89,16 @@ def test_no_adaptor_is_trained_where_no_prefix_is_searched(rows: Float32, tmp_pa
         assert settings.coarse_width is not None, given
         assert settings.coarse_width < DIM, given
         assert "held-out" in settings.adaptor.why, given
+
+
+def test_asked_for_by_name_it_takes_its_own_settings(rows: Float32, tmp_path: Path) -> None:
+    few = rows[:1_500]
+    index = FunnelIndex.build(few, tmp_path / "index", coarse="symqg", dims=[DIM], adaptor="pca", progress=False)
+    assert index.manifest.settings.coarse_settings == {}
+    assert read_info(index.path).resident_bytes
+    assert index.searcher.cascade.alone
+    ids, _ = index.search_vectors(few[:20], 1, plan=index.explain(1, recall=0.9).plan)
+    assert (ids[:, 0] == np.arange(20)).mean() >= 0.9
 
 
 def test_steps_are_measured_in_the_space_of_the_rows(folder: Path) -> None:
