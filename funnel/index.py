@@ -30,7 +30,7 @@ from funnel.encoding.encoders import Encoder, EncoderSource, check_source
 from funnel.encoding.prompts import TextOptions
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.cascade import padded
-from funnel.engine.explain import explain_budget, explain_filtered
+from funnel.engine.explain import explain_budget, explain_filtered, explain_plan
 from funnel.engine.generation import Opened, open_generation
 from funnel.engine.hybrid import Hybrid, Lexical
 from funnel.engine.searcher import Searcher, device_of
@@ -40,7 +40,7 @@ from funnel.identifiers import unicode_text
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
-from funnel.request import Reading, Request, SearchOptions, read_query, read_vectors, wanted_budget
+from funnel.request import Reading, Request, SearchOptions, explicit_plan, read_query, read_vectors, wanted_budget
 from funnel.results import Answers, Explanation, Hits
 from funnel.search import State, answer, answer_fused
 from funnel.storage import IndexFolder, Manifest
@@ -222,7 +222,7 @@ class FunnelIndex(Updates):
         share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
-        plan: Plan | Explanation | None = None,
+        plan: Plan | Explanation | str | None = None,
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
         hybrid: float | bool | None = None,
@@ -233,7 +233,8 @@ class FunnelIndex(Updates):
         """The k nearest documents: a list of Hit for one query, a list of lists for several.
 
         query: a text or a vector [d]; or a list of texts, or vectors [n, d]. recall, latency_ms or both, or budget,
-        or an explicit plan; none of them: recall 0.95. With a share, at least that share of queries gets the recall,
+        or an explicit plan: one of `Plan`, its text such as "8:400 16:200 32:100" (see `Plan.parse`), or what explain
+        gave; none of them: recall 0.95. With a share, at least that share of queries gets the recall,
         rather than the mean of all. Each list says in `served` how it was found. audit: see `audit`, for this call
         alone. deadline_ms: so long after the call began, encoding included, no further stage is begun, and the best so
         far is returned: `served.complete` is False then, and scores are cosines on the prefix of the last stage done.
@@ -285,7 +286,7 @@ class FunnelIndex(Updates):
         share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
-        plan: Plan | Explanation | None = None,
+        plan: Plan | Explanation | str | None = None,
         audit: float | bool | None = None,
         deadline_ms: float | None = None,
         where: str | None = None,
@@ -313,6 +314,7 @@ class FunnelIndex(Updates):
         share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
+        plan: Plan | Explanation | str | None = None,
         batch: int = 1,
         run: bool = False,
         where: str | None = None,
@@ -320,14 +322,19 @@ class FunnelIndex(Updates):
     ) -> Explanation:
         """The plan that serves a budget: stages, recall estimate and lower bound, p50 and p95 milliseconds.
 
-        batch: queries in one call. run: run the plan on the calibration queries, and say what each stage took and what
-        recall was after it. A latency is of the search alone, from vectors. where, allowed_ids: under this filter;
-        its steps are not run one by one. Raises as `search` does.
+        plan: one of your own instead, as in `search`. batch: queries in one call. run: run the plan on the calibration
+        queries, and say what each stage took and what recall was after it. A latency is of the search alone, from
+        vectors. where, allowed_ids: under this filter; its steps are not run one by one. Raises as `search` does.
         """
         checked_flag("run", run)
         state = self._state
         searcher = state.opened.searcher
-        k, wanted = check_k(k, searcher.rows), wanted_budget(recall, latency_ms, budget, share)
+        k = check_k(k, searcher.rows)
+        if plan is not None:
+            if where is not None or allowed_ids is not None:
+                raise InputError("explain takes a plan or a filter, not both; leave one of them out")
+            return explain_plan(searcher, explicit_plan(plan, recall, latency_ms, budget, share), k, batch, run)
+        wanted = wanted_budget(recall, latency_ms, budget, share)
         if where is not None or allowed_ids is not None:
             return explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
         explained = explain_budget(searcher, wanted, k, batch, run)
@@ -439,7 +446,7 @@ class FunnelIndex(Updates):
         They are the coarse index, norms, vectors on a device, and the rows on which exact search is judged.
         """
         cascade = self._searcher.cascade
-        norms = sum(values.nbytes for values in cascade.inverse_norms.values())
+        norms = sum(values.nbytes for values in list(cascade.inverse_norms.values()))
         sample = getattr(cascade.exact, "resident_bytes", 0)
         others = 0 if self._searcher.others is None else self._searcher.others.nbytes
         return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + others

@@ -26,6 +26,7 @@ __all__ = [
     "Request",
     "SearchOptions",
     "explicit_plan",
+    "plan_of",
     "read_query",
     "read_vectors",
     "wanted_budget",
@@ -39,7 +40,7 @@ class SearchOptions(TypedDict, total=False):
     share: float | None
     latency_ms: float | None
     budget: Budget | None
-    plan: Plan | Explanation | None
+    plan: Plan | Explanation | str | None
     audit: float | bool | None
     deadline_ms: float | None
     hybrid: float | bool | None
@@ -83,7 +84,7 @@ class Request:
         share: float | None = None,
         latency_ms: float | None = None,
         budget: Budget | None = None,
-        plan: Plan | Explanation | None = None,
+        plan: Plan | Explanation | str | None = None,
         deadline_ms: float | None = None,
         where: str | None = None,
         allowed_ids: Any = None,
@@ -196,7 +197,7 @@ def wanted_budget(
 
 
 def explicit_plan(
-    plan: Plan | Explanation,
+    plan: Plan | Explanation | str,
     recall: float | None,
     latency_ms: float | None,
     budget: Budget | None,
@@ -205,9 +206,16 @@ def explicit_plan(
     """The plan that was asked for. InputError where a budget came with it, or it is none."""
     if recall is not None or latency_ms is not None or budget is not None or share is not None:
         raise InputError("give either a plan or a budget, not both")
-    chosen = plan.plan if isinstance(plan, Explanation) else plan
+    return plan_of(plan)
+
+
+def plan_of(plan: object) -> Plan:
+    """A plan as the user gives it: itself, its text, or what explain gave. InputError where it is none of these."""
+    chosen = Plan.parse(plan) if isinstance(plan, str) else plan.plan if isinstance(plan, Explanation) else plan
     if not isinstance(chosen, Plan):
-        raise InputError(f"plan is a {type(plan).__name__}; expected a Plan, such as FLAT, or what explain gave")
+        raise InputError(
+            f"plan is a {type(plan).__name__}; expected a Plan, a text such as '8:400 16:200', or what explain gave"
+        )
     chosen.check_types()
     return chosen
 

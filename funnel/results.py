@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 BM25_ALONE = "words alone, by BM25"
+BAR = 30  # characters of the longest bar that is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,8 @@ class Explanation:
         """What was measured of recall, in words."""
         if self.is_exact:
             return f"recall@{self.k} 1.0000"
+        if self.share is None and math.isnan(self.recall):
+            return f"recall@{self.k} not measured"
         if self.share is None:
             bound = "" if math.isnan(self.recall_lower_bound) else f" (lower bound {self.recall_lower_bound:.4f})"
             return f"recall@{self.k} {self.recall:.4f}{bound}"
@@ -295,11 +298,11 @@ class Explanation:
             f"  {self.promised}; p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
         ]
-        if not self.plan.is_flat:
+        if not self.plan.is_flat and not math.isnan(self.recall):
             lines.append(f"  {self.certificate.evidence}")
         if self.held is not None:
             lines.append(f"  held: {self.held}")
-        return "\n".join([*lines, *self._table()])
+        return "\n".join([*lines, *self._table(), *self._drawn()])
 
     @property
     def is_exact(self) -> bool:
@@ -312,16 +315,28 @@ class Explanation:
 
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)
-        head = f"  {'step':<15}{'dims':>5}{'in':>11}{'out':>7}{'KiB a query':>13}{'predicted ms':>14}{'recall':>8}"
-        lines = [head + (f"{'measured ms':>13}{'measured recall':>17}" if run else "")]
+        head = f"  {'a query':<8}{'dims':>6}{'in':>13}{'out':>9}{'MB touched':>12}{'predicted µs':>14}{'recall':>8}"
+        lines = [head + (f"{'measured µs':>13}{'measured recall':>17}" if run else "")]
         for line in self.stages:
-            touched = "–" if line.bytes_touched is None else f"{line.bytes_touched / 1024:,.1f}"
+            touched = "–" if line.bytes_touched is None else f"{line.bytes_touched / 1e6:,.3f}"
             recall = "–" if math.isnan(line.recall) else f"{line.recall:.4f}"
+            predicted = "–" if math.isnan(line.predicted_ms) else f"{line.predicted_ms * 1e3 / self.batch:,.1f}"
             text = (
-                f"  {line.name:<15}{line.width:>5}{line.candidates_in:>11,}{line.candidates_out:>7,}{touched:>13}"
-                f"{line.predicted_ms:>14.3f}{recall:>8}"
+                f"  {line.name:<8}{line.width:>6}{line.candidates_in:>13,}{line.candidates_out:>9,}{touched:>12}"
+                f"{predicted:>14}{recall:>8}"
             )
-            lines.append(text + (f"{line.measured_ms:>13.3f}{line.measured_recall:>17.4f}" if run else ""))
+            measured = "" if line.measured_ms is None else f"{line.measured_ms * 1e3 / self.batch:>13,.1f}"
+            lines.append(text + (f"{measured}{line.measured_recall:>17.4f}" if run else ""))
+        return lines
+
+    def _drawn(self) -> list[str]:
+        """The rows that are left along the widths, a bar for each step, and recall; of a plan that was run."""
+        most, lines = max(line.candidates_out for line in self.stages), []
+        for line in self.stages if len(self.stages) > 1 else ():
+            if line.measured_recall is not None:
+                bar = "█" * max(1, BAR * line.candidates_out // most)
+                left = f"{line.candidates_out:,} left".ljust(BAR + 12 - len(bar))
+                lines.append(f"  {line.width:>5} {bar} {left} recall {line.measured_recall:.4f}")
         return lines
 
 
@@ -337,7 +352,7 @@ def stage_lines(
     measured: Sequence[tuple[float, float]] = (),
     pruning: Pruning | None = None,
 ) -> tuple[StageLine, ...]:
-    """The steps of a plan. widths: of the coarse index, and d; the rest as in StageLine, a figure a step.
+    """The steps of a plan. widths: of the first search, and d; the rest as in StageLine, a figure a step.
 
     pruning: how flat search is run. measured: for each step the median milliseconds of a call, and the mean recall@k if
     stopped after it.
@@ -349,13 +364,14 @@ def stage_lines(
         touched = rows * width * a_code + round(rows * share) * dim * bytes_per_value
         lines = [StageLine(name, width, rows, k, predicted_ms[0], touched, recalls[0])]
     else:
-        lines = [StageLine("coarse", coarse_width, rows, plan.shortlist, predicted_ms[0], coarse_bytes, recalls[0])]
-        candidates, start = plan.shortlist, 0
+        first = "scan" if plan.width else "coarse"
+        lines = [StageLine(first, coarse_width, rows, plan.shortlist, predicted_ms[0], coarse_bytes, recalls[0])]
+        candidates = plan.shortlist
         steps = [(dim, k, "exact") if stage is None else (stage.width, stage.keep, "rerank") for stage in plan.reranks]
         for (width, keep, name), ms, recall in zip(steps, predicted_ms[1:], recalls[1:], strict=True):
-            touched = candidates * (width - start) * bytes_per_value
+            touched = candidates * width * bytes_per_value
             lines.append(StageLine(name, width, candidates, keep, ms, touched, recall))
-            candidates, start = keep, width
+            candidates = keep
     if not measured:
         return tuple(lines)
     return tuple(

@@ -220,8 +220,8 @@ class State:
         choices, searcher, key = self.choices, self.opened.searcher, (plan, k)
         served = choices.get(key)
         if served is None:
-            searcher.check(plan, k)
-            served = choices[key] = self._served(searcher.as_run(plan), searcher.estimate(plan, k))
+            run = searcher.given(plan, k)
+            served = choices[key] = self._served(run, searcher.estimate(run, k))
         return served
 
     def _served(self, plan: Plan, estimate: float) -> Served:

@@ -15,7 +15,7 @@ import click
 
 from funnel.cli.adaptors import adaptor, train
 from funnel.cli.files import export, info
-from funnel.cli.options import PATH, OpenIndex, fields, opens, prompts, widths
+from funnel.cli.options import PATH, OpenIndex, fields, opens, plan_by_hand, prompts, widths
 from funnel.cli.updates import add, compact, delete, tune, upgrade
 from funnel.errors import FunnelError, InputError
 from funnel.plainjson import plain_json
@@ -150,6 +150,7 @@ def build(corpus: Path, index: Path, queries: Path | None, quiet: bool, **option
 @click.option("--recall", type=float, help="Share of the true top k to find. [default: 0.95]")
 @click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="Milliseconds that 95 % of searches stay within.")
+@plan_by_hand
 @click.option("--deadline-ms", type=float, help="Begin no further stage after so long; the best so far is shown.")
 @click.option(
     "--hybrid", type=float, help="Fuse with BM25 over titles and texts: the weight of that list, such as 0.5."
@@ -166,6 +167,7 @@ def search(
     recall: float | None,
     share: float | None,
     latency_ms: float | None,
+    plan: str | None,
     deadline_ms: float | None,
     hybrid: float | None,
     where: str | None,
@@ -187,9 +189,12 @@ def search(
         )
     opened = open_index(index)
     vectors = None if vector is None else _read_vectors(vector)
-    budget = Budget(recall, latency_ms, share=share)
-    promise = None if as_json or where is not None else _promise(opened, k, budget, vectors, hybrid)
-    asked: dict[str, Any] = {"budget": budget, "deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
+    budget = Budget(recall, latency_ms, share=share) if plan is None else None
+    promise = None if budget is not None or as_json else f"plan by hand {plan} (not certified)"
+    if budget is not None and not as_json and where is None:
+        promise = _promise(opened, k, budget, vectors, hybrid)
+    asked: dict[str, Any] = {"recall": recall, "share": share, "latency_ms": latency_ms, "plan": plan}
+    asked |= {"deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
     answers: Iterable[tuple[str, Any]]
     if vectors is None:
         answers = ((line, opened.search(line, k, **asked)) for line in (_lines() if text is None else [text]))
@@ -280,6 +285,7 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
 @click.option("--recall", type=float, help="One budget, stage by stage.")
 @click.option("--share", type=float, help="Share of queries that get --recall, rather than the mean of all.")
 @click.option("--latency-ms", type=float, help="One budget, stage by stage.")
+@plan_by_hand
 @click.option("--batch", default=1, show_default=True, help="Queries in one call.")
 @click.option("--run", is_flag=True, help="Run the plan: measured time and recall of each stage.")
 @click.option("--plot", type=PATH, help="Also draw every plan, recall against cost, as a PNG.")
@@ -290,6 +296,7 @@ def explain(
     recall: float | None,
     share: float | None,
     latency_ms: float | None,
+    plan: str | None,
     batch: int,
     run: bool,
     plot: Path | None,
@@ -306,14 +313,15 @@ def explain(
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot is {plot}; expected a path that ends in .png")
     opened = FunnelIndex.open(index)
-    if recall is None and latency_ms is None and share is None:
+    if recall is None and latency_ms is None and share is None and plan is None:
         explained = explain_budgets(opened, k, batch, run=run)
         text = budgets_table(opened, explained)
         if run:
             once = {line.plan: line for line in reversed(explained)}  # the steps of each plan, under its first budget
             text = "\n\n".join([text, *map(str, reversed(once.values()))])
     else:
-        explained = [opened.explain(k, recall=recall, share=share, latency_ms=latency_ms, batch=batch, run=run)]
+        wanted = {"recall": recall, "share": share, "latency_ms": latency_ms}
+        explained = [opened.explain(k, **wanted, plan=plan, batch=batch, run=run)]  # type: ignore[arg-type]
         text = str(explained[0])
     if plot is not None:
         plot_frontier(opened, plot, k, batch)
@@ -326,10 +334,18 @@ def explain(
 @click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): adds nDCG@10 and recall@100.")
 @click.option("-k", "--k", default=10, show_default=True)
 @click.option("--batch", default=256, show_default=True, help="Queries in a call for the figures in batch.")
+@plan_by_hand
 @click.option("--out", type=PATH, default=Path("funnel-bench"), show_default=True, help="Folder for the results.")
 @opens
 def bench(
-    open_index: OpenIndex, index: Path, queries: Path | None, qrels: Path | None, k: int, batch: int, out: Path
+    open_index: OpenIndex,
+    index: Path,
+    queries: Path | None,
+    qrels: Path | None,
+    k: int,
+    batch: int,
+    plan: str | None,
+    out: Path,
 ) -> None:
     """Measure the funnel against flat search on your own queries; a table, results.json, a plot and a page.
 
@@ -343,7 +359,7 @@ def bench(
     measured_on = bench_queries(opened, queries)
     judgements = None if qrels is None else read_qrels(qrels)
     out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring rather than after
-    results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, progress=True)
+    results = run_bench(opened, measured_on, index.name, judgements, k, batch=batch, plan=plan, progress=True)
     click.echo(write_results(results, out))
 
 

@@ -30,6 +30,9 @@ CACHE = click.option(
 )
 SEED = click.option("--seed", type=int, default=0, show_default=True)
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
+plan_by_hand = click.option(
+    "--plan", help='A plan by hand, w:n for each step, rerank at w dims and keep n: "8:400 16:200 32:100".'
+)
 
 
 def opens(command: Callable[..., None]) -> Callable[..., None]:

@@ -549,8 +549,7 @@ class Filters:
         """How a call is answered: exactly, until planning for the filter pays."""
         count = filtered.count
         if asked.plan is not None:
-            plan = asked.plan
-            self._searcher.check(plan, k)
+            plan = self._searcher.given(asked.plan, k)
             return Served(plan, self._searcher.flat_recall(k) if plan.is_flat else math.nan, allowed_rows=count)
         budget = asked.wanted
         due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)

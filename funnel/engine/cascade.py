@@ -37,6 +37,7 @@ FEWEST_QUERIES = 4
 # Batches from this size on are put in an order that reuses the cache: a smaller one has no neighbours to put together.
 ORDERED_BATCH = 64
 ORDERED_AT_A_TIME = 128
+SCANNED_AT_A_TIME = 16_384  # rows: 8 MB of scores for 128 queries
 
 
 @dataclass(slots=True)
@@ -44,8 +45,8 @@ class Candidates:
     """What is left of a few queries' shortlists after the last step that was done, best first.
 
     places: of the queries in their batch. queries: float32 [n, d], as rows are stored. scores: float32 [n, s], what
-    they are ranked by. rows: int64 [n, s], -1 where there is none. width: of the last stage, 0 before the first.
-    done: steps, 1 after the coarse search.
+    they are ranked by. rows: int64 [n, s], -1 where there is none. width: of the scan or the last stage, 0 before.
+    done: steps, 1 after the coarse search. exact: whether scores are exact already, which leaves nothing to rerank.
     """
 
     places: slice | Int64
@@ -54,6 +55,7 @@ class Candidates:
     rows: Int64
     width: int = 0
     done: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Cascade:
 
     coarse: over unit prefixes of `width` dims. store: the n x d matrix. space: where its rows lie. adapted: the adapted
     prefixes of rows that are stored as given, n x the widest stage; None where stored rows have them. inverse_norms:
-    for every intermediate width, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix (a
-    query's own norm changes no order). exact: what FLAT is served by. truth: flat search over every row at full width,
-    whatever FLAT is served by: what is measured is measured against it. live: bool [n], False for rows that were
-    deleted, which no search gives back; None where there are none.
+    for every width below the full one, 1 / norm of each row's prefix, float32 [n]: stages rank by cosine on the prefix
+    (a query's own norm changes no order). ladder: the widths that these are kept for, and d. exact: what FLAT is served
+    by. truth: flat search over every row at full width, whatever FLAT is served by: what is measured is measured
+    against it. live: bool [n], False for rows that were deleted, which no search gives back; None where there are none.
     """
 
     coarse: CoarseIndex
@@ -77,6 +79,7 @@ class Cascade:
     exact: Callable[[Float32, int], tuple[Float32, Int64]]
     truth: Callable[[Float32, int], tuple[Float32, Int64]]
     live: npt.NDArray[np.bool_] | None = None
+    ladder: tuple[int, ...] = ()
 
     @cached_property
     def alone(self) -> bool:
@@ -181,10 +184,10 @@ class Cascade:
 
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
-        if self.alone:  # what it finds falls by its exact scores, so that the head of it is all that is needed
+        if self.alone and not plan.width:  # what it finds falls by exact scores: its head is all that is needed
             wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
             return padded(*self.coarse_search(queries, wanted, plan.effort), k)
-        if self.on_device:
+        if self.on_device and not plan.width:
             return self.piece_on_device(queries, plan, k, self._live_on_device)
         part = self.begin(queries, plan, slice(0, len(queries)))
         for stage in plan.reranks:
@@ -193,16 +196,39 @@ class Cascade:
 
     def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Candidates:
         """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch."""
+        if plan.width:
+            return Candidates(places, queries, *self.scan(queries, plan.width, plan.shortlist), plan.width)
         scores, rows = self.coarse_search(queries, plan.shortlist, plan.effort)
-        return Candidates(places, queries, scores, rows)
+        return Candidates(places, queries, scores, rows, exact=self.alone)
+
+    def scan(self, queries: Float32, width: int, keep: int) -> tuple[Float32, Int64]:
+        """The best of all rows by cosine on a stored prefix, for a few queries, on this thread: [n, at most keep]."""
+        store, weights = self.at(width), self.inverse_norms[width]
+        with torch.inference_mode():
+            asked = to_device(np.ascontiguousarray(self._met(queries, width)[:, :width]), store.device)
+            scores = torch.empty((len(queries), 0), device=store.device)
+            rows = torch.empty((len(queries), 0), dtype=torch.int64, device=store.device)
+            for start in range(0, store.n, SCANNED_AT_A_TIME):
+                numbers = torch.arange(start, min(start + SCANNED_AT_A_TIME, store.n), device=store.device)
+                block = store.prefixes(start, start + SCANNED_AT_A_TIME, width).to(store.device).float()
+                products = (asked @ block.T) * weights[numbers]
+                if self._live_on_device is not None:
+                    products.masked_fill_(~self._live_on_device[numbers], -torch.inf)
+                scores, places = best(torch.cat([scores, products], dim=1), keep)
+                rows = torch.cat([rows, numbers.expand(len(queries), -1)], dim=1).gather(1, places)
+            found, numbered = to_host(scores, rows.masked_fill_(scores == -torch.inf, -1))
+        return found, numbered
+
+    def _met(self, queries: Float32, width: int) -> Float32:
+        """Queries as `at(width)` meets them."""
+        return queries if self.adapted is None else self.space.prefixes(queries, width)
 
     def narrow(self, part: Candidates, stage: Stage | None, k: int) -> None:
         """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
         width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
-        if not self.alone:  # where its scores are exact already
-            queries, weights = part.queries, None if stage is None else self.inverse_norms[width]
-            if stage is not None and self.adapted is not None:
-                queries = self.space.prefixes(queries, width)
+        if not part.exact:
+            queries = part.queries if stage is None else self._met(part.queries, width)
+            weights = None if stage is None else self.inverse_norms[width]
             part.scores, part.rows, _ = reranked(self.at(width), queries, part.rows, width, keep, weights)
         part.width, part.done = width, part.done + 1
 

@@ -7,19 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from funnel.budget import Budget
+from funnel.budget import DEFAULT_CONFIDENCE, Budget
 from funnel.checks import checked_whole
 from funnel.engine.allowed import FilterChoice, Filters
 from funnel.engine.exact import pruning_of
 from funnel.engine.searcher import Searcher
-from funnel.engine.steps import measure_steps
+from funnel.engine.steps import QUERIES, measure_steps
 from funnel.errors import InputError
 from funnel.plan import FLAT, Plan
+from funnel.planning.certificate import Certificate
 from funnel.planning.costs import batch_class
+from funnel.planning.latencies import Held
 from funnel.planning.run import Run
 from funnel.results import Explanation, StageLine, stage_lines
 
-__all__ = ["checked_batch", "explain_budget", "explain_filtered"]
+__all__ = ["checked_batch", "explain_budget", "explain_filtered", "explain_plan"]
 
 LARGEST_BATCH = 100_000  # above what any latency is measured for; as many queries are searched
 COUNTED = 64  # queries whose coarse searches are counted in bytes
@@ -31,29 +33,67 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
     Raises InputError for a batch that is none, BudgetError as `Searcher.choose` does.
     """
     checked_batch(batch)
-    choice = searcher.choose(wanted, k, batch)
-    plan, size = choice.plan, batch_class(batch)
+    choice, size = searcher.choose(wanted, k, batch), batch_class(batch)
+    held = None if wanted.latency_ms is None else searcher.held(choice.plan, k, size)
+    return _explained(searcher, str(wanted), k, size, choice.plan, run, choice.certificate, held)
+
+
+def explain_plan(searcher: Searcher, plan: Plan, k: int, batch: int, run: bool) -> Explanation:
+    """A plan of the user's own, as `explain_budget`. Raises InputError where the index cannot run it."""
+    if plan.is_flat:
+        return explain_budget(searcher, Budget(recall=1.0), k, batch, run)
+    checked_batch(batch)
+    return _explained(searcher, f"plan {plan}", k, batch_class(batch), searcher.given(plan, k), run)
+
+
+def _explained(
+    searcher: Searcher,
+    asked: str,
+    k: int,
+    size: int,
+    plan: Plan,
+    run: bool,
+    certificate: Certificate | None = None,
+    held: Held | None = None,
+) -> Explanation:
     latency, cascade = searcher.measured(plan, k, size), searcher.cascade
     pruning = pruning_of(cascade, searcher.sample_queries(), k, size) if plan.is_flat else None
-    predicted = (
-        [latency.p50] if searcher.calibration is None else searcher.planner.costs.stages(plan, size, searcher.dim)
-    )
     exact = str(pruning or "every row at full width") if plan.is_flat else ""
+    recorded = _recorded(searcher, k) if run else None
+    measured = () if recorded is None else measure_steps(cascade, recorded, plan, k, size)
     lines = stage_lines(
         plan,
         k,
         searcher.rows,
-        (cascade.width, searcher.dim),
+        (plan.width or cascade.width, searcher.dim),
         cascade.store.dtype.itemsize,
-        predicted,
+        _predicted(searcher, plan, size, latency.p50),
         searcher.step_recalls(plan, k),
         _coarse_bytes(searcher, plan),
-        measure_steps(cascade, _recorded(searcher, k), plan, k, size) if run else (),
+        measured,
         pruning,
     )
-    held = None if wanted.latency_ms is None else searcher.held(plan, k, size)
-    times = (latency.p50, latency.p95)
-    return Explanation.of(str(wanted), k, size, plan, lines, times, choice.certificate, exact, held)
+    if certificate is None:
+        estimate = measured[-1][1] if measured else searcher.estimate(plan, k)
+        queries = 0 if recorded is None else min(QUERIES, len(recorded.queries))
+        certificate = _by_hand(searcher, k, estimate, queries)
+    return Explanation.of(asked, k, size, plan, lines, (latency.p50, latency.p95), certificate, exact, held)
+
+
+def _predicted(searcher: Searcher, plan: Plan, size: int, whole_ms: float) -> list[float]:
+    """Milliseconds of each step by the costs on record; NaN where there are none of it, as of scans."""
+    costs = None if searcher.calibration is None else searcher.planner.costs
+    if costs is not None and (plan.is_flat or (not plan.width and plan.effort in costs.coarse[1])):
+        return costs.stages(plan, size, searcher.dim)
+    return [whole_ms] if plan.is_flat else [math.nan] * plan.steps
+
+
+def _by_hand(searcher: Searcher, k: int, estimate: float, queries: int) -> Certificate:
+    """What can be said of a user's own plan. queries: those that it was measured on now."""
+    kind = "rows of the index" if searcher.calibration is None else searcher.calibration.kind
+    note = "a plan by hand: its recall is not certified"
+    figures = (estimate, math.nan, queries, kind, "", "", note)
+    return Certificate(None, k, 1 - DEFAULT_CONFIDENCE, False, *figures, mean_recall=estimate)
 
 
 def _recorded(searcher: Searcher, k: int) -> Run:
@@ -74,6 +114,9 @@ def checked_batch(batch: object) -> None:
 def _coarse_bytes(searcher: Searcher, plan: Plan) -> int | None:
     if plan.is_flat:
         return None
+    if plan.width:
+        store = searcher.cascade.at(plan.width)
+        return int(store.n * (plan.width * store.dtype.itemsize + 4))
     coarse = searcher.cascade.coarse
     prefixes = np.ascontiguousarray(searcher.sample_queries()[:COUNTED, : coarse.dim])
     return coarse.bytes_touched(prefixes, plan.shortlist, plan.effort)

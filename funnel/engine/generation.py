@@ -78,14 +78,20 @@ def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tu
     return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
 
 
-def inverse_norms(segment: Path, ladder: tuple[int, ...], widths: tuple[int, ...]) -> dict[int, torch.Tensor]:
-    """1 / norm of every row's prefix at the intermediate widths, float32 [n] each; 0 for a zero prefix."""
-    norms = map_npy(segment / "norms.npy", ("float32",), 2)
-    result = {}
-    for width in widths[:-1]:
-        column = np.array(norms[:, ladder.index(width)], dtype=np.float32)
-        result[width] = torch.from_numpy(np.divide(1.0, column, out=np.zeros_like(column), where=column > 0))
-    return result
+class InverseNorms(dict[int, torch.Tensor]):
+    """1 / norm of every row's prefix, by width, float32 [n] each; 0 for a zero prefix. Held from the first use on.
+
+    norms: float32 [n, len(ladder)], may be mapped.
+    """
+
+    def __init__(self, norms: Float32, ladder: tuple[int, ...], device: torch.device) -> None:
+        self._norms, self._ladder, self._device = norms, ladder, device
+
+    def __missing__(self, width: int) -> torch.Tensor:
+        column = np.array(self._norms[:, self._ladder.index(width)])
+        inverse = torch.from_numpy(np.divide(1.0, column, out=np.zeros_like(column), where=column > 0))
+        self[width] = inverse = inverse.to(self._device)
+        return inverse
 
 
 def make_cascade(
@@ -110,17 +116,21 @@ def make_cascade(
     def flat(queries: Float32, k: int) -> tuple[Float32, Int64]:
         return exact_search(store, queries, k, release=release)
 
+    norms = np.asarray(map_npy(segment / "norms.npy", ("float32",), 2))
+    inverse = InverseNorms(norms, ladder, store.device)
+    for width in widths[:-1]:  # those of planned stages
+        inverse[width]
     cascade = Cascade(
         coarse=coarse,
         width=coarse.dim,
         store=store,
         space=space,
         adapted=open_adapted(segment, space, ladder, store.n, store.device),
-        inverse_norms={width: v.to(store.device) for width, v in inverse_norms(segment, ladder, widths).items()},
+        inverse_norms=inverse,
         exact=flat,
         truth=flat,
+        ladder=ladder,
     )
-    norms = np.asarray(map_npy(segment / "norms.npy", ("float32",), 2))
     return replace(cascade, exact=pruned_exact(cascade, norms, ladder, release, keep))
 
 

@@ -20,7 +20,7 @@ from funnel.data.words import Bm25, LexicalIndex
 from funnel.engine.workers import workers
 from funnel.errors import InputError
 from funnel.plan import Plan
-from funnel.request import Deadline
+from funnel.request import Deadline, plan_of
 from funnel.results import Explanation, Hits, Ranks
 from funnel.storage.files import keep_for
 from indexes.forks import free_in_children
@@ -139,7 +139,7 @@ class Hybrid:
         lexical: Lexical | None,
         k: int,
         rows: int,
-        plan: Plan | Explanation | None,
+        plan: Plan | Explanation | str | None,
     ) -> Hybrid | None:
         """As the user asked; None where it was not asked for, or there is no query. Raises as `read_weight` does."""
         if hybrid is None and texts is not None and vectors is not None:
@@ -147,7 +147,7 @@ class Hybrid:
         if hybrid is None or hybrid is False or (vectors is not None and not vectors.size):
             return None
         k = check_k(k, rows or LARGEST_K)  # nothing is found where every row was deleted
-        chosen = plan.plan if isinstance(plan, Explanation) else plan
+        chosen = None if plan is None else plan_of(plan)
         weight = read_weight(hybrid, texts, lexical)
         assert lexical is not None
         return cls(k, weight, list_depth(k, rows, chosen), lexical)

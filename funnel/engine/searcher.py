@@ -192,14 +192,27 @@ class Searcher:
 
     def as_run(self, plan: Plan) -> Plan:
         """The plan without an exact step, where the coarse index leaves none to do."""
-        return plan.answering_alone() if self.cascade.alone else plan
+        return plan.answering_alone() if self.cascade.alone and not plan.width else plan
+
+    def given(self, plan: Plan, k: int) -> Plan:
+        """A user's plan as this index runs it: of the coarse index where it begins at the width of that. InputError."""
+        coarse, width = self.cascade.coarse, self.cascade.width
+        if plan.width:  # by hand
+            plan.check((*sorted({*self.cascade.ladder[:-1], width}), self.dim))
+            if plan.width == width:
+                enough = (effort for effort in coarse.efforts() if coarse.largest_shortlist(effort) >= plan.shortlist)
+                plan = replace(plan, width=0, effort=plan.effort or next(enough, max(coarse.efforts())))
+            elif plan.effort:
+                raise InputError(f"plan {plan}: a scan takes no effort; @ is for the coarse index, of {width} dims")
+        self.check(plan, k)
+        return self.as_run(plan)
 
     def check(self, plan: Plan, k: int) -> None:
         """InputError unless this index can run the plan and it hands at least k candidates to the last stage."""
-        plan.check(self.widths)
+        plan.check(self.cascade.ladder if plan.width else self.widths)
         if plan.is_flat:
             return
-        largest = self.cascade.coarse.largest_shortlist(plan.effort)
+        largest = plan.shortlist if plan.width else self.cascade.coarse.largest_shortlist(plan.effort)
         if plan.shortlist > largest:
             raise InputError(f"plan {plan}: at effort {plan.effort} this index gives a shortlist of at most {largest}")
         if plan.survivors < k:

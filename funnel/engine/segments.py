@@ -253,7 +253,7 @@ class Others:
     def nbytes(self) -> int:
         """Bytes held in memory."""
         coarse = sum(
-            cascade.coarse.nbytes + sum(values.nbytes for values in cascade.inverse_norms.values())
+            cascade.coarse.nbytes + sum(values.nbytes for values in list(cascade.inverse_norms.values()))
             for _, cascade in self.coarse
         )
         return coarse + (0 if self.exact is None else self.exact.nbytes)

@@ -141,7 +141,7 @@ class Reference:
         if run is None or plan.is_flat:
             return None if run is None else run.truth[:, :k]
         unknown = {stage.width for stage in plan.stages} - set(run.widths)
-        if unknown or plan.effort not in run.places or run.largest(plan.effort) < plan.shortlist:
+        if plan.width or unknown or plan.effort not in run.places or run.largest(plan.effort) < plan.shortlist:
             return None
         scores = torch.from_numpy(run.scores_at(plan.effort, shortlist=plan.shortlist))
         for stage in plan.stages:

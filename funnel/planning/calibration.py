@@ -453,7 +453,7 @@ def step_recalls(calibration: Calibration, plan: Plan, k: int) -> tuple[float, .
     """
     run = calibration.run()
     known = k <= calibration.depth and plan.effort in run.places and run.largest(plan.effort) >= plan.shortlist
-    if not known or any(stage.width not in run.widths for stage in plan.stages):
+    if plan.width or not known or any(stage.width not in run.widths for stage in plan.stages):
         return (math.nan,) * plan.steps
     found = hits(run, truncations(plan, k), k)
     return tuple(float(value) / k for value in found.mean(axis=1))

@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from funnel.plan import FLAT, Plan
 from funnel.planning.costs import BATCH_SIZES
 from funnel.progress import Progress
 from funnel.reports.tables import FlatResult, FunnelResult, Results
+from funnel.request import plan_of
 from funnel.results import Explanation
 from indexes import FlatBaseline
 from indexes.system import free_bytes
@@ -159,17 +160,23 @@ def bench(
     k: int = 10,
     targets: Sequence[float] = TARGETS,
     batch: int = BATCH_SIZES[-1],
+    plan: Plan | Explanation | str | None = None,
     progress: bool = False,
 ) -> Results:
     """Every target's plan against flat search at full width over the same vectors, on the same queries.
 
-    batch: queries in a call for the figures in batch. Raises InputError for a k or queries that cannot be used.
+    batch: queries in a call for the figures in batch. plan: one of the user's own, measured too. Raises InputError for
+    a k, a plan or queries that cannot be used.
     """
     k = check_k(k, len(index))
     checked_batch(batch)
     prepared = index.searcher.prepare(queries.vectors)
     truth = _Truth(index, prepared, queries.own_positions, k)
-    steps = Progress(total=len(targets) + 1, desc="bench", unit="budgets", disable=not progress)
+    asked: list[Asked] = [{"recall": target} for target in targets]
+    if plan is not None:
+        asked.append({"plan": plan_of(plan)})
+        index.searcher.given(plan_of(plan), k)  # before minutes of measuring rather than after
+    steps = Progress(total=len(asked) + 1, desc="bench", unit="budgets", disable=not progress)
     store, search = index.searcher.cascade.store, _flat_search(index)
     flat: FlatResult = {
         "us_single": _us(lambda rows: search(rows, k), prepared, 1),
@@ -181,8 +188,8 @@ def bench(
         flat.update(_ranking(index, queries, qrels, FLAT))  # type: ignore[typeddict-item]
     steps.update()
     measured: list[FunnelResult] = []
-    for target in targets:
-        measured.append(_target(index, queries, truth, qrels, target, k, batch, flat))
+    for one in asked:
+        measured.append(_measured(index, queries, truth, qrels, one, k, batch, flat))
         steps.update()
     steps.close()
     return {
@@ -237,25 +244,32 @@ def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int],
     return FlatBaseline(store).search
 
 
-def _target(
+class Asked(TypedDict, total=False):
+    """A budget or a plan, as `search` and `explain` take them."""
+
+    recall: float
+    plan: Plan
+
+
+def _measured(
     index: FunnelIndex,
     queries: BenchQueries,
     truth: _Truth,
     qrels: Mapping[str, Mapping[str, float]] | None,
-    target: float,
+    asked: Asked,
     k: int,
     batch: int,
     flat: FlatResult,
 ) -> FunnelResult:
-    single = index.explain(k, recall=target, batch=1)
-    many = index.explain(k, recall=target, batch=batch)
-    us_single = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, 1)
-    us_batch = _us(lambda rows: index.search_vectors(rows, k, recall=target), queries.vectors, batch)
+    single = index.explain(k, **asked, batch=1)
+    many = index.explain(k, **asked, batch=batch)
+    us_single = _us(lambda rows: index.search_vectors(rows, k, **asked), queries.vectors, 1)
+    us_batch = _us(lambda rows: index.search_vectors(rows, k, **asked), queries.vectors, batch)
     recall, error = min(truth.recall(plan) for plan in dict.fromkeys([many.plan, single.plan]))
     certified = many.certificate.certified and single.certificate.certified
     bounds = [line.recall_lower_bound for line in (many, single) if not line.is_exact]  # exact search has none
     result: FunnelResult = {
-        "target": target,
+        "target": asked.get("recall"),
         "plan": str(many.plan) if many.plan == single.plan else f"{many.plan}; single: {single.plan}",
         "recall": recall,
         "recall_error": error,
@@ -271,8 +285,8 @@ def _target(
         "speedup_batch": flat["us_batch"] / us_batch,
         "bytes": many.bytes_touched,
     }
-    if qrels is not None:
-        plan = many.plan if k >= RANKED else index.explain(min(RANKED, len(index)), recall=target, batch=batch).plan
+    if qrels is not None and ("plan" not in asked or many.plan.is_flat or many.plan.survivors >= RANKED):
+        plan = many.plan if k >= RANKED else index.explain(min(RANKED, len(index)), **asked, batch=batch).plan
         result.update(_ranking(index, queries, qrels, plan))  # type: ignore[typeddict-item]
     return result
 
@@ -280,7 +294,9 @@ def _target(
 def _predicted_us(index: FunnelIndex, explained: Explanation) -> float:
     cost = explained.p50_ms
     if index.searcher.calibration is not None:
-        cost = index.searcher.planner.costs.predict(explained.plan, explained.batch, index.dim)
+        predicted = [line.predicted_ms for line in explained.stages]
+        if not math.isnan(sum(predicted)):
+            cost = index.searcher.planner.costs.predict(explained.plan, explained.batch, index.dim)
     return cost * 1e3 / explained.batch
 
 

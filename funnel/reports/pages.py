@@ -18,10 +18,10 @@ from funnel.reports.tables import (
     PREDICTION_COLUMNS,
     Column,
     Results,
+    asked_text,
     budget_rows,
     comparison_rows,
     microseconds,
-    recall_text,
     shown_columns,
     text_table,
     times,
@@ -129,7 +129,7 @@ def _head(results: Results) -> str:
     flat, index = results["flat"], results["index"]
     certified = bool(results["funnel"]) and all(point["certified"] for point in results["funnel"])
     claims = "".join(
-        f"<li>asked for recall {recall_text(point['target'])}: measured {point['recall']:.4f}, "
+        f"<li>asked for {asked_text(point)}: measured {point['recall']:.4f}, "
         f"{times(point['speedup_batch'])} flat's speed in batch, "
         f"{times(point['speedup_single'])} one query a call</li>"
         for point in results["funnel"]

@@ -17,7 +17,7 @@ from funnel.errors import InputError, MissingPackageError
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
-from funnel.reports.tables import RECALLS, FunnelResult, Results, microseconds, recall_text, times
+from funnel.reports.tables import RECALLS, FunnelResult, Results, asked_text, microseconds, recall_text, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,8 +126,8 @@ def _reach(point: FunnelResult) -> tuple[float, float]:
 
 def _frame(axes: Axes, results: Results) -> None:
     points = results["funnel"]
-    targets = sorted({point["target"] for point in points})
-    recalls = [*(point["target"] for point in points), *(low for point in points for low in _reach(point))]
+    targets = sorted({point["target"] for point in points if point["target"] is not None})
+    recalls = [*targets, *(low for point in points for low in _reach(point))]
     speeds = [1.0, *(point[key] for point in points for _, key, *_ in _SERIES)]
     left, right = stretch(min(recalls)), stretch(1.0)
     reach = left - 0.08 * (right - left) - 0.05, right + 0.07 * (right - left) + 0.05
@@ -207,12 +207,12 @@ def _labels(results: Results) -> list[Label]:
         )
     ]
     for _, key, colour, _, below in _SERIES:
-        shared: dict[tuple[float, float], list[float]] = {}
+        shared: dict[tuple[float, float], list[str]] = {}
         for point in results["funnel"]:
-            shared.setdefault((stretch(point["recall"]), point[key]), []).append(point["target"])
-        for (x, y), targets in shared.items():
-            asked = ", ".join(map(recall_text, sorted(targets)))
-            labels.append(Label(f"{asked}: {times(y)}", x, y, colour, below))
+            shared.setdefault((stretch(point["recall"]), point[key]), []).append(asked_text(point))
+        for (x, y), asked in shared.items():
+            text = ", ".join(sorted(one.removeprefix("recall ") for one in asked))
+            labels.append(Label(f"{text}: {times(y)}", x, y, colour, below))
     return labels
 
 

@@ -22,14 +22,14 @@ FlatResult = TypedDict(
     },
 )
 
-# One recall budget: what was promised, which plan was served, what it gave. `recall` is that of the queries measured
-# on, `recall_error` its standard error; `predicted_recall` that of the calibration queries, and `recall_low` the lower
-# confidence bound of the same, None where nothing is certified or search is exact, which `exact` says; `speedup_*` is
-# flat's time over the funnel's.
+# One recall budget, or a plan by hand, whose `target` is None: what was promised, which plan was served, what it gave.
+# `recall` is that of the queries measured on, `recall_error` its standard error; `predicted_recall` that of the
+# calibration queries, and `recall_low` the lower confidence bound of the same, None where nothing is certified or
+# search is exact, which `exact` says; `speedup_*` is flat's time over the funnel's.
 FunnelResult = TypedDict(
     "FunnelResult",
     {
-        "target": float,
+        "target": float | None,
         "plan": str,
         "recall": float,
         "recall_error": float,
@@ -119,6 +119,11 @@ def size(value: float) -> str:
     return f"{value:,.1f} GB"
 
 
+def asked_text(point: FunnelResult) -> str:
+    """What was asked for, in words: "recall 0.95", "plan by hand"."""
+    return "plan by hand" if point["target"] is None else f"recall {recall_text(point['target'])}"
+
+
 COMPARISON_COLUMNS = (
     Column("search", "search", left=True),
     Column("recall", "recall", ".4f"),
@@ -172,7 +177,7 @@ def budget_rows(results: Results) -> list[dict[str, Any]]:
     return [
         {
             **point,
-            "search": f"recall {recall_text(point['target'])}",
+            "search": asked_text(point),
             "certified": _certified(point.get("exact", False), point["certified"]),
         }
         for point in results["funnel"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,53 @@ def test_a_coarse_index_that_answers_alone_has_no_step_behind_it() -> None:
     assert (alone.steps, alone.widened().steps) == (1, 1)
     (line,) = stage_lines(alone, 5, 100, (64, 64), 2, [0.1], [0.9])
     assert (line.name, line.candidates_out, line.recall) == ("coarse", 8, 0.9)
+
+
+WRITTEN = "8:400 16:200 32:100 64:50"
+
+
+def test_a_plan_by_hand_is_read_from_its_text() -> None:
+    plan = Plan.parse(WRITTEN)
+    assert plan == Plan(0, 400, (Stage(16, 200), Stage(32, 100), Stage(64, 50)), width=8)
+    assert Plan.parse(" 64:100@120\n128:50 ") == Plan(120, 100, (Stage(128, 50),), width=64)
+    assert Plan.parse("flat") is FLAT
+    assert (plan.steps, plan.survivors, plan.widened().width) == (5, 50, 8)
+
+
+@given(uniform, st.integers(1, 4096))
+def test_the_text_of_a_plan_by_hand_is_read_back(plan: Plan, width: int) -> None:
+    by_hand = replace(plan, width=width)
+    assert Plan.parse(str(by_hand)) == by_hand
+    assert Plan.from_json(json.loads(json.dumps(by_hand.to_json()))) == by_hand
+    assert by_hand != plan
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "8:0", "0:8", "8:10,16:5", "8:10 16", "8:-1", "8:1e3", "8:10 16:5@7", "٨:10"]
+)
+def test_texts_that_are_no_plan(text: str) -> None:
+    with pytest.raises(InputError, match=r"plan is '.*'; expected w:n for each step"):
+        Plan.parse(text)
+
+
+def test_a_halving_funnel_doubles_the_width_and_halves_what_is_kept() -> None:
+    assert str(Plan.halving(8, 128, 400)) == WRITTEN
+    assert str(Plan.halving(8, 100, 400)) == WRITTEN
+    assert str(Plan.halving(8, 1536, 400)) == "8:400 16:200 32:100 64:50 128:25 256:12 512:10"
+    assert str(Plan.halving(16, 384, 100, k=60)) == "16:100 32:60"
+    assert str(Plan.halving(64, 65, 10)) == "64:10"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((64, 64, 400), "width is 64; expected a whole number from 1 to 63"),
+        ((0, 64, 400), "width is 0"),
+        ((8, 64, 9), "keep is 9; expected a whole number from 10"),
+        ((8, 64, 400, 0), "k is 0"),
+        ((8, 64.5, 400), "dim is 64.5"),
+    ],
+)
+def test_no_halving_funnel(asked: tuple[int, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Plan.halving(*asked)

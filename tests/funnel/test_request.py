@@ -51,7 +51,7 @@ def test_a_budget_one_way_or_the_other() -> None:
     with pytest.raises(InputError, match="not both"):
         explicit_plan(FLAT, None, None, None, 0.95)
     with pytest.raises(InputError, match="expected a Plan"):
-        explicit_plan("flat", None, None, None)  # type: ignore[arg-type]
+        explicit_plan(3, None, None, None)  # type: ignore[arg-type]
 
 
 def test_what_an_audit_is_listed_under() -> None:

@@ -125,8 +125,8 @@ def test_stages_are_explained_with_what_they_took_and_found(graph: FunnelIndex) 
         assert line.measured_recall == pytest.approx(line.recall, abs=0.03)  # of 512 of the 600 queries
         assert line.bytes_touched is not None
         assert line.bytes_touched > 0
-    assert "measured ms" in str(run)
-    assert "measured ms" not in str(planned)
+    assert "measured µs" in str(run)
+    assert "measured µs" not in str(planned)
     assert json.loads(json.dumps(run.to_json()))["stages"][0]["measured_ms"] > 0
 
 
@@ -183,7 +183,7 @@ def test_the_command_line_runs_and_plots(graph_folder: Path, tmp_path: Path) -> 
     arguments = ["explain", str(graph_folder), "--recall", "0.95", "--run", "--plot", str(picture)]
     shown = CliRunner().invoke(cli, arguments)
     assert shown.exit_code == 0, shown.output
-    assert "measured ms" in shown.output
+    assert "measured µs" in shown.output
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -25,6 +25,7 @@ def test_figures(graph: FunnelIndex, unseen: np.ndarray) -> None:
     assert [point["target"] for point in results["funnel"]] == [0.9, 1.0]
     assert results["flat"]["bytes"] == ROWS * DIM * 4
     for point in results["funnel"]:
+        assert point["target"] is not None
         assert point["recall"] >= point["target"] - 0.02
         assert point["speedup_single"] == pytest.approx(results["flat"]["us_single"] / point["us_single"])
         assert point["speedup_batch"] == pytest.approx(results["flat"]["us_batch"] / point["us_batch"])
