@@ -277,7 +277,8 @@ def _open_segment(
     order = cascade = rebuilt = None
     norms = f"segments/{part.id}/norms.npy"
     if not part.exact:
-        _require(manifest, part, "norms.npy", "order.npy")
+        projected = (ADAPTED,) if space.projects and len(manifest.ladder) > 1 else ()
+        _require(manifest, part, "norms.npy", "order.npy", *projected)
         if norms in verification.verifiers:  # read whole, below
             verification.verifiers[norms].ensure(0, manifest.files[norms].size)
         _check_norms(path / "norms.npy", part.rows, manifest.ladder)
