@@ -90,15 +90,22 @@ class Request:
         allowed_ids: Any = None,
         reading: Reading | None = None,
     ) -> None:
-        self.plan = None if plan is None else explicit_plan(plan, recall, latency_ms, budget, share)
+        self.plan: Plan | None = None if plan is None else explicit_plan(plan, recall, latency_ms, budget, share)
         if plan is None and (budget is not None or not {type(recall), type(latency_ms), type(share)} <= FLOATS):
             wanted_budget(recall, latency_ms, budget, share)  # choices are remembered, and True is found under 1.0
-        self.k, self.recall, self.latency_ms, self.budget = k, recall, latency_ms, budget
-        self.share, self.reading = share, reading
-        self.began = 0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
-        self.where, self.allowed_ids = where, allowed_ids
-        self.filtered = where is not None or allowed_ids is not None
-        self.deadline = None if deadline_ms is None else Deadline(deadline_ms)
+        self.k: int = k
+        self.recall: float | None = recall
+        self.share: float | None = share
+        self.latency_ms: float | None = latency_ms
+        self.budget: Budget | None = budget
+        self.reading: Reading | None = reading
+        self.began: float = (
+            0.0 if latency_ms is None and (budget is None or budget.latency_ms is None) else perf_counter()
+        )
+        self.where: str | None = where
+        self.allowed_ids: Any = allowed_ids
+        self.filtered: bool = where is not None or allowed_ids is not None
+        self.deadline: Deadline | None = None if deadline_ms is None else Deadline(deadline_ms)
         if deadline_ms is not None:
             latency = latency_ms if budget is None else budget.latency_ms
             if isinstance(latency, Real) and deadline_ms < latency:

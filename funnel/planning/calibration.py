@@ -180,6 +180,7 @@ def check_record(found: dict[str, Any], path: Path) -> Record:
         raise DamagedIndexError(f"{path}: not a calibration of this format: {said}; build the index again") from error
 
 
+MOST_KS = 16  # other k whose frontiers are remembered
 CACHED_KS = (1, 10, 100)  # frontiers worked out at build; any other k up to 100 on first use
 REAL = "real queries"
 UNCERTIFIED = "uncertified: calibrated on corpus rows"
@@ -265,8 +266,15 @@ class Calibration(Measured):
                 else:  # the plans that were worth testing for other k, on the record for this one
                     plans = [plan for other in self.frontiers.values() for plan in other.plans]
                     made = frontier_of(k, plans, corpus, queries)
-                self.frontiers[k] = made
+                self.keep(k, made)
             return self.frontiers[k]
+
+    def keep(self, k: int, made: Frontier) -> None:
+        """Remember what was worked out for a k, and forget the oldest: each takes plans times queries bytes."""
+        self.frontiers[k] = made
+        others = [known for known in self.frontiers if known not in CACHED_KS]
+        if len(others) > MOST_KS:
+            del self.frontiers[others[0]]
 
     def runs(self) -> tuple[Run, Run | None]:
         """The recorded runs; where the calibration was loaded they stay in their file, mapped."""

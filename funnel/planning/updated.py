@@ -77,7 +77,7 @@ class Updated(Calibration):
                 made = self._counted(k)
                 if made is None:
                     return None
-                self.frontiers[k] = made
+                self.keep(k, made)
             return self.frontiers[k]
 
     def _counted(self, k: int) -> Frontier | None:
