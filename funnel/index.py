@@ -448,8 +448,9 @@ class FunnelIndex(Updates):
         cascade = self._searcher.cascade
         norms = sum(values.nbytes for values in list(cascade.inverse_norms.values()))
         sample = getattr(cascade.exact, "resident_bytes", 0)
+        prefixes = 0 if cascade.adapted is None else cascade.adapted.resident_bytes
         others = 0 if self._searcher.others is None else self._searcher.others.nbytes
-        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + others
+        return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + prefixes + others
 
     @property
     def segments(self) -> tuple[Segment, ...]:
