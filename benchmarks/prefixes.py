@@ -49,7 +49,7 @@ def prefixes(vectors: Path, queries: Path, widths: tuple[int, ...], out: Path | 
     python -m benchmarks prefixes --vectors benchmarks/results/wide/corpus-1536.npy --queries
     benchmarks/results/wide/queries-1536.npy --width 192 --width 256 --width 384
     """
-    rows, asked = np.load(vectors, mmap_mode="r"), np.ascontiguousarray(load_rows(queries)[:2_048])
+    rows, asked = np.load(vectors, mmap_mode="r", allow_pickle=False), np.ascontiguousarray(load_rows(queries)[:2_048])
     with tempfile.TemporaryDirectory() as folder:
         cascades = _cascades(rows, sorted(widths), Path(folder))
         truth = exact_search(next(iter(cascades.values())).store, asked, K)[1]

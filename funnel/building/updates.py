@@ -16,7 +16,7 @@ from funnel.checks import checked_flag, checked_seed
 from funnel.data.corpus import Columns, CorpusSource
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.generation import Opened, open_generation, same_generation
-from funnel.errors import InputError, StorageError
+from funnel.errors import FunnelError, InputError, StorageError
 from funnel.search import State
 from funnel.storage import IndexFolder, Transaction
 from indexes.forks import free_in_children
@@ -168,7 +168,7 @@ class Updates:
                 result = change(transaction, self._state.opened)
             try:
                 self._move()
-            except OSError as error:
+            except (FunnelError, OSError) as error:
                 raise StorageError(
                     f"the change to {self.path} is made and stays, but cannot be opened now: {error}; "
                     "call refresh() later, and do not repeat it"

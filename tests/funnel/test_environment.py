@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,12 +89,16 @@ def test_what_sqlite_says_of_the_machine(code: int, expected: bool) -> None:
 
 @contextmanager
 def few_files(more: int) -> Iterator[None]:
+    """So many descriptors and no more can be opened, wherever the process has left gaps between its own."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1 + more, limits[1]))
-    try:
+    last = max(map(int, os.listdir("/proc/self/fd")))
+    with ExitStack() as stack:
+        while (filler := os.open(os.devnull, os.O_RDONLY)) < last:
+            stack.callback(os.close, filler)
+        os.close(filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + more, limits[1]))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,8 @@ def test_too_many_open_files(
                 operation(folder, index)
         except (FunnelError, OSError) as error:
             refused.append(error)
+            if "do not repeat it" in str(error) or "is complete and live" in str(error):
+                break
         else:
             break
     for found in refused:

@@ -56,7 +56,7 @@ GOLDEN = (
     '    "coarse_settings": {},\n    "coarse_width": null,\n    "document_prompt": null,\n'
     '    "documents": false,\n    "dtype": "float16",\n    "encoder": null,\n'
     '    "encoder_reopenable": false,\n    "exact_encoding": false,\n    "float16_kept": null,\n'
-    '    "kept": null,\n    "later": {\n      "a": 1\n    },\n    "memory_mb": null,\n'
+    '    "kept": null,\n    "later": {\n      "a": 1\n    },\n    "memory_mb": null,\n    "own": false,\n'
     '    "query_prompt": null,\n    "seed": 0,\n    "truncate_dim": null\n  },\n'
     '  "tombstones": [],\n  "versions": {\n    "numpy": "2.0"\n  }\n}\n'
 ).encode()
