@@ -16,13 +16,13 @@ import numpy.typing as npt
 from funnel.adaptors import Adaptor
 from funnel.budget import Budget, check_k
 from funnel.building.build import BuildOptions, build_index
+from funnel.building.compact import upgrade_index
 from funnel.building.export import Exported, export_index
 from funnel.building.info import Info, read_info
 from funnel.building.intake import build_encoder
 from funnel.building.queries import QrelsSource
 from funnel.building.tune import tune_index
 from funnel.building.updates import Updates
-from funnel.building.upgrade import upgrade_index
 from funnel.checks import checked_flag, checked_flags, checked_name
 from funnel.data.corpus import Columns, CorpusSource, open_corpus
 from funnel.data.queries import QueriesSource
@@ -180,10 +180,11 @@ class FunnelIndex(Updates):
     def upgrade(cls, path: str | os.PathLike[str], *, progress: bool = False) -> bool:
         """Rewrite the index in the folder `path` into the present format, as a new generation; whether it was older.
 
-        Nothing is encoded again. Rows that are stored adapted, by an adaptor that keeps inner products, are turned back
-        into the user's own space and written as float32; what stays as it is is not copied where the disk has hard
-        links. Columns that are damaged are written anew. Searches go on meanwhile. Raises as `open` does, where this
-        folder cannot be opened, StorageError where another process writes, NoSpaceError.
+        As `compact` rewrites it: nothing is encoded again, rows that were deleted are left out, coarse index and
+        calibration are made anew. Rows that are stored adapted, by an adaptor that keeps inner products, are turned
+        back into the user's own space and written as float32. Columns that are damaged are written anew. Searches go on
+        meanwhile. Raises as `open` does, where this folder cannot be opened, InputError where every row was deleted,
+        StorageError where another process writes, NoSpaceError.
         """
         checked_flag("progress", progress)
         return upgrade_index(path, progress)

@@ -1,13 +1,18 @@
-"""Compaction: every row that was not deleted into one new segment, with a coarse index and a calibration of its own."""
+"""Compaction: every row that was not deleted into one new segment, with a coarse index and a calibration of its own.
+
+A folder of an older format is upgraded so too: nothing is encoded again.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from msgspec import structs
 
 from funnel.building.build import calibrate_searcher, choose_coarse, written
@@ -24,18 +29,18 @@ from funnel.building.segment import (
 )
 from funnel.building.tune import recorded
 from funnel.data.documents import DocumentStore
-from funnel.engine.generation import Opened
+from funnel.engine.generation import Opened, open_generation, same_generation
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import check_finite, live_positions
 from funnel.engine.space import Space
-from funnel.errors import InputError
+from funnel.errors import InputError, StorageError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
-from funnel.storage import Settings, Transaction
+from funnel.storage import FORMAT_VERSION, IndexFolder, Settings, Transaction
 from funnel.storage.layout import DOCUMENTS
 from indexes import FamilyChoice, VectorStore
 
-__all__ = ["compact_index", "needs_compaction"]
+__all__ = ["compact_index", "needs_compaction", "upgrade_index"]
 
 CELLS_AT_A_TIME = 2_097_152  # as read from disk: 8 MB as float32
 
@@ -46,6 +51,27 @@ Live = npt.NDArray[np.bool_]
 def needs_compaction(opened: Opened) -> bool:
     """Whether there is anything to merge or to leave out."""
     return len(opened.segments) > 1 or opened.live is not None
+
+
+def upgrade_index(path: str | os.PathLike[str], progress: bool) -> bool:
+    """Commit the live rows in the present format; whether there was anything to do.
+
+    Raises what `FunnelIndex.upgrade` says; nothing is then changed.
+    """
+    folder = IndexFolder(path)
+    opened = open_generation(folder, torch.device("cpu"), "full")
+    manifest, space = opened.manifest, opened.searcher.space
+    lacking = any(segment.columns is not None and not segment.columns.stored for segment in opened.segments)
+    turned = space.adaptor.isometric and not space.own
+    if manifest.format_version == FORMAT_VERSION and not lacking and not turned:
+        return False
+    with folder.begin() as transaction:
+        if transaction.previous is None or not same_generation(transaction.previous, manifest):
+            raise StorageError(f"{folder.path} was changed while it was read; upgrade it again")
+        compact_index(transaction, opened, None, None, progress)
+    del opened  # whose lock keeps the old generation
+    folder.tidy()
+    return True
 
 
 def compact_index(
