@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +161,7 @@ def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, 
     body = manifest.body() | {"calibration": written(transaction, calibration)}
     if opened.rebuilt is not None:  # the graph that was measured is the one to keep
         prefix = f"segments/{manifest.segments[0].id}/"
-        first = replace(manifest.segments[0], id=_with_coarse(transaction, opened, prefix))
+        first = structs.replace(manifest.segments[0], id=_with_coarse(transaction, opened, prefix))
         body["segments"] = (first, *manifest.segments[1:])
         kept = [path for path in kept if not path.startswith(prefix)]
         library = opened.searcher.cascade.coarse.library()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import structs
 
 from funnel.adaptors import Adaptor
 from funnel.data.documents import DocumentStore
@@ -179,7 +180,7 @@ def open_generation(
         return before
     known = {} if before is None else before.manifest.files
     unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
-    verification = folder.verify(replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
+    verification = folder.verify(structs.replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
     if before is not None and (before.manifest.adaptor, before.manifest.settings.own) == (
         manifest.adaptor,
         manifest.settings.own,
@@ -482,7 +483,7 @@ def _coarse(
     except MissingBackendError as error:
         raise MissingPackageError(f"{folder.path} cannot be opened here: {error}") from error
     if why is None and built_with != installed:
-        why = f"{relative} was written by {built_with}, and {installed} is installed"
+        why = f"{relative} was written by {built_with or 'an unnamed library'}, and {installed} is installed"
     if why is None:
         try:
             path = store.path.parent / "coarse.faiss"

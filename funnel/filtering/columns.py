@@ -7,13 +7,12 @@ names them.
 
 from __future__ import annotations
 
-import operator
 import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,11 +20,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from funnel.data.connections import Bounded, heeding_ctrl_c, held_open, reading_file, writing_file
+from funnel.data.connections import (
+    Bounded,
+    heeding_ctrl_c,
+    held_open,
+    reading_file,
+    writing_file,
+)
 from funnel.data.documents import DocumentStore
 from funnel.errors import DamagedIndexError
 from funnel.filtering.condition import Condition, each_test
-from funnel.filtering.sql import add_like, cells, compiled
+from funnel.filtering.sql import Cells, add_like, cells, compiled
 from funnel.storage.files import REMEDY
 
 __all__ = ["FilterColumns", "Values", "merged", "write_columns"]
@@ -45,7 +50,7 @@ COLUMN = "CREATE TABLE c{} (position INTEGER PRIMARY KEY, number, text TEXT, boo
 ALL_ROWS = "c0"  # of the ids, which every document has
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Values:
     """What a column holds: how many numbers, texts, booleans and others (lists, objects), and a value as example.
 
@@ -60,49 +65,28 @@ class Values:
     numerals: int = 0
     odd: str = ""
 
-    def __add__(self, more: Values) -> Values:
-        numbers, texts, booleans, others = map(operator.add, self.counts, more.counts)
-        example, odd = self.example or more.example, self.odd or more.odd
-        return Values(numbers, texts, booleans, others, example, self.numerals + more.numerals, odd)
-
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """The numbers, texts, booleans and others."""
-        return self.number, self.text, self.boolean, self.other
-
-    def comparable(self, kind: str) -> bool:
-        """Whether literals of a kind can be: it holds such values, or only texts all of which are numbers, or empty."""
-        return bool(getattr(self, kind)) or (kind == "number" and self.numerals > 0 and not self.odd)
-
-
-class _Seen:
-    """What was seen of a column so far, and the rows of its table that are not written yet."""
-
-    def __init__(self) -> None:
-        self.counts = [0, 0, 0, 0]
-        self.example = self.odd = ""
-        self.numerals = 0
-        self.rows: list[tuple[object, ...]] = []
-
-    def add(self, position: int, value: object) -> None:
-        """Count one document's value."""
-        number, text, boolean, present = cells(value)
-        if present is None:
-            return
-        self.rows.append((position, number, text, boolean, present))
+    def add(self, value: object, kept: Cells) -> None:
+        """Count one document's value, and the cells that it is kept in."""
+        number, text, boolean, _ = kept
         if self.example in ("", "''"):  # an empty text is a poor example
             self.example = repr(value)[:EXAMPLE]
         if text is not None:
-            self.counts[1] += 1
+            self.text += 1
             self.numerals += number is not None
             if text and number is None and not self.odd:
                 self.odd = repr(text)[:EXAMPLE]
         else:
-            self.counts[0 if number is not None else 2 if boolean is not None else 3] += 1
+            kind = "number" if number is not None else "other" if boolean is None else "boolean"
+            setattr(self, kind, getattr(self, kind) + 1)
 
-    def entry(self) -> tuple[object, ...]:
-        """Its row of the catalogue, behind number and name."""
-        return (*self.counts, self.example, self.numerals, self.odd)
+    def __add__(self, more: Values) -> Values:
+        numbers, texts, booleans = self.number + more.number, self.text + more.text, self.boolean + more.boolean
+        numerals, example, odd = self.numerals + more.numerals, self.example or more.example, self.odd or more.odd
+        return Values(numbers, texts, booleans, self.other + more.other, example, numerals, odd)
+
+    def comparable(self, kind: str) -> bool:
+        """Whether literals of a kind can be: it holds such values, or only texts all of which are numbers, or empty."""
+        return bool(getattr(self, kind)) or (kind == "number" and self.numerals > 0 and not self.odd)
 
 
 def merged(catalogues: Iterable[Mapping[str, Values]]) -> dict[str, Values]:
@@ -127,28 +111,29 @@ def write_columns(documents: DocumentStore, path: Path) -> None:
 
 def _fill(connection: sqlite3.Connection, documents: DocumentStore, only: Collection[str] | None) -> None:
     """Catalogue and tables, by one pass over the documents. only: the columns to make; None: those of a file."""
-    seen: defaultdict[str, _Seen] = defaultdict(_Seen, {name: _Seen() for name in OWN_COLUMNS})
+    seen: defaultdict[str, Values] = defaultdict(Values, {name: Values() for name in OWN_COLUMNS})
     tables: dict[str, str] = {}
     connection.execute("BEGIN")
     connection.execute(CATALOGUE)
     every = enumerate(_fields(documents))
     while True:
-        block = list(islice(every, ROWS_AT_A_TIME))
+        block, rows = list(islice(every, ROWS_AT_A_TIME)), defaultdict[str, list[tuple[object, ...]]](list)
         for position, fields in block:
             for name, value in fields.items():
-                seen[name].add(position, value)
-        for number, (name, column) in enumerate(seen.items()):
+                if (kept := cells(value))[-1]:
+                    seen[name].add(value, kept)
+                    rows[name].append((position, *kept))
+        for number, name in enumerate(seen):
             if name not in tables and (number < STORED if only is None else number == 0 or name in only):
                 connection.execute(COLUMN.format(number))
                 tables[name] = f"c{number}"
             if name in tables:
-                connection.executemany(f"INSERT INTO {tables[name]} VALUES (?, ?, ?, ?, ?)", column.rows)
-            column.rows.clear()
+                connection.executemany(f"INSERT INTO {tables[name]} VALUES (?, ?, ?, ?, ?)", rows[name])
         if not block:
             break
     connection.executemany(
         "INSERT INTO catalogue VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        ((number, name, *column.entry()) for number, (name, column) in enumerate(seen.items())),
+        ((number, name, *astuple(values)) for number, (name, values) in enumerate(seen.items())),
     )
     connection.execute("COMMIT")
 
@@ -189,9 +174,8 @@ class FilterColumns:
         Columns that no document has are null.
         """
         tables = {name: f"c{number}" for number, name in enumerate(self.catalogue)}
-        statement = compiled(condition, tables, ALL_ROWS)
         with self._open({test.column for test in each_test(condition)}) as connection:
-            found = connection.execute(statement.sql, statement.parameters)
+            found = connection.execute(*compiled(condition, tables, ALL_ROWS))
             positions = np.fromiter((position for (position,) in found), dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self._documents.count():
             raise DamagedIndexError(f"{self._path} names documents that are not there; {REMEDY}")
@@ -217,9 +201,8 @@ class FilterColumns:
 def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Nothing stands in the file but our own statements: a view, trigger or generated column would be run."""
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
-    tables = {f"c{number}": COLUMN.format(number) for number in range(len(found) - 1)}
-    expected = {("table", name, name, sql) for name, sql in ({"catalogue": CATALOGUE} | tables).items()}
-    if set(found) != expected:
+    own = {"catalogue": CATALOGUE} | {f"c{number}": COLUMN.format(number) for number in range(len(found) - 1)}
+    if set(found) != {("table", name, name, sql) for name, sql in own.items()}:
         raise DamagedIndexError(f"{path} holds other tables than funnel writes; {REMEDY}")
 
 

@@ -26,47 +26,34 @@ __all__ = ["GivenIds", "SegmentRows", "check_columns"]
 class GivenIds:
     """Ids: for an index whose ids are texts and, where all are whole numbers of 64 bits, for one of whole numbers.
 
-    numbers: int64, or None where some are not, and `texts` then holds them all. kind: what they are, for messages.
-    digest: of them all.
+    ids: int64 where all are such, else texts. kind: what they are, for messages. digest: of them all.
     """
 
-    texts: frozenset[str]
-    numbers: npt.NDArray[np.int64] | None
+    ids: frozenset[str] | npt.NDArray[np.int64]
     kind: str
     digest: str
 
     @classmethod
     def read(cls, ids: Any) -> GivenIds:
         """What the user gave. Raises InputError, naming the value, for what are no ids."""
-        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.dtype != np.uint64:
-            return cls._of_numbers(ids)
-        values = identifiers(ids, "allowed_ids")
-        if not values or any(isinstance(one, str) for one in values):
-            return cls._of_texts([str(one) for one in values], "texts")
-        try:
-            return cls._of_numbers(np.array(values, dtype=np.int64))
-        except OverflowError:
-            return cls._of_texts([str(one) for one in values], "a number beyond 64 bits")
-
-    @classmethod
-    def _of_numbers(cls, numbers: npt.NDArray[Any]) -> GivenIds:
-        whole = np.ascontiguousarray(numbers, dtype=np.int64)
-        digest = "numbers:" + hashlib.sha256(whole.tobytes()).hexdigest()
-        return cls(frozenset(), whole, "whole numbers", digest)
-
-    @classmethod
-    def _of_texts(cls, values: list[str], kind: str) -> GivenIds:
-        lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
-        digest = hashlib.sha256(lengths.tobytes())
-        digest.update("".join(values).encode("utf-8", "surrogatepass"))
-        return cls(frozenset(values), None, kind, "texts:" + digest.hexdigest())
+        whole, kind = ids, "texts"
+        if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.dtype != np.uint64):
+            ids = identifiers(ids, "allowed_ids")
+            try:
+                whole = None if not ids or any(isinstance(one, str) for one in ids) else np.array(ids, dtype=np.int64)
+            except OverflowError:
+                whole, kind = None, "a number beyond 64 bits"
+        if whole is not None:
+            whole = np.ascontiguousarray(whole, dtype=np.int64)
+            return cls(whole, "whole numbers", "numbers:" + hashlib.sha256(whole.tobytes()).hexdigest())
+        texts = [str(one) for one in ids]
+        digest = hashlib.sha256(repr([len(text) for text in texts]).encode())
+        digest.update("".join(texts).encode("utf-8", "surrogatepass"))
+        return cls(frozenset(texts), kind, "texts:" + digest.hexdigest())
 
     def as_texts(self) -> frozenset[str]:
         """The ids as an index of documents keeps them: whole numbers are texts there."""
-        return self.texts if self.numbers is None else frozenset(map(str, self.numbers.tolist()))
-
-    def __len__(self) -> int:
-        return len(self.texts) if self.numbers is None else len(self.numbers)
+        return self.ids if isinstance(self.ids, frozenset) else frozenset(map(str, self.ids.tolist()))
 
 
 Mask = npt.NDArray[np.bool_]
@@ -108,16 +95,16 @@ class SegmentRows:
         Whole numbers are the texts of the same digits where ids are texts, as documents given with them have. Raises
         InputError for texts where ids are whole numbers.
         """
-        if not len(given):
+        if not len(given.ids):
             return np.zeros(len(self), dtype=np.bool_)
         if self._ids.text:
             return self._stored(self._positions_of(given.as_texts()))
         every = self._ids.at(np.arange(len(self), dtype=np.int64))
-        if given.numbers is None:
+        if isinstance(given.ids, frozenset):
             raise InputError(
                 f"allowed_ids holds {given.kind}; the ids of this index are whole numbers, such as {every[0]}"
             )
-        return self._stored(np.flatnonzero(np.isin(every, given.numbers)))
+        return self._stored(np.flatnonzero(np.isin(every, given.ids)))
 
     def _positions_of(self, texts: frozenset[str]) -> npt.NDArray[np.int64]:
         if self._documents is not None and len(texts) <= LOOKED_UP:
@@ -143,7 +130,7 @@ def check_columns(where: str, condition: Condition, columns: Mapping[str, Values
         if test.column not in columns:
             raise fault(where, test.start, f"there is no column {test.column!r}; {_known(test.column, columns)}")
         values = columns[test.column]
-        if test.kind is not None and any(values.counts) and not values.comparable(test.kind):
+        if test.kind is not None and values != Values() and not values.comparable(test.kind):
             raise fault(where, test.start, f"column {test.column!r} holds {_misfit(values, test.kind)}")
 
 

@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
-from funnel.errors import InputError
 from funnel.filtering.condition import LARGEST_INT, ColumnTest, Condition, Joined, Literal, Not, each_test
 
 __all__ = ["KINDS", "NAME", "add_like", "cells", "compiled", "written_number"]
 
 NAME = "like_with_zeros"
-# SQLite ignores the case of A to Z alone.
-_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def add_like(connection: sqlite3.Connection) -> None:
@@ -31,37 +29,21 @@ def add_like(connection: sqlite3.Connection) -> None:
 
 
 def _matches_like(text: str | None, pattern: str, escape: str | None) -> bool | None:
-    return None if text is None else _matches(text.translate(_LOWER), _signs(pattern, escape))
+    return None if text is None else _expression(pattern, escape).fullmatch(text) is not None
 
 
-def _signs(pattern: str, escape: str | None) -> list[str]:
-    """A pattern's signs: "%" and "_" as they are, a character to be found as two of it."""
-    signs, plain = [], False
-    for one in pattern:
-        if one == escape and not plain:
-            plain = True
+@lru_cache(maxsize=16)
+def _expression(pattern: str, escape: str | None) -> re.Pattern[str]:
+    """What a pattern matches; where a part was found it is not looked for again: few steps, whatever the text is."""
+    parts = [""]
+    for plain, sign in re.findall(rf"{'(?!)' if escape is None else re.escape(escape)}(.?)|(.)", pattern, re.DOTALL):
+        if sign == "%":
+            parts.append("")
         else:
-            signs.append(one if one in "%_" and not plain else 2 * one.translate(_LOWER))
-            plain = False
-    return signs
-
-
-def _matches(text: str, signs: list[str]) -> bool:
-    """Whether all of the text fits, in steps of at most len(text) x len(signs)."""
-    at = sign = 0
-    star, begun = -1, 0
-    while at < len(text):
-        if sign < len(signs) and signs[sign] == "%":
-            star, begun = sign, at
-            sign += 1
-        elif sign < len(signs) and signs[sign] in ("_", 2 * text[at]):
-            at, sign = at + 1, sign + 1
-        elif star >= 0:
-            begun += 1
-            at, sign = begun, star + 1
-        else:
-            return False
-    return all(one == "%" for one in signs[sign:])
+            parts[-1] += "." if sign == "_" else re.escape(plain or sign)
+    between = "".join(f"(?>.*?{part})" for part in parts[1:-1])
+    whole = f"{parts[0]}{between}.*{parts[-1]}" if len(parts) > 1 else parts[0]
+    return re.compile(whole, re.DOTALL | re.IGNORECASE | re.ASCII)  # SQLite ignores the case of A to Z alone
 
 
 Cells: TypeAlias = tuple[int | float | None, str | None, int | None, int | None]
@@ -79,8 +61,11 @@ def cells(value: object) -> Cells:
         return MISSING
     if isinstance(value, bool):
         return None, None, int(value), 1
-    if isinstance(value, int | float):
-        return _number(value), None, None, 1
+    if isinstance(value, int | float):  # as a float where SQLite's integers do not hold it
+        held = isinstance(value, float) or abs(value) <= LARGEST_INT
+        infinite = math.inf if value > 0 else -math.inf
+        number = value if held else float(value) if abs(value) <= sys.float_info.max else infinite
+        return number, None, None, 1
     text = value if isinstance(value, str) else None
     return None if text is None else written_number(text), text, None, 1
 
@@ -98,32 +83,12 @@ def written_number(text: str) -> int | float | None:
     return whole if abs(whole := int(text)) <= LARGEST_INT else None
 
 
-def _number(value: int | float) -> int | float:
-    """A number; a whole one as a float where SQLite's integers do not hold it."""
-    if isinstance(value, float) or abs(value) <= LARGEST_INT:
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
 KINDS = ("number", "text", "boolean")
 MOST_JOINED = 64  # tables: SQLite's limit, which no setting raises; more columns are looked up row by row
-MOST_PATTERN_BYTES = 50_000  # SQLite's default limit
-ZERO = "\0"  # where SQLite's LIKE stops reading
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """SQL that selects positions, and what is bound to its question marks."""
-
-    sql: str
-    parameters: tuple[Literal, ...]
-
-
-def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> Statement:
-    """The statement for a condition.
+def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> tuple[str, list[Literal]]:
+    """SQL that selects the positions for which a condition holds, and what is bound to its question marks.
 
     tables: column -> table; a column without one is null in every row. every: a table with all positions.
     """
@@ -141,7 +106,7 @@ def compiled(condition: Condition, tables: Mapping[str, str], every: str) -> Sta
     joins += [f" LEFT JOIN {other} ON {other}.position = {first}.position" for other in sorted(used - needed - {first})]
     parameters: list[Literal] = []
     where = _sql(condition, cells, parameters)
-    return Statement(f"SELECT {first}.position FROM {first}{''.join(joins)} WHERE {where}", tuple(parameters))
+    return f"SELECT {first}.position FROM {first}{''.join(joins)} WHERE {where}", parameters
 
 
 def _needed(condition: Condition) -> set[str]:
@@ -180,13 +145,8 @@ def _test(test: ColumnTest, table: str, parameters: list[Literal]) -> str:
 
 
 def _like(test: ColumnTest, cell: str, parameters: list[Literal]) -> str:
-    pattern, *escape = map(str, test.values)
-    if len(pattern.encode()) > MOST_PATTERN_BYTES:
-        raise InputError(f"a LIKE pattern has {len(pattern):,} characters; give at most {MOST_PATTERN_BYTES:,} bytes")
-    found = f"{NAME}({cell}, ?, {'?' if escape else 'NULL'})"
-    parameters += [pattern, *escape]
-    if ZERO not in pattern:
-        parameters += [pattern, *escape]
-        like = f"{cell} LIKE ?{' ESCAPE ?' if escape else ''}"
-        found = f"CASE WHEN instr({cell}, char(0)) THEN {found} ELSE {like} END"
-    return f"NOT {found}" if test.negated else found
+    """SQLite's own LIKE, which stops at a zero character, where the text has none; patterns have none."""
+    escaped = len(test.values) > 1
+    parameters += [*test.values, *test.values]
+    own, other = f"{NAME}({cell}, ?, {'?' if escaped else 'NULL'})", f"{cell} LIKE ?{' ESCAPE ?' if escaped else ''}"
+    return f"{'NOT ' if test.negated else ''}CASE WHEN instr({cell}, char(0)) THEN {own} ELSE {other} END"

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -34,18 +33,18 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     size: Annotated[int, msgspec.Meta(ge=0, le=BOUNDS.file_bytes)] = msgspec.field(name="bytes")
     blocks: BlockHashes | None = None
 
-    def document(self) -> Any:
-        """The entry as it stands in the manifest."""
-        return msgspec.to_builtins(self)
+    def __post_init__(self) -> None:
+        """Raises ValueError unless there is a hash for each block."""
+        expected = -(-self.size // self.blocks.block_bytes) if self.blocks else 0
+        if self.blocks and len(self.blocks.sha256) != expected:
+            raise ValueError(f"{len(self.blocks.sha256)} block hashes, expected {expected} for {self.size:,} bytes")
 
 
-@dataclass(frozen=True)
-class PartEntry:
+class PartEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A segment or a set of tombstones.
 
     exact: of a segment without a coarse index, all of whose rows are compared. documents, columns: the parts of its
-    documents and of their metadata; None: there are none, or documents lie in the segment, as up to format 2. unknown:
-    keys of other versions, left as they are.
+    documents and of their metadata; None: there are none, or documents lie in the segment, as up to format 2.
     """
 
     id: Identifier
@@ -53,12 +52,6 @@ class PartEntry:
     exact: bool = False
     documents: Identifier | None = None
     columns: Identifier | None = None
-    unknown: Mapping[str, object] = field(default_factory=dict)
-
-    def document(self) -> dict[str, object]:
-        """The entry as it stands in the manifest."""
-        told = {key: one for key in _PART_KEYS if (one := getattr(self, key))}
-        return {**self.unknown, **told, "rows": self.rows}
 
     @property
     def beside(self) -> dict[str, str]:
@@ -67,11 +60,10 @@ class PartEntry:
         return {kind: one for kind, one in named.items() if one is not None}
 
 
-_PART_KEYS = ("id", "rows", "exact", "documents", "columns")
+Parts = Annotated[tuple[PartEntry, ...], msgspec.Meta(max_length=BOUNDS.parts)]
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One generation: everything that makes up one state of an index.
 
     `d` is the full width, `ladder` the rising prefix widths, `counts` named row counts, `files` every file
@@ -84,13 +76,13 @@ class Manifest:
     d: Width
     ladder: Annotated[tuple[Width, ...], msgspec.Meta(min_length=1, max_length=BOUNDS.widths)]
     counts: Mapping[str, Rows]
-    segments: tuple[PartEntry, ...]
-    tombstones: tuple[PartEntry, ...]
+    segments: Parts
+    tombstones: Parts
     adaptor: Identifier | None
     calibration: Identifier | None
     settings: Settings
-    files: Mapping[str, FileEntry]
-    format_version: int = FORMAT_VERSION
+    files: Annotated[dict[str, FileEntry], msgspec.Meta(max_length=BOUNDS.files)]
+    format_version: Annotated[int, msgspec.Meta(ge=1)]
 
     @property
     def coarse_width(self) -> int:
@@ -130,7 +122,7 @@ def _owner(path: str) -> tuple[str, str]:
     return folder.kind, identifier
 
 
-_TYPES = get_type_hints(Manifest, include_extras=True)
+_NAMED = {"versions": str, "counts": Rows, "files": FileEntry}  # what stands there under each name
 
 
 def encode(document: Mapping[str, object]) -> bytes:
@@ -151,94 +143,41 @@ def parse(data: bytes) -> Manifest:
     Raises FormatVersionError for a newer format, InputError saying what is wrong otherwise.
     """
     document = _load(data)
-    version: int = converted(document.get("format_version"), Annotated[int, msgspec.Meta(ge=1)], "format_version")
-    if version > FORMAT_VERSION:
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise FormatVersionError(
             f"the index has format version {version}, this funnel reads up to {FORMAT_VERSION}: upgrade with "
             "'pip install --upgrade funnel-retrieval'"
         )
-    if document.keys() != _TYPES.keys():
-        odd = ", ".join(sorted(document.keys() ^ _TYPES.keys()))
-        raise InputError(f"the manifest has missing or unknown keys ({odd}); free values go in 'settings'")
-    own: dict[str, Any] = {
-        "versions": _each(document["versions"], str, "versions"),
-        "counts": _each(document["counts"], Rows, "counts"),
-        "segments": _parts(document["segments"], "segments"),
-        "tombstones": _parts(document["tombstones"], "tombstones"),
-        "settings": Settings.read(_mapping(document["settings"], "settings")),
-        "files": _files(document["files"]),
-    }
-    plain: dict[str, Any] = {key: converted(document[key], kind, key) for key, kind in _TYPES.items() if key not in own}
-    manifest = Manifest(**plain, **own)
+    for key, kind in _NAMED.items() if isinstance(document, dict) else ():
+        if isinstance(document.get(key), dict):
+            for name, one in document[key].items():  # one by one, so that an error has the name
+                converted(one, kind, f"{key}.{name}")
+    manifest: Manifest = converted(document, Manifest)
     _check_references(manifest)
     return manifest
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, PartEntry | Settings | FileEntry):
-        return value.document()
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value, enc_hook=_plain)
     raise TypeError(f"{type(value).__name__} {value!r} is not plain; give numbers, text, lists or dicts")
 
 
-def _load(data: bytes) -> dict[str, object]:
+def _load(data: bytes) -> Any:
     try:
-        document = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        json.dumps(document, ensure_ascii=False).encode()  # no half of a surrogate pair, which nothing else takes
+        msgspec.json.decode(data)  # refuses NaN, and halves of surrogate pairs, which nothing else takes
+        return json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the manifest is not valid JSON: {error}") from error
-    return _mapping(document, "the manifest")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _mapping(value: object, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = converted(value, dict[str, Any], name)
-    return found
-
-
-def _each(value: object, kind: Any, name: str) -> dict[str, Any]:
-    return {key: converted(one, kind, f"{name}.{key}") for key, one in _mapping(value, name).items()}
-
-
-def _parts(value: object, name: str) -> tuple[PartEntry, ...]:
-    listed = Annotated[list[dict[str, Any]], msgspec.Meta(max_length=BOUNDS.parts)]
-    parts: list[PartEntry] = []
-    for place, entry in enumerate(converted(value, listed, name)):
-        known = {key: entry.pop(key) for key in _PART_KEYS if key in entry}
-        part: PartEntry = converted(known, PartEntry, f"{name}[{place}]")
-        parts.append(replace(part, unknown=entry))
-    if len({part.id for part in parts}) != len(parts):
-        raise InputError(f"{name} names one id twice")
-    return tuple(parts)
-
-
-def _files(value: object) -> dict[str, FileEntry]:
-    files = _mapping(value, "files")
-    if len(files) > BOUNDS.files:
-        raise InputError(f"files has {len(files):,} entries, expected at most {BOUNDS.files:,}")
-    found: dict[str, FileEntry] = {}
-    for path, given in files.items():
-        try:
-            split_path(path)
-        except ValueError as error:
-            raise InputError(f"a file has an unsafe or unknown path: {error}") from error
-        entry: FileEntry = converted(given, FileEntry, f"{path}: ")
-        expected = -(-entry.size // entry.blocks.block_bytes) if entry.blocks else 0
-        if entry.blocks and len(entry.blocks.sha256) != expected:
-            said = f"{len(entry.blocks.sha256)} block hashes, expected {expected} for {entry.size:,} bytes"
-            raise InputError(f"{path}: {said}")
-        found[path] = entry
     return found
 
 
@@ -252,8 +191,14 @@ def _check_references(manifest: Manifest) -> None:
             f"settings.coarse_width is {manifest.settings.coarse_width}, expected one of {sorted(known)}; "
             "restore the file"
         )
+    for name, parts in (("segments", manifest.segments), ("tombstones", manifest.tombstones)):
+        if len({part.id for part in parts}) != len(parts):
+            raise InputError(f"{name} names one id twice")
     named = manifest.parts(manifest.segments) | {("tombstones", part.id) for part in manifest.tombstones}
-    present = set(map(_owner, manifest.files))
+    try:
+        present = set(map(_owner, manifest.files))
+    except ValueError as error:
+        raise InputError(f"a file has an unsafe or unknown path: {error}") from error
     for kind, identifier in sorted(present - named):
         raise InputError(f"files of {kind} {identifier} are listed, but the manifest does not name that part")
     for kind, identifier in sorted(named):

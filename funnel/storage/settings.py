@@ -40,7 +40,7 @@ class Settings(msgspec.Struct, kw_only=True):
     coarse_width: None: the first of the ladder. coarse_asked: whether the coarse index or the widths were asked for at
     build. coarse_library: which wrote the coarse index, and its version. query_prompt, document_prompt: None where
     there is no encoder, or the index is of before prompts were kept. own: whether rows are stored as they were given,
-    and not adapted. unknown: keys of other versions, left as they are.
+    and not adapted. Keys of other versions are passed over.
     """
 
     coarse: Name
@@ -62,28 +62,9 @@ class Settings(msgspec.Struct, kw_only=True):
     coarse_asked: bool | None = None
     coarse_library: Name | None = None
     own: bool = False
-    unknown: dict[str, Any] = {}
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Settings:
-        """As they stand in a manifest. Raises InputError naming the key, the value and what was expected."""
-        known = {key: value for key, value in document.items() if key in _KEYS}
-        if "faiss" in document:  # of the first indexes, in place of coarse_library
-            known.setdefault("coarse_library", f"faiss {document['faiss']}")
-        settings: Settings = converted(known, cls, "settings")
-        settings.unknown = {key: value for key, value in document.items() if key not in (*_KEYS, "faiss")}
-        return settings
-
-    def document(self) -> dict[str, Any]:
-        """As they stand in a manifest."""
-        known = {key: getattr(self, key) for key in _KEYS}
-        return {**self.unknown, **known, "adaptor": msgspec.structs.asdict(self.adaptor)}
 
 
-_KEYS = frozenset(Settings.__struct_fields__) - {"unknown"}
-
-
-def converted(value: Any, kind: Any, name: str) -> Any:
+def converted(value: Any, kind: Any, name: str = "") -> Any:
     """A value of JSON as a type. Raises InputError naming the place, what stands there and what was expected."""
     try:
         return msgspec.convert(value, kind)
@@ -92,7 +73,8 @@ def converted(value: Any, kind: Any, name: str) -> Any:
         for key, number in re.findall(r"\.(\w+)|\[(\d+)\]", place):
             inner = isinstance(value, Mapping | list) and (key in value if key else True)
             value = value[key or int(number)] if inner else value
-        raise InputError(f"{name}{place.rstrip('`')} is {_short(value)}: {said}; restore the file") from None
+        where = f"{name}{place.rstrip('`')}".removeprefix(".") or "the manifest"
+        raise InputError(f"{where} is {_short(value)}: {said}; restore the file") from None
 
 
 def _short(value: object) -> str:

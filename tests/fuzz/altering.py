@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from funnel.planning.calibration import write_arrays
@@ -140,7 +141,7 @@ def _seal(root: Path, manifest: Any, random: Random) -> None:
             if name.endswith("adaptor.json"):
                 _seal_adaptor(root / name)
             if isinstance(files[name], dict) and (root / name).is_file():
-                entry = hash_file(root / name, "blocks" in files[name]).document()
+                entry = msgspec.to_builtins(hash_file(root / name, "blocks" in files[name]))
                 files[name].update({key: value for key, value in entry.items() if key in files[name]})
     try:
         data = json.dumps(manifest, sort_keys=True, indent=2).encode()

@@ -59,11 +59,11 @@ def test_what_is_written_is_read_again(condition: Condition) -> None:
 @given(conditions)
 def test_no_literal_and_no_name_stands_in_the_sql(condition: Condition) -> None:
     tables = {name: f"c{number}" for number, name in enumerate(NAMES)}
-    statement = compiled(condition, tables, "every")
-    assert not set(statement.sql) & set("'\"%;-é\n")
-    assert statement.sql.count("?") == len(statement.parameters)
-    said = [str(value) for value in statement.parameters if isinstance(value, str) and len(value) > 1]
-    assert not any(text in statement.sql for text in said if text.strip("abAB "))
+    sql, parameters = compiled(condition, tables, "every")
+    assert not set(sql) & set("'\"%;-é\n")
+    assert sql.count("?") == len(parameters)
+    said = [str(value) for value in parameters if isinstance(value, str) and len(value) > 1]
+    assert not any(text in sql for text in said if text.strip("abAB "))
 
 
 @given(st.text(max_size=30))
@@ -72,10 +72,10 @@ def test_any_text_is_read_or_refused_in_one_way(where: str) -> None:
         condition = parse(where)
     except InputError:
         return
-    statement = compiled(condition, {test.column: "c0" for test in each_test(condition)}, "c0")
+    sql, parameters = compiled(condition, {test.column: "c0" for test in each_test(condition)}, "c0")
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE c0 (position, number, text, boolean, present)")
-    assert connection.execute(statement.sql, statement.parameters).fetchall() == []
+    assert connection.execute(sql, parameters).fetchall() == []
     connection.close()
 
 
@@ -150,6 +150,6 @@ def test_the_longest_conditions_run_in_sqlite() -> None:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE c0 (position, number, text, boolean, present)")
     for where in wheres:
-        statement = compiled(parse(where), {"year": "c0"}, "c0")
-        assert connection.execute(statement.sql, statement.parameters).fetchall() == []
+        sql, parameters = compiled(parse(where), {"year": "c0"}, "c0")
+        assert connection.execute(sql, parameters).fetchall() == []
     connection.close()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ def sign_again(folder: Path) -> None:
             of, _, name = split_path(path)
             form = of.file(name)
             assert form is not None
-            document["files"][path] = hash_file(folder / path, form.blocks).document()
+            document["files"][path] = msgspec.to_builtins(hash_file(folder / path, form.blocks))
 
     rewrite_manifest(folder, change)
 
