@@ -5,11 +5,7 @@ left, and only these are sorted. What may be lost are rows that share a bin with
 2206.14286 (one of each bin); Samaga et al. 2025, arXiv 2506.04165 (several).
 """
 
-from __future__ import annotations
-
 import torch
-
-__all__ = ["BinnedTop", "ExactTop", "rows_of_a_bin"]
 
 
 def rows_of_a_bin(rows: int, bins: int) -> int:

@@ -1,7 +1,5 @@
 """Rows kept as float16 tensors on a device: what the families that scan them share."""
 
-from __future__ import annotations
-
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,8 +15,6 @@ from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed
 from indexes.errors import CoarseIndexError
 from indexes.forks import free_in_children
 from indexes.mapping import npy_header
-
-__all__ = ["DeviceRows"]
 
 # Longest shortlist: FAISS's GPU top-k ends at 2,048, and reranking more than half of that costs more than it finds.
 LONGEST_SHORTLIST = 1_024

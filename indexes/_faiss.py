@@ -1,7 +1,5 @@
 """FAISS behind the contract: the one place that imports it, and what its families share."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import importlib
@@ -20,8 +18,6 @@ from typing_extensions import override
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.forks import free_in_children
-
-__all__ = ["FaissIndex", "load_faiss", "use_one_thread"]
 
 # FAISS scans a flat batch with BLAS from nq * d >= this value. Its own 128,000 (since 1.14.2) leaves a batch
 # of 256 at 64 dimensions on the slow path: 5 times slower, measured on 2 threads.

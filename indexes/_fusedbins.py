@@ -3,8 +3,6 @@
 Apart, the products of 1,024 queries and 10 million prefixes are 20 GB, written once and read once; here they are none.
 """
 
-from __future__ import annotations
-
 import importlib
 import time
 import warnings
@@ -13,8 +11,6 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
-
-__all__ = ["FusedBins", "fused_bins", "quicker"]
 
 # Of one program: products [64, 128] and what is kept of them take 96 registers of each of 256 threads.
 QUERIES_A_PROGRAM, FEWEST_QUERIES, BINS_A_PROGRAM = 64, 16, 128

@@ -1,7 +1,5 @@
 """Where the vectors lie when searches run on a device: on it as stored, on it as int8 codes, or in host memory."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 
@@ -9,8 +7,6 @@ import torch
 
 from indexes.base import Float32Array
 from indexes.errors import CoarseIndexError
-
-__all__ = ["PLACEMENTS", "Codes", "check_placement", "code_bytes", "fitting", "free_bytes", "pinned", "settled"]
 
 # mapped: the file itself, on the CPU. device: as stored, on the device. int8: codes on the device for the stages below
 # full width, the stored rows in pinned host memory for the last one. host: only that.

@@ -13,8 +13,6 @@ and Stability of Numerical Algorithms, 2nd ed., section 3.1), hence by gamma_n |
 float64, whose own error a margin covers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -24,18 +22,6 @@ import numpy.typing as npt
 import torch
 
 from indexes.base import Float32Array
-
-__all__ = [
-    "Float32Codes",
-    "Int8Codes",
-    "PrefixCodes",
-    "QueryCodes",
-    "RowCodes",
-    "gamma",
-    "int8_products_are_exact",
-    "norms_of",
-    "tail_norms",
-]
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -18,8 +18,6 @@ from indexes.base import Float32Array, Int64Array
 from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
-__all__ = ["BLOCK_ROWS", "TILE_QUERIES", "KeptCodes", "RowSource", "Survivors", "reader", "survivors"]
-
 # Rows coded at a time, and queries they are multiplied with: codes and products stay in a core's 1 MB of cache.
 BLOCK_ROWS = 2_048
 TILE_QUERIES = 128

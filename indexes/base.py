@@ -14,20 +14,6 @@ import torch
 
 from indexes.errors import CoarseIndexError, MissingBackendError
 
-__all__ = [
-    "Allowed",
-    "CoarseIndex",
-    "Float32Array",
-    "Int64Array",
-    "allowed_mask",
-    "check_prefixes",
-    "check_sample",
-    "families",
-    "family",
-    "only_allowed",
-    "rising",
-]
-
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]

@@ -1,14 +1,10 @@
 """FAISS's flat index at its best, to measure everything else against."""
 
-from __future__ import annotations
-
 import timeit
 
 from indexes._faiss import load_faiss
 from indexes.base import Float32Array, Int64Array
 from indexes.vectors import VectorStore
-
-__all__ = ["FlatBaseline"]
 
 ROWS_AT_A_TIME = 65_536
 # FAISS compares n_queries x d with this to choose between BLAS and its own kernels; which is faster depends on the

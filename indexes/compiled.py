@@ -4,8 +4,6 @@ Imported where numba is installed, and only then. What was compiled is kept besi
 things for the user; where neither can be written to, each process compiles for itself.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +13,6 @@ from llvmlite import binding, ir
 from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
-__all__ = ["dots", "rerank"]
 
 # Rows whose cache lines are asked for before they are needed: with one row ahead 4 to 7 GB a second were read at 384 to
 # 1,536 dims of float16, with four 10 to 11, with more no more.

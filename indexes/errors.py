@@ -3,8 +3,6 @@
 They stand beside `funnel.errors`, because `indexes` does not know `funnel`.
 """
 
-__all__ = ["CoarseIndexError", "MissingBackendError"]
-
 
 class CoarseIndexError(ValueError):
     """A coarse index or a vector file cannot do what was asked: the message says what and why."""

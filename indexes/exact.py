@@ -1,7 +1,5 @@
 """Flat search: exact inner products of full-width rows, the truth that everything else is measured against."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,8 +8,6 @@ from indexes._bins import ExactTop
 from indexes._faiss import load_faiss
 from indexes.base import Float32Array, Int64Array
 from indexes.vectors import VectorStore
-
-__all__ = ["RunningTop", "exact_search"]
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -1,7 +1,5 @@
 """Flat search over the prefix in float32: exact, and the quickest choice for small sets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,8 +7,6 @@ from typing_extensions import override
 
 from indexes._faiss import FaissIndex
 from indexes.base import Float32Array
-
-__all__ = ["FlatIndex"]
 
 FLOAT32_BYTES = 4
 

@@ -1,14 +1,10 @@
 """What a forked child must not inherit: locks that another thread held, and OpenMP pools whose threads are gone."""
 
-from __future__ import annotations
-
 import sys
 from threading import Lock, RLock
 from typing import Any, TypeVar
 
 from indexes.system import Living, at_fork
-
-__all__ = ["free_in_children"]
 
 AnyLock = TypeVar("AnyLock", bound=Any)
 

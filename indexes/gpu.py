@@ -5,8 +5,6 @@ drops it too), so none of these is handed one: flat search filters with a mask o
 same index in host memory, which honours it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +22,6 @@ from indexes.base import LARGEST_DEGREE, Allowed, CoarseIndex, Float32Array, Int
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.forks import free_in_children
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
-
-__all__ = ["CagraIndex", "FaissGpuFlatIndex", "FaissGpuIvfIndex"]
 
 # itopk_size, the length of CAGRA's list of candidates: a multiple of 32, and at most 512 in one thread block.
 CAGRA_EFFORTS = (32, 64, 96, 128, 192, 256, 384, 512)

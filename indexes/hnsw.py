@@ -3,8 +3,6 @@
 Malkov & Yashunin 2016, arXiv 1603.09320; faiss.IndexHNSWSQ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +13,6 @@ import torch
 from indexes._faiss import FaissIndex
 from indexes.base import LARGEST_DEGREE, LARGEST_EF_CONSTRUCTION, Float32Array, Int64Array, rising
 from indexes.errors import CoarseIndexError
-
-__all__ = ["HnswFloat16Index", "HnswSq8Index"]
 
 # ef_search values worth calibrating: step by step up to the end of each range. 7 % apart where budgets are usually met
 # (half-octaves overshoot the recall asked for by up to .03 there), further apart where each costs seconds to run.

@@ -1,7 +1,5 @@
 """Inverted files over the prefix: rows are kept in cells, and the cells nearest to the query are scanned."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,8 +11,6 @@ import numpy as np
 from indexes._faiss import FaissIndex
 from indexes.base import Float32Array, rising
 from indexes.errors import CoarseIndexError
-
-__all__ = ["IvfPqIndex", "IvfSq8Index", "cells"]
 
 # Cells: 4 * sqrt(n), FAISS's own rule of thumb (wiki, "Guidelines to choose an index"), between 1 and 16,384.
 CELLS_PER_ROOT = 4

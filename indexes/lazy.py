@@ -1,12 +1,8 @@
 """Names of a package that are loaded with the first use of each (PEP 562)."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
-
-__all__ = ["loaded_on_first_use"]
 
 
 def loaded_on_first_use(

@@ -1,7 +1,5 @@
 """Files mapped into memory, as arrays that torch takes; and the one reader of .npy headers."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import tokenize
@@ -11,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from indexes.system import heed_data_limit
-
-__all__ = ["map_file", "npy_header"]
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # Out of numpy's header parser, which evaluates the header as a Python literal of at most 10,000 characters.

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
 
-__all__ = ["ClusterTree", "stored_order"]
-
 BRANCH = 16  # children a node: four levels order 65,536 leaves
 CLUSTERING_ROUNDS = 4  # the order needs no more: later rounds move few rows
 CLUSTERING_ROWS_PER_CHILD = 256  # FAISS's default for k-means

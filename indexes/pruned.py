@@ -33,8 +33,6 @@ from indexes.exact import RunningTop, exact_search
 from indexes.forks import free_in_children
 from indexes.vectors import VectorStore
 
-__all__ = ["Projected", "PrunedSearch", "Pruning"]
-
 Blocks: TypeAlias = Sequence[range]
 Spread: TypeAlias = Callable[[Callable[[Blocks], None], Sequence[Blocks]], None]
 Tau: TypeAlias = npt.NDArray[np.float64]

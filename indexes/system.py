@@ -4,8 +4,6 @@ The only place that asks which system it is. What merely saves time or memory is
 locks on files here: `funnel.storage.locks` says what that means.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import io
@@ -25,28 +23,6 @@ from typing import IO, Any, Literal
 if sys.platform != "win32":
     import fcntl
     import resource
-
-__all__ = [
-    "PLAIN_FILE",
-    "Descriptor",
-    "Living",
-    "advise",
-    "at_fork",
-    "claim",
-    "data_limited",
-    "flush",
-    "free_bytes",
-    "heed_data_limit",
-    "lock",
-    "machine_bytes",
-    "path_of",
-    "processor",
-    "read_at",
-    "release_freed",
-    "temporary_file",
-    "unlock",
-    "usable_cores",
-]
 
 # Flags for opening what ought to be a plain file: not through a link, and without waiting where it is a pipe.
 if sys.platform == "win32":

@@ -1,7 +1,5 @@
 """A coarse index of torch alone: every prefix is compared, and the top-k runs in two stages, bins first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -10,8 +8,6 @@ import torch
 from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import LONGEST_SHORTLIST, DeviceRows
 from indexes._fusedbins import FusedBins, fused_bins, quicker
-
-__all__ = ["TorchBinsIndex"]
 
 # With 131,072 bins a shortlist of 1,024 keeps .996 of its rows in the mean (arXiv 2506.04165), one of 100 keeps .9996.
 MOST_BINS = 131_072

@@ -21,8 +21,6 @@ from indexes.errors import CoarseIndexError
 from indexes.mapping import map_file, npy_header
 from indexes.system import advise, claim, machine_bytes
 
-__all__ = ["VectorStore", "VectorWriter"]
-
 # Half the bytes of float32 for at most 2e-4 in a cosine, and the default; both are read without conversion.
 STORED_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 # Matrices up to here are held as float32 once they were searched in full: converting them anew would take most of the

@@ -46,8 +46,6 @@ except ImportError as error:
         f"funnel.integrations.beir needs beir ({error}); install it with: pip install 'funnel-retrieval[beir]'"
     ) from error
 
-__all__ = ["FunnelSearch"]
-
 logger = logging.getLogger(__name__)
 
 Results: TypeAlias = dict[str, dict[str, float]]

@@ -13,8 +13,6 @@ from funnel.errors import InputError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["adapted"]
-
 
 def adapted(model: SentenceTransformer, adaptor: Adaptor, *, portable: bool = False) -> SentenceTransformer:
     """A model whose embeddings are adapted, so that `truncate_dim` takes adapted prefixes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -36,7 +36,6 @@ from funnel.reports.plots import (
     by_step,
     by_width,
     heading,
-    legend,
     new_figure,
     save_figure,
 )
@@ -151,8 +150,7 @@ class SetFigures:
 
 def ways_of(documents: NDArray[np.float32], adaptor: Adaptor) -> dict[str, Adaptor]:
     """The ways to a prefix that a report compares: truncation, PCA of these documents, and the adaptor."""
-    dim = documents.shape[1]
-    return {"truncation": Identity(dim), "pca": PCA.fit(documents), "adaptor": adaptor}
+    return {"truncation": Identity(documents.shape[1]), "pca": PCA.fit(documents), "adaptor": adaptor}
 
 
 def measure(
@@ -284,7 +282,8 @@ FIGURE_NOTES = {
 # Keys of a step's record that are not losses.
 STEP_KEYS = ("step", "phase", "epoch")
 WIDTH_IN_INCHES, ROW_IN_INCHES, HEAD_IN_INCHES = 12.0, 3.4, 1.2
-CurveFigures = Mapping[str, Mapping[int, float]]
+ByWay = Mapping[str, Mapping[int, float]]
+"""By way or kind, by width."""
 
 
 def show_training(choice: AdaptorChoice, folder: Path) -> str:
@@ -302,10 +301,14 @@ def show_training(choice: AdaptorChoice, folder: Path) -> str:
     except (MissingPackageError, InputError) as error:
         said = [str(error)]
     figures = _held_out(choice)
+    rows, columns = _table_of(figures, f"held-out {choice.figure}") if figures else ([], [])
+    for row, found in zip(rows, figures.values(), strict=True):
+        row |= {"mean": sum(found.values()) / len(found), "kept": "kept" * (row["way"] == choice.adaptor.kind)}
+    columns += [Column("mean", "mean", ".4f"), Column("kept", "", left=True)]
     files = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
     parts = [
         [choice.why],
-        [_table(figures, choice), *FIGURE_NOTES.get(choice.figure, [])] if figures else [],
+        [text_table(rows, columns), *FIGURE_NOTES.get(choice.figure, [])] if rows else [],
         [line for log in choice.logs.values() for line in _course(log)],
         [f"written to {folder}/: {files}", *said],
     ]
@@ -326,32 +329,24 @@ def training_plot(choice: AdaptorChoice, path: Path) -> None:
         len(logs), 3, left=0.05, right=0.985, top=1 - 1.1 / height, bottom=0.55 / height, wspace=0.18, hspace=0.42
     )
     for row, log in enumerate(logs):
-        phases: dict[str, int] = {}  # the first step of each
-        for step in log.steps:
-            phases.setdefault(step["phase"], step["step"])
-        names = dict.fromkeys(name for step in log.steps for name in step if name not in STEP_KEYS)
+        first = {step["phase"]: step["step"] for step in reversed(log.steps)}
         losses = [
             Curve(name, {step["step"]: step[name] for step in log.steps if name in step}, LOSS_COLOURS.get(name, TEXT))
-            for name in names
+            for name in dict.fromkeys(name for step in log.steps for name in step if name not in STEP_KEYS)
         ]
-        left, right = (figure.add_subplot(grid[row, column]) for column in (0, 1))
-        by_step(left, f"{log.kind}: loss terms, weighted", losses, phases, averaged=True)
-        if losses:
-            legend(left)
         points = {evaluation["step"]: evaluation["mean"] for evaluation in log.evaluations}
         kept = Curve(f"dot: the state kept, step {log.best_step}", points, WAY_COLOURS.get(log.kind, TEXT))
-        by_step(right, f"{log.kind}: held-out {log.figure}, mean", [kept], phases, marked=log.best_step)
-        legend(right, "lower right")
-    axes = figure.add_subplot(grid[:, 2])
+        by_step(figure.add_subplot(grid[row, 0]), f"{log.kind}: loss terms, weighted", losses, first)
+        title = f"{log.kind}: held-out {log.figure}, mean"
+        by_step(figure.add_subplot(grid[row, 1]), title, [kept], first, marked=log.best_step)
     curves = [Curve(name, found, WAY_COLOURS.get(name, FLAT_COLOUR)) for name, found in _held_out(choice).items()]
-    by_width(axes, f"held-out {choice.figure} by width", curves)
-    legend(axes, "lower right")
+    by_width(figure.add_subplot(grid[:, 2]), f"held-out {choice.figure} by width", curves)
     heading(figure, 1 - 0.3 / height, f"Training: {choice.adaptor.kind} kept", 15, TEXT, "bold")
     heading(figure, 1 - 0.6 / height, choice.why, 10, FLAT_COLOUR, "normal")
     save_figure(figure, path)
 
 
-def _held_out(choice: AdaptorChoice) -> CurveFigures:
+def _held_out(choice: AdaptorChoice) -> ByWay:
     """By kind and width: what the choice was made by; for a kind that was asked for, its own first and best figure."""
     if choice.figures:
         return choice.figures
@@ -361,26 +356,6 @@ def _held_out(choice: AdaptorChoice) -> CurveFigures:
             found[f"{kind}, untrained"] = log.evaluations[0]["figures"]
             found[kind] = next(one["figures"] for one in log.evaluations if one["step"] == log.best_step)
     return found
-
-
-def _table(figures: CurveFigures, choice: AdaptorChoice) -> str:
-    widths = list(next(iter(figures.values())))
-    rows: list[dict[str, Any]] = [
-        {
-            "kind": kind,
-            **{str(width): value for width, value in found.items()},
-            "mean": sum(found.values()) / len(found),
-            "kept": "kept" if kind == choice.adaptor.kind else "",
-        }
-        for kind, found in figures.items()
-    ]
-    columns = [
-        Column("kind", f"held-out {choice.figure}", left=True),
-        *(Column(str(width), str(width), ".4f") for width in widths),
-        Column("mean", "mean", ".4f"),
-        Column("kept", "", left=True),
-    ]
-    return text_table(rows, columns)
 
 
 def _course(log: TrainingLog) -> list[str]:
@@ -395,7 +370,7 @@ def _course(log: TrainingLog) -> list[str]:
 PLOT_INCHES = (11.0, 5.2)
 WAYS_NOTE = (
     "All documents are ranked by the cosine of the prefix. Shortlist recall: the share of the full embedding's top 10 "
-    "among the best 50 by the prefix. PCA: fitted on the documents of each set."
+    "among the best 50 by the prefix. PCA: fitted on the documents of each set. The last width is the full one."
 )
 PANELS = ("share of the full embedding's nDCG@10 kept", "share of the true top 10 in a shortlist of 50")
 
@@ -452,13 +427,11 @@ def report_on_adaptor(
         MissingPackageError: pytrec_eval is not installed.
     """
     widths = checked_widths(dims or adaptor.dims or default_widths(adaptor.dim), adaptor.dim)
-    used, store = _encoder_for(folders, encoder), EmbeddingCache(cache)
-    sets = []
-    for name, folder in named(folders).items():
-        judged = JudgedSet.read(folder, name, split, used, store, progress)
-        ways = ways_of(judged.documents.vectors, adaptor)
-        sets.append(measure(judged, ways, widths, {"kind": adaptor.kind}, progress))
-    return _report(adaptor.kind, split, sets)
+
+    def given(*_: object) -> tuple[Adaptor, dict[str, str]]:
+        return adaptor, {}
+
+    return _report(adaptor.kind, folders, given, widths, split, _encoder_for(folders, encoder), cache, progress)
 
 
 def report_on_training(
@@ -492,22 +465,48 @@ def report_on_training(
     """
     if kind not in (AUTO, *TRAINED_KINDS):
         raise InputError(f"the kind {kind!r} is not trained; choose one of {', '.join((AUTO, *TRAINED_KINDS))}")
-    used, store = _encoder_for(folders, encoder), EmbeddingCache(cache)
-    sets = []
-    for name, folder in named(folders).items():
-        judged = JudgedSet.read(folder, name, split, used, store, progress)
+    used = _encoder_for(folders, encoder)
+
+    def trained(folder: Path, name: str) -> tuple[Adaptor, dict[str, str]]:
         supervised = with_qrels and (folder / "qrels" / "train.tsv").is_file()
         choice = train_adaptor(
             str(folder), out / "adaptors" / name, kind=kind, dims=dims, queries=str(folder) if supervised else None,
             qrels=folder if supervised else None, encoder=used, cache=cache, seed=seed, progress=progress,
         )  # fmt: skip
-        adaptor = choice.adaptor
-        widths = checked_widths(dims or adaptor.dims or default_widths(adaptor.dim), adaptor.dim)
         trained_on = "documents and qrels/train.tsv" if supervised else "documents"
-        facts = {"kind": adaptor.kind, "why": choice.why, "trained on": trained_on}
-        sets.append(measure(judged, ways_of(judged.documents.vectors, adaptor), widths, facts, progress))
-    kinds = {found.adaptor["kind"] for found in sets}
-    return _report(kinds.pop() if len(kinds) == 1 else kind, split, sets)
+        return choice.adaptor, {"why": choice.why, "trained on": trained_on}
+
+    return _report(kind, folders, trained, dims, split, used, cache, progress)
+
+
+def _report(
+    kind: str,
+    folders: Sequence[Path],
+    adapt: Callable[[Path, str], tuple[Adaptor, dict[str, str]]],
+    dims: Sequence[int] | None,
+    split: str,
+    encoder: EncoderSource | None,
+    cache: str | os.PathLike[str] | None,
+    progress: bool,
+) -> AdaptorReport:
+    """Every folder, measured with the adaptor that `adapt` gives for it; also given is what to say of that."""
+    sets = []
+    for name, folder in named(folders).items():
+        judged = JudgedSet.read(folder, name, split, encoder, EmbeddingCache(cache), progress)
+        adaptor, facts = adapt(folder, name)
+        widths = checked_widths(dims or adaptor.dims or default_widths(adaptor.dim), adaptor.dim)
+        ways = ways_of(judged.documents.vectors, adaptor)
+        sets.append(measure(judged, ways, widths, {"kind": adaptor.kind, **facts}, progress))
+        found = [list(one.figures["ndcg@10"]["adaptor"]) for one in (sets[0], sets[-1])]
+        if found[0] != found[1]:
+            raise InputError(
+                f"the widths differ: {found[0]} on {sets[0].name}, {found[1]} on {name}; give --dims, and sets of one "
+                "encoder"
+            )
+    kinds = {one.adaptor["kind"] for one in sets}
+    used = kinds.pop() if len(kinds) == 1 else kind
+    title = f"Prefixes after {used}: {', '.join(one.name for one in sets)}"
+    return AdaptorReport(title, datetime.now(UTC).isoformat(timespec="seconds"), used, split, found[0], sets)
 
 
 def write_report(report: AdaptorReport, folder: Path) -> str:
@@ -518,19 +517,23 @@ def write_report(report: AdaptorReport, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     kept = {**asdict(report), "mean": report.mean}
     (folder / "report.json").write_text(plain_json(kept, indent=1) + "\n", encoding="utf-8")
-    plot, said = folder / "report.png", []
+    named_ways = {"adaptor": f"adaptor ({report.adaptor})"}
+    several = len(report.sets) > 1
     try:
-        shares_plot(report.title, report.sets, plot, {"adaptor": _way_name("adaptor", report)})
-        caption = "thick: the mean over the sets, thin: each set" if len(report.sets) > 1 else report.sets[0].name
-        figures = [figure(f"By width, {caption}", plot.read_bytes())]
+        shares_plot(report.title, report.sets, folder / "report.png", named_ways)
+        caption = "thick: the mean over the sets, thin: each set" if several else report.sets[0].name
+        figures, said = [figure(f"By width, {caption}", (folder / "report.png").read_bytes())], []
     except MissingPackageError as error:
         figures, said = [], [str(error)]
-    title = f"share kept, mean of {len(report.sets)} sets" if len(report.sets) > 1 else "share of full nDCG@10"
-    mean = _table_of(report.mean, report, title)
+
+    def tabled(by_way: ByWay, title: str) -> tuple[list[dict[str, Any]], list[Column]]:
+        return _table_of({named_ways.get(way, way): found for way, found in by_way.items()}, title)
+
+    mean = tabled(report.mean, f"share kept, mean of {len(report.sets)} sets" if several else "share of full nDCG@10")
     texts, sections = [], []
     for found in report.sets:
         head = _set_head(found, report)
-        tables = [_table_of(found.figures[name], report, shown) for name, shown in MEASURES.items()]
+        tables = [tabled(found.figures[name], shown) for name, shown in MEASURES.items()]
         texts += ["\n".join([f"{found.name}: {head[0]}", *head[1:]]), *(text_table(*one) for one in tables)]
         sections += [f"<h2>{escape(found.name)}</h2>", *(f"<p>{escape(line)}</p>" for line in head)]
         sections += [table(*one) for one in tables]
@@ -567,9 +570,7 @@ def shares_plot(
     drawn = new_figure(PLOT_INCHES)
     recalls = [found.figures[SHORTLIST_RECALL] for found in sets]
     for place, panel, of_sets in zip((0.05, 0.545), PANELS, ([found.shares() for found in sets], recalls), strict=True):
-        axes = drawn.add_axes((place, 0.115, 0.44, 0.68))
-        by_width(axes, panel, _curves(of_sets, names or {}))
-        legend(axes, "lower right")
+        by_width(drawn.add_axes((place, 0.115, 0.44, 0.68)), panel, _curves(of_sets, names or {}))
     heading(drawn, 0.945, title, 15, TEXT, "bold")
     facts = " · ".join(f"{found.name} {found.full['ndcg@10']:.3f}" for found in sets)
     heading(drawn, 0.885, f"nDCG@10 of the full embedding: {facts}", 10.5, FLAT_COLOUR, "normal")
@@ -586,8 +587,8 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for folder in folders:
         own = folder.resolve().name
-        number = 1 + sum(name == own or name.startswith(f"{own}-") for name in names)
-        names[own if own not in names else f"{own}-{number}"] = folder
+        before = sum(name == own or name.startswith(f"{own}-") for name in names)
+        names[f"{own}-{before + 1}" if own in names else own] = folder
     return names
 
 
@@ -598,32 +599,10 @@ def _encoder_for(folders: Sequence[Path], encoder: EncoderSource | None) -> Enco
     return load_encoder(DEFAULT_ENCODER if encoder is None else encoder)
 
 
-def _report(kind: str, split: str, sets: Sequence[SetFigures]) -> AdaptorReport:
-    widths = {found.name: list(found.figures["ndcg@10"]["adaptor"]) for found in sets}
-    first = next(iter(widths.values()))
-    for name, other in widths.items():
-        if other != first:
-            raise InputError(
-                f"the widths differ: {first} on {sets[0].name}, {other} on {name}; give --dims, and sets of one encoder"
-            )
-    title = f"Prefixes after {kind}: {', '.join(found.name for found in sets)}"
-    return AdaptorReport(title, datetime.now(UTC).isoformat(timespec="seconds"), kind, split, first, sets)
-
-
-def _way_name(way: str, report: AdaptorReport) -> str:
-    return f"adaptor ({report.adaptor})" if way == "adaptor" else way
-
-
-def _table_of(
-    by_way: Mapping[str, Mapping[int, float]], report: AdaptorReport, title: str
-) -> tuple[list[dict[str, Any]], list[Column]]:
+def _table_of(by_way: ByWay, title: str) -> tuple[list[dict[str, Any]], list[Column]]:
     """Rows and columns: the ways down, the widths across."""
-    rows = [
-        {"way": _way_name(way, report), **{str(width): value for width, value in found.items()}}
-        for way, found in by_way.items()
-    ]
-    names = {width: str(width) for width in report.widths[:-1]} | {report.widths[-1]: f"{report.widths[-1]}, full"}
-    widths = [Column(str(width), name, ".4f") for width, name in names.items()]
+    rows = [{"way": way, **{str(width): value for width, value in found.items()}} for way, found in by_way.items()]
+    widths = [Column(str(width), str(width), ".4f") for width in next(iter(by_way.values()))]
     return rows, [Column("way", title, left=True), *widths]
 
 

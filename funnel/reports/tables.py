@@ -1,6 +1,5 @@
 """What is measured as one record, and tables of it: aligned text for a terminal."""
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
@@ -197,27 +196,10 @@ def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Columns aligned with spaces under a rule, for a fixed-width font; no newline at the end."""
     shown = shown_columns(rows, columns)
     lines = [[column.title for column in shown], *([column.cell(row) for column in shown] for row in rows)]
-    widths = [max(_width(line[at]) for line in lines) for at in range(len(shown))]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    forms = [f"{{:{'<' if column.left else '>'}{width}}}" for column, width in zip(shown, widths, strict=True)]
     lines.insert(1, ["─" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            _pad(text, width, column.left) for text, width, column in zip(line, widths, shown, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _width(text: str) -> int:
-    # Combining marks take no cell in a terminal, East Asian wide letters two.
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    space = " " * (width - _width(text))
-    return text + space if left else space + text
+    return "\n".join("  ".join(forms).format(*line).rstrip() for line in lines)
 
 
 RECALLS = (0.80, 0.90, 0.95, 0.99, 1.0)

@@ -81,7 +81,7 @@ def test_four_ways_to_show_it(measured: AdaptorReport, tmp_path: Path) -> None:
     assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
     assert not re.search(r"https?:", text)
     assert "adaptor (pca)" in said
-    assert "16, full" in said
+    assert "The last width is the full one." in said
     assert "mean of 2 sets" in said
     assert "left out" not in said + text
     assert "PCA: fitted on the documents of each set" in text

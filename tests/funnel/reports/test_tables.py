@@ -38,12 +38,6 @@ def test_a_missing_value_is_a_dash_and_an_optional_column_shows_if_any_row_has_i
     assert text_table(rows, COLUMNS).splitlines()[2:] == ["a         1  0.2", "b         –    –"]  # type: ignore[arg-type]
 
 
-def test_wide_letters_and_accents_take_their_cells() -> None:
-    lines = text_table([{"name": "漢字", "n": 1}, {"name": "e\u0301", "n": 2}], COLUMNS).splitlines()
-    assert lines[2] == "漢字      1"
-    assert lines[3] == "e\u0301         2"
-
-
 def test_no_rows_leave_the_heading() -> None:
     assert text_table([], COLUMNS[:2]) == "name  count\n────  ─────"
 
