@@ -212,7 +212,7 @@ class Usearch(Peer):
         return [{"ef": ef} for ef in EFS]
 
     def search(self, queries: Float32, knob: Knob) -> Int64:
-        self.index.expansion_search = max(self.k, knob["ef"])
+        self.index.expansion_search = max(self.k, knob["ef"])  # type: ignore[misc, unused-ignore]  # has a setter
         keys = self.index.search(queries, self.k, threads=self.threads).keys
         return np.asarray(keys, dtype=np.int64).reshape(len(queries), -1)
 
