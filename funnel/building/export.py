@@ -17,7 +17,7 @@ import torch
 
 from funnel.checks import checked_flags, checked_path
 from funnel.engine.generation import Opened
-from funnel.engine.segments import Segment, live_positions
+from funnel.engine.segments import Segment, left
 from funnel.errors import FunnelError, InputError, MissingPackageError, NoSpaceError, StorageError
 from funnel.plainjson import exact_json
 from funnel.progress import Progress
@@ -71,11 +71,10 @@ class ExportedRows:
         size = max(1, CELLS_AT_A_TIME // self.dim)
         with Progress(total=self.count, desc="export", unit="rows", unit_scale=True, disable=not progress) as bar:
             for segment in self.opened.segments:
-                live = live_positions(segment, self.opened.live)
-                left = np.arange(segment.rows) if live is None else np.flatnonzero(live)
-                for start in range(0, len(left), size):
-                    yield segment, left[start : start + size]
-                    bar.update(len(left[start : start + size]))
+                positions = left(segment, self.opened.live)
+                for start in range(0, len(positions), size):
+                    yield segment, positions[start : start + size]
+                    bar.update(len(positions[start : start + size]))
 
 
 UNICODE_BYTES = 4  # a character of numpy's fixed-width texts

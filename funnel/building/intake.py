@@ -25,7 +25,7 @@ from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
 from funnel.storage.layout import DOCUMENTS
 
-__all__ = ["SAMPLE_BYTES", "Intake", "TextIds", "build_encoder", "take_in"]
+__all__ = ["Intake", "Sample", "TextIds", "build_encoder", "take_in"]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
@@ -69,7 +69,7 @@ class Intake:
             self.spool.unlink(missing_ok=True)
 
 
-class _Sample:
+class Sample:
     """Rows drawn evenly from a stream of unknown length: those of the smallest random keys, replaced in place."""
 
     def __init__(self, dim: int, seed: int) -> None:
@@ -81,6 +81,7 @@ class _Sample:
         self._held = self._seen = 0
 
     def update(self, rows: Float32) -> None:
+        """Draw from the next rows, float32 [c, d]."""
         keys = self._random.random(len(rows))
         numbers = np.arange(self._seen, self._seen + len(rows))
         self._seen += len(rows)
@@ -92,6 +93,7 @@ class _Sample:
             self._replace(keys[taken:], rows[taken:], numbers[taken:])
 
     def finish(self) -> tuple[Float32, npt.NDArray[np.int64]]:
+        """The rows drawn, float32 [s, d], and their numbers in the stream, int64 [s]."""
         return self._rows[: self._held], self.numbers[: self._held]
 
     def _replace(self, keys: npt.NDArray[np.float64], rows: Float32, numbers: npt.NDArray[np.int64]) -> None:
@@ -127,7 +129,7 @@ def take_in(
 def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> Intake:
     dim = _known(corpus.dim)
     batch_rows = max(1, CELLS_AT_A_TIME // dim)
-    sample, count = _Sample(dim, seed), 0
+    sample, count = Sample(dim, seed), 0
     with Progress(total=corpus.count, desc="read", unit="rows", unit_scale=True, disable=not progress) as bar:
         for rows in corpus.vectors(batch_rows):
             sample.update(rows)
@@ -153,7 +155,7 @@ def _take_documents(
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
     dim = _known(corpus.dim) if corpus.has_vectors or encoder is None else encoder.dim
-    sample, spool, ids, count = _Sample(dim, seed), folder / SPOOL, TextIds(), 0
+    sample, spool, ids, count = Sample(dim, seed), folder / SPOOL, TextIds(), 0
     found: set[str] = set()
     label = "read" if corpus.has_vectors else "encode"
     with (

@@ -70,21 +70,17 @@ class CertifyingQueries:
         """The same without some of the certifying queries: bool [q], True for those to leave out."""
         if self.certifying is None or not those.any():
             return self
-        stay = np.flatnonzero(~those)
-        return replace(
-            self,
-            certifying=np.ascontiguousarray(self.certifying[stay]) if len(stay) else None,
-            texts=None if self.texts is None else [self.texts[int(i)] for i in stay],
-            left_out={**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())},
-        )
+        left_out = {**self.left_out, why: self.left_out.get(why, 0) + int(those.sum())}
+        return replace(self._at(self.certifying, np.flatnonzero(~those)), left_out=left_out)
 
     def shuffled(self, generator: np.random.Generator) -> CertifyingQueries:
         """The same with the certifying queries in another order."""
-        if self.certifying is None:
-            return self
-        order = generator.permutation(len(self.certifying))
-        texts = None if self.texts is None else [self.texts[i] for i in order]
-        return replace(self, certifying=np.ascontiguousarray(self.certifying[order]), texts=texts)
+        rows = self.certifying
+        return self if rows is None else self._at(rows, generator.permutation(len(rows)))
+
+    def _at(self, rows: npt.NDArray[np.float32], numbers: npt.NDArray[np.int64]) -> CertifyingQueries:
+        texts = None if self.texts is None else [self.texts[i] for i in numbers]
+        return replace(self, certifying=np.ascontiguousarray(rows[numbers]) if len(numbers) else None, texts=texts)
 
     def without_seen(self, seen: frozenset[str]) -> CertifyingQueries:
         """The same without those that an adaptor saw. seen: their hashes, see `query_hashes`."""
@@ -142,35 +138,31 @@ def encode_asked(
     chosen = generator.permutation(distinct)[:MOST_QUERIES]
     names = [queries.ids[i] for i in judged] if queries.ids is not None else []
     training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
-    hashes = query_hashes(None if texts is None else [texts[i] for i in judged], training)
-    if not len(chosen):
-        return CertifyingQueries(None, None, {}, names, training, frozenset().union(*hashes), qrels)
+    seen = frozenset[str]().union(*query_hashes(None if texts is None else [texts[i] for i in judged], training))
+    rows = _encoded(queries, chosen, encoder, dim, progress) if len(chosen) else None
     asked = CertifyingQueries(
-        _encoded(queries, chosen, encoder, dim, progress),
+        rows,
         None if texts is None else [texts[i] for i in chosen],
         {REPEATED: len(others) - len(distinct)},
         names,
         training,
-        frozenset().union(*hashes),
+        seen,
         qrels,
-    ).without_seen(frozenset().union(*hashes))
+    ).without_seen(seen)
     if training is not None and asked.certifying is not None:
         asked = asked.without(_like_any(asked.certifying, training), TRAINED)
-    return (
-        asked if asked.certifying is None else asked.without(_repeats(asked.certifying), REPEATED).shuffled(generator)
-    )
+    if asked.certifying is not None:
+        asked = asked.without(_repeats(asked.certifying), REPEATED)
+    return asked.shuffled(generator)
 
 
 def _distinct(queries: Queries, texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The numbers of queries, each text once; where there are only vectors, each that has the very same numbers."""
-    if texts is None:
-        assert queries.vectors is not None
-        rows = np.ascontiguousarray(queries.vectors[numbers])
-        whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
-        return np.asarray(numbers[np.sort(np.unique(whole, return_index=True)[1])], dtype=np.int64)
-    first: dict[str, int] = {}
-    for number in numbers:
-        first.setdefault(texts[number] or f"\0{number}", int(number))  # no text is not the same text
+    first: dict[str | bytes, int] = {}
+    for number in numbers.tolist():
+        vector = b"" if queries.vectors is None or texts is not None else queries.vectors[number].tobytes()
+        # no text is not the same text
+        first.setdefault(vector if texts is None else texts[number] or f"\0{number}", number)
     return np.array(list(first.values()), dtype=np.int64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ from funnel.data.documents import Document, DocumentStore
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse
 from funnel.engine.generation import Opened, make_cascade, rerank_widths
 from funnel.engine.searcher import Searcher
-from funnel.engine.segments import Segment, live_positions
+from funnel.engine.segments import Segment, check_finite, left
 from funnel.engine.space import Space, unit_prefixes
 from funnel.filtering.columns import write_columns
 from funnel.planning.run import without_own
@@ -32,18 +33,20 @@ __all__ = [
     "EXACT_ROWS",
     "NARROWEST",
     "TURNED_DTYPE",
+    "as_stored",
     "checked_ladder",
     "choose_ladder",
     "fold_from",
     "index_rows",
     "live_documents",
+    "live_vectors",
     "order_rows",
     "segment_entry",
     "steps_above",
     "store_rows",
     "write_coarse",
     "write_folded",
-    "write_ids",
+    "write_live",
     "write_norms",
     "write_prefixes",
 ]
@@ -286,27 +289,36 @@ def fold_from(segments: Sequence[Segment], count: int) -> int:
 
 def write_folded(segments: Sequence[Segment], live: Live, newest: Written, count: int, target: Written) -> int:
     """Write what is left of small segments, and the segment that is written already behind it; gives the row count."""
-    folder, documents = target
-    stores = [*(segment.store for segment in segments), VectorStore.open(newest[0] / "vectors.npy")]
-    alive = [live[segment.first : segment.stop] for segment in segments] + [np.ones(count, dtype=np.bool_)]
-    total = sum(int(part.sum()) for part in alive)
-    done = 0
-    with VectorStore.create(folder / "vectors.npy", total, stores[0].dim, ADDED_DTYPE) as writer:
-        for store, part in zip(stores, alive, strict=True):
-            for first, rows in store.chunks(ROWS_AT_A_TIME):
-                rows = rows[part[first : first + len(rows)]]
-                writer.write(np.arange(done, done + len(rows)), rows)
-                done += len(rows)
-    sources = [*(segment.ids for segment in segments), Ids.open(newest[0])]
-    write_ids(folder, sources, alive)
-    if documents is not None and newest[1] is not None:
-        with DocumentStore.create(documents / DOCUMENTS) as joined:
-            for some in live_documents(segments, live):
-                joined.append(some)
-            with DocumentStore.open(newest[1] / DOCUMENTS) as last:
-                for start in range(0, count, ROWS_AT_A_TIME):
-                    joined.append(last.get(range(start, min(start + ROWS_AT_A_TIME, count))))
+    store, first = VectorStore.open(newest[0] / "vectors.npy"), segments[-1].stop
+    with ExitStack() as opened:
+        last = None if newest[1] is None else opened.enter_context(DocumentStore.open(newest[1] / DOCUMENTS))
+        parts = [*segments, Segment("", first, store, Ids.open(newest[0]), None, None, last, None)]
+        live = np.concatenate([live[:first], np.ones(count, dtype=np.bool_)])
+        total = sum(len(left(part, live)) for part in parts)
+        empty = np.empty((0, store.dim), dtype=np.float32)
+        intake = Intake(total, store.dim, empty, lambda: live_vectors(parts, live), target[1])
+        store_rows(intake, as_stored, np.arange(total), target[0], ADDED_DTYPE, False)
+        write_live(parts, live, *target)
     return total
+
+
+def as_stored(rows: Float32) -> Float32:
+    """Rows that were stored are written as they are."""
+    return rows
+
+
+def live_vectors(segments: Sequence[Segment], live: Live | None) -> Iterator[Float32]:
+    """The rows of several segments that were not deleted, as and in the order in which they are stored.
+
+    Raises DamagedIndexError where they are not finite.
+    """
+    for segment in segments:
+        for first, rows in segment.store.chunks(max(1, CELLS_AT_A_TIME // segment.store.dim)):
+            start = segment.first + first
+            rows = rows if live is None else rows[live[start : start + len(rows)]]
+            if len(rows):
+                check_finite(bool(np.isfinite(rows).all()), segment)
+                yield rows
 
 
 def segment_entry(
@@ -325,27 +337,28 @@ def segment_entry(
     return PartEntry(transaction.identifier(folder), rows, exact, *beside)
 
 
-def write_ids(folder: Path, sources: Sequence[Ids], alive: Sequence[Live | None]) -> None:
-    """ids.npy, and of texts id_offsets.npy, of the rows left in several segments. alive: by input position."""
-    kept = [
-        np.arange(len(ids)) if part is None else np.flatnonzero(part) for ids, part in zip(sources, alive, strict=True)
-    ]
-    if not sources[0].text:
-        np.save(folder / "ids.npy", np.concatenate([ids.at(at) for ids, at in zip(sources, kept, strict=True)]))
-        return
-    texts = TextIds()
-    for ids, positions in zip(sources, kept, strict=True):
-        for start in range(0, len(positions), ROWS_AT_A_TIME):
-            texts.extend(ids.at(positions[start : start + ROWS_AT_A_TIME]))
-    texts.save(folder)
+def write_live(segments: Sequence[Segment], live: Live | None, folder: Path, documents: Path | None) -> None:
+    """The ids of what was not deleted, in input order, and the documents into a folder of theirs, if there is one."""
+    if segments[0].ids.text:
+        texts = TextIds()
+        for segment in segments:
+            positions = left(segment, live)
+            for start in range(0, len(positions), ROWS_AT_A_TIME):
+                texts.extend(segment.ids.at(positions[start : start + ROWS_AT_A_TIME]))
+        texts.save(folder)
+    else:
+        np.save(folder / "ids.npy", np.concatenate([part.ids.at(left(part, live)) for part in segments]))
+    if documents is not None:
+        with DocumentStore.create(documents / DOCUMENTS) as target:
+            for some in live_documents(segments, live):
+                target.append(some)
 
 
 def live_documents(segments: Sequence[Segment], live: Live | None) -> Iterator[list[Document]]:
     """The documents of several segments that were not deleted, in input order, some thousands at a time."""
     for segment in segments:
         assert segment.documents is not None
-        mine = live_positions(segment, live)
-        positions = np.arange(segment.rows) if mine is None else np.flatnonzero(mine)
+        positions = left(segment, live)
         for start in range(0, len(positions), ROWS_AT_A_TIME):
             yield segment.documents.get(positions[start : start + ROWS_AT_A_TIME])
 

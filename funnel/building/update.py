@@ -30,10 +30,9 @@ from funnel.identifiers import identifier, identifiers
 from funnel.storage import PartEntry, Transaction
 from funnel.storage.ids import Ids
 
-__all__ = ["Changes", "add_rows", "delete_ids", "delete_rows"]
+__all__ = ["Changes", "add_rows", "delete_ids"]
 
 NAMED_IDS = 5  # that an error names before it only counts
-MOST_SETS = 16  # of tombstones, before they are made one
 NO_IDS = np.empty(0, dtype=np.int64)
 INT64_LARGEST = np.iinfo(np.int64).max
 DOCUMENTS_AT_A_TIME = 1_024
@@ -90,13 +89,16 @@ def add_rows(
     given = Ids.open(folder)
     if given.text != opened.segments[0].ids.text:
         raise InputError(f"the ids given are {_kind(given)}, those of the index {_kind(opened.segments[0].ids)}")
-    replaced = live_rows_of(opened, given.all()) if upsert else _refuse_known(opened, given.all())
+    if not upsert:
+        _refuse_known(opened, given.all())
+    replaced = np.unique(_rows_of(opened, given.all()))
+    replaced = replaced[replaced >= 0]
     _commit_added(transaction, opened, (folder, documents), intake.count, replaced, progress)
     return Changes(intake.count, len(replaced), 0, transaction.generation)
 
 
-def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """No rows. InputError where any of the ids is in the index."""
+def _refuse_known(opened: Opened, ids: Sequence[Any]) -> None:
+    """InputError where any of the ids is in the index."""
     known = np.flatnonzero(_rows_of(opened, ids) >= 0)
     if len(known):
         named = ", ".join(str(ids[i]) for i in known[:NAMED_IDS])
@@ -104,7 +106,6 @@ def _refuse_known(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
             f"{len(known):,} of the ids are in the index already: {named}"
             f"{' …' if len(known) > NAMED_IDS else ''}; use upsert to replace them"
         )
-    return NO_IDS
 
 
 def _corpus(opened: Opened, source: CorpusSource, ids: IdsSource | None, columns: Columns) -> Corpus:
@@ -169,12 +170,6 @@ def _rows_of(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
     return found
 
 
-def live_rows_of(opened: Opened, ids: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """The numbers of the rows that have these ids and were not deleted, rising."""
-    found = _rows_of(opened, ids)
-    return np.unique(found[found >= 0])
-
-
 def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | int, strict: bool) -> Changes:
     """Commit tombstones for these ids. Raises InputError for an unknown one where strict; nothing is then changed."""
     wanted = checked_ids(opened, ids)
@@ -189,7 +184,7 @@ def delete_ids(transaction: Transaction, opened: Opened, ids: IdsSource | str | 
         )
     if not len(rows):
         return Changes(0, 0, unknown, opened.manifest.generation)
-    delete_rows(transaction, opened, rows)
+    _commit(transaction, opened, opened.manifest.segments, rows, opened.segments[-1].stop)
     return Changes(0, len(rows), unknown, transaction.generation)
 
 
@@ -205,14 +200,6 @@ def checked_ids(opened: Opened, ids: Iterable[Any] | str | int) -> list[Any]:
     return list(dict.fromkeys(given))
 
 
-def delete_rows(transaction: Transaction, opened: Opened, rows: npt.NDArray[np.int64]) -> None:
-    """Commit tombstones for these rows."""
-    body = opened.manifest.body()
-    kept = opened.manifest.shared(opened.manifest.segments)
-    body["tombstones"] = _tombstones(transaction, opened, rows, opened.segments[-1].stop, kept)
-    _commit(transaction, body, kept)
-
-
 def _commit_added(
     transaction: Transaction,
     opened: Opened,
@@ -222,7 +209,7 @@ def _commit_added(
     progress: bool,
 ) -> None:
     """Commit the segment that was written, small ones before it folded into one with it where there are many."""
-    segments, body = opened.segments, opened.manifest.body()
+    segments = opened.segments
     start = fold_from(segments, count)
     below = segments[start].first if start < len(segments) else segments[-1].stop
     if start < len(segments):
@@ -236,34 +223,20 @@ def _commit_added(
     if count > EXACT_ROWS:
         write_coarse(opened, written[0], progress)
     added = segment_entry(transaction, written[0], count, written[1], exact=count <= EXACT_ROWS)
-    kept = opened.manifest.shared(opened.manifest.segments[:start])
-    body["segments"] = (*opened.manifest.segments[:start], added)
-    body["tombstones"] = _tombstones(transaction, opened, replaced, below, kept)
-    _commit(transaction, body, kept)
+    _commit(transaction, opened, (*opened.manifest.segments[:start], added), replaced, below)
 
 
-def _tombstones(
-    transaction: Transaction, opened: Opened, new: npt.NDArray[np.int64], below: int, kept: list[str]
-) -> list[PartEntry]:
-    """The entries of all tombstones on rows up to `below`; sets that stay as they are are named in `kept`."""
-    old = list(opened.manifest.tombstones)
+def _commit(
+    transaction: Transaction, opened: Opened, segments: Sequence[PartEntry], rows: npt.NDArray[np.int64], below: int
+) -> None:
+    """Commit these segments, with one set of tombstones for the rows deleted before and these, up to `below`."""
     dead = NO_IDS if opened.live is None else np.flatnonzero(~opened.live)
-    cut = bool(len(dead)) and int(dead[-1]) >= below
-    if not cut and len(old) + bool(len(new)) <= MOST_SETS:
-        kept += [f"tombstones/{part.id}.npy" for part in old]
-    else:
-        old, new = [], np.union1d(dead, new)
-    new = np.sort(new[new < below]).astype(np.int64)
-    if len(new):
+    dead = np.union1d(dead, rows).astype(np.int64)
+    dead, tombstones = dead[dead < below], []
+    if len(dead):
         folder = transaction.folder("tombstones")
-        np.save(folder / "tombstones.npy", new)
-        old.append(PartEntry(transaction.identifier(folder), len(new)))
-    return old
-
-
-def _commit(transaction: Transaction, body: dict[str, Any], kept: Iterable[str]) -> None:
-    total = sum(part.rows for part in body["segments"])
-    deleted = sum(part.rows for part in body["tombstones"])
-    body["counts"] = {"rows": total - deleted, "deleted": deleted}
-    transaction.reuse(*kept)
-    transaction.commit(body)
+        np.save(folder / "tombstones.npy", dead)
+        tombstones = [PartEntry(transaction.identifier(folder), len(dead))]
+    counts = {"rows": sum(part.rows for part in segments) - len(dead), "deleted": len(dead)}
+    transaction.reuse(*opened.manifest.shared(segments))
+    transaction.commit(opened.manifest.body() | {"segments": segments, "tombstones": tombstones, "counts": counts})

@@ -15,7 +15,7 @@ from funnel.building.update import Changes, add_rows, delete_ids
 from funnel.checks import checked_flag, checked_seed
 from funnel.data.corpus import Columns, CorpusSource
 from funnel.encoding.query_encoder import QueryEncoder
-from funnel.engine.generation import Opened, open_generation, same_generation
+from funnel.engine.generation import Opened, open_generation
 from funnel.errors import FunnelError, InputError, StorageError
 from funnel.search import State
 from funnel.storage import IndexFolder, Transaction
@@ -160,11 +160,7 @@ class Updates:
             if not IndexFolder(self.path).exists():  # before anything is made there
                 raise StorageError(f"{self.path} holds no index any more; build it again")
             with IndexFolder(self.path).begin() as transaction:
-                live = transaction.previous
-                if live is None:
-                    raise StorageError(f"{self.path} holds no index any more; build it again")
-                if not same_generation(live, self._state.opened.manifest):
-                    self._move()
+                self._move()  # to what another process committed meanwhile
                 result = change(transaction, self._state.opened)
             try:
                 self._move()
@@ -177,10 +173,9 @@ class Updates:
 
     def _move(self) -> bool:
         with self._moving:
-            return self._moved()
+            return self._moved(self._state)
 
-    def _moved(self) -> bool:
-        before = self._state
+    def _moved(self, before: State) -> bool:
         store = before.opened.searcher.cascade.store
         opened = open_generation(IndexFolder(self.path), store.device, "full", before.opened, store.placement)
         if opened is before.opened:

@@ -262,10 +262,13 @@ class DocumentStore:
                 insert_texts(connection, ((row[0], row[2], row[3]) for row in rows))
         self._count += len(rows)
 
-    def lexical(self) -> LexicalIndex | None:
-        """The words of titles and texts; None in a store that was written without them."""
+    def lexical(self) -> LexicalIndex:
+        """The words of titles and texts. InputError for a store that was written without them."""
         if not self._lexical:
-            return None
+            raise InputError(
+                f"{self.path} holds no words to look for: it was written before there were any, or by an SQLite "
+                "without FTS5; upgrade or build the index again, or leave hybrid out"
+            )
         with reading_file(self.path), self._connection() as connection:
             first, last = connection.execute("SELECT min(id), max(id) FROM lexical_docsize").fetchone()
             if first is not None and not 0 <= first <= last < self._count:
@@ -274,36 +277,6 @@ class DocumentStore:
                     "index again"
                 )
             return LexicalIndex(self.path, self._connection)
-
-    def words_beside(self, path: Path) -> LexicalIndex:
-        """The words of titles and texts in a new file, for a store that was written without them.
-
-        Raises:
-            InputError: SQLite was built without FTS5.
-            NoSpaceError: the disk is full.
-            DamagedIndexError: the documents cannot be read.
-        """
-        with (
-            writing_file(path),
-            DocumentStore(path, writable=True) as beside,
-            beside._connection() as connection,
-        ):
-            if not make_table(connection, "''"):
-                raise InputError(
-                    "the SQLite library of this Python has no FTS5, which looks for words; leave hybrid out"
-                )
-            with connection:
-                connection.execute("BEGIN")
-                insert_texts(connection, self._texts())
-        return LexicalIndex(path, DocumentStore(path, writable=False)._connection)
-
-    def _texts(self) -> Iterator[tuple[int, str, str]]:
-        with reading_file(self.path), self._streaming() as connection:
-            for position, title, text in connection.execute(
-                "SELECT position, title, text FROM documents ORDER BY position"
-            ):
-                _check_kinds("", title, text)
-                yield position, title, text
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.

@@ -31,11 +31,11 @@ TABLE = "lexical"
 # claims from .699 to .670; accents made no difference there.
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 SCHEMA = (
-    f"CREATE VIRTUAL TABLE {TABLE} USING fts5(title, text, content={{content}}, content_rowid='position', "
+    f"CREATE VIRTUAL TABLE {TABLE} USING fts5(title, text, content='documents', content_rowid='position', "
     f"tokenize='{TOKENIZER}')"
 )
 # The statement of any of SQLite's own tokenizers, and the tables that FTS5 keeps it in; a generated column needs AS.
-_STATEMENT = re.compile(re.escape(SCHEMA.format(content="'documents'")).replace(re.escape(TOKENIZER), "[a-z0-9_ ]+"))
+_STATEMENT = re.compile(re.escape(SCHEMA).replace(re.escape(TOKENIZER), "[a-z0-9_ ]+"))
 SHADOWS = frozenset(f"{TABLE}_{part}" for part in ("data", "idx", "docsize", "config"))
 _COMPUTED = re.compile(r"\bas\b", re.IGNORECASE)
 K1, B = 1.2, 0.75  # FTS5's own
@@ -75,10 +75,10 @@ _BLANKLESS = (
 _RUN = re.compile(f"([{_BLANKLESS}]+)")
 
 
-def make_table(connection: sqlite3.Connection, content: str = "'documents'") -> bool:
-    """Make the empty table. content: the table that holds the texts, quoted; "''" for none. False without FTS5."""
+def make_table(connection: sqlite3.Connection) -> bool:
+    """Make the empty table. False without FTS5."""
     try:
-        connection.execute(SCHEMA.format(content=content))
+        connection.execute(SCHEMA)
     except sqlite3.OperationalError as error:
         if "no such module" not in str(error):
             raise

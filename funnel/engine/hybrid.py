@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -16,13 +14,12 @@ import numpy.typing as npt
 
 from funnel.budget import LARGEST_K, check_k
 from funnel.data.documents import DocumentStore
-from funnel.data.words import Bm25, LexicalIndex
+from funnel.data.words import Bm25
 from funnel.engine.workers import workers
 from funnel.errors import InputError
 from funnel.plan import Plan
 from funnel.request import Deadline, plan_of
 from funnel.results import Explanation, Hits, Ranks
-from funnel.storage.files import keep_for
 from indexes.forks import free_in_children
 
 __all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth", "read_weight"]
@@ -82,10 +79,10 @@ class Lexical:
         self._bm25: Bm25 | None = None
 
     def open(self) -> Bm25:
-        """The tables of all stores; where a store has none it is made in a temporary file, once."""
+        """The tables of all stores. InputError where a store has none."""
         with self._lock:
             if self._bm25 is None:
-                tables = [store.lexical() or self._beside(store) for _, store in self.stores]
+                tables = [store.lexical() for _, store in self.stores]
                 self._bm25 = Bm25([first for first, _ in self.stores], tables)
             return self._bm25
 
@@ -98,11 +95,6 @@ class Lexical:
         narrowed = Lexical(self.stores, masks)
         narrowed._bm25 = self.open()
         return narrowed
-
-    def _beside(self, store: DocumentStore) -> LexicalIndex:
-        folder = Path(tempfile.mkdtemp(prefix="funnel-words-"))
-        keep_for(self, folder)
-        return store.words_beside(folder / "words.sqlite")
 
     def rank(self, text: str, depth: int, deadline: Deadline | None = None) -> Ranking | None:
         """The best `depth` positions of all stores together; None where the deadline came first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from funnel.filtering.columns import FilterColumns
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 
-__all__ = ["Documents", "ExactRows", "JoinedDocuments", "Others", "Segment", "live_positions", "live_rows"]
+__all__ = ["Documents", "ExactRows", "JoinedDocuments", "Others", "Segment", "left", "live_positions", "live_rows"]
 
 Live = npt.NDArray[np.bool_]
 # Products at a time of an exact search: 16 MB as float32.
@@ -208,9 +209,7 @@ class JoinedDocuments:
         for segment in self.segments:
             assert segment.documents is not None
             live = live_positions(segment, self._live)
-            for position, one in enumerate(segment.documents.ids()):
-                if live is None or live[position]:
-                    yield one
+            yield from segment.documents.ids() if live is None else compress(segment.documents.ids(), live)
 
 
 Documents = DocumentStore | JoinedDocuments
@@ -222,6 +221,12 @@ def live_positions(segment: Segment, live: Live | None) -> Live | None:
         return None
     mine = live[segment.first : segment.stop]
     return mine if segment.stored is None else mine[segment.stored]
+
+
+def left(segment: Segment, live: Live | None) -> Int64:
+    """The input positions inside a segment of what was not deleted, rising."""
+    mine = live_positions(segment, live)
+    return np.arange(segment.rows) if mine is None else np.flatnonzero(mine)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def tables_of(*texts: Texts) -> Iterator[list[LexicalIndex]]:
             connection = stack.enter_context(
                 closing(sqlite3.connect(":memory:", isolation_level=None, factory=Bounded))
             )
-            make_table(connection, "''")
+            make_table(connection)
             insert_texts(connection, ((position, *row) for position, row in enumerate(rows)))
             tables.append(LexicalIndex(Path(f"{len(tables)}.sqlite"), lambda it=connection: nullcontext(it)))  # type: ignore[misc]
         yield tables
@@ -163,7 +163,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
             made.append([Document(str(n), "", f"word{n} common {n}") for n in range(3_000)])
     before = [(tmp_path / name).read_bytes() for name in names]
     with DocumentStore.open(tmp_path / names[0]) as one, DocumentStore.open(tmp_path / names[1]) as other:
-        tables = [table for table in (one.lexical(), other.lexical()) if table is not None]
+        tables = [one.lexical(), other.lexical()]
         best = by_position(Bm25([0, 3_000], tables).rank("word17 common word2999", 4))
     assert list(best) == [17, 2_999, 3_017, 5_999]
     assert [(tmp_path / name).read_bytes() for name in names] == before

@@ -146,20 +146,15 @@ def test_a_search_is_stopped_midway(tmp_path: Path) -> None:
         assert words.rank("word1 common1 common2", 10, stopped=lambda: False) is not None
 
 
-def test_a_store_without_the_words_gets_them_beside_it(tmp_path: Path, words: Bm25) -> None:
+def test_a_store_without_the_words_says_so(tmp_path: Path) -> None:
     older = tmp_path / "documents.sqlite"
     with DocumentStore.create(older) as made:
         made.append([Document(f"d{number}", *pair) for number, pair in enumerate(TEXTS)])
     connection = sqlite3.connect(older)
     connection.execute("DROP TABLE lexical")
     connection.close()
-    before = older.read_bytes()
-    with DocumentStore.open(older) as opened:
-        assert opened.lexical() is None
-        beside = bm25(opened.words_beside(tmp_path / "words.sqlite"))
-    assert older.read_bytes() == before
-    for text in ("cat mat", "singing trees", "the"):
-        assert ranked(beside, text) == ranked(words, text)
+    with DocumentStore.open(older) as opened, pytest.raises(InputError, match="holds no words"):
+        opened.lexical()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -176,13 +171,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_sqlite_without_fts5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents are kept all the same; what needs the words says why there are none."""
-    monkeypatch.setattr("funnel.data.words.SCHEMA", "CREATE VIRTUAL TABLE lexical USING fts0({content})")
+    monkeypatch.setattr("funnel.data.words.SCHEMA", "CREATE VIRTUAL TABLE lexical USING fts0(title)")
     with DocumentStore.create(tmp_path / "documents.sqlite") as made:
         made.append([Document("a", "", "one")])
-        assert made.lexical() is None
     with DocumentStore.open(tmp_path / "documents.sqlite") as opened:
-        with pytest.raises(InputError, match="no FTS5"):
-            opened.words_beside(tmp_path / "words.sqlite")
+        with pytest.raises(InputError, match="without FTS5"):
+            opened.lexical()
         assert opened.get([0])[0].text == "one"
 
 
