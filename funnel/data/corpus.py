@@ -10,11 +10,10 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +109,16 @@ class Columns:
             there = ", ".join(map(str, fields)) or "none"
             raise InputError(f"{where}: has no field {missing[0]!r}, which was named; its fields are: {there}")
         return roles
+
+    @property
+    def one(self) -> str:
+        """What one of them is called."""
+        return "query" if self.queries else "document"
+
+    @property
+    def what(self) -> str:
+        """What they are called together."""
+        return "queries" if self.queries else "corpus"
 
     @property
     def advice(self) -> str:
@@ -238,7 +247,7 @@ Located = tuple[str, Document]
 
 
 def located(
-    records: Iterable[tuple[str, object]], columns: Columns | None = None, numbered: bool = True
+    records: Iterable[tuple[str, object]], columns: Columns = NO_COLUMNS, numbered: bool = True
 ) -> Iterator[Located]:
     """Documents from records with their places; texts are records as well.
 
@@ -247,7 +256,6 @@ def located(
     where none has a field that `columns` names.
     """
     counted: bool | None = None if numbered else False
-    columns = columns or NO_COLUMNS
     unseen, fields = columns.expected, dict[object, None]()
     for number, (where, given) in enumerate(records):
         record = {"text": given} if isinstance(given, str) else given
@@ -340,26 +348,20 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: a line is not UTF-8; names file and line. Or the file is no whole gzip file.
     """
-    with path.open("rb") as file:
-        for number, raw in enumerate(_unzipped(file, path) if path.suffix == ".gz" else file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: byte {error.start} of the line is not UTF-8; save the file as UTF-8"
-                ) from None
-            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-
-
-def _unzipped(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    number = 0
     try:
-        with gzip.GzipFile(fileobj=file) as packed:
-            yield from packed
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8")
+                yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+    except UnicodeDecodeError as error:
+        where = f"{path}:{number}: byte {error.start} of the line"
+        raise InputError(f"{where} is not UTF-8; save the file as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} cannot be unpacked by gzip ({error}); copy it again") from None
 
 
-def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_objects(path: Path, _columns: Columns = NO_COLUMNS) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON-lines file, each with "file:line"; blank lines are skipped.
 
     Raises:
@@ -379,28 +381,27 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, value
 
 
-def _csv_records(path: Path, columns: Columns) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv_records(path: Path, columns: Columns = NO_COLUMNS) -> Iterator[tuple[str, dict[str, str]]]:
     """Every cell stays a text, so that "007" and "1.50" are kept; filters compare those that are numbers as numbers."""
     lines = (line for _, line in decoded_lines(path))
     first = next(lines, "")
     delimiter = ";" if ";" in first and "," not in first else ","
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    names: list[str] = []
     try:
-        for row in filter(None, reader):
-            where = f"{path}:{reader.line_num}"
-            if names and len(row) != len(names):
-                raise InputError(f"{where}: {len(row)} columns, the header has {len(names)}")
-            if names:
-                yield where, dict(zip(names, row, strict=True))
-            else:
-                names = _csv_header(row, f"{path}:1", columns)
+        rows = filter(None, reader)
+        names = next(rows, [])
+        if names:
+            _check_header(names, f"{path}:1", columns)
+        for row in rows:
+            if len(row) != len(names):
+                raise InputError(f"{path}:{reader.line_num}: {len(row)} columns, the header has {len(names)}")
+            yield f"{path}:{reader.line_num}", dict(zip(names, row, strict=True))
     except csv.Error as error:
         where = f"{path}:{reader.line_num}"
         raise InputError(f"{where}: {error}; long or unusual fields are safer in .jsonl") from None
 
 
-def _csv_header(names: list[str], where: str, columns: Columns) -> list[str]:
+def _check_header(names: list[str], where: str, columns: Columns) -> None:
     roles = columns.check_named(names, where)
     if not {"title", "text"} & {roles.get(name, name) for name in names}:
         said = f"the header is {', '.join(names)}; expected title or text among it; {columns.advice}"
@@ -410,7 +411,6 @@ def _csv_header(names: list[str], where: str, columns: Columns) -> list[str]:
         raise InputError(f"{where}: the header names {', '.join(duplicates)} more than once")
     if "vector" in names:
         raise InputError(f"{where}: a CSV file cannot carry vectors; use .jsonl or .parquet for them")
-    return names
 
 
 def bare_parquet(path: Path, columns: Columns) -> tuple[int, list[object] | None] | None:
@@ -440,7 +440,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise InputError(f"{path} cannot be read as parquet ({error}); write it again") from None
 
 
-def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, object]]:
+def _parquet_records(path: Path, columns: Columns = NO_COLUMNS) -> Iterator[tuple[str, object]]:
     number, vector = 0, columns.vector or "vector"
     with _parquet(path) as file:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS):
@@ -460,28 +460,16 @@ def suffix_of(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
-def _read(
-    records: Callable[[Path, Columns], Iterable[tuple[str, object]]],
-    path: Path,
-    columns: Columns | None = None,
-    numbered: bool = True,
-) -> Iterator[Located]:
-    columns = columns or NO_COLUMNS
-    return located(records(path, columns), columns, numbered)
-
-
-_jsonl = partial(_read, lambda path, _columns: json_objects(path))
-READERS: dict[str, Callable[..., Iterator[Located]]] = {
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".csv": partial(_read, _csv_records),
-    ".parquet": partial(_read, _parquet_records),
+READERS: dict[str, Callable[..., Iterator[tuple[str, object]]]] = {
+    ".jsonl": json_objects,
+    ".jsonl.gz": json_objects,
+    ".csv": _csv_records,
+    ".parquet": _parquet_records,
 }
-"""The reader of each suffix that holds documents."""
+"""The reader of the records of each suffix that holds documents."""
 
 
-CORPUS_FILE = "corpus.jsonl"  # of a BEIR folder
-SUFFIXES = (*READERS, ".npy")
+CORPUS_FILE, QUERIES_FILE = "corpus.jsonl", "queries.jsonl"  # of a BEIR folder
 
 FEWEST_NUMBERS = 16  # in a list of metadata that may be an embedding
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # of one letter it would be a drive
@@ -528,19 +516,17 @@ class Corpus:
         """The documents in order, in lists of at most `batch_size`.
 
         Raises:
-            InputError: these are bare vectors; or a record cannot be used, which is named by file and line.
+            InputError: a record cannot be used, which is named by file and line; or they were read already.
         """
-        del batch_size  # corpora of documents take it
-        raise InputError(f"{self.name} holds bare vectors and no documents; read it with vectors()")
+        raise NotImplementedError
 
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
         """The rows in order, scaled to unit length: float32 [at most batch_rows, d].
 
         Raises:
-            InputError: these are documents; or rows are NaN, infinite or zero, which are named by number.
+            InputError: rows are NaN, infinite or zero, which are named by number.
         """
-        del batch_rows  # corpora of vectors take it
-        raise InputError(f"{self.name} holds documents and no bare vectors; read it with documents()")
+        raise NotImplementedError
 
 
 class VectorCorpus(Corpus):
@@ -550,25 +536,14 @@ class VectorCorpus(Corpus):
     rereadable = True
     has_vectors = True
 
-    def __init__(
-        self,
-        name: str,
-        count: int,
-        dim: int,
-        read: Callable[[int], Iterator[NDArray[Any]]],
-        ids: Ids,
-    ) -> None:
+    def __init__(self, name: str, count: int, dim: int, read: Callable[[int], Iterator[NDArray[Any]]], ids: Ids):
         if count == 0:
-            raise InputError(f"{name} is empty; a corpus needs at least one row")
-        self.name = name
-        self.count = count
-        self.dim = dim
+            raise InputError(f"{name}: empty; at least one row is needed")
+        self.name, self.count, self.dim, self._read = name, count, dim, read
         self.ids: list[str] | list[int] | None = None if ids is None else check_ids(ids, count)
-        self._read = read
 
     def vectors(self, batch_rows: int) -> Iterator[NDArray[np.float32]]:
         """The rows in order, scaled to unit length: see `Corpus.vectors`."""
-        _check_batch("batch_rows", batch_rows)
         first, norms = 0, Norms()
         for batch in self._read(batch_rows):
             rows = unit_rows(batch, first, self.name)
@@ -587,33 +562,28 @@ class DocumentCorpus(Corpus):
         self,
         name: str,
         read: Callable[[], Iterator[Located]],
-        *,
-        count: int | None,
-        rereadable: bool,
-        columns: Columns | None = None,
+        columns: Columns,
+        count: int | None = None,
+        rereadable: bool = True,
     ) -> None:
-        self.name = name
-        self.count = count
-        self.rereadable = rereadable
-        self._read = read
+        self.name, self.count, self.rereadable, self._read = name, count, rereadable, read
         reader = read()
         found = next(reader, None)
         if found is None:
-            raise InputError(f"{name} is empty; a corpus needs at least one document")
+            raise InputError(f"{name}: empty; at least one {columns.one} is needed")
         first = found[1]
         self.has_vectors = first.vector is not None
-        if first.vector is None:
+        self.dim = None if first.vector is None else len(first.vector)
+        if first.vector is None and not columns.queries:
             _say_of_vectors(first)
-        self.dim = None if first.vector is None else first.vector.shape[0]
         self._unread: Iterator[Located] | None = None if rereadable else itertools.chain([found], reader)
         # Read on until each field named was seen: one that no record has is refused before texts are encoded.
-        missing = set(columns.expected if columns is not None and rereadable else ()) - first.metadata.keys()
+        missing = set(columns.expected if rereadable else ()) - first.metadata.keys()
         while missing and (found := next(reader, None)) is not None:
             missing.difference_update(found[1].metadata)
 
     def documents(self, batch_size: int) -> Iterator[list[Document]]:
         """The documents in order: see `Corpus.documents`."""
-        _check_batch("batch_size", batch_size)
         located, self._unread = self._read() if self.rereadable else self._unread, None
         if located is None:
             raise InputError(f"{self.name} can be read only once; pass a list or a file to read it again")
@@ -653,12 +623,7 @@ def _bare(rows: DocumentCorpus, count: int, ids: Ids) -> VectorCorpus:
     return VectorCorpus(rows.name, count, rows.dim or 0, read, ids)
 
 
-def open_corpus(
-    source: CorpusSource,
-    ids: Ids = None,
-    columns: Columns | None = None,
-    numbered: bool = True,
-) -> Corpus:
+def open_corpus(source: CorpusSource, ids: Ids = None, columns: Columns = NO_COLUMNS, numbered: bool = True) -> Corpus:
     """Open a corpus.
 
     Args:
@@ -678,19 +643,25 @@ def open_corpus(
     if isinstance(source, str | Path):
         return _open_path(local_path(source), ids, columns, numbered)
     array = as_rows(source)
-    if array is not None:
-        if array.ndim == 1 and array.dtype.kind in "UO":
-            return _open_iterable(array.tolist(), columns, numbered)
-        return _of_rows(_open_array(array, ids), columns)
-    if not (isinstance(source, Iterable) or is_table(source)):
+    if array is not None and (array.ndim != 1 or array.dtype.kind not in "UO"):
+        return _of_rows(_open_array(array, ids, columns), columns)
+    texts: Any = source if array is None else array.tolist()
+    if not (isinstance(texts, Iterable) or is_table(texts)):
         raise InputError(
-            f"a corpus cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of dicts"
+            f"the {columns.what} cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of "
+            "or texts"
         )
-    bare = bare_table(source, columns or NO_COLUMNS)
-    if bare is not None:
-        return _bare(_open_iterable(source, columns, True), bare[0], _only(bare[1], ids))
-    _only(True, ids)
-    return _open_iterable(source, columns, numbered)
+    bare = bare_table(texts, columns)
+    own = _only(True if bare is None else bare[1], ids)
+
+    def read() -> Iterator[Located]:
+        records = ((f"{columns.one} {number}", record) for number, record in enumerate(records_of(texts)))
+        return located(records, columns, numbered or bare is not None)
+
+    count = len(texts) if isinstance(texts, Sized) else None
+    rereadable = is_table(texts) or iter(texts) is not texts
+    documents = DocumentCorpus(f"the {columns.what}", read, columns, count, rereadable)
+    return documents if bare is None else _bare(documents, bare[0], own)
 
 
 def _only(own: Any, given: Any) -> Any:
@@ -727,37 +698,38 @@ def _rows_of_numbers(source: object) -> NDArray[Any] | None:
         raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
 
 
-def _open_path(path: Path, ids: Ids, columns: Columns | None, numbered: bool) -> Corpus:
+def _open_path(path: Path, ids: Ids, columns: Columns, numbered: bool) -> Corpus:
     if path.is_dir():
-        if not (path / CORPUS_FILE).is_file():
-            raise InputError(f"the folder {path} has no {CORPUS_FILE}; expected a BEIR folder or a file")
-        path = path / CORPUS_FILE
+        file = QUERIES_FILE if columns.queries else CORPUS_FILE
+        if not (path / file).is_file():
+            raise InputError(f"the folder {path} has no {file}; expected a BEIR folder or a file")
+        path = path / file
     if not path.exists():
-        raise InputError(f"no corpus at {path}; check the path")
+        advice = "check the path, or pass a text as a list: [text]" if columns.queries else "check the path"
+        raise InputError(f"no {columns.what} at {path}; {advice}")
     suffix = suffix_of(path)
     if suffix == ".npy":
         rows = NpyRows(path)
         return _of_rows(VectorCorpus(str(path), rows.count, rows.dim, rows.read, ids), columns)
     if suffix not in READERS:
-        raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
-    bare = bare_parquet(path, columns or NO_COLUMNS) if suffix == ".parquet" else None
-    count, own = (None, True) if bare is None else bare
-    own = _only(own, ids)
-    read = partial(READERS[suffix], path, columns, numbered or bare is not None)
-    documents = DocumentCorpus(str(path), read, count=count, rereadable=True, columns=columns)
+        supported = ", ".join((*READERS, ".npy", *([".txt"] if columns.queries else [])))
+        raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {supported}")
+    bare = bare_parquet(path, columns) if suffix == ".parquet" else None
+    own = _only(True if bare is None else bare[1], ids)
+    documents = DocumentCorpus(
+        str(path), lambda: located(READERS[suffix](path, columns), columns, numbered or bare is not None), columns
+    )
     return documents if bare is None else _bare(documents, bare[0], own)
 
 
-def _of_rows(corpus: Corpus, columns: Columns | None) -> Corpus:
+def _of_rows(corpus: Corpus, columns: Columns) -> Corpus:
     """The corpus, of bare vectors. InputError where fields were named, of which it has none."""
-    named = {} if columns is None else columns.named
-    if named:
-        name, value = next(iter(named.items()))
+    for name, value in columns.named.items():
         raise InputError(f"{name}={value!r} names a field, and {corpus.name} holds bare vectors; leave it out")
     return corpus
 
 
-def _open_array(array: NDArray[Any], ids: Ids) -> Corpus:
+def _open_array(array: NDArray[Any], ids: Ids, columns: Columns) -> Corpus:
     if array.dtype == np.uint8:
         raise InputError(
             f"the array is uint8 of shape {list(array.shape)}: unpack packed bits by numpy.unpackbits(rows, axis=1) "
@@ -772,7 +744,8 @@ def _open_array(array: NDArray[Any], ids: Ids) -> Corpus:
         for start in range(0, array.shape[0], batch_rows):
             yield array[start : start + batch_rows]
 
-    return VectorCorpus("the array", array.shape[0], array.shape[1], read, ids)
+    name = "the queries" if columns.queries else "the array"
+    return VectorCorpus(name, array.shape[0], array.shape[1], read, ids)
 
 
 def _say_of_vectors(document: Document) -> None:
@@ -788,19 +761,3 @@ def _say_of_vectors(document: Document) -> None:
                 f"(--vector {field}) where it is the vector, or metadata= with the fields to keep",
                 stacklevel=2,
             )
-
-
-def _open_iterable(source: Iterable[object], columns: Columns | None, numbered: bool) -> DocumentCorpus:
-    rereadable = is_table(source) or iter(source) is not source
-
-    def read() -> Iterator[Located]:
-        records = ((f"document {number}", record) for number, record in enumerate(records_of(source)))
-        return located(records, columns, numbered)
-
-    count = len(source) if isinstance(source, Sized) else None
-    return DocumentCorpus("the corpus", read, count=count, rereadable=rereadable, columns=columns)
-
-
-def _check_batch(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{name} is {value}, expected at least 1")

@@ -12,28 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel.checks import checked_path
-from funnel.data.corpus import (
-    READERS,
-    Columns,
-    Located,
-    as_rows,
-    decoded_lines,
-    local_path,
-    located,
-    of_one_width,
-    records_of,
-    suffix_of,
-)
+from funnel.data.corpus import Columns, as_rows, decoded_lines, local_path, open_corpus, records_of, suffix_of
 from funnel.errors import InputError
-from funnel.rows import NpyRows, is_table, unit_rows
+from funnel.rows import is_table
 
 __all__ = ["Queries", "QueriesSource", "folded", "open_queries", "query_hashes", "read_qrels"]
 
-QUERIES_FILE = "queries.jsonl"  # of a BEIR folder
 QRELS_HEADER = ("query-id", "corpus-id", "score")  # of BEIR's judgement files
-SUFFIXES = (*READERS, ".npy", ".txt")
 COLUMNS = Columns(queries=True)
-ROWS_PER_READ = 8192  # 12 MB at 384 dimensions
+READ_AT_A_TIME = 8192  # rows: 12 MB at 384 dimensions
 SHOWN_CHARACTERS = 80  # of a line that cannot be read
 HASH_DIGITS = 20  # 80 bits: a million queries collide with a chance of 1e-12
 NAMED = 5  # faulty values an error names before it only counts
@@ -113,41 +100,32 @@ def open_queries(source: QueriesSource | Queries) -> Queries:
     """
     if isinstance(source, Queries):
         return source
-    if isinstance(source, str | Path):
-        return _open_path(local_path(source))
-    array = as_rows(source)
-    if array is not None:
-        return _from_vectors(array, "the queries")
-    if not (isinstance(source, Iterable) or is_table(source)):
-        raise InputError(f"queries cannot be a {type(source).__name__}; pass a path, texts or an array [n, d]")
-    items: list[object] = list(records_of(source))
-    if not items:
-        raise InputError("the queries are empty; at least one is needed")
-    if isinstance(items[0], str):
-        return _from_texts(items, "the queries")
-    records = ((f"query {number}", item) for number, item in enumerate(items))
-    return _from_records(located(records, COLUMNS), "the queries")
+    items: Any = source
+    if isinstance(source, str | Path) and suffix_of(local_path(source)) == ".txt" and Path(source).is_file():
+        items = _lines(Path(source))
+    elif not isinstance(source, str | Path):
+        array = as_rows(source)
+        items = source if array is None else array.tolist() if array.ndim == 1 and array.dtype.kind in "UO" else array
+        if array is None and not is_table(items) and isinstance(items, Iterable):
+            items = list(records_of(items))
+    if isinstance(items, list) and items and isinstance(items[0], str):
+        return Queries(_texts(items), None)
+    corpus = open_corpus(items, None, COLUMNS)
+    if corpus.kind == "vectors":
+        ids = None if corpus.ids is None else [str(one) for one in corpus.ids]
+        return Queries(None, np.concatenate(list(corpus.vectors(READ_AT_A_TIME))), ids, corpus.name)
+    found = [one for batch in corpus.documents(READ_AT_A_TIME) for one in batch]
+    ids = [str(one.id) for one in found]
+    duplicates = [one for one, times in Counter(ids).items() if times > 1]
+    if duplicates:
+        named = ", ".join(duplicates[:NAMED])
+        raise InputError(f"{corpus.name}: {len(duplicates)} duplicate ids: {named}; every query needs its own")
+    vectors = [one.vector for one in found if one.vector is not None]
+    texts = [one.content for one in found] if vectors else _texts([one.content for one in found])
+    return Queries(texts, np.stack(vectors) if vectors else None, ids, corpus.name)
 
 
-def _open_path(path: Path) -> Queries:
-    if path.is_dir():
-        path = path / QUERIES_FILE
-    if not path.is_file():
-        raise InputError(f"no queries at {path}; check the path, or pass a text as a list: [text]")
-    suffix = suffix_of(path)
-    if suffix == ".npy":
-        rows = NpyRows(path)
-        batches = list(rows.read(ROWS_PER_READ))
-        empty = np.empty((0, rows.dim), dtype=np.float32)
-        return _from_vectors(np.concatenate(batches) if batches else empty, str(path))
-    if suffix in READERS:
-        return _from_records(READERS[suffix](path, COLUMNS), str(path))
-    if suffix == ".txt":
-        return _read_txt(path)
-    raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {', '.join(SUFFIXES)}")
-
-
-def _read_txt(path: Path) -> Queries:
+def _lines(path: Path) -> list[str]:
     lines = [line.strip() for _, line in decoded_lines(path)]
     while lines and not lines[-1]:
         lines.pop()
@@ -155,43 +133,19 @@ def _read_txt(path: Path) -> Queries:
         raise InputError(f"{path} is empty; at least one query is needed")
     if "" in lines:
         raise InputError(f"{path}:{lines.index('') + 1}: an empty line; every line is one query")
-    return Queries(texts=lines, vectors=None, name=str(path))
+    return lines
 
 
-def _from_vectors(array: NDArray[Any], name: str) -> Queries:
-    if array.ndim == 1 and array.dtype.kind in "UO":
-        return _from_texts(array.tolist(), name)
-    if array.ndim == 2 and array.shape[0] == 0:
-        raise InputError(f"{name} are empty; at least one row is needed")
-    return Queries(texts=None, vectors=unit_rows(array, 0, name), name=name)
-
-
-def _from_texts(items: list[object], name: str) -> Queries:
+def _texts(items: list[Any]) -> list[str]:
+    """The texts of queries. InputError where some are none, or empty."""
     for number, item in enumerate(items):
         if not isinstance(item, str):
             raise InputError(f"query {number} is {type(item).__name__}, expected text like the first")
-    texts = [str(item) for item in items]
-    empty = [number for number, text in enumerate(texts) if not text.strip()]
+    empty = [number for number, text in enumerate(items) if not text.strip()]
     if empty:
         named = ", ".join(map(str, empty[:NAMED]))
-        raise InputError(f"{len(empty)} of {len(texts)} queries are empty texts: {named}; leave them out")
-    return Queries(texts=texts, vectors=None, name=name)
-
-
-def _from_records(records: Iterable[Located], name: str) -> Queries:
-    found = list(of_one_width(records))
-    if not found:
-        raise InputError(f"{name} is empty; at least one query is needed")
-    ids = [str(document.id) for _, document in found]
-    duplicates = [identifier for identifier, times in Counter(ids).items() if times > 1]
-    if duplicates:
-        named = ", ".join(duplicates[:NAMED])
-        raise InputError(f"{name}: {len(duplicates)} duplicate ids: {named}; every query needs its own")
-    vectors = [document.vector for _, document in found if document.vector is not None]
-    for where, document in found:
-        if not vectors and not document.content:
-            raise InputError(f"{where}: the query has no text and no vector")
-    return Queries([document.content for _, document in found], np.stack(vectors) if vectors else None, ids, name)
+        raise InputError(f"{len(empty)} of {len(items)} queries are empty texts: {named}; leave them out")
+    return list(map(str, items))
 
 
 def read_qrels(path: str | Path, split: str = "test") -> dict[str, dict[str, float]]:

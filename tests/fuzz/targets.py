@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from funnel.adaptors import Adaptor
-from funnel.data.corpus import READERS
+from funnel.data.corpus import READERS, located
 from funnel.errors import DamagedIndexError, FormatVersionError, InputError
 from funnel.planning.calibration import Calibration
 from funnel.storage.manifest import parse
@@ -65,11 +65,11 @@ def _manifest(data: bytes) -> None:
 
 
 def _jsonl(data: bytes) -> None:
-    list(READERS[".jsonl"](_file("corpus.jsonl", data)))
+    list(located(READERS[".jsonl"](_file("corpus.jsonl", data))))
 
 
 def _csv(data: bytes) -> None:
-    list(READERS[".csv"](_file("corpus.csv", data)))
+    list(located(READERS[".csv"](_file("corpus.csv", data))))
 
 
 def _calibration(json_data: bytes, arrays: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from funnel.data.corpus import Columns, open_corpus
+from funnel.data.corpus import NO_COLUMNS, Columns, open_corpus
 from funnel.data.documents import Document
 from funnel.data.queries import open_queries
 from funnel.errors import InputError
@@ -19,7 +19,7 @@ NAMED = Columns(text="body", id="key", metadata=["year"])
 EXPECTED = [Document("a", text="one", metadata={"year": 2020}), Document("b", text="two", metadata={"year": 2021})]
 
 
-def read(source: object, columns: Columns | None = None) -> list[Document]:
+def read(source: object, columns: Columns = NO_COLUMNS) -> list[Document]:
     return [one for part in open_corpus(source, None, columns).documents(10) for one in part]  # type: ignore[arg-type]
 
 

@@ -62,7 +62,7 @@ def test_dicts_and_queries_are_taken() -> None:
         (np.array([[1.0, np.nan]]), r"row 0 \(NaN\)"),
         (np.ones(3), "expected float or integer rows"),
         ("how are rows ordered", r"no queries at .*pass a text as a list"),
-        ([{"_id": "a", "text": ""}], "query 0: the query has no text and no vector"),
+        ([{"_id": "a", "text": ""}], "1 of 1 queries are empty texts: 0"),
         ([{"_id": "a", "text": "b"}, {"_id": "a", "text": "c"}], "1 duplicate ids: a"),
         ([{"_id": "a", "vector": [1]}, {"_id": "b", "text": "c"}], "query 1: has no vector, the first has one"),
         ([{"_id": "a", "vector": [1]}, {"_id": "b", "vector": [1, 2]}], "query 1: vector of dimension 2"),
@@ -77,9 +77,9 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for name, content, message in (
         ("empty.txt", "\n", "is empty"),
         ("gap.txt", "a\n\nb\n", r"gap\.txt:2: an empty line"),
-        ("empty.jsonl", "", "is empty"),
+        ("empty.jsonl", "", "empty"),
         ("bad.jsonl", "{", r"bad\.jsonl:1: not JSON"),
-        ("queries.csv", "id,text\n", r"queries\.csv is empty"),
+        ("queries.csv", "id,text\n", r"queries\.csv: empty"),
         ("queries.tsv", "a\n", r"suffix \.tsv; supported are \.jsonl, .*\.npy, \.txt"),
     ):
         (tmp_path / name).write_text(content)

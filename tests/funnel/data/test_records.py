@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from funnel.data.corpus import READERS, document_from_record, json_objects
+from funnel.data.corpus import READERS, document_from_record, json_objects, located
 from funnel.data.documents import Document
 from funnel.errors import InputError, MissingPackageError
 
@@ -26,7 +26,7 @@ RECORDS = st.lists(
 
 
 def _read(path: Path) -> list[Document]:
-    return [document for _, document in READERS[path.suffix](path)]
+    return [document for _, document in located(READERS[path.suffix](path))]
 
 
 def _fields(document: Document) -> dict[str, object]:
