@@ -204,7 +204,9 @@ class Usearch(Peer):
     def build(self, rows: Float32, settings: Mapping[str, Any]) -> None:
         from usearch.index import Index
 
-        self.index = Index(ndim=self.dim, metric="cos", dtype=settings["dtype"], connectivity=16, expansion_add=200)
+        self.index: Any = Index(
+            ndim=self.dim, metric="cos", dtype=settings["dtype"], connectivity=16, expansion_add=200
+        )
         self.index.add(np.arange(len(rows)), rows, threads=self.threads)
 
     @override
