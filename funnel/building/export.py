@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -149,10 +148,6 @@ def _header(file: BinaryIO, descr: str, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
-INNER_PRODUCT = 0  # faiss.METRIC_INNER_PRODUCT
-UNUSED = 1 << 20  # two fields of FAISS's header that hold nothing any more
-
-
 def labels_of(rows: ExportedRows) -> npt.NDArray[np.int64] | None:
     """The user's ids int64 [n] in input order, where they are whole numbers; None: input positions stand for them."""
     parts = list(rows.ids())
@@ -162,22 +157,30 @@ def labels_of(rows: ExportedRows) -> npt.NDArray[np.int64] | None:
 def write_flat(rows: ExportedRows, path: Path, progress: bool) -> str:
     """An IndexFlatIP at full width, in an IndexIDMap where ids are not 0, 1, …; what it is, in words.
 
-    Written as FAISS 1.15's `write_index` would (its format since 1.5), but a batch at a time.
+    It is made in memory, where it will be searched.
     """
-    labels = labels_of(rows)
-    mapped = labels is not None and not np.array_equal(labels, np.arange(rows.count))
-    with path.open("wb") as file:
-        if mapped:
-            _faiss_header(file, b"IxMp", rows.dim, rows.count)
-        _faiss_header(file, b"IxFI", rows.dim, rows.count)
-        file.write(struct.pack("<Q", rows.count * rows.dim))
-        for vectors in rows.vectors(progress):
-            file.write(vectors.data)
-        if mapped:
-            assert labels is not None
-            file.write(struct.pack("<Q", rows.count))
-            file.write(labels.astype("<i8").data)
+    faiss, labels = load_faiss(), labels_of(rows)
+    index = faiss.IndexFlatIP(rows.dim)
+    for vectors in rows.vectors(progress):
+        index.add(vectors)
+    if labels is not None and not np.array_equal(labels, np.arange(rows.count)):
+        index = _mapped(faiss, index, labels)
+    _save(faiss, index, path)
     return f"IndexFlatIP over {rows.dim} dims, exact, of vectors {rows.space}"
+
+
+def _mapped(faiss: Any, index: Any, labels: npt.NDArray[np.int64]) -> Any:
+    """The index in an IndexIDMap."""
+    count, index.ntotal = index.ntotal, 0  # an IndexIDMap takes only an empty one
+    mapped = faiss.IndexIDMap(index)
+    index.ntotal = mapped.ntotal = count
+    faiss.copy_array_to_vector(np.ascontiguousarray(labels), mapped.id_map)
+    return mapped
+
+
+def _save(faiss: Any, index: Any, path: Path) -> None:
+    with path.open("wb") as file:  # through Python: FAISS's own writer only prints when the last flush fails
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def write_coarse(rows: ExportedRows, path: Path) -> str:
@@ -190,14 +193,10 @@ def write_coarse(rows: ExportedRows, path: Path) -> str:
     index = faiss.read_index(str(searcher.cascade.store.path.parent / "coarse.faiss"))
     labels = labels_of(rows)
     order = np.asarray(searcher.order, dtype=np.int64)
-    count, index.ntotal = index.ntotal, 0  # an IndexIDMap takes only an empty one
-    chained = faiss.IndexIDMap(index)
-    index.ntotal = chained.ntotal = count
-    faiss.copy_array_to_vector(np.ascontiguousarray(order if labels is None else labels[order]), chained.id_map)
+    chained = _mapped(faiss, index, order if labels is None else labels[order])
     for step in reversed([] if rows.adapted else _way(faiss, rows, width)):
         chained = faiss.IndexPreTransform(step, chained)
-    with path.open("wb") as file:  # through Python: FAISS's own writer only prints when the last flush fails
-        faiss.write_index(chained, faiss.PyCallbackIOWriter(file.write))
+    _save(faiss, chained, path)
     taken = f"the first {width} dims of adapted queries" if rows.adapted else f"your own queries of {rows.dim} dims"
     return f"{type(index).__name__} ({coarse.name}) over {width} dims; it takes {taken}, and its scores are approximate"
 
@@ -213,10 +212,6 @@ def _way(faiss: Any, rows: ExportedRows, width: int) -> list[Any]:
     faiss.copy_array_to_vector(np.ascontiguousarray(matrix.T).reshape(-1), linear.A)
     linear.is_trained = True
     return [linear, normalised]
-
-
-def _faiss_header(file: BinaryIO, fourcc: bytes, dim: int, count: int) -> None:
-    file.write(fourcc + struct.pack("<iqqq?i", dim, count, UNUSED, UNUSED, True, INNER_PRODUCT))
 
 
 SUFFIXES = (".npy", ".parquet", ".faiss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,8 @@ def _folder_bytes(path: Path) -> int:
     total = 0
     for root, _, names in os.walk(path):
         for name in names:
-            try:
+            with suppress(OSError):  # a writer tidies at the same time
                 total += os.lstat(os.path.join(root, name)).st_size
-            except OSError:  # a writer tidies at the same time
-                continue
     return total
 
 

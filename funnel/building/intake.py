@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.data.corpus import Corpus
-from funnel.data.documents import Document, DocumentStore
+from funnel.data.documents import DocumentStore
 from funnel.data.queries import folded
 from funnel.encoding.encoders import (
     DEFAULT_ENCODER,
@@ -127,7 +127,8 @@ def take_in(
 
 
 def _take_vectors(corpus: Corpus, folder: Path, seed: int, progress: bool) -> Intake:
-    dim = _known(corpus.dim)
+    assert corpus.dim is not None, "of vectors"
+    dim = corpus.dim
     batch_rows = max(1, CELLS_AT_A_TIME // dim)
     sample, count = Sample(dim, seed), 0
     with Progress(total=corpus.count, desc="read", unit="rows", unit_scale=True, disable=not progress) as bar:
@@ -154,7 +155,7 @@ def _take_documents(
 ) -> Intake:
     if not corpus.has_vectors and encoder is None:
         raise EncoderError(f"{corpus.name} holds texts without vectors; give an encoder to build from them")
-    dim = _known(corpus.dim) if corpus.has_vectors or encoder is None else encoder.dim
+    dim = corpus.dim or (0 if encoder is None else encoder.dim)
     sample, spool, ids, count = Sample(dim, seed), folder / SPOOL, TextIds(), 0
     found: set[str] = set()
     label = "read" if corpus.has_vectors else "encode"
@@ -169,7 +170,10 @@ def _take_documents(
             if looked_for:
                 texts = {folded(text) for one in documents for text in (one.text, one.content)}
                 found |= looked_for & texts
-            rows = _vectors(documents, None if corpus.has_vectors else encoder, count)
+            if corpus.has_vectors or encoder is None:
+                rows = np.stack([one.vector for one in documents if one.vector is not None])
+            else:
+                rows = encoder.encode([one.content for one in documents], numbers=count)
             count += len(documents)
             if rows.shape[1] != dim:
                 raise InputError(f"{corpus.name}: vectors of {rows.shape[1]} dims after vectors of {dim}")
@@ -179,12 +183,6 @@ def _take_documents(
     ids.save(folder)
     rows_drawn, numbers = sample.finish()
     return Intake(*(count, dim, rows_drawn, lambda: _read_spool(spool, dim), target, spool), numbers, frozenset(found))
-
-
-def _vectors(documents: list[Document], encoder: Encoder | None, first: int) -> Float32:
-    if encoder is not None:
-        return encoder.encode([document.content for document in documents], numbers=first)
-    return np.stack([document.vector for document in documents if document.vector is not None])
 
 
 def _read_spool(path: Path, dim: int) -> Iterator[Float32]:
@@ -222,12 +220,6 @@ def _save_ids(folder: Path, ids: list[str] | list[int]) -> None:
     texts = TextIds()
     texts.extend(map(str, ids))
     texts.save(folder)
-
-
-def _known(dim: int | None) -> int:
-    if dim is None:
-        raise InputError("the width of the vectors is not known; give rows [n, d]")
-    return dim
 
 
 def build_encoder(

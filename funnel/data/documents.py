@@ -177,7 +177,7 @@ class Document:
         return f"{self.title} {self.text}".strip()
 
 
-class DocumentStore:
+class DocumentStore(AbstractContextManager["DocumentStore", None]):
     """Documents by position (0, 1, … in input order) in one SQLite file.
 
     `create` gives a store that can be appended to, `open` one that can only be read, from any thread.
@@ -225,7 +225,7 @@ class DocumentStore:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             with reading_file(path), store._connection() as connection:
-                _check_schema(path, connection)
+                store._lexical = "lexical" in _names(path, connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
                     raise DamagedIndexError(
@@ -234,7 +234,6 @@ class DocumentStore:
                 first, last = connection.execute("SELECT min(position), max(position) FROM documents").fetchone()
                 if first:
                     raise DamagedIndexError(f"{path} begins at position {first}, expected 0; build the index again")
-                store._lexical = LexicalIndex.present(connection)
         except StorageError:
             store.close()
             raise
@@ -318,10 +317,6 @@ class DocumentStore:
                 _check_kinds(identifier, title, "")
                 yield position, identifier, title, _metadata(identifier, metadata)
 
-    def find(self, document_id: str | int) -> int | None:
-        """The position of an id, or None."""
-        return self.find_all([document_id]).get(document_id)
-
     def find_all(self, document_ids: Sequence[str | int]) -> dict[str | int, int]:
         """The positions of those ids that are there."""
         with reading_file(self.path):
@@ -340,9 +335,6 @@ class DocumentStore:
         """Close the connections; closing twice is fine."""
         self._closed = True
         self._connections.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -370,16 +362,17 @@ def _connect(path: Path) -> Bounded:
     return connection
 
 
-def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
-    """Nothing stands in the file but our own statements: a view, trigger or generated column would be run."""
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_master"
-    for kind, name, table, sql in connection.execute(query):
+def _names(path: Path, connection: sqlite3.Connection) -> set[str]:
+    """The tables of the file. Nothing stands in it but our own statements: a view or trigger would be run."""
+    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    for kind, name, table, sql in found:
         known = (kind, name, table, sql) in OBJECTS or (kind == "table" and name == table and is_lexical(name, sql))
         if not known:
             raise DamagedIndexError(
                 f"{path} holds the {str(kind)[:LONGEST_SHOWN]} {str(name)[:LONGEST_SHOWN]!r} by a statement that "
                 "funnel did not write; restore it or build the index again"
             )
+    return {name for _, name, _, _ in found}
 
 
 def _row(position: int, document: Document) -> tuple[int, str | int, str, str, str]:

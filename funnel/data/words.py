@@ -134,12 +134,8 @@ def telling_terms(times: Mapping[str, int], counts: Mapping[str, int], rows: int
     """
     known = sorted((term for term in times if counts[term]), key=lambda term: counts[term])
     telling = [term for term in known if counts[term] <= COMMON_SHARE * rows] or known
-    return {term: times[term] * inverse_frequency(counts[term], rows) for term in telling[:MOST_WORDS]}
-
-
-def inverse_frequency(count: int, rows: int) -> float:
-    """What FTS5 weighs a term by that `count` of `rows` rows hold."""
-    return max(LEAST_WEIGHT, math.log((rows - count + 0.5) / (count + 0.5)))
+    odds = {term: (rows - counts[term] + 0.5) / (counts[term] + 0.5) for term in telling[:MOST_WORDS]}
+    return {term: times[term] * max(LEAST_WEIGHT, math.log(odd)) for term, odd in odds.items()}  # as FTS5 weighs it
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
@@ -158,12 +154,6 @@ class LexicalIndex:
         with connection() as opened:
             self.rows: int = opened.execute(f"SELECT count(*) FROM {TABLE}_docsize").fetchone()[0]
         self._counts: dict[str, int] = {}
-
-    @staticmethod
-    def present(connection: sqlite3.Connection) -> bool:
-        """Whether the file holds the table."""
-        found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (TABLE,))
-        return found.fetchone() is not None
 
     @contextmanager
     def reading(self, stopped: Callable[[], bool] | None) -> Iterator[sqlite3.Connection]:
@@ -285,16 +275,12 @@ class Bm25:
             for term, weight in asked.items():
                 (places,) = connection.execute(WITH_TERM, (term,)).fetchone()
                 rows, times = np.unique(_integers(places), return_counts=True)
-                if len(rows) != table.count(connection, term) or not _inside(rows, lengths):
+                there = not len(rows) or bool(0 <= rows[0] <= rows[-1] < len(lengths) and lengths[rows].all())
+                if len(rows) != table.count(connection, term) or not there:
                     raise sqlite3.DatabaseError(f"the rows that hold {term!r} cannot be read")
                 norms = K1 * (1 - B + B * lengths[rows] / self._mean)
                 scores[rows] += weight * (times * (K1 + 1) / (times + norms))
         return scores
-
-
-def _inside(rows: Int64, lengths: Int32) -> bool:
-    """Whether these rows, rising, are there and have words."""
-    return not len(rows) or bool(0 <= rows[0] <= rows[-1] < len(lengths) and lengths[rows].all())
 
 
 def _best(scores: NDArray[np.float64], allowed: Allowed | None, depth: int) -> tuple[Int64, NDArray[np.float64]]:

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,15 +126,19 @@ def _made(
     source: EncoderSource | Any, exact: bool, device: str, of_index: bool, fetch: bool
 ) -> "ModelEncoder | CallableEncoder":
     """The encoder with the prompts of its own."""
+    from funnel.encoding.stored import read_stored
+
     if isinstance(source, ModelEncoder | CallableEncoder):
         return source
     if isinstance(source, str | Path):
         name = str(source) if of_index else canonical_name(str(source))
         device = _resolve_device(device)
-        model = None if exact or device != "cpu" else _stored(name, of_index)
+        folder = None if exact or device != "cpu" else local_folder(name, of_index=of_index)
+        model: Any = None if folder is None else read_stored(folder)  # a plain BERT, without sentence-transformers
         model = model or load_model(name, device, of_index=of_index, fetch=fetch)
         return ModelEncoder(model, name, exact=exact, reopenable=True)
-    if _is_sentence_transformer(source):
+    module = sys.modules.get("sentence_transformers")  # an instance cannot have come without it
+    if module is not None and isinstance(source, module.SentenceTransformer):
         # Half precision changes the weights in place, and this model belongs to the user.
         own = source if exact else copy.deepcopy(source)
         return ModelEncoder(own, f"object:{_qualified_name(type(source))}", exact=exact, reopenable=False)
@@ -146,14 +150,6 @@ def _made(
     if callable(source):
         return CallableEncoder(source, f"callable:{_qualified_name(source)}")
     raise _none(source)
-
-
-def _stored(name: str, of_index: bool) -> "PackedModel | SentenceTransformer | None":
-    """A plain BERT that is on this machine, read without sentence-transformers; None for others."""
-    from funnel.encoding.stored import read_stored
-
-    folder = local_folder(name, of_index=of_index)
-    return None if folder is None else read_stored(folder)
 
 
 def check_source(source: object) -> None:
@@ -326,11 +322,6 @@ def _resolve_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device is {device!r} and torch finds no CUDA here; use device='auto' or 'cpu'")
     return device
-
-
-def _is_sentence_transformer(source: object) -> "TypeGuard[SentenceTransformer]":
-    module = sys.modules.get("sentence_transformers")  # an instance cannot have come without it
-    return module is not None and isinstance(source, module.SentenceTransformer)
 
 
 def _qualified_name(target: object) -> str:

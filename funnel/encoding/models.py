@@ -103,7 +103,7 @@ def load_model(name: str, device: str, *, of_index: bool = False, fetch: bool = 
                 tried.append(f"{place} (not there)")
             except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
                 # What transformers, safetensors and the hub's client raise for absent or unreadable models.
-                tried.append(f"{place} ({_first_line(error)})")
+                tried.append(f"{place} ({str(error).strip().partition(chr(10))[0] or type(error).__name__})")
     raise EncoderError(
         f"cannot load the encoder {name!r}; tried {', '.join(tried)}. Give the folder of a model, "
         "connect to the network once, or pass any callable from texts to vectors"
@@ -177,20 +177,10 @@ def _downloaded(name: str) -> Path:
 
 
 def _not_fetched(name: str, tried: list[str]) -> str:
-    """Why a model is not fetched, with its size, and what to do."""
-    from huggingface_hub import HfApi
-
-    repository = _repositories(name)[-1]
-    try:
-        files = HfApi().model_info(repository, files_metadata=True, timeout=HUB_SECONDS).siblings or []
-        wanted = [file for file in files if not any(fnmatch(file.rfilename, ignored) for ignored in HUB_IGNORED)]
-        size = f"{sum(file.size or 0 for file in wanted) / 1e6:,.0f} MB"
-    except Exception as error:  # the hub's client lets errors of its HTTP library through, which has two names
-        size = f"its size is not known: {_first_line(error)}"
+    """Why a model is not fetched, and what to do."""
     return (
         f"this index names the encoder {name!r}, which is not on this machine (tried {', '.join(tried)}) and would be "
-        f"fetched from the hub ({size}); allow that with allow_download=True (--allow-download), or open the index "
-        "with encoder="
+        "fetched from the hub; allow that with allow_download=True (--allow-download), or open the index with encoder="
     )
 
 
@@ -217,10 +207,6 @@ def _model_class() -> "type[SentenceTransformer]":
             "install it: pip install sentence-transformers, or pass any callable from texts to vectors"
         ) from None
     return SentenceTransformer
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -106,18 +106,22 @@ class PackedBert:
 
     def __call__(self, groups: list[Group]) -> list[torch.Tensor]:
         """The last hidden states of each group: [rows, length, hidden]."""
-        parts = [self._embedded(*group).flatten(0, 1) for group in groups]
+        parts = [
+            (
+                functional.embedding(ids, self._words)
+                + functional.embedding(types, self._types)
+                + self._positions[: ids.shape[1]]
+            ).flatten(0, 1)
+            for ids, types in groups
+        ]
         used = sum(map(len, parts))
-        hidden = self._norm(torch.cat([*parts, self._words.new_zeros(_rounded(used) - used, self.width)]))
+        step = next((step for up_to, step in STEPS if used <= up_to), LONG_STEP)
+        hidden = self._norm(torch.cat([*parts, self._words.new_zeros(-(-used // step) * step - used, self.width)]))
         shapes = [ids.shape for ids, _ in groups]
         for layer in self._layers:
             hidden = layer(hidden, shapes)
         split = torch.split(hidden[:used], list(map(len, parts)))
         return [part.view(*shape, self.width) for part, shape in zip(split, shapes, strict=True)]
-
-    def _embedded(self, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-        summed = functional.embedding(ids, self._words) + functional.embedding(types, self._types)
-        return summed + self._positions[: ids.shape[1]]
 
 
 class _Layer:
@@ -261,8 +265,3 @@ def _cut(by_length: NDArray[np.intp], lengths: NDArray[np.intp]) -> Iterator[NDA
         stop = max(start + 1, int(np.searchsorted(ends, before + BATCH_TOKENS, side="right")))
         yield by_length[start:stop]
         start = stop
-
-
-def _rounded(tokens: int) -> int:
-    step = next((step for up_to, step in STEPS if tokens <= up_to), LONG_STEP)
-    return -(-tokens // step) * step

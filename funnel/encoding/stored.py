@@ -43,7 +43,14 @@ def _read(folder: Path) -> PackedModel | None:
     pooling, limits = _json(folder / modules[1]["path"] / "config.json"), _json(words / "sentence_bert_config.json")
     cls = _pools_by_first_token(pooling)
     limit = limits.get("max_seq_length")
-    known = _is_plain(config) and set(limits) <= LIMIT_KEYS and not limits.get("do_lower_case")
+    plain = (
+        config["model_type"] == "bert"
+        and config["architectures"] == ["BertModel"]
+        and config["hidden_act"] == "gelu"
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and not any(config.get(name) for name in NOT_PLAIN)
+    )
+    known = plain and set(limits) <= LIMIT_KEYS and not limits.get("do_lower_case")
     if not known or cls is None or not isinstance(limit, int) or limit > config["max_position_embeddings"]:
         return None
     if settings.get("truncate_dim") is not None or settings.get("model_type", "SentenceTransformer") != (
@@ -59,16 +66,6 @@ def _read(folder: Path) -> PackedModel | None:
     prompts = settings.get("prompts") or {}
     TextOptions.of_model(prompts)  # raises for what are no prompts
     return PackedModel(bert, tokenize, cls, prompts)
-
-
-def _is_plain(config: Mapping[str, Any]) -> bool:
-    return (
-        config["model_type"] == "bert"
-        and config["architectures"] == ["BertModel"]
-        and config["hidden_act"] == "gelu"
-        and config.get("position_embedding_type", "absolute") == "absolute"
-        and not any(config.get(name) for name in NOT_PLAIN)
-    )
 
 
 def _pools_by_first_token(pooling: Mapping[str, Any]) -> bool | None:

@@ -211,9 +211,6 @@ def _fields(documents: DocumentStore) -> Iterator[dict[str, object]]:
     for expected, (position, identifier, title, metadata) in enumerate(documents.fields()):
         if position != expected:
             raise DamagedIndexError(f"{documents.path} lacks the document at position {expected}; restore it")
-        yield {"id": identifier, "title": title, **{column_of(name): value for name, value in metadata.items()}}
-
-
-def column_of(name: str) -> str:
-    """The column of a metadata field: its name, but "metadata.id" for `id` and "metadata.metadata.id" for that."""
-    return f"{HIDDEN}{name}" if _HIDDEN_NAME.fullmatch(name) else name
+        # "metadata.id" for a field `id`, and "metadata.metadata.id" for that
+        named = {f"{HIDDEN}{name}" if _HIDDEN_NAME.fullmatch(name) else name: metadata[name] for name in metadata}
+        yield {"id": identifier, "title": title, **named}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -51,10 +51,6 @@ class GivenIds:
         digest.update("".join(texts).encode("utf-8", "surrogatepass"))
         return cls(frozenset(texts), kind, "texts:" + digest.hexdigest())
 
-    def as_texts(self) -> frozenset[str]:
-        """The ids as an index of documents keeps them: whole numbers are texts there."""
-        return self.ids if isinstance(self.ids, frozenset) else frozenset(map(str, self.ids.tolist()))
-
 
 Mask = npt.NDArray[np.bool_]
 
@@ -98,7 +94,9 @@ class SegmentRows:
         if not len(given.ids):
             return np.zeros(len(self), dtype=np.bool_)
         if self._ids.text:
-            return self._stored(self._positions_of(given.as_texts()))
+            return self._stored(
+                self._positions_of(given.ids if isinstance(given.ids, frozenset) else {*map(str, given.ids.tolist())})
+            )
         every = self._ids.at(np.arange(len(self), dtype=np.int64))
         if isinstance(given.ids, frozenset):
             raise InputError(
@@ -106,7 +104,7 @@ class SegmentRows:
             )
         return self._stored(np.flatnonzero(np.isin(every, given.ids)))
 
-    def _positions_of(self, texts: frozenset[str]) -> npt.NDArray[np.int64]:
+    def _positions_of(self, texts: Set[str]) -> npt.NDArray[np.int64]:
         if self._documents is not None and len(texts) <= LOOKED_UP:
             return np.array([*self._documents.find_all([*texts]).values()], dtype=np.int64)
         parts = []

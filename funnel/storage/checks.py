@@ -107,14 +107,8 @@ class BlockVerifier:
 
         Raises DamagedIndexError naming file, block and bytes; InputError for bytes outside the file.
         """
-        if self._complete or length == 0:
-            return
-        if offset < 0 or length < 0 or offset + length > self._size:
-            raise InputError(
-                f"bytes {offset:,} to {offset + length:,} lie outside {self._name}, which has {self._size:,}"
-            )
-        first, last = offset // self._block_bytes, (offset + length - 1) // self._block_bytes
-        self._ensure_blocks(np.arange(first, last + 1))
+        if length:
+            self.ensure_rows(np.zeros(1, dtype=np.int64), length, offset)
 
     def ensure_rows(self, rows: npt.NDArray[np.int64], row_bytes: int, header_bytes: int) -> None:
         """Check the blocks that hold `rows` (int64, any shape) of a file of rows behind a header.
@@ -124,8 +118,9 @@ class BlockVerifier:
         if self._complete or rows.size == 0:
             return
         low, high = int(rows.min()), int(rows.max())
-        if low < 0 or header_bytes + (high + 1) * row_bytes > self._size:
-            raise InputError(f"rows {low:,} to {high:,} of {row_bytes} bytes lie outside {self._name}")
+        if low < 0 or header_bytes < 0 or header_bytes + (high + 1) * row_bytes > self._size:
+            said = f"rows {low:,} to {high:,} of {row_bytes:,} bytes behind {header_bytes:,}"
+            raise InputError(f"{said} lie outside {self._name}, which has {self._size:,}")
         start = rows.ravel() * row_bytes + header_bytes
         first, last = start // self._block_bytes, (start + row_bytes - 1) // self._block_bytes
         span = int((last - first).max())
@@ -210,7 +205,7 @@ def check(path: str | os.PathLike[str], progress: bool = False, files: Files = F
 
 
 def _pieces(path: str, entry: FileEntry) -> Iterator[_Piece]:
-    if entry.blocks is None:
+    if entry.blocks is None or not entry.size:
         yield _Piece(path, 0, entry.size, entry.sha256)
         return
     for block, sha256 in enumerate(entry.blocks.sha256):
@@ -244,16 +239,9 @@ def _check_piece(descriptor: int, piece: _Piece, name: str) -> None:
 def _problems(
     root: Path, entries: Mapping[str, FileEntry], progress: bool, files: Files
 ) -> dict[str, DamagedIndexError]:
-    """The first problem of each damaged file: sizes first, which is free, then hashes, on a few threads."""
+    """The first problem of each damaged file, found on a few threads."""
     problems: dict[str, DamagedIndexError] = {}
-    pieces: list[_Piece] = []
-    for path, entry in entries.items():
-        try:
-            os.close(_open_checked(root, path, entry, files))
-        except DamagedIndexError as error:
-            problems[path] = error
-        else:
-            pieces.extend(_pieces(path, entry))
+    pieces = [piece for path, entry in entries.items() for piece in _pieces(path, entry)]
 
     def problem(piece: _Piece) -> DamagedIndexError | None:
         try:
@@ -282,8 +270,9 @@ def _problems(
 def _strays(root: Path, manifest: Manifest, files: Files) -> Iterator[FileStatus]:
     known = {LOCK, CURRENT, f"{GENERATIONS}/{generation_name(manifest.generation)}", *manifest.files}
     older = _older(root, files)
-    for path in _walk(root, "", files):
-        if path in known:
+    for file in sorted(root.rglob("*")):
+        path = file.relative_to(root).as_posix()
+        if path in known or (file.is_dir() and not file.is_symlink()):
             continue
         detail = "belongs to nothing"
         if path == CURRENT_TEMPORARY or TEMPORARY_PREFIX in path:
@@ -301,12 +290,3 @@ def _older(root: Path, files: Files) -> dict[str, int]:
         if manifest is not None:
             found |= dict.fromkeys((f"{GENERATIONS}/{name}", *manifest.files), manifest.generation)
     return found
-
-
-def _walk(root: Path, relative: str, files: Files) -> Iterator[str]:
-    for name in files.names(root / relative):
-        path = f"{relative}/{name}" if relative else name
-        if (root / path).is_dir() and not (root / path).is_symlink():
-            yield from _walk(root, path, files)
-        else:
-            yield path

@@ -73,11 +73,8 @@ def converted(value: Any, kind: Any, name: str = "") -> Any:
         for key, number in re.findall(r"\.(\w+)|\[(\d+)\]", place):
             inner = isinstance(value, Mapping | list) and (key in value if key else True)
             value = value[key or int(number)] if inner else value
+        # A hostile value can be megabytes long; a message should not.
+        text = f"a list of {len(value):,} values" if isinstance(value, list) else repr(value)
+        text = text if len(text) <= LARGEST_SHOWN else f"{text[: LARGEST_SHOWN - 3]}..."
         where = f"{name}{place.rstrip('`')}".removeprefix(".") or "the manifest"
-        raise InputError(f"{where} is {_short(value)}: {said}; restore the file") from None
-
-
-def _short(value: object) -> str:
-    # A hostile value can be megabytes long; a message should not.
-    text = f"a list of {len(value):,} values" if isinstance(value, list) else repr(value)
-    return text if len(text) <= LARGEST_SHOWN else f"{text[: LARGEST_SHOWN - 3]}..."
+        raise InputError(f"{where} is {text}: {said}; restore the file") from None

@@ -81,9 +81,9 @@ def test_more_positions_than_one_query_takes(tmp_path: Path) -> None:
 
 def test_find_tells_text_from_number(tmp_path: Path) -> None:
     with _filled(tmp_path / "documents.sqlite", [Document("7"), Document(7)]) as store:
-        assert store.find("7") == 0
-        assert store.find(7) == 1
-        assert store.find("8") is None
+        assert store.find_all(["7"]) == {"7": 0}
+        assert store.find_all([7]) == {7: 1}
+        assert store.find_all(["8"]) == {}
 
 
 def test_duplicates_are_counted_and_named_and_nothing_is_added(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_duplicates_are_counted_and_named_and_nothing_is_added(tmp_path: Path) -
             store.append([Document("twice"), *again, Document("twice")])
         assert store.count() == 7
         store.append([Document("new")])
-        assert store.find("new") == 7
-        assert store.find("twice") is None
+        assert store.find_all(["new"]) == {"new": 7}
+        assert store.find_all(["twice"]) == {}
 
 
 def test_metadata_takes_dates_and_numpy_values(tmp_path: Path) -> None:
@@ -205,4 +205,4 @@ def test_a_full_disk_is_told_from_other_faults(tmp_path: Path) -> None:
         with pytest.raises(NoSpaceError, match=r"no space left while writing .*documents\.sqlite"):
             store.append([Document("b", text="x" * 100_000)])
         assert store.count() == 1
-        assert store.find("b") is None
+        assert store.find_all(["b"]) == {}
