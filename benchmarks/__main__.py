@@ -6,6 +6,7 @@ import click
 
 from benchmarks.adaptors import adaptors
 from benchmarks.budget import budget
+from benchmarks.choice import choice
 from benchmarks.crash.command import crash
 from benchmarks.damage import damage
 from benchmarks.demo import demo
@@ -40,6 +41,7 @@ def benchmarks() -> None:
 for command in (
     adaptors,
     budget,
+    choice,
     crash,
     damage,
     demo,

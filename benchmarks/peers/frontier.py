@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["best_points", "time_at"]
+__all__ = ["around", "best_points", "time_at"]
 
 
 def best_points(points: Sequence[dict[str, Any]], time: str) -> list[tuple[float, float]]:
@@ -34,3 +34,13 @@ def time_at(points: Sequence[dict[str, Any]], recall: float, time: str) -> float
             share = (recall - low) / (high - low)
             return math.exp(math.log(fast) + share * (math.log(slow) - math.log(fast)))
     raise AssertionError("the last point was checked")
+
+
+def around(points: Sequence[dict[str, Any]], recall: float, time: str) -> list[dict[str, Any]]:
+    """The points of the curve that `time_at` reads a recall off: the last below it and the first that reaches it."""
+    curve = best_points(points, time)
+    above = next((i for i, (reached, _) in enumerate(curve) if reached >= recall), None)
+    if above is None:
+        return []
+    wanted = curve[max(0, above - 1) : above + 1]
+    return [point for point in points if (point["recall"], point[time]) in wanted]

@@ -11,48 +11,55 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.measure import freed_resident_bytes, recall, times_us
+from benchmarks.peers.measure import freed_resident_bytes, one_pass_us, recall, serve
 from funnel import FunnelIndex
 
 RECALLS = (0.90, 0.95, 0.99)
 
 
-def _measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Build with nothing but the vectors, real queries and the memory allowed; then ask for recall."""
-    started = time.perf_counter()
-    FunnelIndex.build(job["rows"], folder, queries=job["known"], memory_mb=job["memory_mb"])
-    build_seconds = time.perf_counter() - started
-    before = freed_resident_bytes()
-    index = FunnelIndex.open(folder)
-    resident = freed_resident_bytes() - before
-    return {
-        "peer": "funnel" if job["memory_mb"] is None else f"funnel, {job['memory_mb']:.0f} MB",
-        "memory_mb": job["memory_mb"],
-        "coarse": f"{index.manifest.settings.coarse} over {index.manifest.coarse_width} dims",
-        "build_seconds": build_seconds,
-        "resident_bytes": resident,
-        "points": [_point(index, target, job) for target in RECALLS],
-    }
+class Measured:
+    """The funnel, built with nothing but the vectors, real queries and the memory allowed; then asked for recall."""
 
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.temporary = job, tempfile.TemporaryDirectory()
+        self.rows = np.load(job["rows"], mmap_mode="r", allow_pickle=False)
+        self.queries = np.load(job["queries"], allow_pickle=False)
 
-def _point(index: FunnelIndex, target: float, job: dict[str, Any]) -> dict[str, Any]:
-    rows, queries, k = (
-        np.load(job["rows"], mmap_mode="r", allow_pickle=False),
-        np.load(job["queries"], allow_pickle=False),
-        job["k"],
-    )
-    found = np.asarray(index.search_vectors(queries, k, recall=target).ids)
-    return {
-        "asked": target,
-        "recall": recall(found, rows, queries, np.load(job["truth"], allow_pickle=False), k),
-        "plan_batch": str(index.explain(k, recall=target, batch=len(queries)).plan),
-        "plan_single": str(index.explain(k, recall=target).plan),
-        **times_us(lambda asked: index.search_vectors(asked, k, recall=target), queries),
-    }
+    def build(self) -> dict[str, Any]:
+        """What was chosen, how long it took, and what it holds once it is opened."""
+        folder, limit = Path(self.temporary.name) / "index", self.job["memory_mb"]
+        started = time.perf_counter()
+        FunnelIndex.build(self.job["rows"], folder, queries=self.job["known"], memory_mb=limit, progress=False)
+        seconds = time.perf_counter() - started
+        before = freed_resident_bytes()
+        self.index = FunnelIndex.open(folder)
+        return {
+            "peer": "funnel" if limit is None else f"funnel, {limit:.0f} MB",
+            "memory_mb": limit,
+            "coarse": f"{self.index.manifest.settings.coarse} over {self.index.manifest.coarse_width} dims",
+            "build_seconds": seconds,
+            "resident_bytes": freed_resident_bytes() - before,
+        }
+
+    def sweep(self, k: int) -> list[dict[str, Any]]:
+        """At each recall that is asked for: what was found, by which plan, and one pass of the times."""
+        truth = np.load(self.job["truth"].format(k=k), allow_pickle=False)
+        points = []
+        for asked in RECALLS:
+            found = np.asarray(self.index.search_vectors(self.queries, k, recall=asked).ids)
+            knob = {"recall": asked}
+            point = {"asked": asked, "knob": knob, "recall": recall(found, self.rows, self.queries, truth, k)}
+            plans = {
+                "plan_batch": str(self.index.explain(k, recall=asked, batch=len(self.queries)).plan),
+                "plan_single": str(self.index.explain(k, recall=asked).plan),
+            }
+            points.append({**point, **plans, **self.time(k, knob)})
+        return points
+
+    def time(self, k: int, knob: dict[str, float]) -> dict[str, float]:
+        """One pass."""
+        return one_pass_us(lambda asked: self.index.search_vectors(asked, k, recall=knob["recall"]), self.queries)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        print(
-            json.dumps(_measure(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(temporary) / "index"))
-        )
+    serve(Measured(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

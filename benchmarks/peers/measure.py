@@ -1,6 +1,6 @@
 """Measures one peer in a process of its own: build time, resident bytes, and recall against time for every knob.
 
-Run by the command as `python -m benchmarks.peers.measure JOB.json`; prints one line of JSON.
+Run by the command as `python -m benchmarks.peers.measure JOB.json`; answers every line of JSON with one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["freed_resident_bytes", "recall", "times_us"]
+__all__ = ["ANSWER", "freed_resident_bytes", "one_pass_us", "recall", "serve", "times_us"]
 
-SINGLE = 200  # single queries timed a pass
+ANSWER = "answer: "  # begins the lines that are not a library's own
+SINGLE, SCREENED_SINGLE = 200, 50  # single queries timed a pass
+WARM = 64  # queries before a pass
 SECONDS_A_POINT = 0.6
 FEWEST_PASSES = 3
 ENOUGH = 0.9985  # knobs beyond this recall are not timed: no target lies there
@@ -75,32 +77,68 @@ def freed_resident_bytes() -> int:
     return resident_bytes()
 
 
-def _measure(job: dict[str, Any]) -> dict[str, Any]:
-    from benchmarks.peers.libraries import PEERS
+class Measured:
+    """One peer, built once and asked for what it does."""
 
-    rows = np.load(job["rows"], mmap_mode="r", allow_pickle=False)
-    queries, truth = np.load(job["queries"], allow_pickle=False), np.load(job["truth"], allow_pickle=False)
-    kind = PEERS[job["peer"]]
-    peer = kind(rows.shape[1], job["threads"], job["k"])
-    before = resident_bytes()
-    given = np.array(rows)  # in memory, as a user hands it over
+    def __init__(self, job: dict[str, Any]) -> None:
+        from benchmarks.peers.libraries import PEERS
+
+        self.job, self.kind = job, PEERS[job["peer"]]
+        self.rows = np.load(job["rows"], mmap_mode="r", allow_pickle=False)
+        self.queries = np.load(job["queries"], allow_pickle=False)
+        self.peer: Any = self.kind(self.rows.shape[1], job["threads"], job["ks"][0])
+
+    def build(self) -> dict[str, Any]:
+        """What it is, how long it takes to build, and what it holds."""
+        before = resident_bytes()
+        given = np.array(self.rows)  # in memory, as a user hands it over
+        started = time.perf_counter()
+        self.peer.build(given, self.kind.builds[self.job["build"]])
+        seconds = time.perf_counter() - started
+        del given
+        known = {"peer": self.job["peer"], "build": self.job["build"], "version": self.kind.version()}
+        return {**known, "build_seconds": seconds, "resident_bytes": freed_resident_bytes() - before}
+
+    def sweep(self, k: int) -> list[dict[str, Any]]:
+        """Recall and one pass of the times at every knob that can matter."""
+        self.peer.k = k
+        points: list[dict[str, Any]] = []
+        truth = np.load(self.job["truth"].format(k=k), allow_pickle=False)
+        for knob in self.peer.knobs(len(self.rows)):
+            if any(_settled(point, knob, self.job["slowest_us"]) for point in points):
+                continue
+            found = self.peer.search(self.queries, knob)
+            point = {"knob": dict(knob), "recall": recall(found, self.rows, self.queries, truth, k)}
+            points.append({**point, **self.time(k, knob, SCREENED_SINGLE)})
+        return points
+
+    def time(self, k: int, knob: dict[str, Any], single: int = SINGLE) -> dict[str, float]:
+        """One pass of all queries in one call, and of some one by one."""
+        self.peer.k = k
+        return one_pass_us(lambda asked: self.peer.search(asked, knob), self.queries, single)
+
+
+def one_pass_us(search: Callable[[Any], object], queries: Any, single: int = SINGLE) -> dict[str, float]:
+    """As `times_us`, once, after a few queries to warm: for passes that are taken in turns."""
+    search(queries[:WARM])
     started = time.perf_counter()
-    peer.build(given, kind.builds[job["build"]])
-    build_seconds = time.perf_counter() - started
-    del given
-    resident = freed_resident_bytes() - before
-    points: list[dict[str, Any]] = []
-    for knob in peer.knobs(len(rows)):
-        if not any(_settled(point, knob, job["slowest_us"]) for point in points):
-            points.append(_point(peer, knob, rows, queries, truth, job["k"]))
-    return {
-        "peer": job["peer"],
-        "build": job["build"],
-        "version": kind.version(),
-        "build_seconds": build_seconds,
-        "resident_bytes": resident,
-        "points": points,
-    }
+    search(queries)
+    batch = (time.perf_counter() - started) / len(queries) * 1e6
+    search(queries[:1])
+    times = []
+    for number in range(min(single, len(queries))):
+        started = time.perf_counter()
+        search(queries[number : number + 1])
+        times.append(time.perf_counter() - started)
+    return {"us_batch": batch, "us_single": float(np.median(times)) * 1e6}
+
+
+def serve(measured: Any) -> None:
+    """Do what comes in, a line of JSON each, until no more comes: {"do": "time", "k": 10, "knob": {…}}."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        answer = getattr(measured, asked.pop("do"))(**asked)
+        print(ANSWER + json.dumps(answer), flush=True)  # libraries print to the same place
 
 
 def _settled(point: dict[str, Any], knob: Any, slowest_us: float) -> bool:
@@ -110,16 +148,7 @@ def _settled(point: dict[str, Any], knob: Any, slowest_us: float) -> bool:
     return larger and done and "threshold" not in knob and bool(knob)
 
 
-def _point(peer: Any, knob: Any, rows: Any, queries: Any, truth: Any, k: int) -> dict[str, Any]:
-    return {
-        "knob": dict(knob),
-        "recall": recall(peer.search(queries, knob), rows, queries, truth, k),
-        **times_us(lambda asked: peer.search(asked, knob), queries),
-    }
-
-
 if __name__ == "__main__":
-    record = _measure(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    print(json.dumps(record))
+    serve(Measured(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
     sys.stdout.flush()
     os._exit(0)  # some libraries do not end their threads

@@ -59,7 +59,7 @@ def plot(facts: dict[str, Any], path: Path) -> None:
     for panel, clock, title in zip(panels, ("us_batch", "us_single"), ("in batch", "one query at a time"), strict=True):
         colours = iter(matplotlib.color_sequences["tab20"])
         for peer in facts["peers"]:
-            curve = [(recall, 1e6 / us) for recall, us in best_points(peer["points"], clock) if recall >= 0.8]
+            curve = [(recall, 1e6 / us) for recall, us in best_points(peer["swept"], clock) if recall >= 0.8]
             name = peer["peer"] if peer["build"] == "default" else f"{peer['peer']}, {peer['build']}"
             colour = next(colours)
             if curve:
