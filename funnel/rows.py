@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from funnel.errors import InputError
 from funnel.identifiers import identifier, listed
-from indexes.mapping import npy_header
+from indexes.system import npy_header
 
 __all__ = ["NpyRows", "as_array", "check_ids", "is_table", "table_library", "unit_rows", "unmasked"]
 

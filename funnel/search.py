@@ -29,7 +29,7 @@ from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
 from funnel.request import Reading, Request
 from funnel.results import Hit, Hits, Served
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Beside", "State", "answer", "answer_fused"]
 

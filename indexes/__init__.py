@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 from indexes.lazy import loaded_on_first_use
 
 if TYPE_CHECKING:
-    from indexes._faiss import FaissIndex, load_faiss, use_one_thread
-    from indexes._placement import check_placement
+    from indexes._faiss import FaissIndex, FlatIndex, load_faiss, use_one_thread
     from indexes.base import CoarseIndex, families, family, only_allowed
-    from indexes.baseline import FlatBaseline
     from indexes.errors import CoarseIndexError, MissingBackendError
-    from indexes.exact import RunningTop, exact_search
-    from indexes.flat import FlatIndex
+    from indexes.exact import FlatBaseline, RunningTop, exact_search
     from indexes.gpu import CagraIndex, FaissGpuFlatIndex, FaissGpuIvfIndex
     from indexes.hnsw import HnswFloat16Index, HnswSq8Index
     from indexes.ivf import IvfPqIndex, IvfSq8Index
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     from indexes.symqg import SymqgIndex, symqg_installed
     from indexes.system import release_freed
     from indexes.torchbins import TorchBinsIndex
-    from indexes.vectors import VectorStore, VectorWriter
+    from indexes.vectors import VectorStore, VectorWriter, check_placement
 
 __all__ = [
     "CagraIndex",
@@ -74,8 +71,8 @@ _HOMES = {
     "FaissGpuFlatIndex": "indexes.gpu",
     "FaissGpuIvfIndex": "indexes.gpu",
     "FaissIndex": "indexes._faiss",
-    "FlatBaseline": "indexes.baseline",
-    "FlatIndex": "indexes.flat",
+    "FlatBaseline": "indexes.exact",
+    "FlatIndex": "indexes._faiss",
     "HnswFloat16Index": "indexes.hnsw",
     "HnswSq8Index": "indexes.hnsw",
     "IvfPqIndex": "indexes.ivf",
@@ -89,7 +86,7 @@ _HOMES = {
     "TorchBinsIndex": "indexes.torchbins",
     "VectorStore": "indexes.vectors",
     "VectorWriter": "indexes.vectors",
-    "check_placement": "indexes._placement",
+    "check_placement": "indexes.vectors",
     "choose": "indexes.selection",
     "exact_search": "indexes.exact",
     "families": "indexes.base",

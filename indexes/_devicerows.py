@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError
-from indexes.forks import free_in_children
-from indexes.mapping import npy_header
+from indexes.system import free_in_children, npy_header
 
 # Longest shortlist: FAISS's GPU top-k ends at 2,048, and reranking more than half of that costs more than it finds.
 LONGEST_SHORTLIST = 1_024

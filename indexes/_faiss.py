@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from typing_extensions import override
 
 from indexes.base import Allowed, CoarseIndex, Float32Array, Int64Array, allowed_mask, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 # FAISS scans a flat batch with BLAS from nq * d >= this value. Its own 128,000 (since 1.14.2) leaves a batch
 # of 256 at 64 dimensions on the slow path: 5 times slower, measured on 2 threads.
@@ -231,3 +231,39 @@ def _kinds(faiss: Any, index: Any) -> list[str]:
     if lists is not None:
         kinds.append(type(faiss.downcast_InvertedLists(lists)).__name__)
     return kinds
+
+
+FLOAT32_BYTES = 4
+
+
+class FlatIndex(FaissIndex):
+    """Every row is compared with the query (faiss.IndexFlatIP). Its one effort is 0."""
+
+    name: ClassVar[str] = "flat"
+
+    def _make(self) -> Any:
+        return self._faiss.IndexFlatIP(self.dim)
+
+    @override
+    def _search_parameters(self, effort: int, selector: Any) -> Any:
+        return None if selector is None else self._faiss.SearchParameters(sel=selector)
+
+    @override
+    def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:
+        """Every row."""
+        return self.nbytes
+
+    def efforts(self) -> tuple[int, ...]:
+        """Flat search has no effort to choose: (0,)."""
+        return (0,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the float32 rows."""
+        return int(self._index.codes.size())
+
+    @override
+    @classmethod
+    def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
+        """Exactly n * dim * 4."""
+        return n * dim * FLOAT32_BYTES

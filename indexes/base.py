@@ -23,7 +23,7 @@ IndexType = TypeVar("IndexType", bound="CoarseIndex")
 
 # Where each family is, imported when it is asked for.
 FAMILIES = {
-    "flat": "indexes.flat:FlatIndex",
+    "flat": "indexes._faiss:FlatIndex",
     "faiss-gpu-flat": "indexes.gpu:FaissGpuFlatIndex",
     "faiss-gpu-ivf": "indexes.gpu:FaissGpuIvfIndex",
     "faiss-cagra": "indexes.gpu:CagraIndex",

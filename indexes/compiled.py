@@ -1,7 +1,8 @@
 """Loops that numba compiles: rows that lie anywhere are gathered, widened and multiplied in one pass, on one thread.
 
-Imported where numba is installed, and only then. What was compiled is kept beside this file, or where numba keeps such
-things for the user; where neither can be written to, each process compiles for itself.
+Imported where numba is installed and the processor widens float16, as all do since 2013; ImportError elsewhere. What
+was compiled is kept beside this file, or where numba keeps such things for the user; where neither can be written to,
+each process compiles for itself.
 """
 
 import platform
@@ -30,13 +31,9 @@ def compiled(function: Callable[..., None]) -> Any:
         return njit(nogil=True, error_model="numpy", fastmath=LOOSE)(function)
 
 
-def _widens_half() -> bool:
-    """Whether the processor widens a float16 by itself: LLVM would else call a function that is not there."""
-    features = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
-    return platform.machine().lower() in ("aarch64", "arm64") or "+f16c" in features.split(",")
-
-
-WIDENS_HALF = _widens_half()
+FEATURES = (config.CPU_FEATURES or binding.get_host_cpu_features().flatten()).split(",")
+if platform.machine().lower() not in ("aarch64", "arm64") and "+f16c" not in FEATURES:
+    raise ImportError("this processor does not widen float16: LLVM would call a function that is not there")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -45,23 +42,10 @@ def widened(_: Any, cell: Any) -> Any:
 
     def generate(_: Any, builder: Any, __: Any, cells: Any) -> Any:
         if cell == types.uint16:
-            return _from_half(builder, cells[0])
+            return builder.fpext(builder.bitcast(cells[0], ir.HalfType()), ir.FloatType())
         return cells[0] if cell == types.float32 else builder.sitofp(cells[0], ir.FloatType())
 
     return (types.float32(cell), generate) if cell in (types.uint16, types.float32, types.int8) else None
-
-
-def _from_half(builder: Any, bits: Any) -> Any:
-    """The float32 with the value of a finite float16."""
-    if WIDENS_HALF:
-        return builder.fpext(builder.bitcast(bits, ir.HalfType()), ir.FloatType())
-    whole, real = ir.IntType(32), ir.FloatType()
-    bits = builder.zext(bits, whole)
-    size, sign = builder.and_(bits, whole(0x7FFF)), builder.shl(builder.and_(bits, whole(0x8000)), whole(16))
-    normal = builder.add(builder.shl(size, whole(13)), whole((127 - 15) << 23))
-    below = builder.bitcast(builder.fmul(builder.sitofp(size, real), real(2.0**-24)), whole)
-    chosen = builder.select(builder.icmp_unsigned("<", size, whole(0x0400)), below, normal)
-    return builder.bitcast(builder.or_(chosen, sign), real)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -20,8 +20,8 @@ from indexes._devicerows import DeviceRows
 from indexes._faiss import FaissIndex, load_faiss
 from indexes.base import LARGEST_DEGREE, Allowed, CoarseIndex, Float32Array, Int64Array, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
-from indexes.forks import free_in_children
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
+from indexes.system import free_in_children
 
 # itopk_size, the length of CAGRA's list of candidates: a multiple of 32, and at most 512 in one thread block.
 CAGRA_EFFORTS = (32, 64, 96, 128, 192, 256, 384, 512)
@@ -215,11 +215,6 @@ class FaissGpuIvfIndex(_OnGpu, IvfSq8Index):
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int | None:  # type: ignore[override]
         """FAISS does not count on a GPU."""
         return None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the GPU: centroids, codes and row numbers."""
-        return self.estimate_nbytes(self.ntotal, self.dim, {"nlist": int(self._index.nlist)})
 
     def _adopt(self, index: Any) -> None:
         super()._adopt(index)

@@ -28,10 +28,8 @@ ORDERED_ROWS = 16_384
 
 MIN_DEGREE = 2  # FAISS draws levels with 1 / log(degree), so that a degree of 1 divides by zero
 
-# Bytes a row besides codes and links: its level (int32) and where its links start (size_t).
-LEVEL_BYTES = 4
-OFFSET_BYTES = 8
-LINK_BYTES = 4
+# A row's level (int32) and where its links start (size_t), and each link.
+LEVEL_BYTES, OFFSET_BYTES, LINK_BYTES = 4, 8, 4
 
 
 class _HnswIndex(FaissIndex):

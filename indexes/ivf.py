@@ -13,33 +13,27 @@ from indexes.base import Float32Array, rising
 from indexes.errors import CoarseIndexError
 
 # Cells: 4 * sqrt(n), FAISS's own rule of thumb (wiki, "Guidelines to choose an index"), between 1 and 16,384.
-CELLS_PER_ROOT = 4
-MAX_CELLS = 16_384
+CELLS_PER_ROOT, MAX_CELLS = 4, 16_384
 # FAISS warns below 39 training rows a cell, and works with far fewer; a default never goes under 8.
 MIN_ROWS_PER_CELL = 8
 
 # Rounds of k-means (FAISS's default is 10) and sample rows a cell (256): cells need no exact centres, and
 # most of the build's time goes here.
-CLUSTERING_ROUNDS = 8
-CLUSTERING_ROWS_PER_CELL = 64
-CLUSTERING_SEED = 1234
+CLUSTERING_ROUNDS, CLUSTERING_ROWS_PER_CELL, CLUSTERING_SEED = 8, 64, 1234
 
 # nprobe goes up to a quarter of the cells, and to 256: beyond, the scan is hardly sublinear any more.
-LARGEST_PROBED_SHARE = 4
-LARGEST_NPROBE = 256
+LARGEST_PROBED_SHARE, LARGEST_NPROBE = 4, 256
 # With few cells a quarter of them is too coarse a step: all of these may be probed.
 SMALL_NPROBE = 16
 
 # From one nprobe to the next that is calibrated: recall then moves by less than a point.
 NPROBE_STEP = 0.125
 
-PQ_DIMS = 2  # dimensions a sub-quantiser covers: half a byte for two dimensions
-PQ_BITS = 4
+PQ_DIMS, PQ_BITS = 2, 4  # dimensions that a sub-quantiser covers: half a byte for two of them
 PQ_CENTROIDS = 1 << PQ_BITS  # so many rows at least are needed to train one
 FASTSCAN_BLOCK = 32  # FastScan packs the rows of a cell in blocks of 32
 
-ROW_NUMBER_BYTES = 8
-FLOAT32_BYTES = 4
+ROW_NUMBER_BYTES, FLOAT32_BYTES = 8, 4
 
 
 def cells(n: int) -> int:
@@ -107,7 +101,7 @@ class _IvfIndex(FaissIndex):
         stats.reset()
         self.search(queries, shortlist, effort)
         scanned = stats.ndis * (self._index.code_size + ROW_NUMBER_BYTES)
-        return self._centroid_bytes() + int(scanned / len(queries))
+        return int(self._index.nlist * self.dim * FLOAT32_BYTES + scanned / len(queries))
 
     def efforts(self) -> tuple[int, ...]:
         """Values of nprobe up to a quarter of the cells."""
@@ -115,8 +109,10 @@ class _IvfIndex(FaissIndex):
         largest = min(LARGEST_NPROBE, max(nlist // LARGEST_PROBED_SHARE, min(nlist, SMALL_NPROBE)))
         return rising(largest, ((NPROBE_STEP, largest),))
 
-    def _centroid_bytes(self) -> int:
-        return int(self._index.nlist) * self.dim * FLOAT32_BYTES
+    @property
+    def nbytes(self) -> int:
+        """Bytes of centroids, codes and row numbers, as estimated for the cells that there are."""
+        return self.estimate_nbytes(self.ntotal, self.dim, {"nlist": int(self._index.nlist)})
 
 
 class IvfSq8Index(_IvfIndex):
@@ -127,14 +123,9 @@ class IvfSq8Index(_IvfIndex):
     def _codes(self) -> str:
         return "SQ8"
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of centroids, codes and row numbers."""
-        return self._centroid_bytes() + self.ntotal * (int(self._index.code_size) + ROW_NUMBER_BYTES)
-
     @classmethod
     def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
-        """Exactly what `nbytes` says."""
+        """Exactly."""
         nlist = cls.complete_settings(settings)["nlist"] or cells(n)
         return nlist * dim * FLOAT32_BYTES + n * (dim + ROW_NUMBER_BYTES)
 
@@ -170,13 +161,12 @@ class IvfPqIndex(_IvfIndex):
         """Bytes of centroids, sub-quantisers, packed codes and row numbers."""
         lists = self._faiss.downcast_InvertedLists(self._index.invlists)
         blocks = sum(-(-lists.list_size(cell) // FASTSCAN_BLOCK) for cell in range(self._index.nlist))
-        codebook = self._index.pq.centroids.size() * FLOAT32_BYTES
-        packed = blocks * lists.block_size
-        return self._centroid_bytes() + int(codebook + packed) + self.ntotal * ROW_NUMBER_BYTES
+        tables = (self._index.nlist + PQ_CENTROIDS) * self.dim * FLOAT32_BYTES
+        return int(tables + blocks * lists.block_size) + self.ntotal * ROW_NUMBER_BYTES
 
     @classmethod
     def estimate_nbytes(cls, n: int, dim: int, settings: Mapping[str, int]) -> int:
-        """Like `nbytes`, each cell's last block being half full on average."""
+        """Centroids, sub-quantisers, codes and row numbers, each cell's last block being half full on average."""
         nlist = cls.complete_settings(settings)["nlist"] or cells(n)
         code_bytes = math.ceil(dim / PQ_DIMS / 2)
         packed = (n + nlist * FASTSCAN_BLOCK // 2) * code_bytes

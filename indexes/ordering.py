@@ -31,13 +31,12 @@ class _Node:
     """
 
     centroids: Float32Array
-    half_norms: Float32Array
     axis: Float32Array
     children: list[_Node | int] = field(default_factory=list)
 
     def parts(self, rows: Float32Array) -> list[Int64Array]:
         """Positions of the rows nearest to each centroid, rising."""
-        labels = _nearest(rows, self.centroids, self.half_norms)
+        labels = _nearest(rows, self.centroids)
         bounds = np.cumsum(np.bincount(labels, minlength=len(self.centroids)))[:-1]
         return list(np.split(np.argsort(labels, kind="stable"), bounds))
 
@@ -98,19 +97,14 @@ class ClusterTree:
 
     def _node(self, rows: Float32Array, towards: Float32Array) -> _Node | None:
         centroids = _centroids(rows, min(BRANCH, -(-len(rows) // self._leaf_size)), self._seed)
-        centroids = centroids[np.unique(_nearest(rows, centroids, _half_norms(centroids)))]
+        centroids = centroids[np.unique(_nearest(rows, centroids))]
         if len(centroids) < 2:  # a split that leaves all rows together would be repeated for ever
             return None
         centred = centroids - centroids.mean(axis=0)
         axis = np.linalg.svd(centred, full_matrices=False)[2][0]
         # The way the parent runs: the last leaf of one child then lies near the first of the next.
         axis = -axis if axis @ towards < 0 else axis
-        ordered = centroids[np.argsort(centred @ axis, kind="stable")]
-        return _Node(ordered, _half_norms(ordered), axis)
-
-
-def _half_norms(centroids: Float32Array) -> Float32Array:
-    return np.asarray(np.einsum("ij,ij->i", centroids, centroids) / 2, np.float32)
+        return _Node(centroids[np.argsort(centred @ axis, kind="stable")], axis)
 
 
 def _clustered(prefixes: Float32Array) -> Float32Array:
@@ -119,12 +113,11 @@ def _clustered(prefixes: Float32Array) -> Float32Array:
 
 def _centroids(rows: Float32Array, count: int, seed: int) -> Float32Array:
     """Lloyd's k-means on a sample. FAISS's would spend its time starting threads: most nodes are small."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.choice(len(rows), min(len(rows), count * CLUSTERING_ROWS_PER_CHILD), replace=False)
-    sample = rows[drawn]
-    centroids = sample[:count].copy()
+    drawn = min(len(rows), count * CLUSTERING_ROWS_PER_CHILD)
+    sample = rows[np.random.default_rng(seed).choice(len(rows), drawn, replace=False)]
+    centroids = sample[:count]
     for _ in range(CLUSTERING_ROUNDS):
-        labels = _nearest(sample, centroids, _half_norms(centroids))
+        labels = _nearest(sample, centroids)
         members = np.zeros((count, len(sample)), np.float32)
         members[labels, np.arange(len(sample))] = 1
         sizes = members.sum(axis=1, keepdims=True)
@@ -132,7 +125,8 @@ def _centroids(rows: Float32Array, count: int, seed: int) -> Float32Array:
     return centroids
 
 
-def _nearest(rows: Float32Array, centroids: Float32Array, half_norms: Float32Array) -> npt.NDArray[np.intp]:
+def _nearest(rows: Float32Array, centroids: Float32Array) -> npt.NDArray[np.intp]:
+    half_norms = np.einsum("ij,ij->i", centroids, centroids) / 2
     return np.asarray((rows @ centroids.T - half_norms).argmax(axis=1))
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from indexes._placement import free_bytes
 from indexes.base import family
 from indexes.errors import CoarseIndexError
 from indexes.ivf import PQ_DIMS, cells
 from indexes.symqg import SymqgIndex, symqg_installed
 from indexes.system import machine_bytes
+from indexes.vectors import free_bytes
 
 __all__ = ["FamilyChoice", "choose", "hnsw_settings"]
 

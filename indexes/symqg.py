@@ -36,10 +36,9 @@ from indexes.base import (
 )
 from indexes.errors import CoarseIndexError, MissingBackendError
 from indexes.exact import RunningTop
-from indexes.forks import free_in_children
 from indexes.hnsw import LONGEST_SHORTLIST
 from indexes.hnsw import STEPS as SHORT_STEPS
-from indexes.system import temporary_file, usable_cores
+from indexes.system import free_in_children, temporary_file, usable_cores
 
 __all__ = ["SymqgIndex", "symqg_installed"]
 

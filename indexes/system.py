@@ -13,12 +13,17 @@ import platform
 import sys
 import tempfile
 import threading
+import tokenize
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from threading import Lock, RLock
+from typing import IO, Any, BinaryIO, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 if sys.platform != "win32":
     import fcntl
@@ -240,3 +245,74 @@ def _cgroup_limits() -> list[int]:
                     with suppress(OSError, ValueError):  # "max", or no such file: no limit here
                         limits.append(int((place / name).read_text(encoding="ascii")))
     return limits
+
+
+AnyLock = TypeVar("AnyLock", bound=Any)
+
+_locks = Living()
+
+
+def free_in_children(lock: AnyLock) -> AnyLock:
+    """The same `Lock` or `RLock`, which a forked child finds free, whoever held it in the parent."""
+    _locks.add(lock)
+    return lock
+
+
+def _begin_child() -> None:
+    """In the thread that forked, the only one of the child: OpenMP would wait for threads that are not there."""
+    for lock in _locks.all():
+        lock._at_fork_reinit()
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+assert all(hasattr(lock, "_at_fork_reinit") for lock in (Lock(), RLock())), "CPython's own locks have it"
+at_fork(after_in_child=_begin_child)
+
+
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# Out of numpy's header parser, which evaluates the header as a Python literal of at most 10,000 characters.
+UNREADABLE = (EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError)
+
+
+def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
+    """The whole of an open file: its map, and the bytes uint8 [size]. What is written to them does not reach the file.
+
+    Under a limit on memory (`ulimit -d`) they must not be written to: the limit counts what could be written, even
+    privately, and spares a map that can only be read.
+    """
+    size = os.fstat(
+        file.fileno()
+    ).st_size  # told, as mmap would say "Invalid argument" where the system refuses to look
+    whole = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ if heed_data_limit() else mmap.ACCESS_COPY)
+    return whole, np.asarray(_Mapped(whole)) if len(whole) else np.empty(0, np.uint8)
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of the array of which a .npy file is read from here on.
+
+    Raises ValueError for what is none, for Python objects, and for another version of the format than 1.0 and 2.0.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"it has .npy format {version}, expected (1, 0) or (2, 0)")
+        shape, by_column, dtype = HEADERS[version](file)
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {list(shape)}")
+    return shape, by_column, dtype
+
+
+class _Mapped:
+    """The bytes of a map for torch, which would warn of an array that is marked read-only."""
+
+    def __init__(self, whole: mmap.mmap) -> None:
+        self._bytes = np.frombuffer(whole, np.uint8)
+        interface = self._bytes.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -27,7 +27,7 @@ LOOSE, STATEMENTS, PARAMETERS, LINES, METHODS = 12, 12_500, 10, 60, 25
 FILES, MOVES, CALLS = 9, 25, 40
 # A user holds these, or writes them out in full: their parameters are what can be asked for.
 WIDE = ("build", "search", "search_vectors", "build_index")
-KERNELS = ("_kernels.py", "kernels.py", "_fusedbins.py")  # of Triton, whose parameters are pointers and strides
+KERNELS = ("_kernels.py", "kernels.py", "torchbins.py")  # of Triton, whose parameters are pointers and strides
 
 
 class Figure(NamedTuple):

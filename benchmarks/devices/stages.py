@@ -16,7 +16,7 @@ from funnel.plan import Plan
 from indexes import CoarseIndex, TorchBinsIndex, _devicerows
 from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import DeviceRows
-from indexes._fusedbins import fused_bins
+from indexes.torchbins import fused_bins
 
 __all__ = ["block_rows", "rerank_rows", "stage_rows", "waits"]
 

@@ -11,9 +11,8 @@ from funnel.adaptors.base import (
     register,
 )
 from funnel.adaptors.mlp import MLP, Attention, DeepMLP
-from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import RECIPES, TRAINED_KINDS, Phase, Recipe
-from funnel.adaptors.rotation import Rotation
+from funnel.adaptors.rotation import PCA, Identity, OrthogonalAdaptor, Rotation, SecondMoment
 from funnel.adaptors.sampling import Judged, Qrels, TrainingQueries, rows_to_train_on
 from funnel.adaptors.selection import AdaptorChoice, choose_adaptor
 from funnel.adaptors.training import Trained, TrainingLog, fit_adaptor

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from funnel.adaptors.base import FloatArray, register
-from funnel.adaptors.pca import PCA
-from funnel.adaptors.training import TrainedAdaptor
+from funnel.adaptors.rotation import PCA
+from funnel.adaptors.training import Student, TrainedAdaptor
 from funnel.checks import checked_whole
 from funnel.errors import InputError
 
@@ -26,7 +26,7 @@ HIDDEN_DIVISOR = 2
 BLOCK_ROWS = 8192
 
 
-class ResidualAdaptor(TrainedAdaptor):
+class ResidualAdaptor(TrainedAdaptor, Student):
     """Adds a learnt change to each vector: ĉ = c + f(c).
 
     f is given the vector at length √dim and its change is scaled back, ĉ = c + s·f(c/s) with s = ‖c‖/√dim: entries are
@@ -271,9 +271,9 @@ class Attention(ResidualAdaptor):
         group_size = self._settings["group_size"]
         padded = torch.nn.functional.pad(scaled, (0, self.groups * group_size - self.dim))
         cut = padded.reshape(*scaled.shape[:-1], self.groups, group_size)
-        tokens = _by_group(cut, self.enter) + self.place
+        tokens = torch.einsum("...ga,gab->...gb", cut, self.enter) + self.place  # each group by its own matrix
         mixed = (tokens + self._attention(self.norm(tokens))).relu()
-        return _by_group(mixed, self.leave).flatten(-2)[..., : self.dim]
+        return torch.einsum("...ga,gab->...gb", mixed, self.leave).flatten(-2)[..., : self.dim]
 
     def _attention(self, tokens: torch.Tensor) -> torch.Tensor:
         # Written out: which of its kernels torch would choose depends on the machine and the shapes.
@@ -287,8 +287,3 @@ class Attention(ResidualAdaptor):
         """Everything but the biases and the projection back; the first step trains that."""
         draw_uniform(self.enter, self._settings["group_size"], generator)
         draw_uniform(self.query_key_value.weight, self._settings["width"], generator)
-
-
-def _by_group(groups: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Each group by its own matrix: [..., g, a] and [g, a, b] -> [..., g, b]."""
-    return torch.einsum("...ga,gab->...gb", groups, matrices)

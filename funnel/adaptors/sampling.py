@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -330,19 +330,12 @@ def _held_out_of(count: int) -> int:
     return min(HELD_OUT, round(HELD_OUT_SHARE * count))
 
 
-class _Order:
-    """Numbers below a count in random order, each once before any comes again."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._order, self._next = torch.empty(0, dtype=torch.int64), 0
-
-    def draw(self, size: int, generator: torch.Generator) -> torch.Tensor:
-        """The next numbers, at most as many as there are."""
-        if self._next + size > len(self._order):
-            self._order, self._next = torch.randperm(self._count, generator=generator), 0
-        self._next += size
-        return self._order[self._next - size : self._next]
+def _drawn(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """So many numbers below a count at a time, in random order, each once before any comes again."""
+    while size:
+        yield from torch.split(torch.randperm(count, generator=generator)[: count - count % size], size)
+    while True:
+        yield torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -382,7 +375,6 @@ class TrainingSet:
         held_out: queries kept from training, to stop by: judged ones where there are any. compared: others, to choose
             among adaptors by.
         batch: anchors in a step.
-        steps_in_an_epoch: steps in which every row that is an anchor comes once.
     """
 
     def __init__(
@@ -438,11 +430,12 @@ class TrainingSet:
         self._anchors, self._near = self._neighbours()
         self._pieces = self._pieces[: recipe.anchors]
         self._near_pieces = nearest(self._pieces, self.rows, min(recipe.near, len(self.rows)))[1]
-        self._rows_order, self._pieces_order = (_Order(len(part)) for part in (self._anchors, self._pieces))
-        self._judged_order = _Order(0 if self.judged is None else len(self.judged))
         self.batch = min(len(self._anchors), recipe.batch)
-        self._pieces_in_a_batch = min(len(self._pieces), round(recipe.pieces * self.batch))
-        self.steps_in_an_epoch = -(-len(self._anchors) // max(1, self.batch - self._pieces_in_a_batch))
+        pieces = min(len(self._pieces), round(recipe.pieces * self.batch))
+        sizes = {"rows": (len(self._anchors), self.batch - pieces), "pieces": (len(self._pieces), pieces)}
+        judgements = len(self.judged or ())
+        sizes["judged"] = judgements, min(judgements, recipe.judged_batch)
+        self._next = {name: _drawn(*counts, self._generator) for name, counts in sizes.items()}
 
     def _usable(self, pieces: NDArray[Any] | None, dim: int) -> torch.Tensor:
         """Pieces in random order, each vector once; none where they are too few, or the recipe wants none."""
@@ -465,9 +458,7 @@ class TrainingSet:
 
     def draw(self) -> Batch:
         """The next anchors, each once before any comes again, and random rows."""
-        count = self._pieces_in_a_batch
-        chosen = self._rows_order.draw(self.batch - count, self._generator)
-        cut = self._pieces_order.draw(count, self._generator)
+        chosen, cut = next(self._next["rows"]), next(self._next["pieces"])
         anchors, pieces = self._anchors[chosen], self._pieces[cut]
         near = torch.cat([self._near[chosen], self._near_pieces[cut]])
         drawn = torch.randint(len(self._trained), (self._recipe.random,), generator=self._generator)
@@ -484,9 +475,8 @@ class TrainingSet:
         """
         judged = self.judged
         assert judged is not None, "drawn in a phase that needs judgements"
-        size = min(len(judged), self._recipe.judged_batch)
-        chosen = self._judged_order.draw(size, self._generator)
-        asked = judged.part(chosen)
+        chosen = next(self._next["judged"])
+        size, asked = len(chosen), judged.part(chosen)
         answers = [
             documents[torch.randperm(len(documents), generator=self._generator)[:ANSWERS]]
             for documents in asked.documents

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from funnel.adaptors.base import Adaptor, Sample
-from funnel.adaptors.pca import PCA, Identity, OrthogonalAdaptor, SecondMoment
 from funnel.adaptors.recipes import JUDGED_MLP, Recipe, recipe_for
-from funnel.adaptors.rotation import blended
+from funnel.adaptors.rotation import PCA, Identity, OrthogonalAdaptor, SecondMoment, blended
 from funnel.adaptors.sampling import NO_QUERIES, HeldOut, TrainingQueries, TrainingSet, checked_rows, distinct_numbers
 from funnel.adaptors.training import Trained, TrainingLog, fit_adaptor, training_widths, whole
 from funnel.plainjson import plain_json

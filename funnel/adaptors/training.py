@@ -2,9 +2,10 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from funnel.adaptors.losses import (
     reconstruction_loss,
     topk_similarity_loss,
 )
-from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for, weight_at
+from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for
 from funnel.adaptors.sampling import NO_QUERIES, Batch, HeldOutRows, JudgedBatch, TrainingQueries, TrainingSet
 from funnel.checks import checked_widths
 from funnel.progress import Progress
@@ -40,29 +41,23 @@ class TrainedAdaptor(Adaptor):
         return fit_adaptor(cls.kind, sample, dims=dims, seed=seed, progress=progress).adaptor
 
 
-class Student(Protocol):
+class Student(torch.nn.Module, ABC):
     """What is trained: parameters, a map for several blocks at once, and the adaptor it stands for."""
 
-    def parameters(self) -> Iterable[torch.nn.Parameter]:
-        """What the optimiser changes."""
-
+    @abstractmethod
     def project(self, *blocks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map blocks [..., d] -> [..., w], w at least the widest width trained for."""
 
+    @abstractmethod
     def unchanged(self, rows: torch.Tensor, /) -> torch.Tensor:
         """What rows [b, d] map to before anything is learnt: what `reconstruction` keeps them near to.
 
         Raises InputError where the kind has no such thing.
         """
 
+    @abstractmethod
     def snapshot(self) -> Adaptor:
         """The adaptor as it stands, apart from further training."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """As torch modules do."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch modules do."""
 
 
 @dataclass
@@ -73,7 +68,7 @@ class TrainingLog:
         kind, dims, seed: of the adaptor.
         rows, anchors, judged: how much it was trained on.
         figure: what the held-out figures are.
-        steps: of each step: number, phase, epoch, and every loss, weighted and summed over the widths.
+        steps: of each step: number, phase, and every loss, weighted and summed over the widths.
         evaluations: of each: step, phase, seconds since the start, figure by width, their mean.
         best_step: the step of the state that was kept.
         stopped: why each phase ended.
@@ -190,17 +185,15 @@ class _Run:
 
     def phase(self, phase: Phase) -> bool:
         """Run a phase; False where training cannot go on."""
-        optimiser = torch.optim.Adam(self.student.parameters(), lr=phase.learning_rate)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimiser, phase.steps, eta_min=FINAL_RATE * phase.learning_rate
-        )
+        rate = phase.learning_rate
+        optimiser = torch.optim.Adam(self.student.parameters(), rate)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, phase.steps, FINAL_RATE * rate)
         if not self._best:
             self._evaluate(phase.name)
         since_best = 0
         for number in range(1, phase.steps + 1):
             self.step += 1
-            epoch = (self.step - 1) // self.data.steps_in_an_epoch
-            losses = self._losses(phase, epoch)
+            losses = self._losses(phase)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 why = f"diverged at step {self.step}: a loss of {loss.item()}; the best state is kept"
@@ -209,7 +202,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             scheduler.step()
-            self._record(phase, epoch, losses)
+            self._record(phase, losses)
             if number % self.recipe.evaluate_every == 0 or number == phase.steps:
                 since_best = 0 if self._evaluate(phase.name) else since_best + 1
                 if since_best >= self.recipe.patience:
@@ -226,17 +219,15 @@ class _Run:
         if self._best:
             self.student.load_state_dict(self._best)
 
-    def _losses(self, phase: Phase, epoch: int) -> dict[str, torch.Tensor]:
-        weights = {name: weight_at(schedule, epoch) for name, schedule in phase.weights.items()}
-        weights = {name: weight for name, weight in weights.items() if weight}
+    def _losses(self, phase: Phase) -> dict[str, torch.Tensor]:
         batch = self.data.draw()
-        judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(weights) else None
-        found = losses_of(self.student, batch, judged, weights, self.log.dims, self.recipe)
-        return {name: weights[name] * loss for name, loss in found.items()}
+        judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(phase.weights) else None
+        found = losses_of(self.student, batch, judged, phase.weights, self.log.dims, self.recipe)
+        return {name: phase.weights[name] * loss for name, loss in found.items()}
 
-    def _record(self, phase: Phase, epoch: int, losses: Mapping[str, torch.Tensor]) -> None:
+    def _record(self, phase: Phase, losses: Mapping[str, torch.Tensor]) -> None:
         values = {name: loss.item() for name, loss in losses.items()}
-        self.log.steps.append({"step": self.step, "phase": phase.name, "epoch": epoch, **values})
+        self.log.steps.append({"step": self.step, "phase": phase.name, **values})
         self.bar.update()
         shown = {name: f"{value:.4f}" for name, value in values.items()}
         if self.log.evaluations:
@@ -247,8 +238,7 @@ class _Run:
         """Take the held-out figure; True where its state is kept."""
         held_out = self.data.held_out
         figures = held_out.figures(lambda rows: self.student.project(rows)[0], self.log.dims)
-        mean = sum(figures.values()) / len(figures)
-        seconds = time.perf_counter() - self.started
+        mean, seconds = sum(figures.values()) / len(figures), time.perf_counter() - self.started
         self.log.evaluations.append(
             {"step": self.step, "phase": phase, "seconds": seconds, "figures": figures, "mean": mean}
         )

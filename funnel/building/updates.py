@@ -19,7 +19,7 @@ from funnel.engine.generation import Opened, open_generation
 from funnel.errors import FunnelError, InputError, StorageError
 from funnel.search import State
 from funnel.storage import IndexFolder, Transaction
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Updates"]
 

@@ -1,4 +1,4 @@
-"""The command line: funnel build, search, explain, bench, check, demo; the others lie beside it."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -9,20 +9,32 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import click
 
-from funnel.cli.adaptors import adaptor, train
-from funnel.cli.files import export, info
-from funnel.cli.options import PATH, OpenIndex, fields, opens, plan_by_hand, prompts, widths
-from funnel.cli.updates import add, compact, delete, tune, upgrade
+from funnel.cli.options import (
+    CACHE,
+    PATH,
+    QUIET,
+    SEED,
+    OpenIndex,
+    encodes,
+    fields,
+    opens,
+    plan_by_hand,
+    prompts,
+    widths,
+)
 from funnel.errors import FunnelError, InputError
+from funnel.identifiers import SHOWN_CHARACTERS, id_lines, whole_number
 from funnel.plainjson import plain_json
 from indexes.errors import CoarseIndexError, MissingBackendError
 
 if TYPE_CHECKING:
     from funnel.budget import Budget
+    from funnel.building.training import JudgedBy
+    from funnel.encoding.encoders import EncoderSource
     from funnel.index import FunnelIndex
     from funnel.results import Hits
 
@@ -93,10 +105,6 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (train, adaptor, tune, info, export, add, delete, compact, upgrade):
-    cli.add_command(command)
-
-
 @cli.command()
 @click.argument("corpus", type=PATH)
 @click.argument("index", type=PATH)
@@ -121,9 +129,9 @@ for command in (train, adaptor, tune, info, export, add, delete, compact, upgrad
 @prompts
 @click.option("--exact-encoding", is_flag=True, help="Encode in float32 with the model's own encode.")
 @fields
-@click.option("--seed", type=int, default=0, show_default=True)
+@SEED
 @click.option("--overwrite", is_flag=True, help="Replace the index that the folder holds.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@QUIET
 def build(corpus: Path, index: Path, queries: Path | None, quiet: bool, **options: Any) -> None:
     """Build the folder INDEX from CORPUS: a BEIR folder, .jsonl, .csv, .parquet or .npy.
 
@@ -164,15 +172,9 @@ def search(
     index: Path,
     words: tuple[str, ...],
     k: int,
-    recall: float | None,
-    share: float | None,
-    latency_ms: float | None,
-    plan: str | None,
-    deadline_ms: float | None,
-    hybrid: float | None,
-    where: str | None,
     vector: Path | None,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Search INDEX for TEXT, or for every line of standard input.
 
@@ -180,8 +182,8 @@ def search(
     """
     from funnel.budget import Budget
 
-    text = " ".join(words) if words else None  # words without quotes are one text
-    if text is not None and not text.strip():
+    text, plan, hybrid = " ".join(words) if words else None, asked["plan"], asked["hybrid"]
+    if text is not None and not text.strip():  # words without quotes are one text
         raise InputError("the text is empty; give words to search for, or one query a line on standard input")
     if text is not None and vector is not None and hybrid is None:
         raise InputError(
@@ -189,12 +191,10 @@ def search(
         )
     opened = open_index(index)
     vectors = None if vector is None else _read_vectors(vector)
-    budget = Budget(recall, latency_ms, share=share) if plan is None else None
+    budget = Budget(asked["recall"], asked["latency_ms"], share=asked["share"]) if plan is None else None
     promise = None if budget is not None or as_json else f"plan by hand {plan} (not certified)"
-    if budget is not None and not as_json and where is None:
+    if budget is not None and not as_json and asked["where"] is None:
         promise = _promise(opened, k, budget, vectors, hybrid)
-    asked: dict[str, Any] = {"recall": recall, "share": share, "latency_ms": latency_ms, "plan": plan}
-    asked |= {"deadline_ms": deadline_ms, "hybrid": hybrid, "where": where}
     answers: Iterable[tuple[str, Any]]
     if vectors is None:
         answers = ((line, opened.search(line, k, **asked)) for line in (_lines() if text is None else [text]))
@@ -293,14 +293,11 @@ def _show(query: str, hits: Hits, as_json: bool) -> None:
 def explain(
     index: Path,
     k: int,
-    recall: float | None,
-    share: float | None,
-    latency_ms: float | None,
-    plan: str | None,
     batch: int,
     run: bool,
     plot: Path | None,
     as_json: bool,
+    **budget: Any,
 ) -> None:
     """Show the plan that serves each budget, and what is promised of it.
 
@@ -313,15 +310,14 @@ def explain(
     if plot is not None and plot.suffix != ".png":
         raise InputError(f"--plot is {plot}; expected a path that ends in .png")
     opened = FunnelIndex.open(index)
-    if recall is None and latency_ms is None and share is None and plan is None:
+    if all(value is None for value in budget.values()):
         explained = explain_budgets(opened, k, batch, run=run)
         text = budgets_table(opened, explained)
         if run:
             once = {line.plan: line for line in reversed(explained)}  # the steps of each plan, under its first budget
             text = "\n\n".join([text, *map(str, reversed(once.values()))])
     else:
-        wanted = {"recall": recall, "share": share, "latency_ms": latency_ms}
-        explained = [opened.explain(k, **wanted, plan=plan, batch=batch, run=run)]  # type: ignore[arg-type]
+        explained = [opened.explain(k, **budget, batch=batch, run=run)]
         text = str(explained[0])
     if plot is not None:
         plot_frontier(opened, plot, k, batch)
@@ -387,6 +383,38 @@ def check(index: Path, deep: bool) -> None:
 
 
 @cli.command()
+@click.argument("index", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def info(index: Path, as_json: bool) -> None:
+    """Show what INDEX is: rows, widths, adaptor, coarse index, calibration, sizes; nothing large is read.
+
+    Example: funnel info my-index
+    """
+    from funnel.building.info import read_info
+
+    found = read_info(index)
+    click.echo(plain_json(found.to_json()) if as_json else str(found))
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--adapted", is_flag=True, help="Adapted vectors, at full width, in place of your own.")
+@click.option("--flat", is_flag=True, help="For .faiss: an exact IndexFlatIP, in place of the coarse index.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@QUIET
+def export(index: Path, out: Path, adapted: bool, flat: bool, overwrite: bool, quiet: bool) -> None:
+    """Write INDEX to the file OUT, to be read without funnel: .npy, .parquet or .faiss.
+
+    Example: funnel export my-index vectors.npy
+    """
+    from funnel.index import FunnelIndex
+
+    opened = FunnelIndex.open(index)
+    click.echo(opened.export(out, adapted=adapted, flat=flat, overwrite=overwrite, progress=not quiet))
+
+
+@cli.command()
 @click.option("--index", type=PATH, default=Path("demo-index"), show_default=True)
 @click.option("--out", type=PATH, default=Path("demo-report"), show_default=True)
 @click.option("--documents", type=int, default=None, help="How many docstrings to index. [default: 10000]")
@@ -398,6 +426,235 @@ def demo(index: Path, out: Path, documents: int | None) -> None:
     from funnel.cli.demo import run_demo
 
     run_demo(index, out, documents, click.echo)
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.argument("corpus", type=PATH)
+@click.option("--upsert", is_flag=True, help="Put documents whose ids are in the index in the place of those there.")
+@click.option("--ids", type=PATH, help="Ids of the rows of a .npy file: a text file, one a line.")
+@fields
+@QUIET
+@opens
+def add(
+    open_index: OpenIndex, index: Path, corpus: Path, upsert: bool, ids: Path | None, quiet: bool, **fields: Any
+) -> None:
+    """Add the documents of CORPUS to INDEX: a BEIR folder, .jsonl, .csv, .parquet or .npy.
+
+    Example: funnel add my-index new.jsonl
+    """
+    opened = open_index(index)
+    change = opened.upsert if upsert else opened.add
+    given = None if ids is None else _ids(_ids_in(ids), opened)
+    changes = change(str(corpus), ids=given, progress=not quiet, **fields)
+    click.echo(f"{index}: {changes}; {len(opened):,} rows")
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.argument("ids", nargs=-1)
+@click.option("--from", "source", type=PATH, help="A text file of ids, one a line; - for standard input.")
+@click.option("--strict", is_flag=True, help="Delete nothing where an id is unknown.")
+def delete(index: Path, ids: tuple[str, ...], source: Path | None, strict: bool) -> None:
+    """Delete documents from INDEX by their IDS.
+
+    Example: funnel delete my-index doc-17 doc-18
+    """
+    from funnel.index import FunnelIndex
+
+    wanted = [*ids, *([] if source is None else _ids_in(source))]
+    if not wanted:
+        raise click.UsageError("give at least one id, or --from FILE")
+    opened = FunnelIndex.open(index)
+    changes = opened.delete(_ids(wanted, opened), strict=strict)
+    click.echo(f"{index}: {changes}; {len(opened):,} rows")
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option("--memory-mb", type=float, help="What the coarse index may hold from now on. [default: as at build]")
+@QUIET
+@opens
+def compact(open_index: OpenIndex, index: Path, memory_mb: float | None, quiet: bool) -> None:
+    """Merge what was added to INDEX, leave out what was deleted, and calibrate again; searches go on meanwhile.
+
+    Example: funnel compact my-index
+    """
+    opened = open_index(index)
+    done = opened.compact(memory_mb=memory_mb, progress=not quiet)
+    said = f"generation {opened.manifest.generation}, {len(opened):,} rows in one segment" if done else "nothing to do"
+    click.echo(f"{index}: {said}; {opened.certification}")
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@QUIET
+def upgrade(index: Path, quiet: bool) -> None:
+    """Rewrite INDEX, of an older format, into the present one; nothing is encoded again, searches go on meanwhile.
+
+    Example: funnel upgrade my-index
+    """
+    from funnel.index import FunnelIndex
+    from funnel.storage import FORMAT_VERSION, IndexFolder
+
+    done = FunnelIndex.upgrade(index, progress=not quiet)
+    said = f"generation {IndexFolder(index).manifest().generation}" if done else "nothing to do"
+    click.echo(f"{index}: format {FORMAT_VERSION}; {said}")
+
+
+def _ids_in(path: Path) -> list[str]:
+    """The ids in a text file: see `id_lines`."""
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text file of ids, one a line") from None
+    return list(id_lines(raw, str(path)))
+
+
+def _ids(given: list[str], opened: FunnelIndex) -> list[str] | list[int]:
+    """Ids as the index keeps them: text, or whole numbers."""
+    if opened.searcher.ids.text:
+        return given
+    numbers = []
+    for one in filter(str.strip, given):
+        number = whole_number(one)
+        if number is None:
+            raise InputError(f"the ids of this index are whole numbers, and {one[:SHOWN_CHARACTERS]!r} is none")
+        numbers.append(number)
+    return numbers
+
+
+@cli.command()
+@click.argument("index", type=PATH)
+@click.option(
+    "--queries", type=PATH, help="Real queries: .jsonl, .csv, .parquet, .txt or .npy. [default: those on record]"
+)
+@click.option(
+    "--corpus-like-queries/--no-corpus-like-queries", default=None,
+    help="Whether queries are documents, so that those which equal rows certify. [default: as on record]",
+)  # fmt: skip
+@SEED
+@QUIET
+@opens
+def tune(
+    open_index: OpenIndex, index: Path, queries: Path | None, corpus_like_queries: bool | None, seed: int, quiet: bool
+) -> None:
+    """Calibrate INDEX again, in place, on this machine: when queries have changed, or there were none.
+
+    Example: funnel tune my-index --queries queries-of-this-month.jsonl
+    """
+    from funnel.reports.tables import budgets_table, explain_budgets
+
+    opened = open_index(index)
+    given = None if queries is None else str(queries)
+    opened.tune(given, corpus_like_queries=corpus_like_queries, seed=seed, progress=not quiet)
+    click.echo(f"{index}: generation {opened.manifest.generation}; {opened.certification}")
+    click.echo(budgets_table(opened, explain_budgets(opened, k=min(10, len(opened)))))
+
+
+@cli.command()
+@click.argument("corpus", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--kind", default="auto", show_default=True, help="auto, rotation, mlp, deep-mlp or attention.")
+@click.option("--dims", callback=widths, help="Widths to train for, such as 32,64,128.")
+@click.option("--queries", type=PATH, help="Real queries, held out to stop and to choose by; with --qrels trained on.")
+@click.option("--qrels", type=PATH, help="Judgements of the queries (BEIR .tsv, or a folder): supervised training.")
+@click.option("--dev-qrels", type=PATH, help="Judgements held out to stop and to choose by.  [default: qrels/dev.tsv]")
+@encodes
+@CACHE
+@SEED
+@QUIET
+def train(
+    corpus: Path,
+    out: Path,
+    kind: str,
+    dims: list[int] | None,
+    encoder: EncoderSource | None,
+    cache: Path | None,
+    seed: int,
+    quiet: bool,
+    **judged_by: Unpack[JudgedBy],
+) -> None:
+    """Train an adaptor on CORPUS (texts or vectors) and save it in the folder OUT, with its log and a plot.
+
+    Example: funnel train scifact my-adaptor && funnel build scifact my-index --adaptor my-adaptor
+    """
+    from funnel.building.training import train_adaptor
+    from funnel.reports.adaptors import show_training
+
+    choice = train_adaptor(
+        str(corpus),
+        out,
+        kind=kind,
+        dims=dims,
+        encoder=encoder,
+        cache=cache,
+        seed=seed,
+        progress=not quiet,
+        **judged_by,
+    )
+    click.echo(show_training(choice, out))
+
+
+@cli.group()
+def adaptor() -> None:
+    """Reports on trained adaptors.
+
+    Example: funnel adaptor report my-adaptor --data scifact
+    """
+
+
+@adaptor.command()
+@click.argument("out", type=PATH, required=False)
+@click.option("--data", type=PATH, multiple=True, help="A BEIR folder to measure on; several may be given.")
+@click.option("--beir", multiple=True, metavar="NAME", help="A BEIR set by name, such as nfcorpus: downloaded once.")
+@click.option("--train", "kind", metavar="KIND", help="In place of OUT: train on each set first (auto, rotation, mlp).")
+@click.option("--train-qrels", is_flag=True, help="With --train: train on qrels/train.tsv as well, where there is one.")
+@click.option("--dims", callback=widths, help="Widths to measure, such as 32,64,128. [default: the adaptor's]")
+@click.option("--split", default="test", show_default=True, help="The judgements to measure by.")
+@encodes
+@CACHE
+@click.option(
+    "--report", "folder", type=PATH, default=Path("adaptor-report"), show_default=True, help="Results go here."
+)
+@SEED
+@QUIET
+def report(
+    out: Path | None,
+    data: tuple[Path, ...],
+    beir: tuple[str, ...],
+    kind: str | None,
+    train_qrels: bool,
+    folder: Path,
+    seed: int,
+    quiet: bool,
+    **measured: Any,
+) -> None:
+    """Measure the adaptor in folder OUT on judged data sets, beside truncation, PCA and the full embedding.
+
+    Example: funnel adaptor report my-adaptor --data scifact
+
+    Example: funnel adaptor report --train rotation --data scifact --data vaswani
+    """
+    from funnel.adaptors import Adaptor
+    from funnel.building.training import EmbeddingCache
+    from funnel.data.beir_download import beir_folder
+    from funnel.reports.adaptors import report_on_adaptor, report_on_training, write_report
+
+    if (out is None) == (kind is None):
+        raise click.UsageError("give either the folder OUT of an adaptor, or --train KIND to train one on each set")
+    if train_qrels and kind is None:
+        raise click.UsageError("--train-qrels goes with --train; the adaptor in OUT is trained already")
+    if not data and not beir:
+        raise click.UsageError("give at least one data set: --data FOLDER or --beir NAME")
+    downloads = EmbeddingCache(measured["cache"]).folder.parent / "beir"
+    folders = [*data, *(beir_folder(name, downloads) for name in beir)]
+    measured["progress"] = not quiet
+    if kind is not None:
+        made = report_on_training(kind, folders, folder, with_qrels=train_qrels, seed=seed, **measured)
+    else:
+        made = report_on_adaptor(Adaptor.load(str(out)), folders, **measured)
+    click.echo(write_report(made, folder))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from funnel.encoding.prompts import TextOptions
 from funnel.errors import EncoderError, InputError
 from funnel.progress import Progress
 from funnel.rows import unit_rows
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

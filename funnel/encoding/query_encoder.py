@@ -17,7 +17,7 @@ from funnel.encoding.encoders import (
 from funnel.encoding.models import canonical_name
 from funnel.encoding.prompts import TextOptions, TextSettings
 from funnel.errors import EncoderError
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["QueryEncoder"]
 

@@ -38,7 +38,7 @@ from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE, Run
 from funnel.request import Deadline, Request
 from funnel.results import Served
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["FilterChoice", "FilterPlanner", "FilterSample", "Filtered", "Filters"]
 

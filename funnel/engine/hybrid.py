@@ -20,7 +20,7 @@ from funnel.errors import InputError
 from funnel.plan import Plan
 from funnel.request import Deadline, plan_of
 from funnel.results import Explanation, Hits, Ranks
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth", "read_weight"]
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from indexes import use_one_thread
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Workers", "workers"]
 

@@ -6,9 +6,13 @@ Source: Kusupati et al. 2022, Matryoshka Representation Learning, arXiv 2205.131
 """
 
 from funnel.matryoshka.adaptive import AdaptiveClassifier, AdaptivePrediction, AdaptiveReport
-from funnel.matryoshka.classifier import MultiGranularityClassifier
 from funnel.matryoshka.compare import TruncationComparison, compare_truncations
-from funnel.matryoshka.losses import MultiGranularityCrossEntropy, MultiGranularityLoss, prefix
+from funnel.matryoshka.nested import (
+    MultiGranularityClassifier,
+    MultiGranularityCrossEntropy,
+    MultiGranularityLoss,
+    prefix,
+)
 
 __all__ = [
     "AdaptiveClassifier",

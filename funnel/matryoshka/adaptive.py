@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from funnel.checks import checked_seed, checked_whole, checked_widths
 from funnel.errors import InputError
-from funnel.matryoshka.checks import as_tensor, check_labels, check_widths, checked_within
-from funnel.matryoshka.classifier import MultiGranularityClassifier
+from funnel.matryoshka.nested import MultiGranularityClassifier, as_tensor, check_labels, check_widths, checked_within
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,7 +25,6 @@ Integers = NDArray[np.int64]
 BACK_OFF = tuple(np.geomspace(8, 1.05, 24).tolist())
 # From where no error is worth its saving to where any is; twice as many shorten the mean width by at most 6 %.
 PRICES = 24
-ROUNDS = 8  # the descent ends by itself after 2 to 4
 
 
 @dataclass(frozen=True)
@@ -87,28 +85,17 @@ def exits(confidence: Floats, thresholds: Floats) -> Integers:
 def cheapest_thresholds(scored: Scored, price: float) -> Floats:
     """Thresholds at which width + price × errors is small on these rows: float64 [K-1], ∞ where no row leaves.
 
-    Coordinate descent: from the second widest to the narrowest and again, each threshold is set to the best there is,
-    the others being as they are, until nothing falls. With two widths that is the optimum.
+    From the second widest to the narrowest, each threshold is set to the best there is for all rows, those of the wider
+    ones being as they are. With two widths that is the optimum; more rounds, with the rows that then arrive at each
+    width, shortened the mean width by 2 % on verses and by nothing on digits.
     """
-    widths = np.array(scored.dims, dtype=np.float64)
-    cost = widths[:, None] + price * ~scored.right
-    falling = np.argsort(-scored.confidence[:-1], axis=1, kind="stable")
-    thresholds = np.full(len(widths) - 1, np.inf)
-    # In the first round a width is judged on all rows: which of them arrive there is not known yet.
-    arrived = np.ones((len(widths), len(scored)), dtype=bool)
-    before = np.inf
-    for _ in range(ROUNDS):
-        ahead = cost[-1].copy()
-        for k in reversed(range(len(thresholds))):
-            order = falling[k][arrived[k][falling[k]]]
-            confidence = scored.confidence[k]
-            thresholds[k] = _best_threshold(confidence[order], (ahead - cost[k])[order])
-            ahead = np.where(confidence >= thresholds[k], cost[k], ahead)
-        if ahead.mean() >= before:
-            break
-        before = ahead.mean()
-        left = scored.confidence[:-1] >= thresholds[:, None]
-        arrived[1:] = ~np.logical_or.accumulate(left, axis=0)
+    cost = np.array(scored.dims, dtype=np.float64)[:, None] + price * ~scored.right
+    thresholds, ahead = np.full(len(cost) - 1, np.inf), cost[-1]
+    for k in reversed(range(len(thresholds))):
+        confidence = scored.confidence[k]
+        order = np.argsort(-confidence, kind="stable")
+        thresholds[k] = _best_threshold(confidence[order], (ahead - cost[k])[order])
+        ahead = np.where(confidence >= thresholds[k], cost[k], ahead)
     return thresholds
 
 
@@ -119,12 +106,9 @@ def threshold_path(scored: Scored) -> list[Floats]:
     falling power: a learnt threshold lies just above the worst row that was seen, and worse rows are still to come.
     The last are the cheapest at a falling price of an error, down to where every row leaves at once.
     """
-    widths = scored.dims
-    dearest = float(max(len(scored), 1) * widths[-1])
-    least = float(min(np.diff(widths)))
+    dearest, least = max(len(scored), 1) * scored.dims[-1], min(np.diff(scored.dims))
     lossless, *bolder = [cheapest_thresholds(scored, price) for price in np.geomspace(dearest, least / 2, PRICES)]
-    never = np.full(len(widths) - 1, np.inf)
-    doubt = 1 - np.minimum(lossless, 1)
+    never, doubt = np.full(len(lossless), np.inf), 1 - np.minimum(lossless, 1)
     backed_off = [np.where(np.isinf(lossless), np.inf, 1 - doubt**power) for power in BACK_OFF]
     return [never, *backed_off, lossless, *bolder]
 
@@ -207,8 +191,7 @@ def tail_probability(correct: int, rows: int, accuracy: float) -> float:
     """The probability of at least so many right rows at that accuracy: the p-value of "it is lower"."""
     if accuracy >= 1 or correct == 0:
         return 1.0
-    counts = torch.arange(correct, rows + 1, dtype=torch.float64)
-    total = torch.tensor(rows + 1.0, dtype=torch.float64)
+    counts, total = torch.arange(correct, rows + 1, dtype=torch.float64), torch.tensor(rows + 1.0, dtype=torch.float64)
     ways = torch.lgamma(total) - torch.lgamma(counts + 1) - torch.lgamma(total - counts)
     terms = ways + counts * math.log(accuracy) + (rows - counts) * math.log1p(-accuracy)
     return min(1.0, float(torch.logsumexp(terms, dim=0).exp()))

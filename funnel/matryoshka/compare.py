@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from funnel.checks import checked_flag, checked_seed, checked_whole
 from funnel.errors import InputError
-from funnel.matryoshka.checks import as_tensor, check_embeddings
+from funnel.matryoshka.nested import as_tensor, check_embeddings
 
 Embeddings = torch.Tensor | NDArray[Any]
 

@@ -25,7 +25,7 @@ from funnel.errors import InputError
 from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE
 from funnel.planning.storage_cost import SHARE_OF_DELTA
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["AUDIT_DELTA", "DEFAULT_AUDIT", "Audit", "AuditLine", "checked_share", "running_interval", "true_recalls"]
 

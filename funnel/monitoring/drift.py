@@ -34,7 +34,7 @@ import torch
 
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["ALARM", "RANKS", "WINDOW", "Drift", "Exchangeability", "LiveRows", "Reference"]
 

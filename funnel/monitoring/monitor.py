@@ -22,7 +22,7 @@ from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
 from funnel.planning.certificate import Certificate
 from funnel.results import Served
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Health", "Monitor"]
 

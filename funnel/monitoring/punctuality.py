@@ -11,7 +11,7 @@ import numpy as np
 
 from funnel.engine.timing import PERCENTILE
 from funnel.planning.remembered import Remembered
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["FEWEST", "RECENT", "LatencyLine", "Punctuality"]
 

@@ -22,7 +22,7 @@ from funnel.planning.costs import Costs, Ms, Positive
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
 from funnel.planning.run import LARGEST_K, MISSING, Run, hits
 from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
-from indexes.mapping import map_file, npy_header
+from indexes.system import map_file, npy_header
 
 __all__ = [
     "ALIGNED",

@@ -9,7 +9,7 @@ from typing import Any
 
 from funnel.plan import Plan
 from funnel.planning.remembered import Remembered
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Held", "Latencies", "Latency"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import TypeVar
 
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Remembered"]
 

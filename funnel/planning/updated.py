@@ -22,7 +22,7 @@ import numpy.typing as npt
 from funnel.planning.calibration import Calibration
 from funnel.planning.frontier import Frontier
 from funnel.planning.run import LARGEST_K, NEAR, Float32, Int64, Run, hits
-from indexes.forks import free_in_children
+from indexes.system import free_in_children
 
 __all__ = ["Updated"]
 

@@ -189,9 +189,7 @@ def measure(
     left_out = _equal_rows(judged, queries, rows)
     truth = _rankings(queries, rows, TOP, left_out)
     figures: Figures = {name: {way: {} for way in ways} for name in MEASURES}
-    total = len(ways) * len({*widths, judged.dim})
-    bar = Progress(total=total, desc=f"measure {judged.name}", unit="rankings", disable=not progress)
-    for way, found in ways.items():
+    for way, found in Progress(ways.items(), desc=f"measure {judged.name}", unit="ways", disable=not progress):
         asked, given = (torch.from_numpy(found.transform(part.numpy())) for part in (queries, rows))
         for width in dict.fromkeys((*widths, judged.dim)):
             ranking = _rankings(scaled(asked[:, :width]), scaled(given[:, :width]), DEPTH, left_out)
@@ -202,8 +200,6 @@ def measure(
             for name, value in ranking_metrics(run, judged.qrels).items():
                 figures[name][way][width] = value
             figures[SHORTLIST_RECALL][way][width] = _shortlist_recall(queries, rows, ranking, truth)
-            bar.update()
-    bar.close()
     sizes = len(ids), len(judged.queries.ids), sum(map(len, left_out))
     return SetFigures(judged.name, *sizes, figures, dict(adaptor or {}))
 
@@ -280,7 +276,7 @@ FIGURE_NOTES = {
     "shortlist recall": ["by dims: the share of the true top 10 among the best 50 by the prefix (1 % of few rows)"]
 }
 # Keys of a step's record that are not losses.
-STEP_KEYS = ("step", "phase", "epoch")
+STEP_KEYS = ("step", "phase")
 WIDTH_IN_INCHES, ROW_IN_INCHES, HEAD_IN_INCHES = 12.0, 3.4, 1.2
 ByWay = Mapping[str, Mapping[int, float]]
 """By way or kind, by width."""

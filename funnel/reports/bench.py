@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,11 +172,10 @@ def bench(
     checked_batch(batch)
     prepared = index.searcher.prepare(queries.vectors)
     truth = _Truth(index, prepared, queries.own_positions, k)
-    asked: list[Asked] = [{"recall": target} for target in targets]
+    asked: list[Mapping[str, Any]] = [{"recall": target} for target in targets]
     if plan is not None:
         asked.append({"plan": plan_of(plan)})
         index.searcher.given(plan_of(plan), k)  # before minutes of measuring rather than after
-    steps = Progress(total=len(asked) + 1, desc="bench", unit="budgets", disable=not progress)
     store, search = index.searcher.cascade.store, _flat_search(index)
     flat: FlatResult = {
         "us_single": _us(lambda rows: search(rows, k), prepared, 1),
@@ -186,12 +185,8 @@ def bench(
     }
     if qrels is not None:
         flat.update(_ranking(index, queries, qrels, FLAT))  # type: ignore[typeddict-item]
-    steps.update()
-    measured: list[FunnelResult] = []
-    for one in asked:
-        measured.append(_measured(index, queries, truth, qrels, one, k, batch, flat))
-        steps.update()
-    steps.close()
+    steps = Progress(asked, desc="bench", unit="budgets", disable=not progress)
+    measured = [_measured(index, queries, truth, qrels, one, k, batch, flat) for one in steps]
     return {
         "title": title,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -244,19 +239,12 @@ def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int],
     return FlatBaseline(store).search
 
 
-class Asked(TypedDict, total=False):
-    """A budget or a plan, as `search` and `explain` take them."""
-
-    recall: float
-    plan: Plan
-
-
 def _measured(
     index: FunnelIndex,
     queries: BenchQueries,
     truth: _Truth,
     qrels: Mapping[str, Mapping[str, float]] | None,
-    asked: Asked,
+    asked: Mapping[str, Any],
     k: int,
     batch: int,
     flat: FlatResult,

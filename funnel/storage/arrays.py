@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import DamagedIndexError
-from indexes.mapping import npy_header
+from indexes.system import npy_header
 
 
 def map_npy(path: Path, dtypes: tuple[str, ...], dimensions: int) -> npt.NDArray[Any]:

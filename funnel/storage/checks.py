@@ -28,8 +28,7 @@ from funnel.storage.layout import (
     is_generation_name,
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
-from indexes.forks import free_in_children
-from indexes.system import Descriptor
+from indexes.system import Descriptor, free_in_children
 
 VerifyMode = Literal["full", "lazy"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes import FlatBaseline, VectorStore, baseline, exact_search
+from indexes import FlatBaseline, VectorStore, exact, exact_search
 from indexes._faiss import load_faiss
 from indexes.base import Float32Array
 
@@ -29,7 +29,7 @@ def test_it_finds_what_exact_search_finds(store: VectorStore, queries: Float32Ar
 def test_rows_added_in_blocks_keep_their_numbers(
     store: VectorStore, queries: Float32Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline, "ROWS_AT_A_TIME", 333)
+    monkeypatch.setattr(exact, "ROWS_AT_A_TIME", 333)
     np.testing.assert_array_equal(FlatBaseline(store).search(queries, 5)[1], exact_search(store, queries, 5)[1])
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from indexes import TorchBinsIndex, _fusedbins, torchbins
+from indexes import TorchBinsIndex, torchbins
 from indexes._bins import rows_of_a_bin
 from indexes.base import Float32Array
 from tests.interpreted import run_check
 
 CHECK = """
-from indexes._fusedbins import fused_bins
+from indexes.torchbins import fused_bins
 
 best_of_bins, generator = fused_bins(), torch.Generator().manual_seed(0)
 for n_queries, n, dim, size in ((3, 700, 96, 2), (70, 1000, 48, 3), (1, 130, 64, 1), (20, 3000, 128, 7)):
@@ -44,7 +44,7 @@ def test_the_kernel_gives_the_best_of_every_bin() -> None:
 def test_without_triton_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "indexes._kernels", raising=False)
-    assert _fusedbins.fused_bins.__wrapped__() is None
+    assert torchbins.fused_bins.__wrapped__() is None
 
 
 def plain(queries: torch.Tensor, rows: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from indexes import CoarseIndexError, VectorStore, exact_search
-from indexes._placement import Codes, code_bytes, fitting
 from indexes.base import Float32Array
+from indexes.vectors import Codes, code_bytes, fitting
 from tests.indexes.test_vectors import DEVICES, written
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from indexes import PrunedSearch, VectorStore, _survivors, exact_search, pruned
+from indexes import PrunedSearch, VectorStore, exact_search, pruned
 from indexes._prefixcodes import int8_products_are_exact
 from indexes.base import Float32Array, Int64Array
 
@@ -63,7 +63,7 @@ def kept_is_quickest(call: Callable[[Any], Any], calls: list[Any]) -> tuple[floa
 def every_store_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VectorStore, "small", property(lambda _: False))
     monkeypatch.setattr(pruned, "WORTH", 1e9)  # so few rows that flat search may take less
-    monkeypatch.setattr(_survivors, "MOST_SHARE", 1.0)
+    monkeypatch.setattr(pruned, "MOST_SHARE", 1.0)
 
 
 @pytest.fixture(scope="module", params=["float16", "float32"])
@@ -145,7 +145,7 @@ def test_blocks_tiles_and_threads_do_not_matter(
 ) -> None:
     for name in ("BLOCK_ROWS", "TRIED_BLOCK"):
         monkeypatch.setattr(pruned, name, block)
-    monkeypatch.setattr(_survivors, "TILE_QUERIES", 7)
+    monkeypatch.setattr(pruned, "TILE_QUERIES", 7)
     monkeypatch.setattr(pruned, "FEW_QUERIES", few)
     queries = spectrum(40, 3, 1.0)
     assert_exact(store, queries, *searcher(store)(queries, 10), 10)
@@ -164,7 +164,7 @@ def test_duplicates_and_near_ties(tmp_path: Path) -> None:
 
 
 def test_what_is_found_beyond_memory_is_cut_to_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_survivors, "MOST_FOUND", 300)
+    monkeypatch.setattr(pruned, "MOST_FOUND", 300)
     rows = spectrum(4_000, 4, 1.0)
     rows[500:3_500] = rows[0]
     store = store_of(rows, tmp_path)
@@ -207,7 +207,7 @@ def test_pages_are_guarded_and_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [10, 3_000, ROWS])
 def test_where_it_cannot_pay_flat_search_answers(store: VectorStore, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruned, "WORTH", 0.9)
-    monkeypatch.setattr(_survivors, "MOST_SHARE", 0.125)
+    monkeypatch.setattr(pruned, "MOST_SHARE", 0.125)
     queries = spectrum(20, 1, 0.0)  # no spectrum: queries that look at every dim alike
     asked: list[int] = []
 
@@ -227,7 +227,7 @@ def test_where_it_cannot_pay_flat_search_answers(store: VectorStore, k: int, mon
 def test_a_call_of_which_too_much_survives_falls_back_on_flat_search(
     store: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_survivors, "MOST_SHARE", 0.125)
+    monkeypatch.setattr(pruned, "MOST_SHARE", 0.125)
     queries, search = spectrum(20, 3, 1.0), searcher(store)
     assert search.choose(queries, 10) is not None
     monkeypatch.setattr(search, "_reached", lambda queries, _k: np.full(len(queries), -1.0, np.float32))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from funnel.adaptors import PCA, SecondMoment
-from funnel.adaptors import pca as pca_module
+from funnel.adaptors import rotation as pca_module
 from funnel.errors import InputError
 
 

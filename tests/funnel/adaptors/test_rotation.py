@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnel.adaptors import PCA, Adaptor, Phase, Recipe, Rotation, fit_adaptor
-from funnel.adaptors.pca import SecondMoment
-from funnel.adaptors.rotation import RotationStudent, blended
+from funnel.adaptors.rotation import RotationStudent, SecondMoment, blended
 from funnel.errors import InputError
 from tests.funnel.adaptors.clusters import clustered
 

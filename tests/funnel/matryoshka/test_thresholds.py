@@ -63,7 +63,7 @@ def test_the_search_comes_near_the_best_of_all_pairs() -> None:
         best = min(cost(scored, (a, b), 20.0) for a in grid for b in grid)
         ratios.append(cost(scored, cheapest_thresholds(scored, 20.0), 20.0) / best)
     assert max(ratios) < 1.05
-    assert np.mean(ratios) < 1.01
+    assert np.mean(ratios) < 1.015
 
 
 @settings(max_examples=40)

@@ -23,7 +23,7 @@ def asked_for() -> AdaptorChoice:
 
 def log(kind: str, best: Any, *means: Any) -> TrainingLog:
     """A log with an evaluation every 10 steps."""
-    steps = [{"step": i, "phase": "unsupervised", "epoch": 0, "topk": 1 / i} for i in range(1, 10 * len(means))]
+    steps = [{"step": i, "phase": "unsupervised", "topk": 1 / i} for i in range(1, 10 * len(means))]
     evaluations = [
         {"step": 10 * i, "phase": "unsupervised", "seconds": i, "figures": {4: m, 8: m + 0.1}, "mean": m + 0.05}
         for i, m in enumerate(means)
