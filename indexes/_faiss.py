@@ -183,17 +183,14 @@ class FaissIndex(CoarseIndex):
         # A flat index of inner products has a type of its own once it was read from a file.
         if [READ_AS.get(kind, kind) for kind in kinds] != [READ_AS.get(kind, kind) for kind in known]:
             raise CoarseIndexError(f"{path} holds a {' of '.join(kinds)}; {self.name} is a {' of '.join(known)}")
-        expected = self._full_signature(blank)
-        for key, value in self._full_signature(found).items():
+        has, expected = ({"dim": i.d, "metric": i.metric_type, **self._signature(i)} for i in (found, blank))
+        for key, value in has.items():
             if value != expected[key]:
                 raise CoarseIndexError(f"{path} has {key} {value}; the settings say {expected[key]}")
 
     def _blank(self) -> Any:
         """An index of this kind as files hold it: what one that is read is compared with."""
         return self._index
-
-    def _full_signature(self, index: Any) -> dict[str, object]:
-        return {"dim": index.d, "metric": index.metric_type, **self._signature(index)}
 
     @property
     def ntotal(self) -> int:

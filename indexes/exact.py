@@ -3,15 +3,11 @@
 import timeit
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from indexes._bins import ExactTop
 from indexes._faiss import load_faiss
-from indexes.base import Float32Array, Int64Array
+from indexes.base import Float32Array, Int64Array, Mask
 from indexes.vectors import VectorStore
-
-BoolArray = npt.NDArray[np.bool_]
 
 # Rows compared at a time: 25 MB as float32 at 384 dims. Larger blocks are no faster and take more memory.
 CELLS_AT_A_TIME = 6_291_456
@@ -20,7 +16,7 @@ ROWS_AT_A_TIME_CUDA = 262_144
 
 
 def exact_search(
-    store: VectorStore, queries: Float32Array, k: int, release: bool = False, live: BoolArray | None = None
+    store: VectorStore, queries: Float32Array, k: int, release: bool = False, live: Mask | None = None
 ) -> tuple[Float32Array, Int64Array]:
     """The k rows of the largest inner product with each query, accumulated in float32.
 
@@ -43,6 +39,29 @@ def exact_search(
     return top.filled()
 
 
+class ExactTop:
+    """Takes blocks of scores, one after the other, and gives the best rows of all: a sort of every block."""
+
+    def __init__(self, shortlist: int) -> None:
+        self._shortlist = shortlist
+        self._best: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, scores: torch.Tensor, first_row: int) -> None:
+        """Look at a block: scores [queries, c]; its rows begin at `first_row`."""
+        found, places = torch.topk(scores, min(self._shortlist, scores.shape[1]), dim=1)
+        rows = places + first_row
+        if self._best is not None:
+            found, rows = torch.cat([self._best[0], found], dim=1), torch.cat([self._best[1], rows], dim=1)
+            found, places = torch.topk(found, min(self._shortlist, found.shape[1]), dim=1)
+            rows = rows.gather(1, places)
+        self._best = found, rows
+
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [queries, s], falling, and rows int64 [queries, s], s <= shortlist."""
+        assert self._best is not None, "asked before any block was given"
+        return self._best
+
+
 class RunningTop:
     """The best k rows of each query among blocks of rows that come one after the other.
 
@@ -56,7 +75,7 @@ class RunningTop:
         self.scores: Float32Array = np.empty((len(queries), 0), dtype=np.float32)
         self.rows: Int64Array = np.empty((len(queries), 0), dtype=np.int64)
 
-    def update(self, block: Float32Array, first_row: int, live: BoolArray | None = None) -> None:
+    def update(self, block: Float32Array, first_row: int, live: Mask | None = None) -> None:
         """Compare with a block of rows: float32 [c, d], C-contiguous, numbered from `first_row`.
 
         live: of all rows, by number, those to compare with; None: all.
@@ -90,9 +109,7 @@ class RunningTop:
         return np.pad(self.scores, lacking, constant_values=-np.inf), np.pad(self.rows, lacking, constant_values=-1)
 
 
-def _on_device(
-    store: VectorStore, queries: Float32Array, k: int, live: BoolArray | None
-) -> tuple[Float32Array, Int64Array]:
+def _on_device(store: VectorStore, queries: Float32Array, k: int, live: Mask | None) -> tuple[Float32Array, Int64Array]:
     """The same with torch, where the matrix is put on a device (or read from a tensor): one copy back at the end."""
     with torch.inference_mode():
         query = torch.from_numpy(queries).to(store.device)

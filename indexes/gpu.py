@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
 from indexes._faiss import FaissIndex, load_faiss
 from indexes.base import LARGEST_DEGREE, Allowed, CoarseIndex, Float32Array, Int64Array, check_prefixes, check_sample
 from indexes.errors import CoarseIndexError, MissingBackendError
+from indexes.exact import ExactTop
 from indexes.ivf import FLOAT32_BYTES, IvfSq8Index
 from indexes.system import free_in_children
 

@@ -4,12 +4,9 @@ A graph built over rows in this order is about 15 % faster at the same recall, b
 few cache lines and pages (measured on 300,000 rows).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from indexes.base import Float32Array, Int64Array
 from indexes.errors import CoarseIndexError
@@ -32,7 +29,7 @@ class _Node:
 
     centroids: Float32Array
     axis: Float32Array
-    children: list[_Node | int] = field(default_factory=list)
+    children: list["_Node | int"] = field(default_factory=list)
 
     def parts(self, rows: Float32Array) -> list[Int64Array]:
         """Positions of the rows nearest to each centroid, rising."""
@@ -50,7 +47,7 @@ class ClusterTree:
         self._root: _Node | int = 0
 
     @classmethod
-    def fit(cls, sample: Float32Array, leaf_size: int = LEAF_SIZE, seed: int = 0) -> ClusterTree:
+    def fit(cls, sample: Float32Array, leaf_size: int = LEAF_SIZE, seed: int = 0) -> "ClusterTree":
         """Build the tree from a sample: float32 [s, m].
 
         Nodes of more than `leaf_size` sample rows are split by k-means. Rows that no split can tell apart
@@ -125,7 +122,7 @@ def _centroids(rows: Float32Array, count: int, seed: int) -> Float32Array:
     return centroids
 
 
-def _nearest(rows: Float32Array, centroids: Float32Array) -> npt.NDArray[np.intp]:
+def _nearest(rows: Float32Array, centroids: Float32Array) -> Int64Array:
     half_norms = np.einsum("ij,ij->i", centroids, centroids) / 2
     return np.asarray((rows @ centroids.T - half_norms).argmax(axis=1))
 

@@ -1,7 +1,5 @@
 """Exact search that looks at full width only at rows which a prefix cannot rule out."""
 
-from __future__ import annotations
-
 import math
 import time
 import timeit
@@ -12,16 +10,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from indexes._faiss import load_faiss
 from indexes._prefixcodes import (
     TAIL_DIMS,
     Float32Codes,
+    Float64Array,
     Int8Codes,
     PrefixCodes,
     QueryCodes,
@@ -31,7 +29,7 @@ from indexes._prefixcodes import (
     norms_of,
     tail_norms,
 )
-from indexes.base import Float32Array, Int64Array
+from indexes.base import Float32Array, Int64Array, Mask
 from indexes.exact import RunningTop, exact_search
 from indexes.system import free_in_children
 from indexes.vectors import VectorStore
@@ -86,64 +84,6 @@ class KeptCodes:
         return RowCodes(part, part, self.residual), None
 
 
-def survivors(
-    store: VectorStore,
-    source: RowSource,
-    codes: PrefixCodes,
-    coded: QueryCodes,
-    found: Survivors,
-    blocks: Sequence[range],
-) -> None:
-    """Compare every query with blocks of rows, and hand what survives to `found`."""
-    size, count = max(map(len, blocks)), len(found.queries)
-    tile = min(count, TILE_QUERIES)
-    products = torch.empty(tile * size, dtype=codes.product)
-    above = np.empty(tile * size, dtype=np.bool_)
-    residual = math.nan
-    limits: npt.NDArray[np.generic] = np.empty(0)
-    for rows_here in blocks:
-        if found.too_many:
-            return
-        start, stop = rows_here.start, rows_here.stop
-        rows, block = source(start, stop)
-        if rows.residual != residual:
-            residual, limits = rows.residual, codes.limits(coded, found.tau, rows.residual)
-        for first in range(0, count, tile):
-            part = slice(first, min(first + tile, count))
-            shape = (part.stop - first, stop - start)
-            product = products[: math.prod(shape)].view(shape)
-            mask = above[: math.prod(shape)].reshape(shape)
-            codes.multiply(coded, part, rows, product)
-            np.greater(product.numpy(), limits[part, None], out=mask)
-            places = np.flatnonzero(mask)
-            if len(places):
-                own, at = np.divmod(places, stop - start)
-                _score(store, own + first, at, start, block, found)
-
-
-def _score(
-    store: VectorStore, own: Int64Array, at: Int64Array, start: int, block: torch.Tensor | None, found: Survivors
-) -> None:
-    """Score pairs of query and row of a block at full width. block: its rows as float32, None: fetch them."""
-    if block is not None:
-        found.add(own, at + start, _products(found.queries, own, block, at))
-        return
-    for first in range(0, len(at), FETCHED):
-        asked, rows = own[first : first + FETCHED], at[first : first + FETCHED] + start
-        fetched = store.gather(torch.from_numpy(rows), 0, store.dim).float()
-        found.add(asked, rows, _products(found.queries, asked, fetched, np.arange(len(rows))))
-
-
-def _products(queries: Float32Array, asked: Int64Array, rows: torch.Tensor, at: Int64Array) -> Float32Array:
-    """Inner products of queries[asked] and rows[at], in float32: [pairs]."""
-    faiss, scores = load_faiss(), np.empty(len(at), dtype=np.float32)
-    pointer = faiss.swig_ptr
-    faiss.pairwise_indexed_inner_product(
-        queries.shape[1], len(at), pointer(queries), pointer(asked), pointer(rows.numpy()), pointer(at), pointer(scores)
-    )
-    return scores
-
-
 class Survivors:
     """Rows that reach what k rows are known to reach. Shared by workers.
 
@@ -155,10 +95,10 @@ class Survivors:
         self,
         queries: Float32Array,
         k: int,
-        tau: npt.NDArray[np.float64],
+        tau: Float64Array,
         lowest: Float32Array,
         pairs: int,
-        live: npt.NDArray[np.bool_] | None,
+        live: Mask | None,
     ) -> None:
         self.queries, self.tau = queries, tau
         self._k, self._lowest, self._pairs, self._live = k, lowest, pairs, live
@@ -205,10 +145,66 @@ class Survivors:
         return scores.reshape(shape), rows.reshape(shape)
 
 
+def survivors(
+    store: VectorStore,
+    source: RowSource,
+    codes: PrefixCodes,
+    coded: QueryCodes,
+    found: Survivors,
+    blocks: Sequence[range],
+) -> None:
+    """Compare every query with blocks of rows, and hand what survives to `found`."""
+    size, count = max(map(len, blocks)), len(found.queries)
+    tile = min(count, TILE_QUERIES)
+    products = torch.empty(tile * size, dtype=codes.product)
+    above = np.empty(tile * size, dtype=np.bool_)
+    residual = math.nan
+    for rows_here in blocks:
+        if found.too_many:
+            return
+        start, stop = rows_here.start, rows_here.stop
+        rows, block = source(start, stop)
+        if rows.residual != residual:
+            residual, limits = rows.residual, codes.limits(coded, found.tau, rows.residual)
+        for first in range(0, count, tile):
+            part = slice(first, min(first + tile, count))
+            shape = (part.stop - first, stop - start)
+            product = products[: math.prod(shape)].view(shape)
+            mask = above[: math.prod(shape)].reshape(shape)
+            codes.multiply(coded, part, rows, product)
+            np.greater(product.numpy(), limits[part, None], out=mask)
+            places = np.flatnonzero(mask)
+            if len(places):
+                own, at = np.divmod(places, stop - start)
+                _score(store, own + first, at, start, block, found)
+
+
+def _score(
+    store: VectorStore, own: Int64Array, at: Int64Array, start: int, block: torch.Tensor | None, found: Survivors
+) -> None:
+    """Score pairs of query and row of a block at full width. block: its rows as float32, None: fetch them."""
+    if block is not None:
+        found.add(own, at + start, _products(found.queries, own, block, at))
+        return
+    for first in range(0, len(at), FETCHED):
+        asked, rows = own[first : first + FETCHED], at[first : first + FETCHED] + start
+        fetched = store.gather(torch.from_numpy(rows), 0, store.dim).float()
+        found.add(asked, rows, _products(found.queries, asked, fetched, np.arange(len(rows))))
+
+
+def _products(queries: Float32Array, asked: Int64Array, rows: torch.Tensor, at: Int64Array) -> Float32Array:
+    """Inner products of queries[asked] and rows[at], in float32: [pairs]."""
+    faiss, scores = load_faiss(), np.empty(len(at), dtype=np.float32)
+    pointer = faiss.swig_ptr
+    faiss.pairwise_indexed_inner_product(
+        queries.shape[1], len(at), pointer(queries), pointer(asked), pointer(rows.numpy()), pointer(at), pointer(scores)
+    )
+    return scores
+
+
 Blocks: TypeAlias = Sequence[range]
 Spread: TypeAlias = Callable[[Callable[[Blocks], None], Sequence[Blocks]], None]
-Tau: TypeAlias = npt.NDArray[np.float64]
-Call: TypeAlias = tuple[Float32Array, Tau]  # queries [q, d] and, for each, a score that k rows reach
+Call: TypeAlias = tuple[Float32Array, Float64Array]  # queries [q, d] and, for each, a score that k rows reach
 
 # Calls of up to so many queries are answered in one way, which is measured once.
 BATCHES = (1, 4, 15, 32, 256)
@@ -304,7 +300,7 @@ class PrunedSearch:
         self._store, self._norms, self._ladder, self._reached = store, norms, tuple(ladder), reached
         self._spread, self._workers, self._release = spread, workers, release
         self._keep = keep and int8_products_are_exact()
-        self._live: npt.NDArray[np.bool_] | None = None
+        self._live: Mask | None = None
         # What is made on first use, under the lock; a search among live rows shares it.
         self._lock = free_in_children(Lock())
         self._chosen: dict[tuple[int, int], Pruning | None] = {}  # by class of batch and of k
@@ -313,9 +309,9 @@ class PrunedSearch:
 
     def among(
         self,
-        live: npt.NDArray[np.bool_] | None,
+        live: Mask | None,
         reached: Callable[[Float32Array, int], Float32Array | None],
-    ) -> PrunedSearch:
+    ) -> Self:
         """The same search over the live rows alone, bool [n]; it shares what was made. reached: of live rows."""
         other = copy(self)
         other._live, other._reached = live, reached
@@ -341,7 +337,7 @@ class PrunedSearch:
         tau = self._tau(queries, k)
         return None if tau is None else self._way(queries, k, tau)
 
-    def _tau(self, queries: Float32Array, k: int) -> Tau | None:
+    def _tau(self, queries: Float32Array, k: int) -> Float64Array | None:
         """A lower bound of the k-th true score of each query: what k rows reach, less the rounding of their scores.
 
         None where flat search answers.
@@ -354,7 +350,7 @@ class PrunedSearch:
         found = self._reached(queries, k)
         return None if found is None else found - 2 * self._rounding(queries)
 
-    def _rounding(self, queries: Float32Array) -> Tau:
+    def _rounding(self, queries: Float32Array) -> Float64Array:
         """How far a score in float32 is off at most: [q]."""
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
         return np.asarray(gamma(self._store.dim) * norms * self._largest_norm)
@@ -364,7 +360,7 @@ class PrunedSearch:
         # Tails are rounded up: the norm of a row with such a tail is above the row's own by less than this.
         return float(self._norms[:, -1].max()) * (1 + 4 * gamma(self._store.dim + 8))
 
-    def _way(self, queries: Float32Array, k: int, tau: Tau) -> Pruning | None:
+    def _way(self, queries: Float32Array, k: int, tau: Float64Array) -> Pruning | None:
         key = _class_of(queries, k)
         with self._lock:
             if key not in self._chosen:

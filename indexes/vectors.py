@@ -1,7 +1,5 @@
 """The full-width vectors: one row-major matrix in a .npy file, mapped into memory or held on a device."""
 
-from __future__ import annotations
-
 import errno
 import math
 import mmap
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -221,7 +219,7 @@ class VectorWriter:
         with open(self.path, "rb+") as file:
             os.fsync(file.fileno())
 
-    def __enter__(self) -> VectorWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -280,7 +278,7 @@ class VectorStore:
         self._guard: Callable[[Int64Array], None] | None = None
 
     @classmethod
-    def held(cls, matrix: torch.Tensor) -> VectorStore:
+    def held(cls, matrix: torch.Tensor) -> Self:
         """A store of rows [n, dim] that are in memory already, on any device, and in no file.
 
         Raises CoarseIndexError for anything but a row-major float16 or float32 matrix.
@@ -310,9 +308,7 @@ class VectorStore:
         return VectorWriter(Path(path), rows, dim, dtype)
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", placement: str = "auto"
-    ) -> VectorStore:
+    def open(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", placement: str = "auto") -> Self:
         """Map the file at `path`; for another device than the CPU, put the vectors where `placement` says.
 
         "auto" takes the first of "device", "int8" and "host" that fits what is free on the device.

@@ -16,8 +16,8 @@ from funnel.engine.device import to_device, to_host
 from funnel.engine.space import Space
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, exact_search
-from indexes._bins import ExactTop
 from indexes._devicerows import DeviceRows
+from indexes.exact import ExactTop
 from indexes.gpu import brute_force
 
 __all__ = [

@@ -14,9 +14,8 @@ from funnel.engine.device import to_device
 from funnel.engine.rerank import carry_on, gathered
 from funnel.plan import Plan
 from indexes import CoarseIndex, TorchBinsIndex, _devicerows
-from indexes._bins import BinnedTop, rows_of_a_bin
 from indexes._devicerows import DeviceRows
-from indexes.torchbins import fused_bins
+from indexes.torchbins import BinnedTop, fused_bins, rows_of_a_bin
 
 __all__ = ["block_rows", "rerank_rows", "stage_rows", "waits"]
 

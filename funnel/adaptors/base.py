@@ -3,8 +3,6 @@
 A new kind is one class: decorate it with `register`, import it in `funnel/adaptors/__init__.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -41,8 +39,7 @@ def default_widths(dim: int) -> tuple[int, ...]:
 
 # Raised by one with every change that an older reader would misread.
 FORMAT_VERSION = 1
-TENSOR_FILE = "adaptor.safetensors"
-HEADER_FILE = "adaptor.json"
+TENSOR_FILE, HEADER_FILE = "adaptor.safetensors", "adaptor.json"
 
 REMEDY = "restore the file or fit the adaptor again"
 
@@ -100,7 +97,7 @@ FloatArray = NDArray[np.float32]
 Sample = NDArray[Any] | Iterable[NDArray[Any]]
 AdaptorType = TypeVar("AdaptorType", bound="type[Adaptor]")
 
-_CLASSES: dict[str, type[Adaptor]] = {}
+_CLASSES: "dict[str, type[Adaptor]]" = {}
 
 
 class Adaptor(torch.nn.Module, ABC):
@@ -135,7 +132,7 @@ class Adaptor(torch.nn.Module, ABC):
     @abstractmethod
     def fit(
         cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
-    ) -> Adaptor:
+    ) -> "Adaptor":
         """Make an adaptor from data.
 
         Args:
@@ -263,7 +260,7 @@ class Adaptor(torch.nn.Module, ABC):
         (path / HEADER_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n")
 
     @staticmethod
-    def load(folder: str | os.PathLike[str]) -> Adaptor:
+    def load(folder: str | os.PathLike[str]) -> "Adaptor":
         """Read an adaptor of any registered kind.
 
         Raises:

@@ -227,9 +227,7 @@ def _checked_settings(given: Mapping[str, int], defaults: Mapping[str, int]) -> 
 
 
 # Eight tokens of 48 entries at 384 dimensions; with these the layer has 62,000 parameters there, the MLP 148,000.
-GROUPS = 8
-TOKEN_WIDTH = 64
-HEADS = 4
+GROUPS, TOKEN_WIDTH, HEADS = 8, 64, 4
 
 
 @register

@@ -1,7 +1,5 @@
 """The trained rotation: orthonormal at full width, its first columns trained to keep neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -109,9 +107,7 @@ class Identity(Adaptor):
 
     @override
     @classmethod
-    def fit(
-        cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False
-    ) -> Identity:
+    def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> Self:
         """Take the width of the first chunk; nothing else is read."""
         return cls(next(chunks_of(sample)).shape[1], dims or ())
 
@@ -156,7 +152,7 @@ class PCA(OrthogonalAdaptor):
 
     @override
     @classmethod
-    def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> PCA:
+    def fit(cls, sample: Sample, *, dims: Sequence[int] | None = None, seed: int = 0, progress: bool = False) -> Self:
         """Fit on a sample, chunk by chunk; nothing is random, so the seed is not used."""
         moment: SecondMoment | None = None
         with Progress(disable=not progress, unit="rows", unit_scale=True, desc="fitting pca") as bar:
@@ -240,7 +236,7 @@ class Rotation(TrainedAdaptor, OrthogonalAdaptor):
     kind: ClassVar[str] = "rotation"
 
     @classmethod
-    def start(cls, rows: torch.Tensor, widths: tuple[int, ...], _seed: int) -> RotationStudent:
+    def start(cls, rows: torch.Tensor, widths: tuple[int, ...], _seed: int) -> "RotationStudent":
         """What is trained, at the uncentred PCA of rows float32 [n, d]; nothing of it is random."""
         return RotationStudent(rows, widths)
 

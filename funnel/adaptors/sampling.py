@@ -1,11 +1,9 @@
 """What training draws from: distinct unit rows, anchors with their true neighbours, held-out rows, judged queries."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -76,7 +74,7 @@ class Judged:
         query_ids: Sequence[str],
         queries: NDArray[np.float32],
         document_ids: Sequence[str],
-    ) -> Judged:
+    ) -> Self:
         """Join judgements with vectors.
 
         qrels: query id -> document id -> grade, above 0 for relevant. queries: float [q, d], in the order of
@@ -126,12 +124,12 @@ class Judged:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def part(self, numbers: torch.Tensor) -> Judged:
+    def part(self, numbers: torch.Tensor) -> "Judged":
         """Some of the queries, by number."""
         chosen = numbers.tolist()
         return Judged(self.queries[numbers], [self.documents[i] for i in chosen], [self.grades[i] for i in chosen])
 
-    def split(self, share: float, generator: torch.Generator) -> tuple[Judged, Judged]:
+    def split(self, share: float, generator: torch.Generator) -> "tuple[Judged, Judged]":
         """Two parts drawn at random, the second of the share given and of at least one query.
 
         Raises InputError where there are fewer than two queries.
@@ -157,9 +155,9 @@ def rows_to_train_on(ids: Sequence[str], qrels: Sequence[Qrels], seed: int, most
 Map: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """[n, d] -> [n, w], w at least the widest width that is looked at."""
 
-DEPTH = 10  # true neighbours looked for
-SHORTLIST = 50  # the shortlist they are looked for in, on corpora of 5,000 rows and more
-SHORTLIST_SHARE = 0.01  # the same on smaller ones: a shortlist of a tenth of the corpus would tell nothing apart
+# True neighbours looked for, and the shortlist they are looked for in: on corpora below 5,000 rows a share of these, as
+# a shortlist of a tenth of the corpus would tell nothing apart.
+DEPTH, SHORTLIST, SHORTLIST_SHARE = 10, 50, 0.01
 ROWS_AT_A_TIME = 8_192  # mapped at once
 # A document that equals the query (a verse looked up in its own book) answers nothing: it is left out of rankings.
 SAME = 0.9999
@@ -263,14 +261,12 @@ def _mapped(project: Map, rows: torch.Tensor, width: int) -> torch.Tensor:
     return mapped
 
 
-HELD_OUT = 500  # rows held out, twice: the standard error of a share of .95 is about .004
-HELD_OUT_SHARE = 0.05  # of a small corpus
+# Rows held out, twice: the standard error of a share of .95 is about .004; and at most this share of a small corpus.
+HELD_OUT, HELD_OUT_SHARE = 500, 0.05
 LEAST_ROWS = 40  # so that two of them are held out, twice
 COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
-HELD_OUT_JUDGED = 500  # judged queries held out, at most
-HELD_OUT_JUDGED_SHARE = 0.15
-ANSWERS = 4  # of each judged query in a step: some have dozens
-HARD_NEGATIVES = 32  # at the top of each query's ranking at full width
+HELD_OUT_JUDGED, HELD_OUT_JUDGED_SHARE = 500, 0.15  # judged queries held out, at most
+ANSWERS, HARD_NEGATIVES = 4, 32  # of each judged query in a step, as some have dozens; at the top of its ranking
 ANCHORS_AT_A_TIME = 1_024  # copied to search for their neighbours
 
 

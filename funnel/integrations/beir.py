@@ -1,7 +1,5 @@
 """A funnel index as a retriever of BEIR (Thakur et al. 2021, arXiv 2104.08663), for its `EvaluateRetrieval`."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import math
@@ -52,6 +50,8 @@ Results: TypeAlias = dict[str, dict[str, float]]
 Texts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Document id → {"title": …, "text": …}."""
 Float32: TypeAlias = npt.NDArray[np.float32]
+Documents: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], Float32]
+"""Documents -> float32 [n, d]."""
 
 MODEL_BATCH = 128  # documents in one batch of a model of BEIR: what its exact search gives it
 ENCODED_TOGETHER = 4_096  # documents whose vectors are held in memory while an index is built
@@ -111,7 +111,8 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         self.index_path = None if index_path is None else Path(index_path)
         self._adaptor, self._queries, self._device = adaptor, queries, device
         texts = TextOptions(*(options.pop(name, None) for name in ("query_prompt", "document_prompt", "truncate_dim")))
-        self._model = Model(encoder_or_model, device, bool(options.pop("exact_encoding", False)), texts)
+        exact = bool(options.pop("exact_encoding", False))
+        self._encoder, self._documents = model_of(encoder_or_model, device, exact, texts)
         self._options = {"progress": False, **options}
         self._index: FunnelIndex | None = None
 
@@ -165,8 +166,8 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         if not queries:
             return {}
         check_texts(queries)
-        vectors = self._model.encoder.encode_query(list(queries.values()))
-        self._prepare(text_corpus(corpus, self._model), vectors)
+        vectors = self._encoder.encode_query(list(queries.values()))
+        self._prepare(text_corpus(corpus, self._documents), vectors)
         return self._retrieve(list(queries), vectors, top_k)
 
     def encode(
@@ -195,11 +196,11 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         """
         _check_arguments("cos_sim", kwargs)
         check_texts(queries)
-        documents = text_corpus(corpus, self._model)
+        documents = text_corpus(corpus, self._documents)
         folder, ids = Path(encode_output_path), documents.ids
         path = folder / query_filename
         if overwrite or not path.exists():
-            save_vectors(path, list(queries), self._model.encoder.encode_query(list(queries.values())))
+            save_vectors(path, list(queries), self._encoder.encode_query(list(queries.values())))
         for number, start in enumerate(range(0, len(ids), FILE_DOCUMENTS)):
             path = folder / corpus_filename.replace("*", str(number))
             if overwrite or not path.exists():
@@ -225,10 +226,10 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         self._prepare(vector_corpus(ids, np.concatenate([rows for _, rows in parts])), vectors)
         return self._retrieve(query_ids, vectors, top_k)
 
-    def _prepare(self, corpus: SearchedCorpus, vectors: Float32) -> None:
+    def _prepare(self, corpus: "SearchedCorpus", vectors: Float32) -> None:
         """Have an index of the corpus: the one at hand, the one on disk, or a new one."""
         if self._index is None and self.index_path is not None and IndexFolder(self.index_path).exists():
-            self._index = FunnelIndex.open(self.index_path, encoder=self._model.encoder, device=self._device)
+            self._index = FunnelIndex.open(self.index_path, encoder=self._encoder, device=self._device)
         if self._index is not None:
             difference = self._difference(self._index, corpus, vectors.shape[1])
             if difference is None:
@@ -239,7 +240,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
                 )
         self._index = self._build(corpus, vectors)
 
-    def _build(self, corpus: SearchedCorpus, vectors: Float32) -> FunnelIndex:
+    def _build(self, corpus: "SearchedCorpus", vectors: Float32) -> FunnelIndex:
         temporary = self.index_path is None
         folder = Path(tempfile.mkdtemp(prefix="funnel-beir-")) if self.index_path is None else self.index_path
         options = self._options if self._adaptor is None else {"adaptor": self._adaptor, **self._options}
@@ -247,7 +248,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
             index = FunnelIndex.build(
                 corpus.source(),
                 folder,
-                encoder=self._model.encoder if corpus.of_texts or self._queries is not None else None,
+                encoder=self._encoder if corpus.of_texts or self._queries is not None else None,
                 queries=vectors if self._queries is None else self._queries,
                 ids=None if corpus.of_texts else corpus.ids,
                 device=self._device,
@@ -261,7 +262,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
             keep_for(index, folder)
         return index
 
-    def _difference(self, index: FunnelIndex, corpus: SearchedCorpus, dim: int) -> str | None:
+    def _difference(self, index: FunnelIndex, corpus: "SearchedCorpus", dim: int) -> str | None:
         """Why an index is not one of this corpus; None where it is, as far as ids and a few documents tell."""
         if index.dim != dim:
             return f"holds vectors of {index.dim} dims, the model gives {dim}"
@@ -292,7 +293,7 @@ class FunnelSearch(BaseSearch):  # type: ignore[misc]
         return results
 
 
-def _holds(index: FunnelIndex, corpus: SearchedCorpus) -> bool:
+def _holds(index: FunnelIndex, corpus: "SearchedCorpus") -> bool:
     """Whether a few documents, encoded again, are found under their own ids."""
     chosen = corpus.ids[:: -(-len(corpus.ids) // SAMPLED)]
     found = index.search_vectors(corpus.vectors(chosen), min(MOST_ALIKE, len(index)), plan=FLAT)
@@ -325,35 +326,25 @@ def _check_arguments(score_function: str | None, others: Mapping[str, Any]) -> N
         raise InputError(f"{name!r} is no argument of this search; a budget is given to FunnelSearch itself")
 
 
-class Model:
-    """Texts to unit vectors, by an encoder of funnel's or by a model of BEIR."""
+def model_of(source: Any, device: str, exact: bool, options: TextOptions) -> tuple[Encoder, Documents]:
+    """An encoder of queries, and what makes vectors of documents: a model of BEIR joins title and text as it likes."""
 
-    encoder: Encoder
+    def fields(documents: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return [{name: document.get(name) or "" for name in ("title", "text")} for document in documents]
 
-    def __init__(self, source: Any, device: str, exact: bool, options: TextOptions = AS_THE_MODEL_SAYS) -> None:
-        self._beir = hasattr(source, "encode_queries") and hasattr(source, "encode_corpus")
-        if self._beir:
-            if options != AS_THE_MODEL_SAYS:
-                raise InputError(
-                    "a model of BEIR has prompts and a width of its own; leave out query_prompt, document_prompt and "
-                    "truncate_dim, or give a sentence-transformers model"
-                )
-            settings = {"batch_size": MODEL_BATCH, "show_progress_bar": False}
-            name = f"beir:{type(source).__module__}.{type(source).__qualname__}"
-            self.encoder = CallableEncoder(
-                partial(source.encode_corpus, **settings), name, partial(source.encode_queries, **settings)
-            )
-        else:
-            source = DEFAULT_ENCODER if source is None else source
-            self.encoder = load_encoder(source, exact=exact, device=device, options=options)
-
-    def documents(self, documents: Sequence[Mapping[str, Any]]) -> Float32:
-        """float32 [n, d]. A model of BEIR puts title and text together as it likes."""
-        fields = [{name: document.get(name) or "" for name in ("title", "text")} for document in documents]
-        given: list[Any] = (
-            fields if self._beir else [Document("", part["title"], part["text"]).content for part in fields]
+    if not (hasattr(source, "encode_queries") and hasattr(source, "encode_corpus")):
+        source = DEFAULT_ENCODER if source is None else source
+        encoder = load_encoder(source, exact=exact, device=device, options=options)
+        return encoder, lambda given: encoder.encode([Document("", **part).content for part in fields(given)])
+    if options != AS_THE_MODEL_SAYS:
+        raise InputError(
+            "a model of BEIR has prompts and a width of its own; leave out query_prompt, document_prompt and "
+            "truncate_dim, or give a sentence-transformers model"
         )
-        return self.encoder.encode(given)
+    settings = {"batch_size": MODEL_BATCH, "show_progress_bar": False}
+    name = f"beir:{type(source).__module__}.{type(source).__qualname__}"
+    own = CallableEncoder(partial(source.encode_corpus, **settings), name, partial(source.encode_queries, **settings))
+    return own, lambda given: own.encode(fields(given))
 
 
 @dataclass(frozen=True)
@@ -370,7 +361,7 @@ class SearchedCorpus:
     source: Callable[[], CorpusSource]
 
 
-def text_corpus(texts: Texts, model: Model) -> SearchedCorpus:
+def text_corpus(texts: Texts, encode: Documents) -> SearchedCorpus:
     """A corpus of BEIR. Raises InputError where a document is no mapping."""
     documents = {str(id_): document for id_, document in texts.items()}
     ids = list(documents)
@@ -381,11 +372,11 @@ def text_corpus(texts: Texts, model: Model) -> SearchedCorpus:
     def records() -> Iterator[dict[str, Any]]:
         for start in range(0, len(ids), ENCODED_TOGETHER):
             part = ids[start : start + ENCODED_TOGETHER]
-            vectors = model.documents([documents[id_] for id_ in part])
+            vectors = encode([documents[id_] for id_ in part])
             for id_, vector in zip(part, vectors, strict=True):
                 yield {"_id": id_, **{name: documents[id_].get(name) for name in ("title", "text")}, "vector": vector}
 
-    return SearchedCorpus(ids, True, lambda chosen: model.documents([documents[id_] for id_ in chosen]), records)
+    return SearchedCorpus(ids, True, lambda chosen: encode([documents[id_] for id_ in chosen]), records)
 
 
 def vector_corpus(ids: list[str], vectors: Float32) -> SearchedCorpus:

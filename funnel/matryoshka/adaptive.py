@@ -1,13 +1,11 @@
 """Adaptive classification: each row is classified at the narrowest width that is sure of it."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,7 +42,7 @@ class Scored:
     def __len__(self) -> int:
         return int(self.right.shape[1])
 
-    def take(self, rows: NDArray[np.bool_] | Integers) -> Scored:
+    def take(self, rows: NDArray[np.bool_] | Integers) -> "Scored":
         """Some of the rows, by number or by mask."""
         return Scored(self.dims, self.confidence[:, rows], self.right[:, rows])
 
@@ -302,7 +300,7 @@ class AdaptiveClassifier:
         margin: float = MARGIN,
         confidence: float | None = None,
         seed: int = 0,
-    ) -> AdaptiveClassifier:
+    ) -> Self:
         """Learn the thresholds that use the least width and keep the accuracy.
 
         Thresholds form a path from safe to bold (`threshold_path`); cross-validation says how far it may be walked.

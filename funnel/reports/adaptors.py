@@ -1,14 +1,12 @@
 """Reports on adaptors: judged data sets ranked by prefixes, as a table, report.json, a plot and a page."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -91,7 +89,7 @@ class JudgedSet:
         encoder: EncoderSource | None,
         cache: EmbeddingCache,
         progress: bool = True,
-    ) -> JudgedSet:
+    ) -> Self:
         """Read a BEIR folder and embed its documents, and those of its queries that the split judges.
 
         Raises:

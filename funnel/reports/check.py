@@ -12,6 +12,7 @@ from funnel.engine.space import unit_prefixes
 from funnel.errors import DamagedIndexError
 from funnel.filtering.columns import FilterColumns
 from funnel.index import FunnelIndex
+from funnel.planning.calibration import Calibration
 from funnel.storage.arrays import map_npy
 
 ROWS_AT_A_TIME = 16_384
@@ -20,8 +21,7 @@ UNIT_TOLERANCE = 2e-3  # float16 rounding moves the length of a unit row by at m
 SAMPLED_ROWS = 256
 # A row searched for with the most effort finds itself, duplicates apart, in all but a few graphs.
 SELF_FOUND = 0.95
-TRUTH_SAMPLED = 16
-TRUTH_TOLERANCE = 1e-5
+TRUTH_SAMPLED, TRUTH_TOLERANCE = 16, 1e-5
 # Where truth is that of the rows as given: rounding a unit row to float16 moves a score by at most 2^-11, and a little.
 STORED_TOLERANCE = 1e-3
 
@@ -43,16 +43,15 @@ def deep_check(path: Path) -> Iterator[str]:
             yield f"{name}{segment.rows:,} rows, searched exactly, are finite"
             continue
         assert segment.order is not None
-        counts = np.bincount(np.asarray(segment.order), minlength=segment.rows)
-        whole = len(counts) == segment.rows and (counts == 1).all()
+        whole = np.array_equal(np.sort(segment.order), np.arange(segment.rows))
         _require(whole, "order.npy is not a permutation of the rows; build the index again")
         yield f"{name}order.npy is a permutation of the rows"
-        yield f"{name}{_norms(segment, manifest.ladder)}"
+        yield f"{name}{_norms(segment, segment.cascade, manifest.ladder)}"
         yield f"{name}{_coarse(segment.cascade)}"
     if manifest.settings.documents:
         yield _documents(index)
     if searcher.calibration is not None:
-        yield _truth(searcher)
+        yield _truth(searcher, searcher.calibration)
 
 
 def _require(true: object, said: str) -> None:
@@ -68,10 +67,9 @@ def _finite(segment: Segment, unit: bool) -> None:
         _require(not unit or off.max() <= UNIT_TOLERANCE, said)
 
 
-def _norms(segment: Segment, ladder: tuple[int, ...]) -> str:
+def _norms(segment: Segment, cascade: Cascade, ladder: tuple[int, ...]) -> str:
     """What is true of the norms, and of the adapted prefixes where they lie beside rows that are as given."""
-    assert segment.cascade is not None
-    adapted, space = segment.cascade.adapted, segment.cascade.space
+    adapted, space = cascade.adapted, cascade.space
     norms = map_npy(segment.folder / "norms.npy", ("float32",), 2)
     shape = (segment.rows, len(ladder))
     _require(norms.shape == shape, f"norms.npy has shape {norms.shape}, expected {shape}")
@@ -113,12 +111,10 @@ def _documents(index: FunnelIndex) -> str:
     return "documents.sqlite holds the ids of ids.npy, in order"
 
 
-def _truth(searcher: Searcher) -> str:
-    assert searcher.calibration is not None
-    corpus, queries = searcher.calibration.runs()
+def _truth(searcher: Searcher, calibration: Calibration) -> str:
+    corpus, queries = calibration.runs()
     run = queries or corpus
-    sample = np.ascontiguousarray(run.queries[:TRUTH_SAMPLED])
-    depth = run.truth.shape[1]
+    sample, depth = np.ascontiguousarray(run.queries[:TRUTH_SAMPLED]), run.truth.shape[1]
     scores, rows = searcher.cascade.truth(sample, min(depth + 1, searcher.cascade.rows))
     own = rows == run.own_rows[:TRUTH_SAMPLED, None]
     kept = -np.sort(-np.where(own, -np.inf, scores), axis=1)[:, :depth]

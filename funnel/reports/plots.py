@@ -16,7 +16,7 @@ from funnel.errors import InputError, MissingPackageError
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
-from funnel.reports.tables import RECALLS, FunnelResult, Results, asked_text, microseconds, recall_text, times
+from funnel.reports.tables import RECALLS, Results, asked_text, microseconds, recall_text, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,15 +93,11 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
 def budget_dots(results: Results, key: Literal["speedup_batch", "speedup_single"]) -> list[Dot]:
     """A point for each budget, or for those that one plan serves; an error is the line about it."""
     asked: dict[tuple[float, float, float, float], list[str]] = {}
-    for point in sorted(results["funnel"], key=_recall_of):
+    for point in sorted(results["funnel"], key=lambda point: point["recall"]):
         recall, error = point["recall"], point["recall_error"]
         place = (recall, max(0.0, recall - error), min(1.0, recall + error), point[key])
         asked.setdefault(place, []).append(asked_text(point).removeprefix("recall "))
     return [Dot(*place, f"{', '.join(sorted(names))}: {times(place[-1])}") for place, names in asked.items()]
-
-
-def _recall_of(point: FunnelResult) -> float:
-    return point["recall"]
 
 
 def new_figure(size: tuple[float, float] = FIGURE_SIZE) -> Figure:

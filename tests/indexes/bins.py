@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from indexes._bins import rows_of_a_bin
+from indexes.torchbins import rows_of_a_bin
 
 __all__ = ["expected_recall"]
 

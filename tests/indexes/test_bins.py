@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from indexes._bins import BinnedTop, ExactTop, rows_of_a_bin
+from indexes.exact import ExactTop
+from indexes.torchbins import BinnedTop, rows_of_a_bin
 from tests.indexes.bins import expected_recall
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from indexes import TorchBinsIndex, torchbins
-from indexes._bins import rows_of_a_bin
 from indexes.base import Float32Array
+from indexes.torchbins import rows_of_a_bin
 from tests.interpreted import run_check
 
 CHECK = """

@@ -339,8 +339,8 @@ def test_without_beir_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
 
 def test_prompts_and_width_reach_the_encoder_that_queries_and_documents_pass() -> None:
     search = FunnelSearch(hashed_words, query_prompt="query: ", truncate_dim=8)
-    assert search._model.encoder.encode_query(["open a file"]).shape == (1, 8)
-    expected = FunnelSearch(hashed_words, truncate_dim=8)._model.encoder.encode_query(["query: open a file"])
-    np.testing.assert_array_equal(search._model.encoder.encode_query(["open a file"]), expected)
+    assert search._encoder.encode_query(["open a file"]).shape == (1, 8)
+    expected = FunnelSearch(hashed_words, truncate_dim=8)._encoder.encode_query(["query: open a file"])
+    np.testing.assert_array_equal(search._encoder.encode_query(["open a file"]), expected)
     with pytest.raises(InputError, match="a model of BEIR has prompts and a width of its own"):
         FunnelSearch(BeirModel(), query_prompt="query: ")
