@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from funnel.engine.segments import Segment, left
 from funnel.errors import FunnelError, InputError, MissingPackageError, NoSpaceError, StorageError
 from funnel.plainjson import exact_json
 from funnel.progress import Progress
+from funnel.storage.files import is_no_space
 from indexes import FaissIndex, load_faiss
 
 __all__ = ["Exported", "export_index"]
@@ -84,7 +84,8 @@ MOST_PADDED_BYTES, MOST_PADDING = 1 << 30, 16
 def write_npy(rows: ExportedRows, path: Path, progress: bool) -> None:
     """The vectors in input order: float32 [n, d]."""
     with path.open("wb") as file:
-        _header(file, "<f4", (rows.count, rows.dim))
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows.count, rows.dim)}
+        np.lib.format.write_array_header_1_0(file, header)
         for vectors in rows.vectors(progress):
             file.write(vectors.data)
 
@@ -94,26 +95,22 @@ def write_ids(rows: ExportedRows, path: Path) -> None:
 
     Raises InputError where texts cannot be kept so.
     """
-    longest, total, text = 1, 0, False
-    for ids in rows.ids():
-        if ids.dtype == object:
-            text = True
-            lengths = [len(one) for one in ids]
-            longest, total = max(longest, *lengths), total + sum(lengths)
-            ended = next((one for one in ids if one.endswith("\0")), None)
-            if ended is not None:
-                raise InputError(f"the id {ended!r} ends in a zero character, which numpy drops; export to .parquet")
-    padded = rows.count * longest
-    if UNICODE_BYTES * padded > MOST_PADDED_BYTES and padded > MOST_PADDING * total:
-        raise InputError(
-            f"ids of up to {longest:,} characters would take {UNICODE_BYTES * padded:,} bytes as a numpy array, for "
-            f"{total:,} characters; export to .parquet"
-        )
-    kind = np.dtype(f"<U{longest}") if text else np.dtype("<i8")
+    ids = np.concatenate(list(rows.ids()))
+    if ids.dtype == object:
+        lengths = [len(one) for one in ids]
+        longest, total = max(lengths), sum(lengths)
+        ended = next((one for one in ids if one.endswith("\0")), None)
+        if ended is not None:
+            raise InputError(f"the id {ended!r} ends in a zero character, which numpy drops; export to .parquet")
+        padded = UNICODE_BYTES * len(ids) * longest
+        if padded > max(MOST_PADDED_BYTES, UNICODE_BYTES * MOST_PADDING * total):
+            raise InputError(
+                f"ids of up to {longest:,} characters would take {padded:,} bytes as a numpy array, for {total:,} "
+                "characters; export to .parquet"
+            )
+        ids = ids.astype(f"<U{max(1, longest)}")
     with path.open("wb") as file:
-        _header(file, kind.str, (rows.count,))
-        for ids in rows.ids():
-            file.write(ids.astype(kind).data)
+        np.lib.format.write_array(file, ids, allow_pickle=False)
 
 
 def write_parquet(rows: ExportedRows, path: Path, progress: bool) -> None:
@@ -142,10 +139,6 @@ def write_parquet(rows: ExportedRows, path: Path, progress: bool) -> None:
             arrays = [arrow.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
             vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.read(part).reshape(-1)), rows.dim)
             writer.write_batch(arrow.record_batch([*arrays, vectors], schema=schema))
-
-
-def _header(file: BinaryIO, descr: str, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def labels_of(rows: ExportedRows) -> npt.NDArray[np.int64] | None:
@@ -305,7 +298,7 @@ def _full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_no_space(error):
             raise NoSpaceError(f"no space left while writing {path}; free some and export again") from error
         if isinstance(error, FunnelError):
             raise

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
 from reprlib import repr as shown
@@ -65,9 +65,8 @@ class Columns:
     queries: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("text", "title", "id", "vector"):
-            if getattr(self, name) is not None:
-                checked_name(name, getattr(self, name))
+        for name in self.named.keys() - {"metadata"}:
+            checked_name(name, getattr(self, name))
         names, given = self.metadata, isinstance(self.metadata, Sequence | Set)
         if names is not None and (not given or isinstance(names, str) or not all(isinstance(n, str) for n in names)):
             example = f": [{names!r}]" if isinstance(names, str) else ""
@@ -76,8 +75,7 @@ class Columns:
     @property
     def named(self) -> dict[str, Any]:
         """Those that were named, by what they are."""
-        given = {name: getattr(self, name) for name in ("text", "title", "id", "vector", "metadata")}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "queries"}
 
     def roles(self, fields: Collection[Any]) -> dict[str, str]:
         """Field -> what it is; of those that were named, for a record of these fields."""
@@ -97,9 +95,9 @@ class Columns:
         fields = _json_object(record["metadata"]) if list(record) == EXPORTED and not roles else None
         taken = set(roles.values()) | ({"id"} if self.id is not None or "_id" in record else set())
         roles |= {name: name for name in KNOWN_FIELDS - taken - roles.keys() if name in record}
-        parts = {role: record[field] for field, role in roles.items()}
         others = {key: one for key, one in record.items() if key not in roles} if fields is None else fields
-        return parts, {str(key): one for key, one in others.items() if self._keeps(key)}
+        kept = {str(key): one for key, one in others.items() if self.metadata is None or key in self.metadata}
+        return {role: record[field] for field, role in roles.items()}, kept
 
     def check_named(self, fields: Collection[Any], where: str) -> dict[str, str]:
         """The roles of a record of these fields. InputError where it lacks one that was named."""
@@ -111,14 +109,9 @@ class Columns:
         return roles
 
     @property
-    def one(self) -> str:
-        """What one of them is called."""
-        return "query" if self.queries else "document"
-
-    @property
-    def what(self) -> str:
-        """What they are called together."""
-        return "queries" if self.queries else "corpus"
+    def said(self) -> tuple[str, str]:
+        """What they are called together, and what one of them is."""
+        return ("queries", "query") if self.queries else ("corpus", "document")
 
     @property
     def advice(self) -> str:
@@ -136,15 +129,13 @@ class Columns:
     def bare(self, fields: Sequence[str]) -> bool:
         """Whether a table of these fields holds vectors, ids or none, and nothing else."""
         roles = self.roles(fields)
-        read = {roles.get(one, one) for one in fields if one in roles or one in KNOWN_FIELDS or self._keeps(one)}
+        kept = fields if self.metadata is None else self.metadata
+        read = {roles.get(one, one) for one in fields if one in roles or one in KNOWN_FIELDS or one in kept}
         return "vector" in read and read - {"vector"} in ({"_id"}, {"id"}, set())
 
     def ids_of(self, fields: Sequence[str]) -> str | None:
         """The field that holds the ids; None where there is none."""
         return next((one for one in (self.id, "_id", "id") if one is not None and one in fields), None)
-
-    def _keeps(self, field: object) -> bool:
-        return self.metadata is None or field in self.metadata
 
 
 NO_COLUMNS = Columns()
@@ -259,8 +250,7 @@ def located(
     unseen, fields = columns.expected, dict[object, None]()
     for number, (where, given) in enumerate(records):
         record = {"text": given} if isinstance(given, str) else given
-        if isinstance(record, Document) and columns.named:
-            name, value = next(iter(columns.named.items()))
+        for name, value in columns.named.items() if isinstance(record, Document) else ():
             raise InputError(f"{where}: {name}={value!r} names a field, and this is a Document; leave it out")
         if isinstance(record, Mapping):
             has_id = columns.id is not None or not record.keys().isdisjoint(("_id", "id"))
@@ -570,7 +560,7 @@ class DocumentCorpus(Corpus):
         reader = read()
         found = next(reader, None)
         if found is None:
-            raise InputError(f"{name}: empty; at least one {columns.one} is needed")
+            raise InputError(f"{name}: empty; at least one {columns.said[1]} is needed")
         first = found[1]
         self.has_vectors = first.vector is not None
         self.dim = None if first.vector is None else len(first.vector)
@@ -648,19 +638,19 @@ def open_corpus(source: CorpusSource, ids: Ids = None, columns: Columns = NO_COL
     texts: Any = source if array is None else array.tolist()
     if not (isinstance(texts, Iterable) or is_table(texts)):
         raise InputError(
-            f"the {columns.what} cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable of "
-            "or texts"
+            f"the {columns.said[0]} cannot be a {type(source).__name__}; pass a path, an array [n, d] or an iterable "
+            "of dicts or texts"
         )
     bare = bare_table(texts, columns)
     own = _only(True if bare is None else bare[1], ids)
 
     def read() -> Iterator[Located]:
-        records = ((f"{columns.one} {number}", record) for number, record in enumerate(records_of(texts)))
+        records = ((f"{columns.said[1]} {number}", record) for number, record in enumerate(records_of(texts)))
         return located(records, columns, numbered or bare is not None)
 
     count = len(texts) if isinstance(texts, Sized) else None
     rereadable = is_table(texts) or iter(texts) is not texts
-    documents = DocumentCorpus(f"the {columns.what}", read, columns, count, rereadable)
+    documents = DocumentCorpus(f"the {columns.said[0]}", read, columns, count, rereadable)
     return documents if bare is None else _bare(documents, bare[0], own)
 
 
@@ -706,7 +696,7 @@ def _open_path(path: Path, ids: Ids, columns: Columns, numbered: bool) -> Corpus
         path = path / file
     if not path.exists():
         advice = "check the path, or pass a text as a list: [text]" if columns.queries else "check the path"
-        raise InputError(f"no {columns.what} at {path}; {advice}")
+        raise InputError(f"no {columns.said[0]} at {path}; {advice}")
     suffix = suffix_of(path)
     if suffix == ".npy":
         rows = NpyRows(path)

@@ -5,6 +5,7 @@ token. What is computed is what `transformers`' BertModel and sentence-transform
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class PackedBert:
         self._words, self._positions, self._types = (
             state[f"embeddings.{name}_embeddings.weight"].to(dtype) for name in ("word", "position", "token_type")
         )
-        self._norm = _Norm(state, "embeddings.LayerNorm", eps, dtype)
+        self._norm = _norm(state, "embeddings.LayerNorm", eps, dtype)
         count = len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")})
         self._layers = [_Layer(state, f"encoder.layer.{number}", heads, eps, dtype) for number in range(count)]
 
@@ -141,8 +142,8 @@ class _Layer:
             _Linear(state[f"{name}.{part}.dense.weight"], state[f"{name}.{part}.dense.bias"], dtype)
             for part in ("attention.output", "intermediate", "output")
         )
-        self._attention_norm = _Norm(state, f"{name}.attention.output.LayerNorm", eps, dtype)
-        self._output_norm = _Norm(state, f"{name}.output.LayerNorm", eps, dtype)
+        self._attention_norm = _norm(state, f"{name}.attention.output.LayerNorm", eps, dtype)
+        self._output_norm = _norm(state, f"{name}.output.LayerNorm", eps, dtype)
 
     def __call__(self, hidden: torch.Tensor, shapes: list[torch.Size]) -> torch.Tensor:
         qkv = self._qkv(hidden)
@@ -168,13 +169,11 @@ class _Layer:
             context[start : start + at_a_time].copy_(found.transpose(1, 2))
 
 
-class _Norm:
-    def __init__(self, state: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype) -> None:
-        self._weight, self._bias = (state[f"{name}.{kind}"].to(dtype) for kind in KINDS)
-        self._eps = eps
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(hidden, self._weight.shape, self._weight, self._bias, self._eps)
+def _norm(
+    state: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight, bias = (state[f"{name}.{kind}"].to(dtype) for kind in KINDS)
+    return partial(functional.layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=eps)
 
 
 class _Linear:

@@ -42,14 +42,12 @@ def there(path: Path) -> bool:
 
 def is_folder(path: Path, links: bool = True) -> bool:
     """Whether a folder stands at a path, or with `links` at what a link there names. OSError as `there`."""
-    mode = _kind(path, links)
-    return mode is not None and stat.S_ISDIR(mode)
+    return stat.S_ISDIR(_kind(path, links) or 0)
 
 
 def is_plain_file(path: Path) -> bool:
     """Whether a regular file stands at a path, not a link to one. OSError as `there`."""
-    mode = _kind(path, links=False)
-    return mode is not None and stat.S_ISREG(mode)
+    return stat.S_ISREG(_kind(path, links=False) or 0)
 
 
 def _kind(path: Path, links: bool) -> int | None:

@@ -81,7 +81,6 @@ class Transaction:
         self._files = files
         self._staged: dict[Path, _Staged] = {}
         self._reused: dict[str, FileEntry] = {}
-        self._state = "open"
         self._committed: Manifest | None = None
         with writing(root):
             _claim(root, files)
@@ -102,11 +101,9 @@ class Transaction:
     def folder(self, kind: str) -> Path:
         """A new empty folder to write the files of one part in: a key of `layout.KINDS`.
 
-        Raises InputError for an unknown kind, StorageError after the commit.
+        Raises StorageError in a child that was forked meanwhile.
         """
-        self._require_open()
-        if kind not in KINDS:
-            raise InputError(f"there is no part of kind {kind!r}, expected one of {', '.join(KINDS)}")
+        self._require_own()
         identifier = f"{self.generation:06d}-{secrets.token_hex(4)}"
         parent = self._root / kind
         temporary = parent / f"{TEMPORARY_PREFIX}{identifier}"
@@ -120,33 +117,27 @@ class Transaction:
 
     def identifier(self, folder: Path) -> str:
         """The identifier that the part written in `folder` will have, for the body of the manifest."""
-        return self._part(folder).identifier
+        return self._staged[folder].identifier
 
     def reuse(self, *paths: str) -> None:
-        """Keep the files of the live generation under some paths: "segments", "segments/<id>" or one file.
-
-        Raises InputError where the live generation has no such file.
-        """
-        self._require_open()
+        """Keep the files of the live generation under some paths: "segments", "segments/<id>" or one file."""
         for path in paths:
-            self._reused |= self._files_under(path)
+            inside = f"{path.rstrip('/')}/"
+            self._reused |= {
+                one: entry for one, entry in self._files_now.items() if one == path or one.startswith(inside)
+            }
 
     def drop(self, folder: Path) -> None:
         """Give up a part that was begun: its folder is removed."""
-        part = self._part(folder)
         with writing(self._root):
-            remove_tree(part.temporary, self._files)
-        del self._staged[folder]
+            remove_tree(self._staged.pop(folder).temporary, self._files)
 
     def link(self, path: str, folder: Path) -> None:
         """Give a file of the live generation to the part written in `folder`, copying no bytes if possible.
 
-        For a part of which only some files change, such as a segment with a new coarse index. Raises
-        InputError where the live generation has no such file.
+        For a part of which only some files change, such as a segment with a new coarse index.
         """
-        self._require_open()
-        part = self._part(folder)
-        entry = self._files_under(path)[path]
+        self._require_own()
         source, target = self._root / path, folder / path.rsplit("/", 1)[-1]
         with writing(self._root):
             try:
@@ -156,7 +147,7 @@ class Transaction:
                     raise
                 # Not every file system has hard links.
                 shutil.copyfile(source, target, follow_symlinks=False)
-        part.linked[target.name] = entry
+        self._staged[folder].linked[target.name] = self._files_now[path]
 
     def commit(self, body: Mapping[str, object], progress: bool = False) -> Manifest:
         """Make what was written and reused the live generation; gives its manifest.
@@ -166,7 +157,7 @@ class Transaction:
         Raises InputError for a body or files that do not fit the layout, StorageError or NoSpaceError where
         the disk refuses; the old generation then stays.
         """
-        self._require_open()
+        self._require_own()
         with writing(self._root):
             hashed = self._hash_parts(progress)
             data = self._encode(body, hashed | self._reused)
@@ -178,7 +169,7 @@ class Transaction:
             # All of it is on the disk before CURRENT speaks of it; until then nothing reads it.
             self._files.sync_all([*written, current, self._root])
             self._files.replace(current, self._root / CURRENT)
-        self._state, self._committed = "committed", manifest
+        self._committed = manifest
         try:
             self._files.sync(self._root)
         except OSError as error:
@@ -196,41 +187,27 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove what the live generation does not name, and let the next writer in."""
-        if self._state == "closed":
-            return
         if not self._lock.owned:  # a child that was forked inside the `with`: the writing is its parent's
-            self._state = "closed"
             self._lock.release()
             return
-        committed, self._state = self._state == "committed", "closed"
         try:
             # What cannot be removed now is removed when the next transaction begins.
             with suppress(OSError):
                 _sweep(self._root, self._committed or _live(self._root, self._files), self._files)
         finally:
             self._lock.release()
-        if error is not None and not committed and not isinstance(error, StorageError) and is_no_space(error):
+        failed = error is not None and self._committed is None and not isinstance(error, StorageError)
+        if error is not None and failed and is_no_space(error):
             raise no_space_error(self._root) from error
 
-    def _require_open(self) -> None:
+    @property
+    def _files_now(self) -> Mapping[str, FileEntry]:
+        """The files of the live generation."""
+        return {} if self.previous is None else self.previous.files
+
+    def _require_own(self) -> None:
         if not self._lock.owned:
             raise StorageError(f"this transaction on {self._root} is that of the process that forked this one")
-        if self._state != "open":
-            raise StorageError(f"this transaction on {self._root} is {self._state}; begin another")
-
-    def _part(self, folder: Path) -> _Staged:
-        if folder not in self._staged:
-            raise InputError(f"{folder} is not a folder of this transaction; ask for one with folder(kind)")
-        return self._staged[folder]
-
-    def _files_under(self, path: str) -> dict[str, FileEntry]:
-        live = {} if self.previous is None else self.previous.files
-        if path in live:
-            return {path: live[path]}
-        found = {one: entry for one, entry in live.items() if one.startswith(f"{path.rstrip('/')}/")}
-        if not found:
-            raise InputError(f"the live generation of {self._root} has no files under {path!r}")
-        return found
 
     def _hash_parts(self, progress: bool) -> dict[str, FileEntry]:
         entries: dict[str, FileEntry] = {}

@@ -355,27 +355,6 @@ def test_a_part_that_the_body_does_not_name_is_refused(index: IndexFolder) -> No
             transaction.commit(body())
 
 
-def test_wrong_requests_are_refused(index: IndexFolder, tmp_path: Path) -> None:
-    with index.begin() as transaction:
-        with pytest.raises(InputError, match="'widgets', expected one of segments"):
-            transaction.folder("widgets")
-        with pytest.raises(InputError, match="no files under 'segments/other'"):
-            transaction.reuse("segments/other")
-        with pytest.raises(InputError, match="no files under 'segments/x'"):
-            transaction.link("segments/x", transaction.folder("segments"))
-        with pytest.raises(InputError, match="not a folder of this transaction"):
-            transaction.identifier(tmp_path)
-
-
-def test_a_transaction_ends_with_its_commit(index: IndexFolder) -> None:
-    with index.begin() as transaction:
-        commit_all(transaction)
-        with pytest.raises(StorageError, match="is committed"):
-            transaction.commit(body())
-    with pytest.raises(StorageError, match="is closed"):
-        transaction.folder("segments")
-
-
 def test_the_libraries_that_the_caller_names_stand_in_the_manifest(index: IndexFolder) -> None:
     with index.begin() as transaction:
         manifest = commit_with(transaction, lambda _folder: None, versions={"faiss": "9.9"})
