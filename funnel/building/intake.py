@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -213,7 +213,7 @@ class TextIds:
         np.save(folder / "id_offsets.npy", np.frombuffer(self._offsets, dtype=np.int64))
 
 
-def _save_ids(folder: Path, ids: list[str] | list[int]) -> None:
+def _save_ids(folder: Path, ids: Sequence[str] | Sequence[int]) -> None:
     if all(isinstance(value, int) for value in ids):
         np.save(folder / "ids.npy", np.array(ids, dtype=np.int64))
         return

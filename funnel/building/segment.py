@@ -192,15 +192,9 @@ def steps_above(width: int, dim: int) -> tuple[int, ...]:
 
     Prefixes up to the widest step below full width take space on disk.
     """
-    ladder, step = [width], 0
-    while True:
-        step += 1
-        following = int(width * 2 ** (step // 2) * (1.5 if step % 2 else 1)) // 8 * 8
-        if following > dim / 2:
-            break
-        if following > ladder[-1]:
-            ladder.append(following)
-    return (*ladder, dim) if width < dim else (dim,)
+    steps = {int(width * 2 ** (step // 2) * (1.5 if step % 2 else 1)) // 8 * 8 for step in range(1, 64)}
+    between = sorted(step for step in steps if width < step <= dim / 2)
+    return (width, *between, dim) if width < dim else (dim,)
 
 
 def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:

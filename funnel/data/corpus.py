@@ -149,35 +149,35 @@ def _json_object(text: object) -> dict[str, object] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def records_of(source: Iterable[Any]) -> Iterator[Any]:
+def records_of(source: Any) -> Iterator[Any]:
     """The rows of a pandas or polars frame, or of a table of pyarrow, as mappings; the items of anything else.
 
     Of a mapping, as BEIR's loader gives them, each key is the id of its text or record.
     """
-    kind = table_library(source)
-    if kind == "pandas":
-        frame: Any = source
-        for start in range(0, len(frame), TABLE_ROWS):
-            yield from frame.iloc[start : start + TABLE_ROWS].to_dict("records")
-    elif kind == "polars":
-        rows: Any = source
-        yield from rows.iter_rows(named=True)
-    elif kind == "pyarrow":
-        table: Any = source
-        for start in range(0, table.num_rows, TABLE_ROWS):
-            yield from arrow_rows(table.slice(start, TABLE_ROWS), f"rows {start} to {start + TABLE_ROWS} of the table")
-    elif isinstance(source, Mapping):
-        if isinstance(source.get("text"), str):
-            raise InputError("a single record was given as a dict; give a list: [record]")
-        for key, value in source.items():
-            if not isinstance(value, str | Mapping):
-                raise InputError(
-                    f"{str(key)!r} of the dict is a {type(value).__name__}; expected id -> text or id -> record, "
-                    "or give a list of records"
-                )
-            yield {**({"text": value} if isinstance(value, str) else value), "_id": key}
-    else:
-        yield from source
+    match table_library(source):
+        case "pandas":
+            for start in range(0, len(source), TABLE_ROWS):
+                yield from source.iloc[start : start + TABLE_ROWS].to_dict("records")
+        case "polars":
+            yield from source.iter_rows(named=True)
+        case "pyarrow":
+            for start in range(0, source.num_rows, TABLE_ROWS):
+                where = f"rows {start} to {start + TABLE_ROWS} of the table"
+                yield from arrow_rows(source.slice(start, TABLE_ROWS), where)
+        case _:
+            yield from _keyed(source) if isinstance(source, Mapping) else source
+
+
+def _keyed(source: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
+    if isinstance(source.get("text"), str):
+        raise InputError("a single record was given as a dict; give a list: [record]")
+    for key, value in source.items():
+        if not isinstance(value, str | Mapping):
+            raise InputError(
+                f"{str(key)!r} of the dict is a {type(value).__name__}; expected id -> text or id -> record, "
+                "or give a list of records"
+            )
+        yield {**({"text": value} if isinstance(value, str) else value), "_id": key}
 
 
 def arrow_rows(part: Any, where: str) -> list[dict[str, object]]:

@@ -38,40 +38,42 @@ def plain(value: Any, depth: int = 0) -> Any:
 
     Raises TypeError for what is refused, ValueError for nested too deep.
     """
-    if value is None or isinstance(value, str):
-        return None if value is None else str.__str__(value)
-    if isinstance(value, enum.Enum):
-        return plain(value.value, depth)
-    if isinstance(value, bool | int):
-        return value if isinstance(value, bool) else int(value)
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(value)
+    match value:
+        case None:
+            return None
+        case str():
+            return str.__str__(value)
+        case enum.Enum():
+            return plain(value.value, depth)
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return None if math.isnan(value) else float(value)
     if depth > MOST_NESTED:
         raise ValueError(f"lists and objects more than {MOST_NESTED} deep")
-    if isinstance(value, Mapping):
-        return _object(value, depth)
-    if isinstance(value, list | tuple):
-        return [plain(one, depth + 1) for one in value]
-    if isinstance(value, np.datetime64 | np.timedelta64):
-        return _of_numpy(value)
-    moment = _moment(value)
-    return _other(value, depth) if moment is _UNKNOWN else moment
+    return _held(value, depth)
 
 
-_UNKNOWN = object()
-
-
-def _moment(value: Any) -> Any:
-    """Times, Decimals and UUIDs; _UNKNOWN for all else."""
-    if isinstance(value, datetime.timedelta):
-        seconds = value.total_seconds()
-        return None if math.isnan(seconds) else _whole(seconds)
+def _held(value: Any, depth: int) -> Any:
+    match value:
+        case Mapping():
+            return _object(value, depth)
+        case list() | tuple():
+            return [plain(one, depth + 1) for one in value]
+        case np.datetime64() | np.timedelta64():
+            return _of_numpy(value)
+        case datetime.timedelta():
+            return None if math.isnan(seconds := value.total_seconds()) else _whole(seconds)
+        case Decimal():
+            return _decimal(value)
+        case uuid.UUID():
+            return str(value)
     if hasattr(value, "isoformat"):
         text = str(value.isoformat())
         return None if text == "NaT" else text
-    if isinstance(value, Decimal):
-        return _decimal(value)
-    return str(value) if isinstance(value, uuid.UUID) else _UNKNOWN
+    return _other(value, depth)
 
 
 def _other(value: Any, depth: int) -> Any:

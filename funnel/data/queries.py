@@ -53,15 +53,8 @@ class Queries:
     ids: list[str] | None = None
     name: str = "the queries"
 
-    @property
-    def count(self) -> int:
-        """How many queries there are."""
-        if self.texts is not None:
-            return len(self.texts)
-        return 0 if self.vectors is None else self.vectors.shape[0]
-
     def __len__(self) -> int:
-        return self.count
+        return len(self.vectors if self.texts is None and self.vectors is not None else self.texts or ())
 
 
 def folded(text: str) -> str:

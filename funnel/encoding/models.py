@@ -114,11 +114,9 @@ def local_folder(name: str, *, of_index: bool = False) -> Path | None:
     """The folder of a model that is on this machine, as `load_model` would choose it; None where it is not."""
     if of_index:
         check_hub_name(name)
-    for place, find in _places(ALIASES.get(name, name) if of_index else canonical_name(name), of_index):
-        folder = find() if place != HUB else None
-        if folder is not None:
-            return folder
-    return None
+    places = _places(ALIASES.get(name, name) if of_index else canonical_name(name), of_index)
+    found = (find() for place, find in places if place != HUB)
+    return next((folder for folder in found if folder is not None), None)
 
 
 def _places(name: str, of_index: bool) -> list[tuple[str, Callable[[], Path | None]]]:
@@ -139,12 +137,8 @@ def _cached(name: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    for repository in _repositories(name):
-        for marker in MARKER_FILES:
-            found = try_to_load_from_cache(repository, marker)
-            if isinstance(found, str):
-                return Path(found).parent
-    return None
+    found = (try_to_load_from_cache(one, marker) for one in _repositories(name) for marker in MARKER_FILES)
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def _bundled() -> Path | None:

@@ -165,24 +165,26 @@ def tokens(where: str) -> list[Token]:
     return [*words, Token("end", "", len(where), "the end")]
 
 
-def _token(where: str, match: re.Match[str]) -> Token:
-    kind, said, at = match.lastgroup, match.group(), match.start()
-    if kind == "odd":
-        raise fault(where, at, ODD_SIGNS.get(said, "{!r} is not allowed").format(said))
-    if kind == "mixed":
-        raise fault(where, at, f"{said!r} is neither a number nor a name")
-    if kind == "number":
-        return Token("literal", _number(where, said, at), at, said)
-    if kind in ("text", "quoted"):
-        return Token("literal" if kind == "text" else "name", _text(where, said, at), at, said)
+def _token(where: str, found: re.Match[str]) -> Token:
+    said, at = found.group(), found.start()
+    match found.lastgroup:
+        case "odd":
+            raise fault(where, at, ODD_SIGNS.get(said, "{!r} is not allowed").format(said))
+        case "mixed":
+            raise fault(where, at, f"{said!r} is neither a number nor a name")
+        case "number":
+            return Token("literal", _number(where, said, at), at, said)
+        case "text":
+            return Token("literal", _text(where, said, at), at, said)
+        case "quoted":
+            return Token("name", _text(where, said, at), at, said)
     word = said.upper()
     if word in REFUSED:
         raise fault(where, at, f'{word} is not part of the subset (a column of that name is written "{said}")')
     if word in ("TRUE", "FALSE"):
         return Token("literal", word == "TRUE", at, said)
-    if kind == "sign" or word in KEYWORDS:
-        return Token("sign", "<>" if word == "!=" else word, at, said)
-    return Token("name", said, at, said)
+    sign = found.lastgroup == "sign" or word in KEYWORDS
+    return Token("sign", "<>" if word == "!=" else word, at, said) if sign else Token("name", said, at, said)
 
 
 def _text(where: str, said: str, at: int) -> str:

@@ -57,7 +57,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?(e[+-][0-9]{2,3})?")
 
 def cells(value: object) -> Cells:
     """A value of JSON in the cell of its kind, a text that is a number as it is written in both; NaN is no value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:
         return MISSING
     if isinstance(value, bool):
         return None, None, int(value), 1

@@ -5,6 +5,7 @@ A new file is one line in `LAYOUT`; a change that an older funnel could not read
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 # 1: one segment and no tombstones; 2: documents inside of segments, no columns; 3: rows adapted, all of them
 FORMAT_VERSION = 4
@@ -51,7 +52,7 @@ class FolderFormat:
     def path(self, identifier: str, name: str) -> str:
         """The path of file `name` of part `identifier`, relative to the index folder."""
         if self.flat:
-            return f"{self.kind}/{identifier}{_suffix(name)}"
+            return f"{self.kind}/{identifier}{PurePosixPath(name).suffix}"
         return f"{self.kind}/{identifier}/{name}"
 
 
@@ -131,11 +132,6 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _GENERATION_FILE = re.compile(r"[0-9]{6,12}\.json", re.ASCII)
 
 
-def is_identifier(text: str) -> bool:
-    """Whether `text` has the form of the identifiers that funnel gives to parts."""
-    return re.fullmatch(IDENTIFIER, text) is not None
-
-
 def generation_name(number: int) -> str:
     """The file name of a generation's manifest: `000001.json` for 1."""
     return f"{number:06d}.json"
@@ -149,8 +145,8 @@ def is_generation_name(name: str) -> bool:
 def part_name(kind: str, entry: str) -> str | None:
     """The identifier of a directory entry of folder `kind`, or None where funnel made no such entry."""
     folder = KINDS[kind]
-    identifier = entry.removesuffix(_suffix(folder.files[0].name)) if folder.flat else entry
-    named_so = is_identifier(identifier) and (not folder.flat or identifier != entry)
+    identifier = entry.removesuffix(PurePosixPath(folder.files[0].name).suffix) if folder.flat else entry
+    named_so = re.fullmatch(IDENTIFIER, identifier) is not None and (not folder.flat or identifier != entry)
     return identifier if named_so else None
 
 
@@ -179,7 +175,3 @@ def is_cache(path: str) -> bool:
     folder, _, name = split_path(path)
     file = folder.file(name)
     return file is not None and file.cache
-
-
-def _suffix(name: str) -> str:
-    return name[name.rindex(".") :]

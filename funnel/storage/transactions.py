@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from funnel.errors import InputError, StorageError
 from funnel.progress import Progress
@@ -52,6 +52,9 @@ _LIBRARIES = {
     "torch": ("torch",),
     "numpy": ("numpy",),
 }
+
+
+NOTHING: dict[str, Any] = {"counts": {}, "segments": [], "tombstones": [], "adaptor": None, "calibration": None}
 
 
 @dataclass
@@ -149,7 +152,7 @@ class Transaction:
                 shutil.copyfile(source, target, follow_symlinks=False)
         self._staged[folder].linked[target.name] = self._files_now[path]
 
-    def commit(self, body: Mapping[str, object], progress: bool = False) -> Manifest:
+    def commit(self, body: Mapping[str, Any], progress: bool = False) -> Manifest:
         """Make what was written and reused the live generation; gives its manifest.
 
         `body` holds `d` and `ladder`, and where they apply `counts`, `segments` and `tombstones` (of
@@ -160,7 +163,14 @@ class Transaction:
         self._require_own()
         with writing(self._root):
             hashed = self._hash_parts(progress)
-            data = self._encode(body, hashed | self._reused)
+            own = {
+                "format_version": FORMAT_VERSION,
+                "generation": self.generation,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": {**_library_versions(), **body.get("versions", {})},
+                "files": hashed | self._reused,
+            }
+            data = encode({**NOTHING, **body, **own})
             manifest = parse(data)
             written = self._place_parts(hashed)
             written += write_generation(self._root, self.generation, data, self._files)
@@ -225,18 +235,6 @@ class Transaction:
                 entries[part.folder.path(part.identifier, path.name)] = entry
                 bar.update(status.st_size)
         return entries
-
-    def _encode(self, body: Mapping[str, object], files: Mapping[str, FileEntry]) -> bytes:
-        none: dict[str, object] = {"counts": {}, "segments": [], "tombstones": [], "adaptor": None, "calibration": None}
-        versions = body.get("versions", {})
-        own = {
-            "format_version": FORMAT_VERSION,
-            "generation": self.generation,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {**_library_versions(), **(versions if isinstance(versions, dict) else {})},
-            "files": files,
-        }
-        return encode({**none, **body, **own})
 
     def _place_parts(self, hashed: Iterable[str]) -> list[Path]:
         """Move the parts to where the manifest says that they are; gives their files and folders, to be flushed."""
