@@ -26,7 +26,7 @@ from funnel.adaptors import (
     choose_adaptor,
     fit_adaptor,
 )
-from funnel.adaptors.sampling import HeldOutRows
+from funnel.adaptors.sampling import held_out_rows
 from funnel.building.training import Embedded, EmbeddingCache, embed_corpus, embed_pieces, embed_queries
 from funnel.data.corpus import open_corpus
 from funnel.data.queries import read_qrels
@@ -182,7 +182,7 @@ def _shortlist_shares(
     asked, given = torch.from_numpy(queries), torch.from_numpy(rows)
     shares: dict[str, dict[str, float]] = {way: {} for way in ways}
     for width, shortlist, _ in SHORTLISTS:
-        held_out = HeldOutRows(asked, given, shortlist)
+        held_out = held_out_rows(asked, given, shortlist)
         for way, adaptor in ways.items():
             shares[way][_shortlist(width, shortlist)] = held_out.figures(adaptor.map, [width])[width]
     return shares

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from indexes.base import CoarseIndex, families, family, only_allowed
     from indexes.errors import CoarseIndexError, MissingBackendError
     from indexes.exact import FlatBaseline, RunningTop, exact_search
-    from indexes.gpu import CagraIndex, FaissGpuFlatIndex, FaissGpuIvfIndex
     from indexes.hnsw import HnswFloat16Index, HnswSq8Index
     from indexes.ivf import IvfPqIndex, IvfSq8Index
     from indexes.ordering import ClusterTree, stored_order
@@ -24,12 +23,9 @@ if TYPE_CHECKING:
     from indexes.vectors import VectorStore, VectorWriter, check_placement
 
 __all__ = [
-    "CagraIndex",
     "ClusterTree",
     "CoarseIndex",
     "CoarseIndexError",
-    "FaissGpuFlatIndex",
-    "FaissGpuIvfIndex",
     "FaissIndex",
     "FamilyChoice",
     "FlatBaseline",
@@ -63,13 +59,10 @@ __all__ = [
 
 # Where each name is, loaded on its first use (PEP 562): FAISS and torch take seconds to import.
 _HOMES = {
-    "CagraIndex": "indexes.gpu",
     "FamilyChoice": "indexes.selection",
     "ClusterTree": "indexes.ordering",
     "CoarseIndex": "indexes.base",
     "CoarseIndexError": "indexes.errors",
-    "FaissGpuFlatIndex": "indexes.gpu",
-    "FaissGpuIvfIndex": "indexes.gpu",
     "FaissIndex": "indexes._faiss",
     "FlatBaseline": "indexes.exact",
     "FlatIndex": "indexes._faiss",

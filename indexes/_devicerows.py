@@ -158,9 +158,7 @@ class DeviceRows(CoarseIndex):
         facts = json.dumps({"family": self.name, "dim": self.dim, **self._settings}).encode("ascii")
         with open(path, "wb") as file:
             for array in (np.frombuffer(facts, np.uint8), self._rows.cpu().numpy(), self._order.cpu().numpy()):
-                header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.write(array.tobytes())
+                np.lib.format.write_array(file, array, version=(1, 0))
 
     @classmethod
     def load(cls: type[DeviceRowsType], path: Path, dim: int, settings: Mapping[str, int]) -> DeviceRowsType:

@@ -367,14 +367,14 @@ class PrunedSearch:
                 some = np.linspace(0, len(queries) - 1, min(len(queries), TRIED_QUERIES)).astype(np.int64)
                 calls = [(queries[some], tau[some])]
                 rows = self._rows_for_queries(k) if len(queries) <= MOST_FROM_MEMORY else None
-                if rows is not None and len(queries) < FEWEST_INT8:
+                if rows is not None:
                     calls = [(rows[0][i : i + len(some)], rows[1][i : i + len(some)]) for i in range(0, 8, len(some))]
                 alone = copy(self)
                 alone._spread, alone._workers = _one_by_one, 1
                 tried: list[Pruning | None] = []
 
                 def judge(_: Blocks) -> None:
-                    tried.append(alone._quickest(calls, k, rows if self._keep else None))
+                    tried.append(alone._quickest(calls, k, self._keep and rows is not None))
 
                 self._spread(judge, [()])  # on one worker, whose own time others do not lengthen
                 way = tried[0]
@@ -391,14 +391,15 @@ class PrunedSearch:
         found = self._reached(rows, k + 1)  # each finds itself as well
         return None if found is None else (rows, found - 2 * self._rounding(rows))
 
-    def _quickest(self, calls: Sequence[Call], k: int, rows: Call | None) -> Pruning | None:
-        """The way that takes least time, unless flat search takes about as much. rows: None where no codes are kept."""
+    def _quickest(self, calls: Sequence[Call], k: int, keep: bool) -> Pruning | None:
+        """The way that takes least time, unless flat search takes about as much. keep: whether codes may be kept."""
         count = len(calls[0][0])
         every = max(1, self._store.n // min(TRIED_ROWS, TRIED_PAIRS // (count * len(calls))))
         kind = "int8" if count >= FEWEST_INT8 and int8_products_are_exact() else "float32"
         ways: list[tuple[Pruning, KeptCodes | None]] = [(Pruning(width, kind), None) for width in self._ladder[:-1]]
-        if rows is not None:
-            ways.append(self._best_kept(k, rows, every))
+        if keep:  # the codes that are kept, or those of a part of the rows
+            held = self._kept or {width: self._code_all(width, TRIED_BLOCK, every) for width in self._ladder[:-1]}
+            ways += [(Pruning(width, "int8", kept=True), codes) for width, codes in held.items()]
         flat, _ = _seconds(lambda call: self._flat(call, k, every), calls)
         least, best = WORTH * flat, None
         for way, kept in ways:
@@ -411,16 +412,6 @@ class PrunedSearch:
         top = RunningTop(call[0], k)
         for block in chain(*self._pieces(TRIED_BLOCK, every)):
             top.update(self._store.block(block.start, block.stop).numpy(), block.start, self._live)
-
-    def _best_kept(self, k: int, rows: Call, every: int) -> tuple[Pruning, KeptCodes]:
-        """The codes that are kept, or those, of a part of the rows, that answer calls quickest."""
-        for width, kept in self._kept.items():
-            return Pruning(width, "int8", kept=True), kept
-        tried = []
-        for width in self._ladder[:-1]:
-            way, part = Pruning(width, "int8", kept=True), self._code_all(width, TRIED_BLOCK, every)
-            tried.append((_seconds(partial(self._run, k=k + 1, way=way, kept=part, every=every), [rows])[0], way, part))
-        return min(tried, key=lambda each: each[0])[1:]
 
     def _coded(self, width: int, kind: str) -> PrefixCodes:
         store, codes = self._store, self._codes.get((width, kind))

@@ -209,10 +209,8 @@ def machine_bytes() -> int:
     """The memory this process may use: the machine's, or less where a cgroup or a resource limit says so."""
     limits = [_memory()[0], *_cgroup_limits()]
     if sys.platform != "win32":
-        for limited in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-            soft, _ = resource.getrlimit(limited)
-            if soft != resource.RLIM_INFINITY:
-                limits.append(soft)
+        soft = (resource.getrlimit(limited)[0] for limited in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        limits += [limit for limit in soft if limit != resource.RLIM_INFINITY]
     return min(limits)
 
 

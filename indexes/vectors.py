@@ -181,12 +181,11 @@ class VectorWriter:
         if self._places is None:
             return positions
         buckets = positions // self._bucket
-        order = np.argsort(buckets, kind="stable")
-        numbers, first, counts = np.unique(buckets[order], return_index=True, return_counts=True)
-        within = np.arange(len(order)) - np.repeat(first, counts)
         slots = np.empty_like(positions)
-        slots[order] = np.repeat(numbers * self._bucket + self._filled[numbers], counts) + within
-        self._filled[numbers] += counts
+        for bucket in np.unique(buckets):
+            mine = np.flatnonzero(buckets == bucket)
+            slots[mine] = bucket * self._bucket + self._filled[bucket] + np.arange(len(mine))
+            self._filled[bucket] += len(mine)
         self._places[slots] = positions
         return slots
 

@@ -1,9 +1,8 @@
 """What training draws from: distinct unit rows, anchors with their true neighbours, held-out rows, judged queries."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -163,27 +162,26 @@ ROWS_AT_A_TIME = 8_192  # mapped at once
 SAME = 0.9999
 
 
-class HeldOut(ABC):
+@dataclass(frozen=True)
+class HeldOut:
     """Queries kept from training, by which prefixes are judged.
 
     Attributes:
-        figure: what is told of each query.
+        figure: what is told of each query: SHORTLIST_RECALL or NDCG.
         queries: float32 [h, d], unit rows.
         rows: float32 [n, d], unit rows: what they are compared with.
         depth: how many of the rows each width ranks.
+        judge: the figure of each query, float32 [h], from its ranking int64 [h, depth], best first.
     """
 
-    figure: ClassVar[str]
-
-    def __init__(self, queries: torch.Tensor, rows: torch.Tensor, depth: int) -> None:
-        self.queries, self.rows, self.depth = queries, rows, min(depth, len(rows))
+    figure: str
+    queries: torch.Tensor
+    rows: torch.Tensor
+    depth: int
+    judge: Callable[[torch.Tensor], torch.Tensor]
 
     def __len__(self) -> int:
         return len(self.queries)
-
-    @abstractmethod
-    def judge(self, found: torch.Tensor) -> torch.Tensor:
-        """The figure of each query, float32 [h], from its ranking int64 [h, depth], best first."""
 
     def per_query(self, project: Map, widths: Sequence[int]) -> dict[int, torch.Tensor]:
         """For each width the figure of each query when the rows are ranked by that prefix, float32 [h]."""
@@ -199,34 +197,24 @@ class HeldOut(ABC):
         return {width: float(values.mean()) for width, values in self.per_query(project, widths).items()}
 
 
-class HeldOutRows(HeldOut):
+SHORTLIST_RECALL, NDCG = "shortlist recall", "nDCG@10"
+
+
+def held_out_rows(queries: torch.Tensor, rows: torch.Tensor, shortlist: int | None = None) -> HeldOut:
     """By the share of a query's true neighbours, at full width, inside a shortlist: of 50, or 1 % of few rows."""
+    truth = nearest(queries, rows, min(DEPTH, len(rows)))[1]
+    depth = shortlist or min(SHORTLIST, max(DEPTH, round(SHORTLIST_SHARE * len(rows))))
 
-    figure = "shortlist recall"
+    def judge(found: torch.Tensor) -> torch.Tensor:
+        return (truth[:, :, None] == found[:, None, :]).any(2).float().mean(1)
 
-    def __init__(self, queries: torch.Tensor, rows: torch.Tensor, shortlist: int | None = None) -> None:
-        """Find the truth, int64 [h, 10]."""
-        self.truth = nearest(queries, rows, min(DEPTH, len(rows)))[1]
-        usual = min(SHORTLIST, max(DEPTH, round(SHORTLIST_SHARE * len(rows))))
-        super().__init__(queries, rows, shortlist or usual)
-
-    def judge(self, found: torch.Tensor) -> torch.Tensor:
-        """The shares."""
-        return (self.truth[:, :, None] == found[:, None, :]).any(2).float().mean(1)
+    return HeldOut(SHORTLIST_RECALL, queries, rows, min(depth, len(rows)), judge)
 
 
-class HeldOutJudged(HeldOut):
+def held_out_judged(judged: Judged, rows: torch.Tensor) -> HeldOut:
     """By the nDCG@10 of judged queries; rows are all documents."""
-
-    figure = "nDCG@10"
-
-    def __init__(self, judged: Judged, rows: torch.Tensor) -> None:
-        super().__init__(judged.queries, rows, DEPTH + 1)
-        self._judged, self._own = judged, own_rows(judged.queries, rows)
-
-    def judge(self, found: torch.Tensor) -> torch.Tensor:
-        """The nDCG@10."""
-        return ndcg(found, self._own, self._judged)
+    own = own_rows(judged.queries, rows)
+    return HeldOut(NDCG, judged.queries, rows, min(DEPTH + 1, len(rows)), lambda found: ndcg(found, own, judged))
 
 
 def ndcg(found: torch.Tensor, own: torch.Tensor, judged: Judged, depth: int = DEPTH) -> torch.Tensor:
@@ -406,20 +394,19 @@ class TrainingSet:
             asked, self._pieces = self._pieces[:held_out], self._pieces[held_out:]
         count = _held_out_of(len(shuffled)) if asked is None else 0
         self._trained = shuffled[2 * count :]
-        if asked is None:
-            held = scaled(rows[shuffled[: 2 * count]])
-        else:
+        held = scaled(rows[shuffled[: 2 * count]])
+        if asked is not None:
             held = asked[torch.randperm(len(asked), generator=self._generator)[: 2 * HELD_OUT]]
         self.judged = judged
-        self.held_out: HeldOut
-        self.compared: HeldOut
         if judged is None and dev is None:  # one copy of the rows, which all that follows looks into
             self.rows = _scaled_in_place(rows[self._trained])
             self._trained = torch.arange(len(self.rows))
-            self.held_out, self.compared = (HeldOutRows(held[i::2], self.rows[:COMPARED_ROWS]) for i in (0, 1))
+            self.held_out, self.compared = (held_out_rows(held[i::2], self.rows[:COMPARED_ROWS]) for i in (0, 1))
         else:
             self.rows = scaled(rows)
-            self.held_out, self.compared = (HeldOutJudged(part, self.rows) for part in self._judged_parts(judged, dev))
+            self.held_out, self.compared = (
+                held_out_judged(part, self.rows) for part in self._judged_parts(judged, dev)
+            )
         if self.judged is not None:
             self._hard = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
             self._own = own_rows(self.judged.queries, self.rows)

@@ -21,7 +21,7 @@ from funnel.adaptors.losses import (
     topk_similarity_loss,
 )
 from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for
-from funnel.adaptors.sampling import NO_QUERIES, Batch, HeldOutRows, JudgedBatch, TrainingQueries, TrainingSet
+from funnel.adaptors.sampling import NO_QUERIES, SHORTLIST_RECALL, Batch, JudgedBatch, TrainingQueries, TrainingSet
 from funnel.checks import checked_widths
 from funnel.progress import Progress
 
@@ -242,7 +242,7 @@ class _Run:
         self.log.evaluations.append(
             {"step": self.step, "phase": phase, "seconds": seconds, "figures": figures, "mean": mean}
         )
-        tolerated = self.recipe.tolerance if isinstance(held_out, HeldOutRows) else 0.0
+        tolerated = self.recipe.tolerance if held_out.figure == SHORTLIST_RECALL else 0.0
         if not mean > self._best_mean + (-tolerated or RISE):
             return False
         self._best_mean, self.log.best_step = max(mean, self._best_mean), self.step

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from funnel.adaptors import PCA, Judged
-from funnel.adaptors.sampling import HeldOutJudged, HeldOutRows, ndcg, own_rows
+from funnel.adaptors.sampling import held_out_judged, held_out_rows, ndcg, own_rows
 from tests.funnel.adaptors.clusters import clustered
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
@@ -13,7 +13,7 @@ pytrec_eval = pytest.importorskip("pytrec_eval")
 
 def test_shortlist_recall_is_what_a_loop_finds() -> None:
     rows, queries = clustered(600, 16), clustered(30, 16, seed=1)
-    held_out = HeldOutRows(torch.from_numpy(queries), torch.from_numpy(rows))
+    held_out = held_out_rows(torch.from_numpy(queries), torch.from_numpy(rows))
     assert held_out.depth == 10
     found = held_out.per_query(lambda vectors: vectors, (4, 16))
     for width in (4, 16):
@@ -28,7 +28,7 @@ def test_shortlist_recall_is_what_a_loop_finds() -> None:
 def test_the_shortlist_is_a_share_of_a_small_corpus_and_fifty_of_a_large_one() -> None:
     for rows, expected in ((6, 6), (300, 10), (2_000, 20), (9_000, 50)):
         vectors = torch.from_numpy(clustered(rows, 8))
-        assert HeldOutRows(vectors[:3], vectors).depth == expected
+        assert held_out_rows(vectors[:3], vectors).depth == expected
 
 
 def judged_set(seed: int) -> tuple[torch.Tensor, Judged]:
@@ -61,12 +61,12 @@ def test_a_document_that_equals_the_query_is_left_out_unless_it_is_judged() -> N
     assert own_rows(judged.queries, rows).tolist() == [0, 1]
     ranking = torch.tensor([[0, 3, 1, 2], [1, 0, 2, 3]])
     assert ndcg(ranking, torch.tensor([0, 1]), judged).tolist() == [1.0, 1.0]
-    figures = HeldOutJudged(judged, rows).figures(lambda vectors: vectors, (4,))
+    figures = held_out_judged(judged, rows).figures(lambda vectors: vectors, (4,))
     assert 0 < figures[4] <= 1
 
 
 def test_pca_keeps_more_than_truncation() -> None:
     rows, queries = clustered(3_000), clustered(200, seed=1)
-    held_out = HeldOutRows(torch.from_numpy(queries), torch.from_numpy(rows))
+    held_out = held_out_rows(torch.from_numpy(queries), torch.from_numpy(rows))
     plain = held_out.figures(lambda vectors: vectors, (8,))[8]
     assert held_out.figures(PCA.fit(rows).map, (8,))[8] > plain + 0.1

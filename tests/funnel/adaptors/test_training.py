@@ -90,7 +90,7 @@ def test_a_later_state_within_the_tolerance_is_kept(
 ) -> None:
     """Shortlist recalls .5, .7, .68, .66 and then .6: measured from the best, not from the one before."""
     figures = iter([0.5, 0.7, 0.68, 0.66, 0.6, 0.6])
-    monkeypatch.setattr(module_of_figures.HeldOutRows, "figures", lambda *_: dict.fromkeys((4, 8), next(figures)))
+    monkeypatch.setattr(module_of_figures.HeldOut, "figures", lambda *_: dict.fromkeys((4, 8), next(figures)))
     recipe = replace(with_phase(steps=200), tolerance=tolerance)
     log = fit_adaptor("rotation", clustered(300), dims=(4, 8), recipe=recipe).log
     assert log.best_step == kept
