@@ -46,7 +46,7 @@ COLUMNS = (
 
 @click.command()
 @click.option(
-    "--vectors", type=click.Path(exists=True, path_type=Path), required=True, help=".npy of unit rows [n, d]."
+    "--vectors", type=click.Path(exists=True, path_type=Path), required=True, help="Corpus rows, .npy of any type."
 )
 @click.option("--queries", type=click.Path(exists=True, path_type=Path), required=True, help=".npy of such rows.")
 @click.option("--width", "widths", type=int, multiple=True, required=True, help="Width of a prefix. May be repeated.")

@@ -20,7 +20,7 @@ from funnel.building.segment import write_prefixes
 from funnel.engine.cascade import Cascade
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
-from funnel.engine.space import Space
+from funnel.engine.space import Space, unit_prefixes
 from funnel.engine.workers import workers
 from funnel.plan import Plan, Stage
 from funnel.storage.layout import VECTORS
@@ -39,7 +39,7 @@ RERANKS = (1, 2, 3, 5)  # after the coarse search, the one at full width among t
 CHOICES, ENDS = 5, (1.5, 3)  # of the widths of stages; how many times k reach full width
 STEP, MOST = 2**0.25, 2_048  # from one effort to the next; the largest
 ENOUGH = 0.9985  # a sweep ends here: no recall that is asked lies above
-LEAST, LEFT_OVER = 0.95, 0.996  # of one rerank, at which efforts are swept with more of them: these find no more rows
+LEAST, LEFT_OVER = 0.95, 0.996  # between these recalls of one rerank shorter lists and more reranks are swept
 STORED_BYTES, NORM_BYTES = 2, 4  # of a cell as float16; of a row's norm at one width
 
 
@@ -68,11 +68,11 @@ def build(
     n, dim = rows.shape
     with VectorStore.create(folder / VECTORS, n, dim) as writer:
         for start in range(0, n, ROWS_AT_A_TIME):
-            part = np.ascontiguousarray(rows[start : start + ROWS_AT_A_TIME], dtype=np.float32)
+            part = unit_prefixes(rows[start : start + ROWS_AT_A_TIME].astype(np.float32))
             writer.write(np.arange(start, start + len(part)), part)
     ladder = tuple(sorted({*widths, *stages, *faiss, dim}))
     store = VectorStore.open(folder / VECTORS)
-    sample = np.ascontiguousarray(rows[:: max(1, n // SAMPLED)], dtype=np.float32)
+    sample = unit_prefixes(rows[:: max(1, n // SAMPLED)].astype(np.float32))
     space = Space(make_adaptor(kind, sample, dims=ladder), True)
     adapted = write_prefixes(store, space, ladder, False)
     wanted = [("symqg", width) for width in (*widths, dim)] + [("hnsw-sq8", width) for width in faiss]
@@ -105,11 +105,10 @@ def swept(built: Built, asked: Float32, truth: Truth) -> Iterator[Way]:
             plan = Plan(effort, longest, width=width)
             first = measure(_planned(built, family, plan, k), asked, truth)
             yield first
-            if width < dim:
+            if width < dim and first.recall >= LEAST:  # those that rerank less find no more
                 for shorter in sorted({max(k, int(longest * share)) for share in (0.7, 0.5, 0.35)} - {longest}):
                     yield measure(_planned(built, family, replace(plan, shortlist=shorter), k), asked, truth)
-            if width < dim and family == "symqg" and first.recall >= LEAST:
-                for more in _with_stages(plan, built.cascades[family, width].ladder[:-1], k):
+                for more in _with_stages(plan, built.cascades[family, width].ladder[:-1], k, family):
                     yield measure(_planned(built, family, more, k), asked, truth)
             if first.recall >= (ENOUGH if width == dim else LEFT_OVER):
                 break
@@ -133,9 +132,9 @@ def _efforts(least: int) -> list[int]:
     return sorted({round(max(16, least) * STEP**number) for number in range(count)})
 
 
-def _with_stages(plan: Plan, ladder: Sequence[int], k: int) -> Iterator[Plan]:
+def _with_stages(plan: Plan, ladder: Sequence[int], k: int, family: str) -> Iterator[Plan]:
     """The plan with stages between, at some of the stored widths, spread evenly over all choices of them."""
-    above = [width for width in ladder if width > plan.width]
+    above = [width for width in ladder if width > plan.width and family == "symqg"]
     for reranks in RERANKS[1:]:
         between = reranks - 1
         chosen = list(itertools.combinations(above, between))
