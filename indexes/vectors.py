@@ -243,38 +243,25 @@ class VectorStore:
 
     def __init__(
         self,
-        path: Path,
+        matrix: torch.Tensor,
         device: torch.device,
-        shape: tuple[int, int],
-        dtype: np.dtype[np.generic],
-        start: int,
-        placement: str = "auto",
+        placement: str,
+        path: Path = Path(),
+        mapping: mmap.mmap | None = None,
+        start: int = 0,
     ) -> None:
-        self.path = path
-        with open(path, "rb") as file:
-            mapping, whole = map_file(file)
-        self._map: mmap.mmap | None = mapping
-        # Rows that are gathered lie anywhere: reading ahead around them would push out what is needed next.
-        self.exceeds_memory = len(mapping) > MAPPED_SHARE * machine_bytes()
-        if self.exceeds_memory:
-            advise(mapping, "RANDOM", 0, len(mapping))
-        self.dtype = dtype
-        self.n, self.dim = shape
-        self._start = start
-        self.placement = settled(placement, device, *shape, dtype.itemsize)
-        mapped = torch.from_numpy(np.frombuffer(whole, dtype, math.prod(shape), start).reshape(shape))
-        in_host = self.placement in ("int8", "host")
-        self.matrix = pinned(mapped, device) if in_host else mapped.to(device)
-        self.device = torch.empty(0, device=device).device
-        self._begin()
-        coded = self.placement == "int8"
-        self.codes = Codes(self.chunks(ROWS_CODED_AT_A_TIME), self.n, self.dim, self.device) if coded else None
-
-    def _begin(self) -> None:
+        self.matrix, self.placement, self.path = matrix, placement, path
+        self.device = torch.empty(0, device=device).device  # with its number
+        self.n, self.dim = matrix.shape
+        self.dtype = np.dtype(np.float16 if matrix.dtype == torch.float16 else np.float32)
+        self._map, self._start = mapping, start
+        self.exceeds_memory = mapping is not None and len(mapping) > MAPPED_SHARE * machine_bytes()
         self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._whole: torch.Tensor | None = None
         self._cells: npt.NDArray[np.generic] | None = None
         self._guard: Callable[[Int64Array], None] | None = None
+        coded = placement == "int8"
+        self.codes = Codes(self.chunks(ROWS_CODED_AT_A_TIME), self.n, self.dim, self.device) if coded else None
 
     @classmethod
     def held(cls, matrix: torch.Tensor) -> Self:
@@ -286,13 +273,7 @@ class VectorStore:
             raise CoarseIndexError(
                 f"a {matrix.dtype} tensor of shape {list(matrix.shape)}; give a contiguous float16 or float32 [n, dim]"
             )
-        store = cls.__new__(cls)
-        store.path, store._map, store._start, store.exceeds_memory = Path(), None, 0, False
-        store.dtype = np.dtype(np.float16 if matrix.dtype == torch.float16 else np.float32)
-        store.n, store.dim = matrix.shape
-        store.matrix, store.device, store.placement, store.codes = matrix, matrix.device, "device", None
-        store._begin()
-        return store
+        return cls(matrix, matrix.device, "device")
 
     @classmethod
     def create(
@@ -316,7 +297,16 @@ class VectorStore:
             CoarseIndexError: The file does not hold such a matrix, the placement is unknown or of another device.
             OSError: The file cannot be opened.
         """
-        return cls(Path(path), torch.device(device), *_read_header(Path(path)), placement)
+        place, (shape, dtype, start) = torch.device(device), _read_header(Path(path))
+        with open(path, "rb") as file:
+            mapping, whole = map_file(file)
+        placement = settled(placement, place, *shape, dtype.itemsize)
+        mapped = torch.from_numpy(np.frombuffer(whole, dtype, math.prod(shape), start).reshape(shape))
+        matrix = pinned(mapped, place) if placement in ("int8", "host") else mapped.to(place)
+        store = cls(matrix, place, placement, Path(path), mapping, start)
+        if store.exceeds_memory:  # rows lie anywhere: reading ahead would push out what is needed next
+            advise(mapping, "RANDOM", 0, len(mapping))
+        return store
 
     @property
     def nbytes(self) -> int:

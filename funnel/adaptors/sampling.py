@@ -96,12 +96,13 @@ class Judged:
                 f"{len(missing):,} of {total:,} judgements name ids that are not in the corpus or the queries "
                 f"({', '.join(missing[:NAMED])}); at most {MOST_MISSING:.0%} may: give the corpus the qrels are for"
             )
-        found = (
-            (query_at[query], {document_at[name]: grade for name, grade in judged.items() if name in document_at})
+        relevant = {
+            query_at[query]: {
+                document_at[name]: grade for name, grade in judged.items() if name in document_at and grade > 0
+            }
             for query, judged in qrels.items()
             if query in query_at
-        )
-        relevant = {row: {at: grade for at, grade in judged.items() if grade > 0} for row, judged in found}
+        }
         kept = {row: judged for row, judged in relevant.items() if judged}
         if not kept:
             raise InputError("no query has a document judged above 0; give qrels that name this corpus and queries")
