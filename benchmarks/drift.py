@@ -102,7 +102,7 @@ def _texts(folder: Path, index: FunnelIndex, facts: dict[str, Any]) -> Float32:
     started = time.perf_counter()
     rows = np.asarray(load_encoder(DEFAULT_ENCODER).encode_query([texts[i] for i in drawn]), dtype=np.float32)
     facts["texts encoded a second"] = TEXTS / (time.perf_counter() - started)
-    new = index.searcher.cascade.flat(index.searcher.prepare(rows), 1)[0][:, 0] < SAME
+    new = index.searcher.cascade.exact(index.searcher.prepare(rows), 1)[0][:, 0] < SAME
     facts["texts of package-texts in the pool"] = int(new.sum())
     return rows[new]
 

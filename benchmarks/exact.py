@@ -16,11 +16,10 @@ from benchmarks.common import Target, data_folder, load_rows, report
 from funnel import FunnelIndex
 from funnel.adaptors import Identity
 from funnel.building.segment import write_norms
-from funnel.engine.cascade import Cascade
+from funnel.engine.cascade import Cascade, Space
 from funnel.engine.coarse import build_coarse
-from funnel.engine.exact import pruning_of
 from funnel.engine.generation import make_cascade
-from funnel.engine.space import Space
+from funnel.engine.steps import pruning_of
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline, VectorStore
 

@@ -105,8 +105,6 @@ def check_k(k: object, rows: int) -> int:
 
     Raises InputError for what is no whole number from 1 to LARGEST_K, or to `rows` where there are more of them.
     """
-    if type(k) is int and 1 <= k <= rows:
-        return k
     if not rows:
         raise InputError(
             "every row of this index was deleted: there is nothing to plan for; add some, or build it again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as shown
@@ -40,7 +41,16 @@ from funnel.identifiers import unicode_text
 from funnel.monitoring import DEFAULT_AUDIT, Health
 from funnel.plan import Plan
 from funnel.planning.planner import Choice
-from funnel.request import Reading, Request, SearchOptions, explicit_plan, read_query, read_vectors, wanted_budget
+from funnel.request import (
+    Reading,
+    Request,
+    SearchOptions,
+    explicit_plan,
+    paused,
+    read_query,
+    read_vectors,
+    wanted_budget,
+)
 from funnel.results import Answers, Explanation, Hits
 from funnel.search import State, answer, answer_fused
 from funnel.storage import IndexFolder, Manifest
@@ -251,7 +261,7 @@ class FunnelIndex(Updates):
         budget, InputError, EncoderError.
         """
         state = self._state
-        texts, vectors, single = read_query(query, self.dim, text)
+        texts, vectors, single = read_query(query, state.opened.searcher.dim, text)
         allowed_ids = list(allowed_ids) if isinstance(allowed_ids, Iterator) else allowed_ids  # both lists read it
         fused = None
         if hybrid is not None or (texts is not None and vectors is not None):
@@ -273,9 +283,8 @@ class FunnelIndex(Updates):
         return hits[0] if single else hits
 
     def _encoded(self, texts: Sequence[str], asked: Request) -> npt.NDArray[np.float32]:
-        if asked.deadline is not None:
-            with asked.deadline.paused():
-                self._encoder.load()
+        with paused(asked.deadline):
+            self._encoder.load()
         return self.encode_queries(texts)
 
     def search_vectors(
@@ -339,7 +348,7 @@ class FunnelIndex(Updates):
         if where is not None or allowed_ids is not None:
             return explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
         explained = explain_budget(searcher, wanted, k, batch, run)
-        return explained.under(state.monitor.certificate(explained.certificate))
+        return replace(explained, certificate=state.monitor.certificate(explained.certificate))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""

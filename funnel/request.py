@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Real
 from reprlib import repr as shown
 from time import perf_counter
@@ -26,6 +26,7 @@ __all__ = [
     "Request",
     "SearchOptions",
     "explicit_plan",
+    "paused",
     "plan_of",
     "read_query",
     "read_vectors",
@@ -263,3 +264,8 @@ class Deadline:
             yield
         finally:
             self._ends += time.perf_counter() - started
+
+
+def paused(deadline: Deadline | None) -> AbstractContextManager[None]:
+    """As `Deadline.paused`, where there is one."""
+    return nullcontext() if deadline is None else deadline.paused()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from funnel.plan import Plan
 from funnel.planning.certificate import Certificate
-from funnel.planning.latencies import Held
+from funnel.planning.costs import Held
 from indexes import Pruning
 
 __all__ = [
@@ -217,44 +217,34 @@ class Explanation:
     batch: int
     plan: Plan
     stages: tuple[StageLine, ...]
-    recall: float
-    recall_lower_bound: float
     p50_ms: float
     p95_ms: float
     certificate: Certificate
     exact: str = ""
     held: Held | None = None
-    share: float | None = None
-    share_lower_bound: float | None = None
 
-    @classmethod
-    def of(
-        cls,
-        budget: str,
-        k: int,
-        batch: int,
-        plan: Plan,
-        stages: tuple[StageLine, ...],
-        times_ms: tuple[float, float],
-        certificate: Certificate,
-        exact: str,
-        held: Held | None,
-    ) -> Explanation:
-        """What a certificate says, and the rest. times_ms: p50 and p95."""
-        whole = (budget, k, batch, plan, stages)
-        rest = (*times_ms, certificate, exact, held)
-        if certificate.share is None:
-            made = cls(*whole, certificate.estimate, certificate.lower_bound, *rest)
-        else:
-            share = (certificate.estimate, certificate.lower_bound)
-            made = cls(*whole, certificate.mean_recall, math.nan, *rest, *share)
-        return made.under(certificate)
+    @property
+    def recall(self) -> float:
+        """Mean recall@k on the calibration queries."""
+        known = self.certificate
+        return known.estimate if known.share is None else known.mean_recall
 
-    def under(self, certificate: Certificate) -> Explanation:
-        """The same under a certificate as it now stands: without a bound where nothing is certified."""
-        if certificate.certified:
-            return replace(self, certificate=certificate)
-        return replace(self, certificate=certificate, recall_lower_bound=math.nan, share_lower_bound=None)
+    @property
+    def recall_lower_bound(self) -> float:
+        """Of the same queries, at the certificate's confidence; NaN where none is certified, or a share was asked."""
+        known = self.certificate
+        return known.lower_bound if known.certified and known.share is None else math.nan
+
+    @property
+    def share(self) -> float | None:
+        """The share of queries that get the recall asked for; None where the mean was."""
+        return None if self.certificate.share is None else self.certificate.estimate
+
+    @property
+    def share_lower_bound(self) -> float | None:
+        """Its bound, as that of the recall; None where there is none."""
+        known = self.certificate
+        return known.lower_bound if known.certified and known.share is not None else None
 
     @property
     def bytes_touched(self) -> int:
@@ -279,22 +269,19 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
-        record = {
-            name: getattr(self, name)
-            for name in self.__slots__
-            if name not in ("plan", "stages", "certificate", "held")
+        names = ("recall", "recall_lower_bound", "p50_ms", "p95_ms", "exact", "share", "share_lower_bound")
+        record: dict[str, Any] = {name: getattr(self, name) for name in ("budget", "k", "batch", *names)}
+        return {name: None if value != value else value for name, value in record.items()} | {
+            "plan": self.plan.to_json(),
+            "stages": [asdict(line) for line in self.stages],
+            "certificate": self.certificate.to_json(),
+            "held": None if self.held is None else asdict(self.held),
         }
-        if math.isnan(self.recall_lower_bound):  # NaN is not JSON
-            record["recall_lower_bound"] = None
-        record["plan"] = self.plan.to_json()
-        record["stages"] = [{name: getattr(line, name) for name in line.__slots__} for line in self.stages]
-        record["certificate"] = self.certificate.to_json()
-        record["held"] = None if self.held is None else asdict(self.held)
-        return record
 
     def __str__(self) -> str:
+        flat = "exact" if self.is_exact else "exact over the rows as stored"
         lines = [
-            f"{self.budget} at k={self.k}: {self.plan}" + (f": {self._flat}, {self.exact}" if self.exact else ""),
+            f"{self.budget} at k={self.k}: {self.plan}" + (f": {flat}, {self.exact}" if self.exact else ""),
             f"  {self.promised}; p50 {self.p50_ms:.3f} ms, p95 {self.p95_ms:.3f} ms for {_calls(self.batch)}",
             f"  {self.certificate}",
         ]
@@ -308,10 +295,6 @@ class Explanation:
     def is_exact(self) -> bool:
         """Whether this is exact search, of which no recall is estimated."""
         return self.plan.is_flat and self.recall >= 1.0
-
-    @property
-    def _flat(self) -> str:
-        return "exact" if self.is_exact else "exact over the rows as stored"
 
     def _table(self) -> list[str]:
         run = any(line.measured_ms is not None for line in self.stages)

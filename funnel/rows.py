@@ -1,6 +1,5 @@
 """Bare vectors: checked, scaled to unit length, and read from .npy files a piece at a time."""
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,16 @@ from funnel.errors import InputError
 from funnel.identifiers import identifier, listed
 from indexes.system import npy_header
 
-__all__ = ["NpyRows", "as_array", "check_ids", "is_table", "table_library", "unit_rows", "unmasked"]
+__all__ = [
+    "SAFE_SQUARED_LENGTH",
+    "NpyRows",
+    "as_array",
+    "check_ids",
+    "is_table",
+    "table_library",
+    "unit_rows",
+    "unmasked",
+]
 
 NAMED_ROWS = 10  # bad rows an error names before it only counts
 NAMED_IDS = 5  # duplicate ids an error names before it only counts
@@ -47,13 +55,6 @@ def unit_rows(
             f"{what}: expected float or integer rows of shape [n, d], got {array.dtype} of shape {list(array.shape)}"
         )
     low, high = SAFE_SQUARED_LENGTH
-    # One query: the general way takes several times as long as the arithmetic.
-    if out is None and len(array) == 1 and array.dtype.itemsize <= 4:
-        row = array.astype(np.float32)
-        length = float(np.vdot(row, row))
-        if low < length < high:
-            row *= 1.0 / math.sqrt(length)
-            return row
     with np.errstate(over="ignore", invalid="ignore"):
         rows = np.empty(array.shape, dtype=np.float32) if out is None else out
         rows[...] = array
@@ -86,9 +87,7 @@ def _refuse_bad_rows(rows: NDArray[np.generic], numbers: NDArray[np.int64], what
 
 
 def _fault(row: NDArray[np.float64]) -> str:
-    if np.isnan(row).any():
-        return "NaN"
-    return "infinite" if np.isinf(row).any() else "all zero"
+    return "NaN" if np.isnan(row).any() else "infinite" if np.isinf(row).any() else "all zero"
 
 
 def unmasked(array: NDArray[Any]) -> NDArray[Any]:
@@ -155,7 +154,11 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
     given: list[object] = listed(ids, "ids")
     if len(given) != count:
         raise InputError(f"{len(given)} ids for {count} vectors; give one id a vector")
-    missing = [number for number, value in enumerate(given) if _is_missing(value)]
+    missing = [
+        number
+        for number, value in enumerate(given)
+        if value is None or (isinstance(value, str | float) and (value == "" or value != value))
+    ]
     if missing:
         raise InputError(f"{len(missing)} ids are missing or empty: rows {_few(missing, NAMED_ROWS)}")
     values = [identifier(value, f"the id of row {number}") for number, value in enumerate(given)]
@@ -167,7 +170,9 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
             f"ids must be all text or all whole numbers: row {wrong[0]} is {got}, row 0 is {kind.__name__}"
         )
     if kind is int:
-        wide = [number for number, value in enumerate(values) if _is_wide(value)]
+        wide = [
+            number for number, value in enumerate(values) if isinstance(value, int) and value.bit_length() > INT64_BITS
+        ]
         if wide:
             raise InputError(f"ids above 64 bits in rows {_few(wide, NAMED_ROWS)}; give them as text")
     duplicates = [value for value, times in Counter(values).items() if times > 1]
@@ -175,14 +180,6 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
         named = _few(duplicates, NAMED_IDS)
         raise InputError(f"{len(duplicates)} duplicate ids: {named}; every vector needs its own")
     return values  # type: ignore[return-value]
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)
-
-
-def _is_wide(value: object) -> bool:
-    return isinstance(value, int) and value.bit_length() > INT64_BITS
 
 
 def _few(values: Sequence[object], named: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -14,17 +15,16 @@ import numpy.typing as npt
 from funnel.budget import LARGEST_K, Budget, check_k
 from funnel.encoding.query_encoder import QueryEncoder
 from funnel.engine.allowed import Filters
-from funnel.engine.cascade import padded
+from funnel.engine.cascade import Float32, padded
 from funnel.engine.generation import Opened
 from funnel.engine.hybrid import Hybrid, Lexical
-from funnel.engine.segments import Documents, live_positions
+from funnel.engine.segments import Documents, left, live_positions
 from funnel.engine.steps import Found, served_each, served_in_all
 from funnel.engine.timing import held_ms, times_ms
 from funnel.errors import BudgetError, DamagedIndexError
 from funnel.monitoring import LiveRows, Monitor
-from funnel.plan import FLAT, Plan
-from funnel.planning.costs import batch_class
-from funnel.planning.latencies import Held
+from funnel.plan import FLAT
+from funnel.planning.costs import Held, batch_class
 from funnel.planning.planner import Choice
 from funnel.planning.remembered import Remembered
 from funnel.request import Reading, Request
@@ -33,6 +33,7 @@ from indexes.system import free_in_children
 
 __all__ = ["Beside", "State", "answer", "answer_fused"]
 
+Call: TypeAlias = "Callable[[int], object]"
 SAMPLE_WORDS = 12  # about a question's: vaswani's queries have 11 on average
 SETS = 64  # of documents read in turn, so that they are not the same ones every time
 
@@ -51,7 +52,7 @@ class Beside:
         self._encoder = encoder
         self._documents = documents
         self._rows = rows
-        self._held: Remembered[tuple[str, int, int], Held] = Remembered()
+        self._held: Remembered[tuple[str, int, int], Held | None] = Remembered()
         self._lock = free_in_children(Lock())
 
     def ms(self, batch: int, k: int, reading: Reading | None, latency_ms: float) -> float:
@@ -63,68 +64,54 @@ class Beside:
         if reading is None:
             return 0.0
         texts, from_text, fused = reading
-        total = 0.0
-        if from_text and (texts or self._documents is not None):
-            total += self._ms("encoding", batch, 0, self._encode(batch, texts), latency_ms)
-        if fused is not None and self._lexical is not None:
-            total += self._ms("BM25 for", batch, k, self._rank(batch, k), latency_ms - total)
-        if self._documents is not None:
+        documents, lexical, encoder, total = self._documents, self._lexical, self._encoder, 0.0
+        if from_text and (texts or documents is not None):
+
+            def encoding() -> Call:
+                sets = self._texts(batch, texts)
+                return lambda number: encoder.encode(sets[number % len(sets)])
+
+            total += self._ms("encoding", batch, 0, encoding, latency_ms)
+        if fused is not None and lexical is not None:
+
+            def ranking() -> Call:
+                sets, _ = self._texts(batch, texts), lexical.open()
+                return lambda number: lexical.rank_all(sets[number % len(sets)], k)
+
+            total += self._ms("BM25 for", batch, k, ranking, latency_ms - total)
+        if documents is not None:
             read = k if fused is None else fused
-            total += self._ms("reading the documents of", batch, read, self._read(batch, read), latency_ms - total)
+
+            def reading_them() -> Call:
+                sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch * read))
+                return lambda number: documents.get(sets[number % SETS])
+
+            total += self._ms("reading the documents of", batch, read, reading_them, latency_ms - total)
         return total
 
-    def _ms(self, what: str, batch: int, k: int, call: Callable[[int], object], allowed: float) -> float:
-        calls = "one query" if batch == 1 else f"{batch} queries"
+    def _ms(self, what: str, batch: int, k: int, make: Callable[[], Call], allowed: float) -> float:
         with self._lock:
-            held = self._held.get((what, batch, k))
+            held, taken = self._held.get((what, batch, k)), math.nan
             if held is None:
-                quick = float(np.median(times_ms(call)))
-                if quick >= allowed:
-                    said = f"{quick:.3g} ms"
-                    raise self._too_much(f"{what} {calls} takes {said}", allowed)
-                held = self._held[what, batch, k] = held_ms(call)
-        if held.ms >= allowed:
-            raise self._too_much(f"{what} {calls} takes {held}", allowed)
-        return held.ms
+                call = make()
+                taken = float(np.median(times_ms(call)))
+                held = self._held[what, batch, k] = held_ms(call) if taken < allowed else None
+        taken = taken if held is None else held.ms
+        if taken >= allowed:
+            queries, said = "one query" if batch == 1 else f"{batch} queries", held or f"{taken:.3g} ms"
+            raise BudgetError(
+                f"no plan answers within the latency asked for: {what} {queries} takes {said} by itself, and "
+                f"{allowed:.3g} ms are left for it. Allow more time, or call search_vectors with vectors"
+            )
+        return taken
 
-    @staticmethod
-    def _too_much(taken: str, allowed: float) -> BudgetError:
-        return BudgetError(
-            f"no plan answers within the latency asked for: {taken} by itself, and {allowed:.3g} ms are left for it. "
-            "Allow more time, or call search_vectors with vectors"
-        )
-
-    def _encode(self, batch: int, texts: Sequence[str]) -> Callable[[int], object]:
-        """Encoding of the first words of documents, other ones each time; of the texts given where there are none."""
+    def _texts(self, batch: int, given: Sequence[str]) -> list[list[str]]:
+        """The first words of documents, other ones in each set; the texts given where there are none."""
         if self._documents is None:
-            sets = [[texts[i % len(texts)] for i in range(batch)]]
-        else:
-            sets = self._beginnings(self._documents, batch)
-        return lambda number: self._encoder.encode(sets[number % len(sets)])
-
-    def _beginnings(self, documents: Documents, batch: int) -> list[list[str]]:
+            return [[given[i % len(given)] for i in range(batch)]]
         sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch))
-        return [[" ".join(document.content.split()[:SAMPLE_WORDS]) for document in documents.get(row)] for row in sets]
-
-    def _rank(self, batch: int, depth: int) -> Callable[[int], object]:
-        """BM25 for a batch of the first words of documents, other ones each time."""
-        documents, lexical = self._documents, self._lexical
-        assert documents is not None
-        assert lexical is not None
-        texts = self._beginnings(documents, batch)
-        lexical.open()
-        return lambda number: lexical.rank_all(texts[number % SETS], depth)
-
-    def _read(self, batch: int, k: int) -> Callable[[int], object]:
-        documents = self._documents
-        assert documents is not None
-        sets = np.random.default_rng(0).integers(0, self._rows, (SETS, batch, k))
-
-        def read(number: int) -> None:
-            for row in sets[number % SETS]:
-                documents.get(row)
-
-        return read
+        found = iter(self._documents.get(sets.ravel()))
+        return [[" ".join(one.content.split()[:SAMPLE_WORDS]) for one in islice(found, batch)] for _ in sets]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,19 +157,17 @@ class State:
     def _made(
         cls, opened: Opened, encoder: QueryEncoder, monitor: Monitor, choices: dict[tuple[object, ...], Served]
     ) -> State:
-        lexical = lexical_of(opened)
+        stores = [(segment.first, segment.documents) for segment in opened.segments if segment.documents is not None]
+        masks = [live_positions(segment, opened.live) for segment in opened.segments]
+        lexical = Lexical(stores, masks) if stores else None
         beside = Beside(encoder, opened.documents, opened.segments[-1].stop, lexical)
         return cls(opened, beside, monitor, Filters(opened), lexical, Remembered(choices))
 
     def ids(self) -> list[Any]:
         """Every id that was not deleted, in input order."""
-        opened = self.opened
-        ids = opened.searcher.ids.all()
-        if opened.live is None:
-            return ids
-        parts = [live_positions(segment, opened.live) for segment in opened.segments]
-        kept = np.concatenate([part for part in parts if part is not None])
-        return [one for one, there in zip(ids, kept, strict=True) if there]
+        positions = [segment.first + left(segment, self.opened.live) for segment in self.opened.segments]
+        ids: list[Any] = self.opened.searcher.ids.at(np.concatenate(positions)).tolist()
+        return ids
 
     def choose(self, asked: Request, k: int, n_queries: int) -> Choice:
         """The plan for such a call, and its certificate; a latency leaves room for encoder and documents."""
@@ -201,32 +186,23 @@ class State:
 
         Remembered under what the user wrote: a budget is checked once, not every call.
         """
-        if asked.plan is not None:
-            return self._explicit(asked.plan, k)
-        choices, batch = self.choices, batch_class(n_queries)
-        beside = None if asked.reading is None else (asked.reading.encoded, asked.reading.fused)
-        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, beside)
-        served = choices.get(key)
-        if served is None:
-            asked.began = 0.0  # planning on first use does not count
-            choice = self.choose(asked, k, n_queries)
-            served = choices[key] = self._served(choice.plan, choice.certificate.mean_recall)
-        elif self.monitor.void and not served.void:
-            served = choices[key] = self.monitor.served(served)
-        return served
-
-    def _explicit(self, plan: Plan, k: int) -> Served:
-        """A plan of the user's own, checked."""
-        choices, searcher, key = self.choices, self.opened.searcher, (plan, k)
-        served = choices.get(key)
-        if served is None:
-            run = searcher.given(plan, k)
-            served = choices[key] = self._served(run, searcher.estimate(run, k))
-        return served
-
-    def _served(self, plan: Plan, estimate: float) -> Served:
-        """Marked where rows are searched by the plan that its estimate says nothing of."""
-        return Served(plan, estimate, void=bool(_void_of(self.opened)) and not plan.is_flat)
+        batch = 1 if n_queries == 1 else batch_class(n_queries)
+        beside = None if asked.reading is None else asked.reading[1:]
+        key = (k, batch, asked.recall, asked.share, asked.latency_ms, asked.budget, asked.plan, beside)
+        try:
+            return self.choices[key]
+        except KeyError:
+            if asked.plan is None:
+                asked.began = 0.0  # planning on first use does not count
+                choice = self.choose(asked, k, n_queries)
+                plan, estimate = choice.plan, choice.certificate.mean_recall
+            else:
+                plan = self.opened.searcher.given(asked.plan, k)
+                estimate = self.opened.searcher.estimate(plan, k)
+            # Marked where rows are searched by the plan that its estimate says nothing of.
+            served = Served(plan, estimate, void=bool(_void_of(self.opened)) and not plan.is_flat)
+            self.choices[key] = served
+            return served
 
     def hits(
         self,
@@ -239,27 +215,23 @@ class State:
 
         scores, positions: [n, k]. each: how each query was answered, where they differ.
         """
-        documents, answered = self.opened.documents, each or [served] * len(scores)
+        documents, wanted, answered = self.opened.documents, positions[positions >= 0], each or [served] * len(scores)
+        rows = zip(positions.tolist(), scores.tolist(), strict=True)
+        kept = [[score for at, score in zip(*row, strict=True) if at >= 0] for row in rows]
         if documents is None:
-            ids = self.opened.searcher.ids.at(positions).tolist()
-            found = zip(ids, scores.tolist(), positions.tolist(), answered, strict=True)
-            return [Hits([Hit(*hit) for *hit, at in zip(*row, strict=True) if at >= 0], how) for *row, how in found]
-        result = []
-        for row_scores, row, how in zip(scores, positions, answered, strict=True):
-            hits = [
-                Hit(document.id, score, document.title, document.text, dict(document.metadata))
-                for document, score in zip(documents.get(row[row >= 0]), row_scores.tolist(), strict=False)
-            ]
-            result.append(Hits(hits, how))
-        return result
-
-
-def lexical_of(opened: Opened) -> Lexical | None:
-    """BM25 over the documents of every segment that were not deleted; None where there are bare vectors."""
-    stores = [(segment.first, segment.documents) for segment in opened.segments if segment.documents is not None]
-    if not stores:
-        return None
-    return Lexical(stores, [live_positions(segment, opened.live) for segment in opened.segments])
+            ids = iter(self.opened.searcher.ids.at(wanted).tolist())
+            return [Hits(map(Hit, islice(ids, len(one)), one), how) for one, how in zip(kept, answered, strict=True)]
+        found = iter(documents.get(wanted))
+        return [
+            Hits(
+                [
+                    Hit(doc.id, score, doc.title, doc.text, dict(doc.metadata))
+                    for doc, score in zip(islice(found, len(one)), one, strict=True)
+                ],
+                how,
+            )
+            for one, how in zip(kept, answered, strict=True)
+        ]
 
 
 def _rows_of(opened: Opened) -> LiveRows:
@@ -269,9 +241,7 @@ def _rows_of(opened: Opened) -> LiveRows:
 
 
 def _of_latency(key: tuple[object, ...]) -> bool:
-    """Whether a choice was made for a latency: keys are those of `State.serving`, or a plan and k."""
-    if len(key) == 2:
-        return False
+    """Whether a choice was made for a latency: keys are those of `State.serving`."""
     latency, budget = key[4:6]
     return latency is not None or (isinstance(budget, Budget) and budget.latency_ms is not None)
 
@@ -282,7 +252,6 @@ def _void_of(opened: Opened) -> str:
     return "" if calibration is None else calibration.void
 
 
-Float32 = npt.NDArray[np.float32]
 HIGHEST_COSINE = np.float32(1.0)
 
 Answered: TypeAlias = tuple[Float32, npt.NDArray[np.int64], Served, list[Served] | None]
@@ -308,35 +277,38 @@ def answer_fused(
 
 def answer(state: State, vectors: npt.NDArray[Any], asked: Request, audit: float | bool | None) -> Answered:
     """The best k of the user's vectors [n, d]. Raises InputError, and BudgetError as `Searcher.choose` does."""
-    searcher, monitor = state.opened.searcher, state.monitor
-    if not searcher.rows:
-        return _nothing(len(searcher.prepare(vectors)), check_k(asked.k, LARGEST_K))
-    k = check_k(asked.k, searcher.rows)
-    if vectors.ndim == 2 and not len(vectors):
-        return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64), Served(FLAT, 1.0), None
-    prepared = searcher.prepare(vectors)
+    searcher, monitor, k = state.opened.searcher, state.monitor, asked.k
+    if type(k) is not int or not 1 <= k <= searcher.rows:
+        k = check_k(k, searcher.rows or LARGEST_K)
+    prepared = searcher.prepare(vectors) if vectors.shape[:1] != (0,) else np.empty((0, searcher.dim), np.float32)
+    if not len(prepared) or not searcher.rows:  # what a filter that allows nothing would find
+        none = np.full((len(prepared), k), -np.inf, np.float32)
+        return none, np.full(none.shape, -1, np.int64), Served(FLAT, 1.0), None
     if asked.filtered:
         found, served, each = _filtered(state, prepared, asked, k, audit)
+    elif asked.deadline is not None:
+        found, served, each = _stopped(state, prepared, asked, k)
     else:
-        found, served, each = _found(state, prepared, asked, k)
-        if served.complete:  # scores of a search that was stopped are of prefixes: they say nothing of drift or recall
-            monitor.see(found.scores, served.plan)
-            if audit is not None or monitor.audits:
-                monitor.check(prepared, found.scores, lambda: asked.name, audit)
-    if monitor.void:
-        served, each = monitor.served(served), each and [monitor.served(one) for one in each]
+        served, each = state.serving(asked, k, len(prepared)), None
+        found = searcher.found(prepared, served.plan, k)
     scores, positions = found.scores, found.rows
+    # Scores of a search that was stopped are of prefixes: they say nothing of drift or recall.
+    if not asked.filtered and (each is None or served.complete):
+        if monitor.drift is not None and monitor.drift.see(scores, served.plan):
+            monitor.drifted()
+        if audit is not None or monitor.running.share:
+            monitor.check(prepared, scores, lambda: asked.name, audit)
+    if monitor.broken:
+        served, each = monitor.served(served), each and [monitor.served(one) for one in each]
     if len(scores) != 1 or not (scores.item(0) <= 1.0 and scores.item(-1) >= -1.0):  # falling, and all within
         scores = _cosines(state, scores, positions)
     return scores, positions, served, each
 
 
-def _found(state: State, prepared: Float32, asked: Request, k: int) -> tuple[Found, Served, list[Served] | None]:
-    """What a budget's plan finds, or the user's own; up to a deadline. Planning on first use does not count."""
+def _stopped(state: State, prepared: Float32, asked: Request, k: int) -> tuple[Found, Served, list[Served] | None]:
+    """What is found up to a deadline. Planning on first use does not count."""
     searcher, deadline = state.opened.searcher, asked.deadline
-    if deadline is None:
-        served = state.serving(asked, k, len(prepared))
-        return searcher.found(prepared, served.plan, k), served, None
+    assert deadline is not None, "it is asked for"
     with deadline.paused():
         served = state.serving(asked, k, len(prepared))
         recalls = searcher.step_recalls(served.plan, k)
@@ -349,8 +321,8 @@ def _found(state: State, prepared: Float32, asked: Request, k: int) -> tuple[Fou
 def _filtered(
     state: State, prepared: Float32, asked: Request, k: int, audit: float | bool | None
 ) -> tuple[Found, Served, list[Served] | None]:
-    """As `_found`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
-    monitor, n_queries, searcher = state.monitor, len(prepared), state.opened.searcher
+    """As `_stopped`, over the allowed rows. Drift is not looked for: fewer rows give lower scores."""
+    monitor, n_queries = state.monitor, len(prepared)
     found, served, filtered = state.filters.search(
         prepared, asked, k, lambda wanted: state.beside_ms(asked, wanted, k, n_queries)
     )
@@ -360,10 +332,10 @@ def _filtered(
     if found.done is not None:  # what a plan finds under a filter after some of its steps was not measured
         each = served_each(found, served, [math.nan] * (served.stages - 1) + [served.estimated_recall])
         served = served_in_all(each, found, served)
-    if served.complete and reach and (audit is not None or monitor.audits):
+    if served.complete and reach and (audit is not None or monitor.running.share):
 
         def exact(queries: Float32, count: int) -> tuple[Float32, npt.NDArray[np.int64]]:
-            true = filtered.found(searcher, queries, FLAT, count)
+            true = filtered.searcher.found(queries, FLAT, count)
             return true.scores, true.rows
 
         monitor.check(prepared, scores[:, :reach], lambda: asked.name, audit, exact)
@@ -384,12 +356,6 @@ def _cosines(state: State, scores: Float32, positions: npt.NDArray[np.int64]) ->
     if (scores[:, -1] < -HIGHEST_COSINE).any():  # the least of each row; -inf where nothing was found
         scores[(scores < -HIGHEST_COSINE) & (positions >= 0)] = -HIGHEST_COSINE
     return scores
-
-
-def _nothing(n_queries: int, k: int) -> Answered:
-    """What an index whose rows were all deleted has, as a filter that allows nothing would."""
-    scores, positions = np.full((n_queries, k), -np.inf, np.float32), np.full((n_queries, k), -1, np.int64)
-    return scores, positions, Served(FLAT, 1.0), None
 
 
 def _no_dense(state: State, asked: Request, n_queries: int, allowed: npt.NDArray[np.bool_] | None) -> Answered:

@@ -11,9 +11,8 @@ import torch
 
 from benchmarks.devices.rates import wall_seconds
 from funnel.adaptors import Identity
-from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.device import to_device, to_host
-from funnel.engine.space import Space
+from funnel.engine.cascade import Cascade, Float32, Int64, Space
+from funnel.engine.rerank import to_device, to_host
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, exact_search
 from indexes._devicerows import DeviceRows
@@ -142,7 +141,7 @@ def best_plans(
 def _reaching(cascade: Cascade, queries: Float32, true: Int64, asked: float) -> Iterator[Plan]:
     for effort in _some(cascade.coarse.efforts()):
         longest = min(SHORTLISTS[-1], cascade.coarse.largest_shortlist(effort))
-        _, rows = cascade.coarse_search(queries, longest, effort)
+        rows = cascade.begin(queries, Plan(effort, longest), slice(None)).rows
         sizes = [size for size in SHORTLISTS if size <= longest]
         size = next((size for size in sizes if recall(rows[:, :size], true) >= asked), None)
         if size is None:

@@ -10,8 +10,7 @@ import torch
 
 from benchmarks.devices.rates import Rates, device_seconds, wait
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.device import to_device
-from funnel.engine.rerank import carry_on, gathered
+from funnel.engine.rerank import carry_on, gathered, to_device
 from funnel.plan import Plan
 from indexes import CoarseIndex, TorchBinsIndex, _devicerows
 from indexes._devicerows import DeviceRows

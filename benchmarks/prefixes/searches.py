@@ -17,10 +17,9 @@ from benchmarks.peers.measure import freed_resident_bytes
 from benchmarks.turns import Truth, Way, measure
 from funnel.adaptors import make_adaptor
 from funnel.building.segment import write_prefixes
-from funnel.engine.cascade import Cascade
+from funnel.engine.cascade import Cascade, Space, unit_prefixes
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
-from funnel.engine.space import Space, unit_prefixes
 from funnel.engine.workers import workers
 from funnel.plan import Plan, Stage
 from funnel.storage.layout import VECTORS

@@ -39,14 +39,13 @@ from funnel.checks import checked_name, checked_number, checked_path, checked_se
 from funnel.data.corpus import Corpus
 from funnel.data.queries import QueriesSource
 from funnel.encoding.encoders import Encoder
+from funnel.engine.cascade import Space
 from funnel.engine.measuring import CORPUS_ROWS, Certifying, Given, Near, calibrate
 from funnel.engine.searcher import Searcher
-from funnel.engine.space import Space
 from funnel.errors import EncoderError, InputError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.planning.planner import Planner
-from funnel.planning.run import NEAR, given_scores, without_own
-from funnel.planning.storage_cost import EXACT_ENOUGH, StorageCost
+from funnel.planning.run import EXACT_ENOUGH, NEAR, StorageCost, given_scores, without_own
 from funnel.progress import Progress
 from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
 from indexes import CoarseIndexError, FamilyChoice, RunningTop, VectorStore, choose, family, release_freed

@@ -29,11 +29,11 @@ from funnel.building.segment import (
     write_live,
 )
 from funnel.building.tune import recorded
+from funnel.engine.cascade import Space
 from funnel.engine.generation import Opened, open_generation, same_generation
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import left
-from funnel.engine.space import Space
 from funnel.errors import InputError, StorageError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
 from funnel.storage import FORMAT_VERSION, IndexFolder, Settings, Transaction
@@ -172,7 +172,7 @@ def _calibration(opened: Opened, searcher: Searcher, seed: int, progress: bool) 
     def added(queries: Float32, k: int) -> Near:
         """Among rows that were added, as they were given: they may be rounded only now."""
         assert old.others is not None
-        scores, positions = old.others.nearest(old.cascade, queries, k)
+        scores, positions = old.others.nearest(queries, k)
         return scores, np.where(positions < 0, -1, places[positions])
 
     def asked(queries: Float32) -> Float32:

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
+from funnel.engine.cascade import Space, unit_prefixes
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse
 from funnel.engine.generation import Opened, make_cascade, rerank_widths
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment, check_finite, left
-from funnel.engine.space import Space, unit_prefixes
 from funnel.filtering.columns import write_columns
 from funnel.planning.run import without_own
 from funnel.progress import Progress

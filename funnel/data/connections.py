@@ -18,6 +18,7 @@ from funnel.errors import DamagedIndexError, FunnelError, NoSpaceError, StorageE
 from indexes.system import PLAIN_FILE, Descriptor, Living, at_fork, path_of
 
 __all__ = [
+    "UNREADABLE",
     "Bounded",
     "Connections",
     "heeding_ctrl_c",
@@ -48,6 +49,7 @@ STEPS_BETWEEN_CLOCKS = 1_000  # where there is something to be stopped for: some
 MOST_IN_USE = 16
 READ_BYTES = 1 << 20
 MALFORMED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # ERROR: of FTS5's own tables
+UNREADABLE = (sqlite3.Error, MemoryError, ValueError, RecursionError)  # the others of JSON, Unicode, and long numbers
 DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
@@ -129,8 +131,10 @@ def open_to_read(path: Path, size: int) -> Bounded:
     return connection
 
 
-def unreadable(path: Path, error: Exception) -> StorageError:
-    """The error for a file of the index that SQLite cannot read: damage, unless the machine is to blame."""
+def unreadable(path: Path, error: Exception) -> Exception:
+    """The error for a file of the index that SQLite cannot read: damage, unless the machine is to blame, or we said."""
+    if isinstance(error, FunnelError):
+        return error
     cause: Exception | None = error
     if not of_environment(error):  # SQLite calls a file malformed too where the disk cannot read it
         cause = _of_the_disk(path)
@@ -146,9 +150,7 @@ def reading_file(path: Path) -> Iterator[None]:
     """What SQLite says while a file of the index is read, as `unreadable` gives it."""
     try:
         yield
-    except FunnelError:
-        raise
-    except (sqlite3.Error, MemoryError, ValueError, RecursionError) as error:  # of JSON, Unicode, and long numbers
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 

@@ -21,7 +21,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel.data.connections import Bounded, Connections, held_open, reading_file, writing_file
+from funnel.data.connections import (
+    UNREADABLE,
+    Bounded,
+    Connections,
+    held_open,
+    reading_file,
+    unreadable,
+    writing_file,
+)
 from funnel.data.words import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.errors import DamagedIndexError, InputError, StorageError
 from funnel.identifiers import unicode_text
@@ -291,8 +299,10 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         if unique and not 0 <= unique[0] <= unique[-1] < self._count:
             outside = unique[0] if unique[0] < 0 else unique[-1]
             raise InputError(f"position {outside} is outside the store of {self._count} documents")
-        with reading_file(self.path):
+        try:
             found = _documents(self._selected("SELECT * FROM documents WHERE position IN ({})", unique))
+        except UNREADABLE as error:
+            raise unreadable(self.path, error) from error
         if len(found) != len(unique):
             raise DamagedIndexError(
                 f"{self.path} lacks {len(unique) - len(found)} of {len(unique)} documents asked for; "
@@ -327,7 +337,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
     def _selected(self, query: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
         """The rows of a query by values, which stand at its {}; some values at a time."""
         rows = []
-        with self._connection() as connection:
+        with self._open_connections().use() as connection:
             for start in range(0, len(values), POSITIONS_PER_QUERY):
                 part = values[start : start + POSITIONS_PER_QUERY]
                 rows += connection.execute(query.format(", ".join("?" * len(part))), part).fetchall()

@@ -18,12 +18,10 @@ import numpy.typing as npt
 
 from funnel.budget import DEFAULT_RECALL, Budget
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.exact import allowed_only
 from funnel.engine.generation import Opened
 from funnel.engine.rerank import scored
 from funnel.engine.searcher import Searcher
-from funnel.engine.segments import Others
-from funnel.engine.steps import Found, search
+from funnel.engine.steps import Found
 from funnel.engine.timing import times_ms
 from funnel.errors import BudgetError, InputError
 from funnel.filtering.columns import merged
@@ -36,11 +34,11 @@ from funnel.planning.costs import BATCH_SIZES, batch_class
 from funnel.planning.frontier import hits_needed
 from funnel.planning.remembered import Remembered
 from funnel.planning.run import TIE_TOLERANCE, Run
-from funnel.request import Deadline, Request
+from funnel.request import Request, paused
 from funnel.results import Served
 from indexes.system import free_in_children
 
-__all__ = ["FilterChoice", "FilterPlanner", "FilterSample", "Filtered", "Filters"]
+__all__ = ["FilterChoice", "FilterSample", "Filtered", "Filters"]
 
 # Queries drawn at random, on which the recall is judged: enough to see .95 to within .005 (standard error).
 AT_RANDOM = 448
@@ -68,7 +66,9 @@ class FilterSample:
     @classmethod
     def draw(cls, run: Run, allowed: Cascade, k: int, seed: int = 0) -> FilterSample:
         """Draw queries of a recorded run and find their true k among the allowed rows, their own row left out."""
-        near = _nearness(run, allowed)
+        assert allowed.live is not None, "a cascade over allowed rows"
+        nearest = np.asarray(run.candidates[:, :NEAREST])
+        near = (allowed.live[nearest] & (nearest >= 0)).mean(axis=1)  # how much of what is nearest to each is allowed
         shuffled = np.random.default_rng(seed).permutation(len(near))
         random, rest = shuffled[:AT_RANDOM], shuffled[AT_RANDOM:]
         rest = rest[np.argsort(near[rest], kind="stable")]
@@ -78,10 +78,8 @@ class FilterSample:
         groups = tuple(slice(a, b) for a, b in pairwise(edges) if b > a)
         queries = np.ascontiguousarray(run.queries[drawn])
         own = np.asarray(run.own_rows[drawn])
-        beside = int((own >= 0).any())
-        found, rows = allowed.flat(queries, min(k + beside, allowed.rows))
-        scores = np.where(rows == own[:, None], -np.inf, found) if beside else found
-        truth = -np.sort(-scores, axis=1)[:, :k]
+        found, rows = allowed.exact(queries, min(k + int((own >= 0).any()), allowed.rows))
+        truth = -np.sort(-np.where(rows == own[:, None], -np.inf, found), axis=1)[:, :k]
         return cls(queries, own, groups, np.ascontiguousarray(truth[:, -1]), k)
 
     def scored(self, cascade: Cascade, rows: Int64) -> Float32:
@@ -104,14 +102,6 @@ class FilterSample:
         if budget.share is None or budget.recall is None:
             return hits / self.k
         return (hits >= hits_needed(budget.recall, self.k)).astype(np.float64)
-
-
-def _nearness(run: Run, allowed: Cascade) -> npt.NDArray[np.float64]:
-    """The share of each query's nearest recorded neighbours that are allowed: float64 [q]."""
-    assert allowed.live is not None, "a cascade over allowed rows"
-    nearest = np.asarray(run.candidates[:, :NEAREST])
-    share: npt.NDArray[np.float64] = (allowed.live[nearest] & (nearest >= 0)).mean(axis=1)
-    return share
 
 
 # Recall may lie so far below the budget for queries of one kind, near to what is allowed or far from it, and so far the
@@ -156,108 +146,88 @@ class FilterChoice:
 class Filtered:
     """One filter as it is remembered: its rows, the plans found for them, and what exact search has cost so far.
 
-    cascade: the first segment's over its allowed rows, for which plans are made; others: the further segments' over
-    theirs, compared exactly.
+    whole: over all rows. searcher: over the allowed ones. Plans are made for those of the first segment; the others are
+    compared exactly.
     """
 
-    cascade: Cascade
-    others: Others | None = None
+    whole: Searcher
+    searcher: Searcher
     choices: Remembered[tuple[object, ...], FilterChoice] = field(default_factory=Remembered)
     samples: Remembered[int, FilterSample] = field(default_factory=lambda: Remembered(most=SAMPLES_KEPT))
     spent_ms: float = 0.0
     planning: Lock = field(default_factory=lambda: free_in_children(Lock()))
 
-    @classmethod
-    def of(cls, opened: Opened, masks: Sequence[npt.NDArray[np.bool_]]) -> Filtered:
-        """From bool [rows] for every segment, in stored order, rows that were deleted not set."""
-        searcher = opened.searcher
-        cascade = allowed_only(searcher.cascade, masks[0])
-        if searcher.others is None:
-            return cls(cascade)
-        by_segment = {segment.id: mask for segment, mask in zip(opened.segments, masks, strict=True)}
-        return cls(cascade, searcher.others.over(by_segment, np.concatenate(list(masks))))
+    @property
+    def cascade(self) -> Cascade:
+        """The first segment's."""
+        return self.searcher.cascade
 
-    @cached_property
+    @property
     def count(self) -> int:
         """How many rows are allowed."""
-        return self.cascade.rows + (0 if self.others is None else self.others.rows)
+        return self.searcher.rows
 
     @property
     def nbytes(self) -> int:
         """Bytes held: masks, row numbers, each coarse index's own form of them, and the samples."""
-        cascades = [self.cascade, *(() if self.others is None else (cascade for _, cascade in self.others.coarse))]
+        others = self.searcher.others
+        cascades = [self.cascade, *(() if others is None else (cascade for _, cascade in others.coarse))]
         rows: int = sum(cascade.store.n + cascade.store.n // 8 + 8 * cascade.rows for cascade in cascades)
         return rows + sum(sample.queries.nbytes for sample in list(self.samples.values()))
 
-    def found(
-        self, searcher: Searcher, prepared: Float32, plan: Plan, k: int, deadline: Deadline | None = None
-    ) -> Found:
-        """The best k allowed rows of each query, by input position; fewer columns where fewer are allowed."""
-        inside = min(k, self.cascade.rows)
-        if inside:
-            found = search(self.cascade, prepared, plan, inside, deadline)
-            found = replace(found, rows=searcher.positions(found.rows))
-        else:
-            found = Found(np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64))
-        if self.others is None:
-            return found
-        return self.others.joined(self.cascade, prepared, k, found, lambda cascade: Found(*cascade.flat(prepared, k)))
-
-
-class FilterPlanner:
-    """Plans under filters over one searcher."""
-
-    def __init__(self, searcher: Searcher) -> None:
-        self._searcher = searcher
-
-    def worthwhile(self, filtered: Filtered, n_queries: int) -> bool:
+    def worthwhile(self, n_queries: int) -> bool:
         """Whether planning is due: exact search will have taken as long as it by the end of this call.
 
         A filter that is used once is thus never planned for, and all calls together take at most about twice the
         least that was possible.
         """
-        if self._searcher.calibration is None:
+        if self.whole.calibration is None:
             return False
-        flat, share = self._searcher.planner.costs.flat, filtered.cascade.rows / self._searcher.rows
+        flat, share = self.whole.planner.costs.flat, self.cascade.rows / self.whole.rows
         batch = min(batch_class(n_queries), BATCH_SIZES[-1])
         this_call = flat[batch] * max(1.0, n_queries / batch) * share
-        sample = self._searcher.calibration.run().queries
+        sample = self.whole.calibration.run().queries
         planning = flat[BATCH_SIZES[-1]] / BATCH_SIZES[-1] * min(len(sample), MOST) * share * PLANNING_SEARCHES
-        return filtered.spent_ms + this_call >= planning
+        return self.spent_ms + this_call >= planning
 
-    def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
+    def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
+        """See `_chosen`; measured on first use, and remembered."""
+        key = (budget, k, batch_class(n_queries), beside_ms if budget.latency_ms is not None else 0.0)
+        choice = self.choices.get(key)
+        if choice is None:
+            with self.planning:
+                choice = self.choices[key] = self.choices.get(key) or self._chosen(*key)
+        return choice
+
+    def _chosen(self, budget: Budget, k: int, batch: int, beside_ms: float) -> FilterChoice:
         """The cheapest plan found that holds the recall over the allowed rows, within the latency.
 
-        k: at most as many as are allowed. beside_ms: what a call takes besides the search. Raises BudgetError.
+        Without a recall the plan with the highest within the latency. k: at most as many as are allowed. beside_ms:
+        what a call takes besides the search. Raises BudgetError.
         """
-        batch = batch_class(n_queries)
-        exact = self._exact(filtered, k, batch)
+        exact = FilterChoice(FLAT, 1.0, 1.0, 1.0, 0, *self._timed(FLAT, k, batch))
         room = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
         if budget.recall is None:
-            return self._within(filtered, exact, budget, k, batch, room)
-        plan = next(self._holding(filtered, exact, budget, k, batch), None)
-        choice = exact if plan is None or not self._quicker(filtered, plan, exact, k, batch) else plan
-        if choice.p95 > room and exact.p95 <= room:
-            choice = exact
+            tried = [] if exact.p95 <= room else list(self._tried(exact, budget, k, batch, room))
+            within = [choice for choice in (exact, *tried) if choice.p95 <= room]
+            choice = max(within, key=lambda one: one.estimate, default=min([exact, *tried], key=lambda one: one.p95))
+        else:
+            choice = next(self._tried(exact, budget, k, batch, math.inf), exact)
+            # By the fastest calls: other work on the machine only adds. Exact search was timed at another moment.
+            slower = choice.fastest >= min(exact.fastest, self._timed(FLAT, k, batch)[0])
+            choice = exact if slower or choice.p95 > room >= exact.p95 else choice
         if choice.p95 > room:
             raise BudgetError(
-                f"no plan meets {budget} over the {filtered.count:,} rows that the filter allows: the cheapest "
-                f"that holds the recall ({choice.plan}) takes {choice.p95:.3g} ms at the 95th percentile, "
-                f"{room:.3g} are left; allow more time, or ask for less recall"
+                f"no plan meets {budget} over the {self.count:,} rows that the filter allows: the "
+                f"{'fastest' if budget.recall is None else 'cheapest that holds the recall'} ({choice.plan}) takes "
+                f"{choice.p95:.3g} ms at the 95th percentile, {room:.3g} are left. Allow more time, or ask for less"
             )
         return choice
 
-    def _quicker(self, filtered: Filtered, plan: FilterChoice, exact: FilterChoice, k: int, batch: int) -> bool:
-        """Whether a plan takes less time than exact search, by the fastest calls: other work on the machine only adds.
-
-        Exact search is timed once more, as it was timed at another moment.
-        """
-        return plan.fastest < min(exact.fastest, self._timed(filtered, FLAT, k, batch)[0])
-
-    def certificate(self, filtered: Filtered, choice: FilterChoice, budget: Budget, k: int) -> Certificate:
+    def certificate(self, choice: FilterChoice, budget: Budget, k: int) -> Certificate:
         """What can be said of the recall under this filter; certified only where every allowed row is compared."""
-        calibration, rows = self._searcher.calibration, f"{filtered.count:,} allowed rows"
-        note, kept = f"exact: each of the {rows} is compared", self._searcher.flat_recall(k)
+        calibration, rows = self.whole.calibration, f"{self.count:,} allowed rows"
+        note, kept = f"exact: each of the {rows} is compared", self.whole.flat_recall(k)
         if choice.exact and kept < 1.0:
             note = f"each of the {rows} is compared as stored: of all rows that keeps {kept:.4f} of the true top {k}"
         elif not choice.exact:
@@ -281,72 +251,31 @@ class FilterPlanner:
             mean_recall=max(0.0, choice.estimate - (1.0 - kept)),
         )
 
-    def _exact(self, filtered: Filtered, k: int, batch: int) -> FilterChoice:
-        return FilterChoice(FLAT, 1.0, 1.0, 1.0, 0, *self._timed(filtered, FLAT, k, batch))
-
-    def _within(
-        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int, room: float
-    ) -> FilterChoice:
-        """The highest recall within the latency."""
-        if exact.p95 <= room:
-            return exact
-        best: FilterChoice | None = None
-        fastest = exact
-        for choice in self._tried(filtered, exact, budget, k, batch):
-            if choice.p95 > room:
-                fastest = min(fastest, choice, key=lambda one: one.p95)
-                break
-            best = choice if best is None or choice.estimate >= best.estimate else best
-        if best is None:
-            raise BudgetError(
-                f"no plan answers within {room:.3g} ms over the {filtered.count:,} rows that the filter allows: "
-                f"the fastest ({fastest.plan}) takes {fastest.p95:.3g} ms at the 95th percentile. Allow more time"
-            )
-        return best
-
-    def _holding(
-        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
-    ) -> Iterator[FilterChoice]:
-        """Plans that hold the recall on the sample, from the least effort up."""
-        for plan, groups, hits in self._measured(filtered, exact, budget, k, batch):
-            if _holds(groups, budget):
-                yield self._choice(filtered, plan, groups, hits, budget, k, batch)
-
-    def _tried(
-        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
-    ) -> Iterator[FilterChoice]:
-        """Every plan that is measured, whatever its recall."""
-        for plan, groups, hits in self._measured(filtered, exact, budget, k, batch):
-            yield self._choice(filtered, plan, groups, hits, budget, k, batch)
-
-    def _choice(
-        self,
-        filtered: Filtered,
-        plan: Plan,
-        groups: Groups,
-        hits: npt.NDArray[np.int64],
-        budget: Budget,
-        k: int,
-        batch: int,
-    ) -> FilterChoice:
-        at_random = groups[0]
-        bound = betting_lower_bound(at_random, budget.delta)
-        recall = float(hits[: len(at_random)].mean() / k)
-        times = self._timed(filtered, plan, k, batch)
-        return FilterChoice(plan, recall, float(at_random.mean()), bound, len(at_random), *times)
+    def _tried(self, exact: FilterChoice, budget: Budget, k: int, batch: int, room: float) -> Iterator[FilterChoice]:
+        """Plans from the least effort up that hold the recall on the sample, if one is asked for; up to the room."""
+        for plan, groups, hits in self._measured(exact, budget, k, batch):
+            if budget.recall is None or _holds(groups, budget):
+                recall, bound = float(hits[: len(groups[0])].mean() / k), betting_lower_bound(groups[0], budget.delta)
+                times = self._timed(plan, k, batch)
+                choice = FilterChoice(plan, recall, float(groups[0].mean()), bound, len(groups[0]), *times)
+                yield choice
+                if choice.p95 > room:
+                    return
 
     def _measured(
-        self, filtered: Filtered, exact: FilterChoice, budget: Budget, k: int, batch: int
+        self, exact: FilterChoice, budget: Budget, k: int, batch: int
     ) -> Iterator[tuple[Plan, Groups, npt.NDArray[np.int64]]]:
         """Plans at rising effort with what each group of the sample gets.
 
         They end where the coarse search costs as much as exact search over the allowed rows.
         """
-        base = self._base(budget, k, batch)
-        if base is None:
+        base, calibration = self._base(budget, k, batch), self.whole.calibration
+        if base is None or calibration is None:
             return
-        sample = self._sample(filtered, k)
-        cascade, least = filtered.cascade, float(base.effort)
+        sample = self.samples.get(k)
+        if sample is None:
+            sample = self.samples[k] = FilterSample.draw(calibration.run(), self.cascade, k)
+        cascade, least = self.cascade, float(base.effort)
         for effort in cascade.coarse.efforts():
             if effort < least:
                 continue
@@ -362,44 +291,28 @@ class FilterPlanner:
                 values = sample.values(hits, budget)
                 groups = tuple(values[group] for group in sample.groups)
                 mean = float(groups[0].mean())
-                yield self._searcher.as_run(Plan(effort, length)), groups, hits
+                yield self.whole.as_run(Plan(effort, length)), groups, hits
             least = effort * (LEAP if mean < (budget.target or DEFAULT_RECALL) - FAR_OFF else EFFORT_STEP)
 
     def _coarse_ms(self, effort: int, batch: int) -> float:
         """What the coarse search takes at an effort without a filter; beyond those that were timed, in proportion."""
-        timed = self._searcher.planner.costs.coarse[min(batch, BATCH_SIZES[-1])]
+        timed = self.whole.planner.costs.coarse[min(batch, BATCH_SIZES[-1])]
         known = max((one for one in timed if one <= effort), default=min(timed))
         return timed[known] * max(1.0, effort / max(1, known)) * max(1.0, batch / BATCH_SIZES[-1])
 
-    def _sample(self, filtered: Filtered, k: int) -> FilterSample:
-        sample = filtered.samples.get(k)
-        if sample is None:
-            calibration = self._searcher.calibration
-            assert calibration is not None
-            sample = filtered.samples[k] = FilterSample.draw(calibration.run(), filtered.cascade, k)
-        return sample
-
     def _base(self, budget: Budget, k: int, batch: int) -> Plan | None:
         """The plan that serves the recall without a filter; None where exact search does, or must."""
-        calibration = self._searcher.calibration
+        calibration = self.whole.calibration
         if calibration is None or budget.exact or k > calibration.depth:
             return None
         wanted = replace(budget, latency_ms=None) if budget.recall is not None else Budget(DEFAULT_RECALL)
-        plan = self._searcher.choose(wanted, k, batch).plan
+        plan = self.whole.choose(wanted, k, batch).plan
         return None if plan.is_flat else plan
 
-    def _timed(self, filtered: Filtered, plan: Plan, k: int, batch: int) -> tuple[float, float, float]:
+    def _timed(self, plan: Plan, k: int, batch: int) -> tuple[float, float, float]:
         """The fastest, the median and the 95th percentile of calls under the filter, in milliseconds."""
-        queries = self._searcher.sample_queries()
         size = min(batch, BATCH_SIZES[-1])
-        repeated = np.resize(queries, (max(size, len(queries)), queries.shape[1]))
-        count = len(repeated) // size
-
-        def call(number: int) -> None:
-            start = number % count * size
-            filtered.found(self._searcher, np.ascontiguousarray(repeated[start : start + size]), plan, k)
-
-        times = np.array(times_ms(call, SECONDS_PER_TIMING)) * max(1.0, batch / size)
+        times = np.array(times_ms(self.searcher.calls(plan, k, size), SECONDS_PER_TIMING)) * max(1.0, batch / size)
         return float(times.min()), float(np.median(times)), float(np.percentile(times, 95))
 
 
@@ -417,15 +330,6 @@ def _holds(groups: Groups, budget: Budget) -> bool:
 
 # Filters that are remembered, and the bytes that they hold together: those not used for longest go first.
 FILTERS_KEPT, BYTES_KEPT = 64, 64_000_000
-
-
-def read_filter(
-    where: str | None, allowed_ids: Any
-) -> tuple[tuple[str | None, str], Condition | None, GivenIds | None]:
-    """A short name to remember a filter by, and its two parts. Raises InputError for what cannot be read."""
-    condition = None if where is None else parse(where)
-    given = None if allowed_ids is None else GivenIds.read(allowed_ids)
-    return (where, "" if given is None else given.digest), condition, given
 
 
 def segment_masks(
@@ -459,69 +363,49 @@ class Filters:
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
         self._searcher = opened.searcher
-        self._planner = FilterPlanner(opened.searcher)
         self._known: OrderedDict[tuple[str | None, str], Filtered] = OrderedDict()
         self._lock = free_in_children(Lock())
 
     def filtered(self, where: str | None, allowed_ids: Any) -> Filtered:
         """The filter, worked out on first use. Raises InputError."""
-        plain = (
-            (where, "") if allowed_ids is None and isinstance(where, str) else None
-        )  # so that a text in use is not parsed again
-        name, condition, given = (plain, None, None) if plain in self._known else read_filter(where, allowed_ids)
-        assert name is not None
+        given = None if allowed_ids is None else GivenIds.read(allowed_ids)
+        name = (where, "" if given is None else given.digest)
         with self._lock:
-            known = self._known.get(name)
+            known = self._known.get(name) if where is None or isinstance(where, str) else None
             if known is not None:
                 self._known.move_to_end(name)
                 return known
-        if condition is None and given is None:  # forgotten in another thread meanwhile
-            _, condition, given = read_filter(where, allowed_ids)
-        masks = self._live(segment_masks(self._rows, where, condition, given))
-        made = Filtered.of(self._opened, masks)
+        live = self._opened.live
+        masks = segment_masks(self._rows, where, None if where is None else parse(where), given)
+        by_segment = {
+            segment.id: mask if live is None else mask & live[segment.first : segment.stop]
+            for segment, mask in zip(self._opened.segments, masks, strict=True)
+        }
+        made = Filtered(self._searcher, self._searcher.among(by_segment, np.concatenate(list(by_segment.values()))))
         with self._lock:
             made = self._known.setdefault(name, made)
             total = sum(one.nbytes for one in self._known.values())
             while len(self._known) > 1 and (len(self._known) > FILTERS_KEPT or total > BYTES_KEPT):
-                _, dropped = self._known.popitem(last=False)
-                total -= dropped.nbytes
+                total -= self._known.popitem(last=False)[1].nbytes
         return made
 
     @cached_property
     def _rows(self) -> tuple[SegmentRows, ...]:
-        return self._opened.rows_by_id
-
-    def _live(self, masks: list[npt.NDArray[np.bool_]]) -> list[npt.NDArray[np.bool_]]:
-        """Masks of the segments without the rows that were deleted."""
-        live = self._opened.live
-        if live is None:
-            return masks
-        return [mask & live[at.first : at.stop] for at, mask in zip(self._opened.segments, masks, strict=True)]
+        """Each segment's stored rows by what filters ask for."""
+        return tuple(
+            SegmentRows(one.ids, np.arange(one.rows) if one.order is None else one.order, one.documents, one.columns)
+            for one in self._opened.segments
+        )
 
     def by_position(self, where: str | None, allowed_ids: Any) -> npt.NDArray[np.bool_]:
         """The allowed rows as bool [all rows] by input position. Raises InputError."""
-        filtered, segments = self.filtered(where, allowed_ids), self._opened.segments
-        allowed = filtered.cascade.live if filtered.others is None else filtered.others.live
+        searcher, segments = self.filtered(where, allowed_ids).searcher, self._opened.segments
+        allowed = searcher.cascade.live if searcher.others is None else searcher.others.live
         assert allowed is not None, "cascades over allowed rows"
         mask = np.zeros(segments[-1].stop, dtype=np.bool_)
         for segment in segments:
             mask[segment.positions(np.flatnonzero(allowed[segment.first : segment.stop]))] = True
         return mask
-
-    def choose(self, filtered: Filtered, budget: Budget, k: int, n_queries: int, beside_ms: float) -> FilterChoice:
-        """The plan for a budget under a filter, measured on first use and remembered; k: at most what is allowed."""
-        key = (budget, k, batch_class(n_queries), beside_ms if budget.latency_ms is not None else 0.0)
-        choice = filtered.choices.get(key)
-        if choice is None:
-            with filtered.planning:
-                choice = filtered.choices.get(key) or self._planner.choose(filtered, *key)
-                filtered.choices[key] = choice
-        return choice
-
-    @property
-    def planner(self) -> FilterPlanner:
-        """What chooses plans under filters."""
-        return self._planner
 
     def search(
         self, prepared: Float32, asked: Request, k: int, beside_ms: Callable[[Budget], float]
@@ -532,13 +416,10 @@ class Filters:
         for the budget.
         """
         filtered = self.filtered(asked.where, asked.allowed_ids)
-        inside = min(k, filtered.cascade.rows)
-        if inside:
-            served = self._served(filtered, asked, inside, len(prepared), beside_ms)
-        else:
-            served = Served(FLAT, self._searcher.flat_recall(k), allowed_rows=filtered.count)
+        with paused(asked.deadline):
+            served = self._served(filtered, asked, min(k, filtered.cascade.rows), len(prepared), beside_ms)
         started = time.perf_counter()
-        found = filtered.found(self._searcher, prepared, served.plan, k, asked.deadline)
+        found = filtered.searcher.found(prepared, served.plan, k, asked.deadline)
         if asked.deadline is None and served.plan.is_flat:
             filtered.spent_ms += (time.perf_counter() - started) * 1e3
         return found, served, filtered
@@ -547,19 +428,16 @@ class Filters:
         self, filtered: Filtered, asked: Request, k: int, n_queries: int, beside_ms: Callable[[Budget], float]
     ) -> Served:
         """How a call is answered: exactly, until planning for the filter pays."""
-        count = filtered.count
-        if asked.plan is not None:
+        exact = Served(FLAT, self._searcher.flat_recall(max(1, k)), allowed_rows=filtered.count)
+        if k and asked.plan is not None:
             plan = self._searcher.given(asked.plan, k)
-            return Served(plan, self._searcher.flat_recall(k) if plan.is_flat else math.nan, allowed_rows=count)
-        budget = asked.wanted
-        due = budget.latency_ms is not None or self._planner.worthwhile(filtered, n_queries)
-        busy = budget.latency_ms is None and filtered.planning.locked()  # another thread plans: it is not waited for
-        if budget.exact or busy or not (due or filtered.choices):
-            return Served(FLAT, self._searcher.flat_recall(k), allowed_rows=count)
-        if asked.deadline is None:
-            choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
-        else:
-            with asked.deadline.paused():
-                choice = self.choose(filtered, budget, k, n_queries, beside_ms(budget))
-        lost = 1.0 - self._searcher.flat_recall(k)  # the sample's truth is that of the rows as stored
-        return Served(choice.plan, max(0.0, choice.estimate - lost), allowed_rows=count)
+            return exact if plan.is_flat else replace(exact, plan=plan, estimated_recall=math.nan)
+        due = k and asked.plan is None and not asked.wanted.exact
+        if due and asked.wanted.latency_ms is None:  # another thread that plans is not waited for
+            idle = not filtered.planning.locked()
+            due = idle and bool(filtered.choices or filtered.worthwhile(n_queries))
+        if not due:
+            return exact
+        choice = filtered.choose(asked.wanted, k, n_queries, beside_ms(asked.wanted))
+        lost = 1.0 - exact.estimated_recall  # the sample's truth is that of the rows as stored
+        return replace(exact, plan=choice.plan, estimated_recall=max(0.0, choice.estimate - lost))

@@ -1,10 +1,13 @@
-"""Runs a plan: coarse search over the shortest prefix, then stages at rising widths. The hot path."""
+"""Runs a plan: coarse search over the shortest prefix, then stages at rising widths. The hot path.
+
+And where vectors lie: as the user gives them, as rows are stored, and the adapted prefixes of those.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -12,15 +15,91 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from funnel.adaptors import OrthogonalAdaptor
-from funnel.engine.device import to_device, to_host
-from funnel.engine.rerank import Float32, Int64, best, carry_on, queries_together, reranked
-from funnel.engine.space import Space
+from funnel.adaptors import Adaptor, Identity, OrthogonalAdaptor
+from funnel.engine.rerank import (
+    Float32,
+    Int64,
+    best,
+    carry_on,
+    loops,
+    queries_together,
+    reranked,
+    to_device,
+    to_host,
+    writable,
+)
 from funnel.engine.workers import workers
 from funnel.plan import Plan, Stage
 from indexes import CoarseIndex, VectorStore, only_allowed
 
-__all__ = ["Candidates", "Cascade", "Float32", "Int64", "answers_alone", "padded", "some_missing"]
+__all__ = ["Candidates", "Cascade", "Float32", "Int64", "Space", "answers_alone", "padded", "unit_prefixes"]
+
+
+def unit_prefixes(prefixes: Float32) -> Float32:
+    """Rows [n, width], scaled to unit length; those of zeros stay zeros."""
+    norms = np.linalg.norm(prefixes, axis=1, keepdims=True)
+    scaled: Float32 = np.ascontiguousarray(prefixes / np.maximum(norms, np.finfo(np.float32).tiny))
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What an adaptor makes of an index's vectors.
+
+    own: whether rows are stored as the user gave them. So they are where the adaptor keeps every inner product at full
+    width: a query is then only projected to the prefix that is searched, which takes width / d of the time of adapting
+    it whole. Else rows are stored adapted, and so are queries. whole: whether rows are stored adapted, and the coarse
+    index is over all dims of those that were given: of formats up to 3. columns: of the projections in use, as rows
+    that loops read, and their numbers.
+    """
+
+    adaptor: Adaptor
+    own: bool
+    whole: bool = False
+    columns: dict[int, tuple[Float32, Int64]] = field(default_factory=dict, repr=False)
+
+    @property
+    def projects(self) -> bool:
+        """Whether adapted prefixes are others than those of the stored rows."""
+        return self.own and not isinstance(self.adaptor, Identity)
+
+    def stored(self, given: Float32) -> Float32:
+        """Unit rows float32 [n, d] of the user's as they are stored, and as queries meet them."""
+        return given if self.own else np.ascontiguousarray(self.adaptor.unit_transform(given))
+
+    def given(self, stored: Float32) -> Float32:
+        """Stored rows in the user's own space. Raises InputError where the adaptor cannot be inverted."""
+        return stored if self.own else self.adaptor.inverse(stored)
+
+    @property
+    def whole_rows(self) -> Callable[[Float32], Float32] | None:
+        """What stored rows go through on their way into the coarse index, where it is over those that were given."""
+        return self.given if self.whole else None
+
+    def adapted(self, stored: Float32) -> Float32:
+        """Stored rows adapted, at full width."""
+        return self.adaptor.unit_transform(stored) if self.own else stored
+
+    def prefixes(self, stored: Float32, width: int) -> Float32:
+        """The first `width` adapted dims of stored rows or queries [n, d]: float32 [n, width], C-contiguous.
+
+        At full width they are as stored: what keeps inner products changes nothing there.
+        """
+        if self.own and width < stored.shape[1]:
+            # One query on this thread, as torch wakes others for it: 200 us for 30.
+            compiled = loops() if len(stored) == 1 and isinstance(self.adaptor, OrthogonalAdaptor) else None
+            if compiled is None:
+                return self.adaptor.prefixes(stored, width)
+            columns = self.columns.get(width)
+            if columns is None:
+                matrix = self.adaptor.tensors()["matrix"][:, :width].T
+                columns = self.columns[width] = np.ascontiguousarray(matrix), np.arange(width)[None]
+            found = np.empty((1, width), dtype=np.float32)
+            compiled.dots(columns[0], writable(stored), columns[1], stored.shape[1], found)
+            return found
+        if self.whole:
+            return np.ascontiguousarray(self.given(stored)[:, :width])
+        return np.ascontiguousarray(stored[:, :width])
 
 
 def answers_alone(coarse: CoarseIndex, dim: int) -> bool:
@@ -38,6 +117,7 @@ FEWEST_QUERIES = 4
 ORDERED_BATCH = 64
 ORDERED_AT_A_TIME = 128
 SCANNED_AT_A_TIME = 16_384  # rows: 8 MB of scores for 128 queries
+ALL = slice(None)
 
 
 @dataclass(slots=True)
@@ -91,20 +171,17 @@ class Cascade:
         """How many rows there are that were not deleted."""
         return self.store.n if self.live is None else int(np.count_nonzero(self.live))
 
-    def flat(self, queries: Float32, k: int) -> tuple[Float32, Int64]:
-        """The exact best k: scores float32 [n, k] and stored rows int64 [n, k]."""
-        return self.exact(queries, k)
-
-    def run(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
+    def run(self, queries: Float32, plan: Plan, k: int, fill: bool = False) -> tuple[Float32, Int64]:
         """The best k of each query under the plan, by exact score, falling.
 
         queries: float32 [n, d], unit rows, C-contiguous. Returns scores float32 [n, k] and stored rows
-        int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end.
+        int64 [n, k]; where fewer than k were found, -inf and -1 stand at the end. fill: see `filled`.
         """
-        if plan.is_flat:
-            return self.flat(queries, k)
+        if not plan.shortlist:
+            return self.exact(queries, k)
         if len(queries) == 1:
-            return self._piece(queries, plan, k)
+            found = self._piece(queries, plan, k)
+            return self.filled(queries, *found) if fill and found[1].item(-1) < 0 else found
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
 
@@ -112,14 +189,27 @@ class Cascade:
             scores[places], rows[places] = self._piece(queries[places], plan, k)
 
         self.spread(queries, piece)
+        return self.filled(queries, scores, rows) if fill else (scores, rows)
+
+    def filled(self, queries: Float32, scores: Float32, rows: Int64) -> tuple[Float32, Int64]:
+        """Answers of a plan, where queries that lack some of the best k that there are are answered exactly.
+
+        Rows of a shortlist may have been deleted, and the lists that were searched may be short or empty. Rows stand
+        best first, so that -1 is always at the end.
+        """
+        count = min(rows.shape[1], self.rows)
+        short = np.flatnonzero(rows[:, count - 1] < 0) if count else ()
+        if len(short):
+            scores, rows = np.array(scores), np.array(rows)
+            scores[short, :count], rows[short, :count] = self.exact(np.ascontiguousarray(queries[short]), count)
         return scores, rows
 
     def shortlist(self, queries: Float32, shortlist: int, effort: int) -> Int64:
         """The coarse search alone: stored rows int64 [n, shortlist], best first, -1 where fewer were found."""
-        rows = np.empty((len(queries), shortlist), dtype=np.int64)
+        plan, rows = Plan(effort, shortlist), np.empty((len(queries), shortlist), dtype=np.int64)
 
         def piece(places: slice | Int64) -> None:
-            rows[places] = self.coarse_search(queries[places], shortlist, effort)[1]
+            rows[places] = self.begin(queries[places], plan, places).rows
 
         self.spread(queries, piece)
         return rows
@@ -152,19 +242,13 @@ class Cascade:
 
     def _near_order(self, queries: Float32) -> Int64 | None:
         """An order in which queries that look at the same rows follow each other."""
-        keys = np.zeros(len(queries), dtype=np.int64)
-        ordered = [True]
 
-        def piece(start: int) -> None:
-            part = self.space.prefixes(queries[start : start + ORDERED_AT_A_TIME], self.width)
-            found = self.coarse.near_keys(part)
-            if found is None:
-                ordered[0] = False
-            else:
-                keys[start : start + len(part)] = found
+        def keys(start: int) -> Int64 | None:
+            return self.coarse.near_keys(self.space.prefixes(queries[start : start + ORDERED_AT_A_TIME], self.width))
 
-        workers().run(piece, range(0, len(queries), ORDERED_AT_A_TIME))
-        return np.argsort(keys, kind="stable") if ordered[0] else None
+        found = workers().run(keys, range(0, len(queries), ORDERED_AT_A_TIME))
+        known = [one for one in found if one is not None]
+        return np.argsort(np.concatenate(known), kind="stable") if len(known) == len(found) else None
 
     def at(self, width: int) -> VectorStore:
         """What stages of this width read."""
@@ -177,29 +261,30 @@ class Cascade:
             return query @ adaptor.matrix[:, :width].to(query.device)
         return query[:, :width].contiguous()
 
-    def coarse_search(self, queries: Float32, shortlist: int, effort: int) -> tuple[Float32, Int64]:
-        """Scores float32 [n, shortlist] and stored rows int64 [n, shortlist] of a few queries, on this thread."""
-        found = self.coarse.search(self.space.prefixes(queries, self.width), shortlist, effort)
-        return found if self.live is None else only_allowed(*found, self.live)
-
     def _piece(self, queries: Float32, plan: Plan, k: int) -> tuple[Float32, Int64]:
         """Coarse search and every stage for a few queries, on this thread."""
-        if self.alone and not plan.width:  # what it finds falls by exact scores: its head is all that is needed
-            wanted = min(k, plan.shortlist) if self.live is None else plan.shortlist
-            return padded(*self.coarse_search(queries, wanted, plan.effort), k)
-        if self.on_device and not plan.width:
+        if self.on_device and not plan.width and not self.alone:
             return self.piece_on_device(queries, plan, k, self._live_on_device)
-        part = self.begin(queries, plan, slice(0, len(queries)))
-        for stage in plan.reranks:
-            self.narrow(part, stage, k)
-        return padded(part.scores, part.rows, k)
+        part = self.begin(queries, plan, ALL, k)
+        if not part.exact:
+            for stage in plan.stages:
+                self.narrow(part, stage, k)
+            self.narrow(part, None, k)
+        scores, rows = part.scores, part.rows
+        return (scores, rows) if rows.shape[1] == k else padded(scores, rows, k)
 
-    def begin(self, queries: Float32, plan: Plan, places: slice | Int64) -> Candidates:
-        """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch."""
+    def begin(self, queries: Float32, plan: Plan, places: slice | Int64, k: int = sys.maxsize) -> Candidates:
+        """The coarse search of a few queries float32 [n, d], on this thread; places: theirs in their batch.
+
+        k: so many are enough where they are found by exact scores, which fall, so that the head is all that is needed.
+        """
         if plan.width:
             return Candidates(places, queries, *self.scan(queries, plan.width, plan.shortlist), plan.width)
-        scores, rows = self.coarse_search(queries, plan.shortlist, plan.effort)
-        return Candidates(places, queries, scores, rows, exact=self.alone)
+        wanted = min(k, plan.shortlist) if self.alone and self.live is None else plan.shortlist
+        found = self.coarse.search(self.space.prefixes(queries, self.width), wanted, plan.effort)
+        if self.live is not None:
+            found = only_allowed(*found, self.live)
+        return Candidates(places, queries, *found, exact=self.alone)
 
     def scan(self, queries: Float32, width: int, keep: int) -> tuple[Float32, Int64]:
         """The best of all rows by cosine on a stored prefix, for a few queries, on this thread: [n, at most keep]."""
@@ -225,11 +310,12 @@ class Cascade:
 
     def narrow(self, part: Candidates, stage: Stage | None, k: int) -> None:
         """One step: score what is left at the stage's width and keep its best; None: at full width, and k of them."""
-        width, keep = (self.store.dim, k) if stage is None else (stage.width, stage.keep)
-        if not part.exact:
-            queries = part.queries if stage is None else self._met(part.queries, width)
-            weights = None if stage is None else self.inverse_norms[width]
-            part.scores, part.rows, _ = reranked(self.at(width), queries, part.rows, width, keep, weights)
+        if stage is None:
+            width, keep, store, queries, weights = self.store.dim, k, self.store, part.queries, None
+        else:
+            width, keep, store = stage.width, stage.keep, self.at(stage.width)
+            queries, weights = self._met(part.queries, width), self.inverse_norms[width]
+        part.scores, part.rows, _ = reranked(store, queries, part.rows, width, keep, weights)
         part.width, part.done = width, part.done + 1
 
     @cached_property
@@ -302,8 +388,3 @@ def padded(scores: Float32, rows: Int64, k: int) -> tuple[Float32, Int64]:
         return scores[:, :k], rows[:, :k]
     fill = ((0, 0), (0, lacking))
     return np.pad(scores, fill, constant_values=-np.inf), np.pad(rows, fill, constant_values=-1)
-
-
-def some_missing(rows: Int64) -> bool:
-    """Whether a row of rows [n, s] lacks candidates: they stand best first, so that -1 is always at the end."""
-    return rows.item(-1) < 0 if len(rows) == 1 else bool((rows[:, -1] < 0).any())

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from funnel.engine.cascade import answers_alone
-from funnel.engine.space import unit_prefixes
+from funnel.engine.cascade import answers_alone, unit_prefixes
 from funnel.errors import DamagedIndexError
 from funnel.progress import Progress
 from funnel.storage import Manifest

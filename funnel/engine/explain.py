@@ -10,14 +10,12 @@ import numpy as np
 from funnel.budget import DEFAULT_CONFIDENCE, Budget
 from funnel.checks import checked_whole
 from funnel.engine.allowed import FilterChoice, Filters
-from funnel.engine.exact import pruning_of
 from funnel.engine.searcher import Searcher
-from funnel.engine.steps import QUERIES, measure_steps
+from funnel.engine.steps import QUERIES, measure_steps, pruning_of
 from funnel.errors import InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import batch_class
-from funnel.planning.latencies import Held
+from funnel.planning.costs import Held, batch_class
 from funnel.planning.run import Run
 from funnel.results import Explanation, StageLine, stage_lines
 
@@ -34,7 +32,7 @@ def explain_budget(searcher: Searcher, wanted: Budget, k: int, batch: int, run: 
     """
     checked_batch(batch)
     choice, size = searcher.choose(wanted, k, batch), batch_class(batch)
-    held = None if wanted.latency_ms is None else searcher.held(choice.plan, k, size)
+    held = None if wanted.latency_ms is None else searcher.latencies.held(choice.plan, k, size)
     return _explained(searcher, str(wanted), k, size, choice.plan, run, choice.certificate, held)
 
 
@@ -56,7 +54,7 @@ def _explained(
     certificate: Certificate | None = None,
     held: Held | None = None,
 ) -> Explanation:
-    latency, cascade = searcher.measured(plan, k, size), searcher.cascade
+    latency, cascade = searcher.latencies.of(plan, k, size), searcher.cascade
     pruning = pruning_of(cascade, searcher.sample_queries(), k, size) if plan.is_flat else None
     exact = str(pruning or "every row at full width") if plan.is_flat else ""
     recorded = _recorded(searcher, k) if run else None
@@ -77,7 +75,7 @@ def _explained(
         estimate = measured[-1][1] if measured else searcher.estimate(plan, k)
         queries = 0 if recorded is None else min(QUERIES, len(recorded.queries))
         certificate = _by_hand(searcher, k, estimate, queries)
-    return Explanation.of(asked, k, size, plan, lines, (latency.p50, latency.p95), certificate, exact, held)
+    return Explanation(asked, k, size, plan, lines, latency.p50, latency.p95, certificate, exact, held)
 
 
 def _predicted(searcher: Searcher, plan: Plan, size: int, whole_ms: float) -> list[float]:
@@ -148,14 +146,14 @@ def explain_filtered(
     checked_batch(batch)
     k, inside = min(k, count), min(k, filtered.cascade.rows)
     if inside:
-        choice = filters.choose(filtered, wanted, inside, batch, 0.0)
+        choice = filtered.choose(wanted, inside, batch, 0.0)
     else:  # what lies in further segments is compared exactly
         choice = FilterChoice(FLAT, 1.0, 1.0, 1.0, 0, math.nan, math.nan, math.nan)
-    certificate = filters.planner.certificate(filtered, choice, wanted, k)
+    certificate = filtered.certificate(choice, wanted, k)
     exact = "" if not choice.plan.is_flat else f"each of the {count:,} allowed rows at full width"
     lines = _lines(searcher, choice, k, count)
-    times = (choice.p50, choice.p95)
-    return Explanation.of(str(wanted), k, batch_class(batch), choice.plan, lines, times, certificate, exact, None)
+    size, plan = batch_class(batch), choice.plan
+    return Explanation(str(wanted), k, size, plan, lines, choice.p50, choice.p95, certificate, exact)
 
 
 def _lines(searcher: Searcher, choice: FilterChoice, k: int, count: int) -> tuple[StageLine, ...]:

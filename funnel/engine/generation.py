@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,15 @@ from msgspec import structs
 
 from funnel.adaptors import Adaptor
 from funnel.data.documents import DocumentStore
-from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.cascade import Cascade, Float32, Int64, Space
 from funnel.engine.coarse import build_coarse, check_coarse
-from funnel.engine.exact import pruned_exact
 from funnel.engine.measuring import Certifying, Given, calibrate
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Documents, ExactRows, JoinedDocuments, Others, Segment, live_rows
-from funnel.engine.space import Space
+from funnel.engine.steps import pruned_exact
 from funnel.errors import DamagedIndexError, InputError, MissingPackageError
 from funnel.filtering.columns import FilterColumns
-from funnel.filtering.segment import SegmentRows
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
-from funnel.planning.run import LARGEST_K
 from funnel.planning.updated import Updated
 from funnel.storage import IndexFolder, Manifest, PartEntry, ReaderLock, Verification
 from funnel.storage.arrays import map_npy
@@ -63,15 +60,6 @@ class Opened:
     live: npt.NDArray[np.bool_] | None = None
     stored: Calibration | None = None
     lock: ReaderLock | None = None
-
-    @property
-    def rows_by_id(self) -> tuple[SegmentRows, ...]:
-        """Each segment's stored rows by what filters ask for."""
-        result = []
-        for segment in self.segments:
-            order = np.arange(segment.rows, dtype=np.int64) if segment.order is None else segment.order
-            result.append(SegmentRows(segment.ids, order, segment.documents, segment.columns))
-        return tuple(result)
 
 
 def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
@@ -144,16 +132,27 @@ def open_adapted(
     """
     if not space.projects or len(ladder) == 1:
         return None
+    return _matrix(segment / ADAPTED, (rows, ladder[-2]), device)
+
+
+def _matrix(path: Path, shape: tuple[int, int], *place: Any) -> VectorStore:
+    """The matrix at a path, of so many rows and dims. Raises DamagedIndexError."""
     try:
-        adapted = VectorStore.open(segment / ADAPTED, device)
+        store = VectorStore.open(path, *place)
     except CoarseIndexError as error:
         raise DamagedIndexError(f"{error}; build the index again") from error
-    if (adapted.n, adapted.dim) != (rows, ladder[-2]):
-        raise DamagedIndexError(
-            f"{adapted.path} holds {adapted.n} rows of {adapted.dim} dims, the manifest says {rows} of {ladder[-2]}; "
-            "build the index again"
-        )
-    return adapted
+    rows, dim = shape
+    _expect(
+        (store.n, store.dim) == shape,
+        f"{path} holds {store.n} rows of {store.dim} dims, the manifest says {rows} of {dim}",
+    )
+    return store
+
+
+def _expect(is_so: bool, fault: str) -> None:
+    """Raises DamagedIndexError with the fault, unless it is so."""
+    if not is_so:
+        raise DamagedIndexError(f"{fault}; build the index again")
 
 
 def open_generation(
@@ -181,13 +180,9 @@ def open_generation(
     known = {} if before is None else before.manifest.files
     unknown = {path: entry for path, entry in manifest.files.items() if known.get(path) != entry}
     verification = folder.verify(structs.replace(manifest, files=unknown), "lazy" if verify == "lazy" else "full")
-    if before is not None and (before.manifest.adaptor, before.manifest.settings.own) == (
-        manifest.adaptor,
-        manifest.settings.own,
-    ):
-        space = before.searcher.space
-    else:
-        space = _space(folder, manifest)
+    spaces = [(one.adaptor, one.settings.own) for one in (manifest, manifest if before is None else before.manifest)]
+    same_space = before is not None and spaces[0] == spaces[1]
+    space = before.searcher.space if before is not None and same_space else _space(folder, manifest)
     segments = _segments(folder, manifest, verification, space, (device, placement), before)
     live = live_rows(segments[-1].stop, _tombstones(folder, manifest, segments[-1].stop))
     first = segments[0]
@@ -242,16 +237,16 @@ def _segments(
         if segment is None:
             segment = _open_segment(folder, manifest, part, first, verification, space, place)
         result.append(segment if segment.first == first else replace(segment, first=first))
-    if not result or result[0].cascade is None:
-        raise DamagedIndexError(
-            f"generation {manifest.generation} of {folder.path} names no segment with a coarse index as its first"
-        )
     coarse = [segment.cascade is not None for segment in result]
-    if coarse != sorted(coarse, reverse=True) or len({segment.ids.text for segment in result}) > 1:
-        raise DamagedIndexError(
-            f"the segments of {folder.path} do not belong together: those with a coarse index come first, and ids are "
-            "all texts or all numbers; build the index again"
-        )
+    _expect(
+        any(coarse[:1]),
+        f"generation {manifest.generation} of {folder.path} names no segment with a coarse index as its first",
+    )
+    _expect(
+        coarse == sorted(coarse, reverse=True) and len({segment.ids.text for segment in result}) == 1,
+        f"the segments of {folder.path} do not belong together: those with a coarse index come first, and ids are all "
+        "texts or all numbers",
+    )
     return tuple(result)
 
 
@@ -265,15 +260,7 @@ def _open_segment(
     place: tuple[torch.device, str],
 ) -> Segment:
     path = folder.path / "segments" / part.id
-    try:
-        store = VectorStore.open(path / "vectors.npy", *place)
-    except CoarseIndexError as error:
-        raise DamagedIndexError(f"{error}; build the index again") from error
-    if store.dim != manifest.d or store.n != part.rows:
-        raise DamagedIndexError(
-            f"{store.path} holds {store.n} rows of {store.dim} dims, the manifest says {part.rows} of {manifest.d}; "
-            "build the index again"
-        )
+    store = _matrix(path / "vectors.npy", (part.rows, manifest.d), *place)
     _guard(store, verification, f"segments/{part.id}/vectors.npy")
     order = cascade = rebuilt = None
     norms = f"segments/{part.id}/norms.npy"
@@ -284,11 +271,10 @@ def _open_segment(
             verification.verifiers[norms].ensure(0, manifest.files[norms].size)
         _check_norms(path / "norms.npy", part.rows, manifest.ladder)
         order = np.asarray(map_npy(path / "order.npy", ("int64",), 1))
-        if len(order) != part.rows:
-            raise DamagedIndexError(
-                f"order.npy holds {len(order)} rows, the manifest says {part.rows}; build the index again"
-            )
-        _check_order(order, part.rows, part.id)
+        _expect(len(order) == part.rows, f"order.npy holds {len(order)} rows, the manifest says {part.rows}")
+        outside = part.rows > 0 and (order.min() < 0 or order.max() >= part.rows)
+        once = not outside and np.bincount(order, minlength=part.rows).max(initial=0) <= 1
+        _expect(once, f"order.npy of segment {part.id} is no permutation of 0 to {part.rows - 1}")
         coarse, rebuilt = _coarse(folder, manifest, part, verification, store, space)
         widths = rerank_widths(manifest.ladder, manifest.settings.coarse, manifest.coarse_width)
         keep = manifest.settings.memory_mb is None  # who states a memory gets no more than was chosen at build
@@ -309,9 +295,8 @@ def _documents(
 ) -> tuple[DocumentStore, FilterColumns]:
     """A segment's documents, and their columns: those in the documents, where there is no file of them to use."""
     path = manifest.documents(part)
-    if path is None:
-        raise DamagedIndexError(f"segments/{part.id} has no documents.sqlite; build the index again")
-    documents = DocumentStore.open(folder.path / path)
+    _expect(path is not None, f"segments/{part.id} has no documents.sqlite")
+    documents = DocumentStore.open(folder.path / str(path))
     if part.columns is None:
         return documents, FilterColumns(documents, None)
     columns = KINDS["columns"].path(part.columns, COLUMNS)
@@ -323,24 +308,9 @@ def _documents(
     return documents, FilterColumns(documents, folder.path / columns if why is None else None)
 
 
-def _check_order(order: npt.NDArray[np.int64], rows: int, segment: str) -> None:
-    outside = rows > 0 and (order.min() < 0 or order.max() >= rows)
-    if outside or np.bincount(order, minlength=rows).max(initial=0) > 1:
-        raise DamagedIndexError(
-            f"order.npy of segment {segment} is no permutation of 0 to {rows - 1}; build the index again"
-        )
-
-
-def _added(others: Others, queries: Float32) -> Float32:
-    """The best scores of queries among the rows that are searched exactly."""
-    assert others.exact is not None
-    return others.exact.search(queries, LARGEST_K, others.live)[0]
-
-
 def _require(manifest: Manifest, part: PartEntry, *names: str) -> None:
     for name in names:
-        if f"segments/{part.id}/{name}" not in manifest.files:
-            raise DamagedIndexError(f"segments/{part.id} has no {name}; build the index again")
+        _expect(f"segments/{part.id}/{name}" in manifest.files, f"segments/{part.id} has no {name}")
 
 
 def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt.NDArray[np.int64]]:
@@ -348,10 +318,10 @@ def _tombstones(folder: IndexFolder, manifest: Manifest, total: int) -> list[npt
     sets = []
     for part in manifest.tombstones:
         rows = np.array(map_npy(folder.path / "tombstones" / f"{part.id}.npy", ("int64",), 1))
-        if rows.shape != (part.rows,):
-            raise DamagedIndexError(f"tombstones/{part.id}.npy holds {len(rows)} rows, not {part.rows}")
-        if len(rows) and (rows.min() < 0 or rows.max() >= total):
-            raise DamagedIndexError(f"tombstones/{part.id}.npy names rows {rows.min()} to {rows.max()} of {total}")
+        _expect(rows.shape == (part.rows,), f"tombstones/{part.id}.npy holds {len(rows)} rows, not {part.rows}")
+        least, most = rows.min(initial=total), rows.max(initial=-1)
+        inside = not len(rows) or (least >= 0 and most < total)
+        _expect(inside, f"tombstones/{part.id}.npy names rows {least} to {most} of {total}")
         sets.append(rows)
     return sets
 
@@ -364,13 +334,10 @@ def _others(segments: tuple[Segment, ...], live: npt.NDArray[np.bool_] | None, b
     exact = [segment for segment in segments[1:] if segment.cascade is None]
     if not exact:
         return Others(coarse, None, live)
+    old = () if before is None else [segment.id for segment in before.segments if segment.cascade is None]
     held = None if before is None or before.searcher.others is None else before.searcher.others.exact
-    if held is not None and before is not None:
-        old = [segment for segment in before.segments[1:] if segment.cascade is None]
-        same = [segment.id for segment in old] == [segment.id for segment in exact[: len(old)]]
-        if same and held.first == exact[0].first:
-            return Others(coarse, held.extended(exact[len(old) :]), live)
-    return Others(coarse, ExactRows.of(exact), live)
+    same = held is not None and held.first == exact[0].first and [one.id for one in exact[: len(old)]] == old
+    return Others(coarse, ExactRows.of(exact, held.matrix if held is not None and same else None), live)
 
 
 def _stored(
@@ -403,10 +370,7 @@ def _turned(stored: Calibration, space: Space) -> Calibration:
 def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Searcher, first: Segment) -> None:
     """Check that it is of this index, and that every plan of it can be run there. Raises DamagedIndexError."""
     file = f"calibrations/{manifest.calibration}"
-    if stored.dim != manifest.d:
-        raise DamagedIndexError(
-            f"{file} is of {stored.dim} dims, the manifest says {manifest.d}; build the index again"
-        )
+    _expect(stored.dim == manifest.d, f"{file} is of {stored.dim} dims, the manifest says {manifest.d}")
     stored.rows = first.rows
     largest = max(searcher.cascade.coarse.efforts(), default=0)
     for frontier in stored.frontiers.values():
@@ -415,8 +379,7 @@ def _check_calibration(stored: Calibration, manifest: Manifest, searcher: Search
                 searcher.check(plan, frontier.k)
             except InputError as error:
                 raise DamagedIndexError(f"{file}: {error}; build the index again") from error
-            if plan.effort > largest:
-                raise DamagedIndexError(f"{file}: plan {plan}: the largest effort is {largest}; build the index again")
+            _expect(plan.effort <= largest, f"{file}: plan {plan}: the largest effort is {largest}")
 
 
 def updated(
@@ -439,7 +402,7 @@ def updated(
         made = replace(stored)
     said = [made.updates] if made.updates else []
     if others.exact_rows:
-        made.added = partial(_added, others)
+        made.added = others.exact_scores
         said.append(f"{others.exact_rows:,} rows added since are searched exactly, which can only raise recall")
     made.updates = "; ".join(said)
     made.latencies = []  # of calls that searched the first segment alone
@@ -526,15 +489,12 @@ def _check_agreement(segment: Segment, rows: int) -> None:
     if segment.cascade is not None:
         found["coarse.faiss"] = segment.cascade.coarse.ntotal
     for name, count in found.items():
-        if count != rows:
-            raise DamagedIndexError(f"{name} holds {count} rows, the manifest says {rows}; build the index again")
+        _expect(count == rows, f"{name} holds {count} rows, the manifest says {rows}")
 
 
 def _check_norms(path: Path, rows: int, ladder: tuple[int, ...]) -> None:
     norms = map_npy(path, ("float32",), 2)
-    if norms.shape != (rows, len(ladder)):
-        raise DamagedIndexError(
-            f"{path} holds {list(norms.shape)} norms, expected {[rows, len(ladder)]}; build the index again"
-        )
-    if norms.size and not (norms.min() >= 0.0 and norms.max() < np.inf):
-        raise DamagedIndexError(f"{path} holds norms that are negative or not finite; build the index again")
+    shape = (rows, len(ladder))
+    _expect(norms.shape == shape, f"{path} holds {list(norms.shape)} norms, expected {list(shape)}")
+    sound = not norms.size or (norms.min() >= 0.0 and norms.max() < np.inf)
+    _expect(sound, f"{path} holds norms that are negative or not finite")

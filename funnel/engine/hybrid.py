@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from threading import Lock
 from typing import Any
 
@@ -13,46 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.budget import LARGEST_K, check_k
+from funnel.checks import checked_number
 from funnel.data.documents import DocumentStore
 from funnel.data.words import Bm25
+from funnel.engine.cascade import Float32, Int64
 from funnel.engine.workers import workers
 from funnel.errors import InputError
 from funnel.plan import Plan
-from funnel.request import Deadline, plan_of
+from funnel.request import Deadline, paused, plan_of
 from funnel.results import Explanation, Hits, Ranks
 from indexes.system import free_in_children
 
-__all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth", "read_weight"]
+__all__ = ["DEFAULT_WEIGHT", "Hybrid", "Lexical", "fuse", "list_depth"]
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 Ranking = tuple[Int64, Float32]
 """Positions, best first, and their scores."""
 
 RRF_K = 60  # the paper's own; rankings depend on it little
 DEFAULT_WEIGHT = 0.5  # even: no judgements were asked
 DEPTH = 100  # the deepest k that is certified from the record
-
-
-def read_weight(hybrid: float | bool, texts: Sequence[str] | None, lexical: Lexical | None) -> float:
-    """The weight of the lexical list. InputError where it is none, or there are no texts to search for or in."""
-    if hybrid is True:
-        hybrid = DEFAULT_WEIGHT
-    if isinstance(hybrid, bool) or not isinstance(hybrid, Real) or not 0.0 <= hybrid <= 1.0:
-        raise InputError(
-            f"hybrid is {hybrid!r}; expected the weight of the lexical list from 0 to 1, such as {DEFAULT_WEIGHT:g}"
-        )
-    if texts is None:
-        raise InputError(
-            f"hybrid={hybrid:g} searches for the words of a query, and vectors were given; give their words by text=, "
-            "or leave it out"
-        )
-    if lexical is None:
-        raise InputError(
-            f"hybrid={hybrid:g} needs documents to look for words in, and this index holds vectors alone; build it "
-            "from documents with texts, or leave hybrid out"
-        )
-    return float(hybrid)
 
 
 def list_depth(k: int, rows: int, plan: Plan | None = None) -> int:
@@ -87,12 +65,8 @@ class Lexical:
             return self._bm25
 
     def among(self, allowed: npt.NDArray[np.bool_]) -> Lexical:
-        """The same, over the documents that are allowed too: bool by position in the index."""
-        masks = []
-        for (first, store), own in zip(self.stores, self._allowed, strict=True):
-            mask = allowed[first : first + store.count()]
-            masks.append(mask if own is None else mask & own)
-        narrowed = Lexical(self.stores, masks)
+        """The same, over the documents that are allowed and not deleted: bool by position in the index."""
+        narrowed = Lexical(self.stores, [allowed[first : first + store.count()] for first, store in self.stores])
         narrowed._bm25 = self.open()
         return narrowed
 
@@ -104,13 +78,7 @@ class Lexical:
         """`rank` of every text, several at once."""
         if len(texts) == 1:
             return [self.rank(texts[0], depth, deadline)]
-        found: list[Ranking | None] = [None] * len(texts)
-
-        def one(number: int) -> None:
-            found[number] = self.rank(texts[number], depth, deadline)
-
-        workers().run(one, range(len(texts)))
-        return found
+        return workers().run(lambda text: self.rank(text, depth, deadline), texts)
 
 
 @dataclass(frozen=True)
@@ -133,16 +101,30 @@ class Hybrid:
         rows: int,
         plan: Plan | Explanation | str | None,
     ) -> Hybrid | None:
-        """As the user asked; None where it was not asked for, or there is no query. Raises as `read_weight` does."""
+        """As the user asked; None where it was not asked for, or there is no query.
+
+        Raises InputError for a weight that is none, and where there are no texts to search for or in.
+        """
         if hybrid is None and texts is not None and vectors is not None:
             hybrid = DEFAULT_WEIGHT  # words beside a vector are there to be looked for
         if hybrid is None or hybrid is False or (vectors is not None and not vectors.size):
             return None
         k = check_k(k, rows or LARGEST_K)  # nothing is found where every row was deleted
-        chosen = None if plan is None else plan_of(plan)
-        weight = read_weight(hybrid, texts, lexical)
-        assert lexical is not None
-        return cls(k, weight, list_depth(k, rows, chosen), lexical)
+        chosen, weight = None if plan is None else plan_of(plan), DEFAULT_WEIGHT if hybrid is True else hybrid
+        expected = f"the weight of the lexical list from 0 to 1, such as {DEFAULT_WEIGHT:g}"
+        if not 0.0 <= checked_number("hybrid", weight, expected) <= 1.0:
+            raise InputError(f"hybrid is {weight!r}; expected {expected}")
+        if texts is None:
+            raise InputError(
+                f"hybrid={weight:g} searches for the words of a query, and vectors were given; give their words by "
+                "text=, or leave it out"
+            )
+        if lexical is None:
+            raise InputError(
+                f"hybrid={weight:g} needs documents to look for words in, and this index holds vectors alone; build it "
+                "from documents with texts, or leave hybrid out"
+            )
+        return cls(k, float(weight), list_depth(k, rows, chosen), lexical)
 
     @property
     def words_alone(self) -> bool:
@@ -153,9 +135,8 @@ class Hybrid:
         """The lexical list of every text; opening the tables is done once, and does not count for a deadline."""
         if self.weight == 0.0:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * len(texts)
-        if deadline is not None:
-            with deadline.paused():
-                self.lexical.open()
+        with paused(deadline):
+            self.lexical.open()
         return self.lexical.rank_all(texts, self.depth, deadline)
 
     def fuse(

@@ -22,7 +22,7 @@ def dots(  # type: ignore[no-untyped-def]  # its arguments are pointers and numb
     ROWS: tl.constexpr,  # noqa: N803
     DIMS: tl.constexpr,  # noqa: N803
 ):
-    """One program for one query and `ROWS` of its candidates; see `funnel.engine.device`."""
+    """One program for one query and `ROWS` of its candidates; see `funnel.engine.rerank`."""
     query = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = place < size

@@ -21,8 +21,17 @@ from funnel.engine.rerank import scored
 from funnel.engine.timing import measure_costs
 from funnel.plan import Plan
 from funnel.planning.calibration import CACHED_KS, Calibration, depth_of
-from funnel.planning.run import LARGEST_K, MISSING, NEAR, TIE_TOLERANCE, Places, Run, given_scores, without_own
-from funnel.planning.storage_cost import StorageCost
+from funnel.planning.run import (
+    LARGEST_K,
+    MISSING,
+    NEAR,
+    TIE_TOLERANCE,
+    Places,
+    Run,
+    StorageCost,
+    given_scores,
+    without_own,
+)
 from funnel.progress import Progress
 from indexes import release_freed
 from indexes.system import claim
@@ -321,7 +330,7 @@ def _worth_running(cascade: Cascade, queries: Float32, own: Int64, near_rows: In
     started = time.perf_counter()
     truth = without_own(*cascade.truth(queries, min(depth + 1, cascade.rows)), own, depth)[0]
     flat_seconds = time.perf_counter() - started
-    single_seconds = _single_seconds(queries, lambda query: cascade.flat(query, depth))
+    single_seconds = _single_seconds(queries, lambda query: cascade.exact(query, depth))
 
     def ends(effort: int) -> bool:
         size = cascade.coarse.largest_shortlist(effort)

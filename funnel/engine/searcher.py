@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
-from typing import Concatenate, ParamSpec, TypeGuard, TypeVar
+from functools import cached_property, partial
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +16,23 @@ import torch
 from funnel.adaptors import Adaptor
 from funnel.budget import Budget
 from funnel.checks import checked_name
-from funnel.engine.cascade import Cascade, Float32, Int64, some_missing
+from funnel.engine.cascade import Cascade, Float32, Int64, Space
 from funnel.engine.segments import Others
-from funnel.engine.space import Space
-from funnel.engine.steps import Found, search
+from funnel.engine.steps import Found, allowed_only, search
 from funnel.engine.timing import fingerprint, held_ms, measure_costs, times_ms
 from funnel.engine.workers import workers
 from funnel.errors import BudgetError, InputError
 from funnel.plan import FLAT, Plan
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration, step_recalls
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import Costs, batch_class
-from funnel.planning.latencies import Held, Latencies, Latency
+from funnel.planning.costs import Held, Latencies, Latency, batch_class
 from funnel.planning.planner import Choice, Planner
 from funnel.planning.remembered import Remembered
 from funnel.request import Deadline
-from funnel.rows import unit_rows
+from funnel.rows import SAFE_SQUARED_LENGTH, unit_rows
 from funnel.storage.ids import Ids, JoinedIds
 
 __all__ = ["Searcher"]
-
-Measured = TypeVar("Measured")
-Asked = ParamSpec("Asked")
 
 SAMPLE_ROWS = 64  # rows that stand for queries where nothing was calibrated
 ADAPTED_AT_A_TIME, FEWEST_ADAPTED = 64, 4  # queries adapted together on one worker
@@ -51,8 +46,10 @@ class Searcher:
 
     cascade: of the first segment, over its live rows. order: its stored row -> input position. widths: of reranks, the
     last is d. calibration: None while one is being made. others: the segments beside the first; None where there are
-    none, and then ids are those of the first.
+    none, and then ids are those of the first. filtered: whether all are over the rows alone that a filter allows.
     """
+
+    filtered: bool = False
 
     def __init__(
         self,
@@ -72,9 +69,10 @@ class Searcher:
         self.order: npt.NDArray[np.int64] = np.asarray(
             order
         )  # a view without the subclass of a map, whose indexing is slow
-        self._planner: Planner | None = None
-        latency, hold = _without_cycle(self, Searcher.latency), _without_cycle(self, Searcher.hold)
-        self._flat = Latencies(latency, hold, [])  # of flat search, where there is no calibration to plan by
+        # What they measure by: were they to hold the searcher that holds them, the coarse index would outlive its use.
+        itself: Searcher = weakref.proxy(self)
+        self._measures = partial(Searcher.latency, itself), partial(Searcher.hold, itself)
+        self._flat = Latencies(*self._measures, [])  # of flat search, where there is no calibration to plan by
         self._step_recalls: Remembered[tuple[Plan, int, bool], tuple[float, ...]] = Remembered()
 
     @property
@@ -112,21 +110,26 @@ class Searcher:
                 f"queries have shape {list(queries.shape)}; expected [n_queries, {self.dim}], "
                 f"as the index holds vectors of {self.dim} dims"
             )
-        as_they_are = self.space.own
-        if as_they_are and _are_unit_rows(queries):
+        own = self.space.own
+        if len(queries) == 1 and queries.dtype == np.float32:  # the general way takes several times as long
+            row = np.ascontiguousarray(queries, dtype=np.float32)
+            squared = float(np.vdot(row, row))
+            if not abs(squared - 1.0) <= ROUNDING:  # NaN is not
+                within = SAFE_SQUARED_LENGTH[0] < squared < SAFE_SQUARED_LENGTH[1]
+                row = row * np.float32(1.0 / math.sqrt(squared)) if within else unit_rows(row, 0, "queries")
+            return row if own else self.space.stored(row)
+        if own and _are_unit_rows(queries):
             return queries
-        few = len(queries) < 2 * ADAPTED_AT_A_TIME
-        if len(queries) == 1 or (few and as_they_are):
+        if len(queries) < 2 * ADAPTED_AT_A_TIME:  # so that every bad row of a few is named
             return self.space.stored(unit_rows(queries, 0, "queries"))
-        checked = unit_rows(queries, 0, "queries") if few else queries  # so that every bad row of a few is named
         adapted = np.empty(queries.shape, dtype=np.float32)
         size = min(ADAPTED_AT_A_TIME, max(FEWEST_ADAPTED, -(-len(queries) // workers().count)))
 
         def piece(start: int) -> None:
-            part, out = checked[start : start + size], adapted[start : start + size]
-            rows = np.asarray(part, dtype=np.float32) if few else unit_rows(part, start, "queries", out)
-            if not as_they_are:
-                out[...] = self.space.stored(rows)
+            part = slice(start, start + size)
+            rows = unit_rows(queries[part], start, "queries", adapted[part])
+            if not own:
+                adapted[part] = self.space.stored(rows)
 
         workers().run(piece, range(0, len(queries), size))
         return adapted
@@ -136,46 +139,61 @@ class Searcher:
 
         prepared: float32 [n, d], as `prepare` gives it.
         """
-        flat_ms = 0.0 if deadline is None else self.flat_ms(plan, k, len(prepared))
-        found = search(self.cascade, prepared, plan, k, deadline, flat_ms)
+        inside = min(k, self.cascade.rows)
+        if not inside:
+            found = Found.none(len(prepared))
+        elif deadline is None:
+            found = Found(*self.cascade.run(prepared, plan, inside, fill=True))
+        else:
+            flat_ms = 0.0 if self.filtered else self.flat_ms(plan, k, len(prepared))
+            found = search(self.cascade, prepared, plan, inside, deadline, flat_ms)
         found = Found(found.scores, self.positions(found.rows), found.done, found.seen)
         if self.others is None:
             return found
-        return self.others.joined(
-            self.cascade, prepared, k, found, lambda cascade: search(cascade, prepared, plan, k, deadline)
-        )
+        if self.filtered:  # what a plan finds there was not measured
+            plan, deadline = FLAT, None
+        more = (search(cascade, prepared, plan, k, deadline) for _, cascade in self.others.coarse)
+        return self.others.joined(self.cascade.rows, prepared, k, found, more)
+
+    def among(self, masks: Mapping[str, npt.NDArray[np.bool_]], all_rows: npt.NDArray[np.bool_]) -> Searcher:
+        """The same over some rows alone. masks: bool, of the rows of each segment by its identifier; all_rows: at once.
+
+        Deletes are many rows less a few; what a filter allows may be few rows, which exact search gathers.
+        """
+        others = None if self.others is None else self.others.over(masks, all_rows)
+        cascade = allowed_only(self.cascade, next(iter(masks.values())))
+        made = Searcher(cascade, self.ids, self.order, self.widths, self.calibration, others)
+        made.filtered = True
+        return made
 
     def truth(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k by flat search over every row: scores float32 [n, k] and input positions int64 [n, k]."""
         scores, rows = self.cascade.truth(prepared, k)
-        if self.others is None:
-            return scores, self.positions(rows)
         found = Found(scores, self.positions(rows))
-        found = self.others.joined(self.cascade, prepared, k, found, lambda cascade: Found(*cascade.truth(prepared, k)))
+        if self.others is not None:
+            found = self.others.joined(self.cascade.rows, prepared, k, found, self.others.truths(prepared, k))
         return found.scores, found.rows
 
     def flat_ms(self, plan: Plan, k: int, n_queries: int) -> float:
         """The 95th percentile of flat search to its end, measured on first use; 0 for any other plan."""
-        return self.measured(FLAT, k, batch_class(n_queries)).p95 if plan.is_flat else 0.0
+        return self.latencies.of(FLAT, k, batch_class(n_queries)).p95 if plan.is_flat else 0.0
 
     def positions(self, rows: Int64) -> Int64:
         """Input positions of stored rows of the first segment; -1 stays -1."""
-        positions: Int64 = self.order[rows]
-        return np.where(rows < 0, -1, positions) if some_missing(rows) else positions
+        return np.where(rows < 0, -1, self.order[rows])
 
-    @property
+    @cached_property
     def planner(self) -> Planner:
         """The planner, with costs measured again where the machine is another one."""
-        if self._planner is None:
-            if self.calibration is None:
-                raise InputError("this index has no calibration")
-            self._planner = Planner(
-                self.calibration,
-                self._costs(self.calibration),
-                _without_cycle(self, Searcher.latency),
-                _without_cycle(self, Searcher.hold),
-            )
-        return self._planner
+        calibration = self.calibration
+        if calibration is None:
+            raise InputError("this index has no calibration")
+        costs = calibration.costs
+        if costs.machine != fingerprint(self.cascade.store.device, self.cascade.store.placement):
+            corpus, queries = calibration.runs()
+            timed = (queries or corpus).queries
+            costs = measure_costs(self.cascade, timed, corpus.efforts, self.widths, self.whole_call)
+        return Planner(calibration, costs, *self._measures)
 
     def choose(self, budget: Budget, k: int, n_queries: int, beside_ms: float = 0.0) -> Choice:
         """The plan for a budget: see `Planner.choose`. Without a calibration flat search is served: it is exact."""
@@ -230,12 +248,19 @@ class Searcher:
 
     def latency(self, plan: Plan, k: int, batch: int) -> Latency:
         """Run whole calls of `batch` queries and time them. Milliseconds."""
-        times = times_ms(_Timed(self, self.sample_queries(), plan, k, batch), SECONDS_PER_LATENCY)
+        times = times_ms(self.calls(plan, k, batch), SECONDS_PER_LATENCY)
         return Latency(float(np.median(times)), float(np.percentile(times, 95)))
 
     def hold(self, plan: Plan, k: int, batch: int, allowed: float | None = None) -> Held:
         """What can be promised of whole calls of `batch` queries, by two callers at once: see `held_ms`."""
-        return held_ms(_Timed(self, self.sample_queries(), plan, k, batch), allowed)
+        return held_ms(self.calls(plan, k, batch), allowed)
+
+    def calls(self, plan: Plan, k: int, batch: int) -> Callable[[int], object]:
+        """Call number 0, 1, … of a plan, each on the next of the sample, which comes round when all were used."""
+        queries = self.sample_queries()
+        queries = np.resize(queries, (max(batch, len(queries)), self.dim))
+        batches = len(queries) // batch
+        return lambda i: self.whole_call(queries[i % batches * batch :][:batch], plan, k)
 
     def step_recalls(self, plan: Plan, k: int) -> tuple[float, ...]:
         """Estimated recall@k if the plan were stopped after each of its steps; NaN where it was not measured."""
@@ -255,13 +280,10 @@ class Searcher:
             return self.cascade.store.block(0, SAMPLE_ROWS).cpu().numpy()
         return self.calibration.run().queries
 
-    def measured(self, plan: Plan, k: int, batch: int) -> Latency:
-        """As `latency`, remembered where there is a planner to remember it."""
-        return (self._flat if self.calibration is None else self.planner.latencies).of(plan, k, batch)
-
-    def held(self, plan: Plan, k: int, batch: int) -> Held | None:
-        """As `hold`, remembered."""
-        return (self._flat if self.calibration is None else self.planner.latencies).held(plan, k, batch)
+    @property
+    def latencies(self) -> Latencies:
+        """What calls take: of flat search alone, where nothing is calibrated."""
+        return self._flat if self.calibration is None else self.planner.latencies
 
     def whole_call(self, prepared: Float32, plan: Plan, k: int) -> object:
         """One whole call, on queries that are prepared already: they are once more, for the time it takes."""
@@ -269,61 +291,21 @@ class Searcher:
         found = self.found(prepared, plan, k)
         return self.ids.at(found.rows), found.scores
 
-    def _costs(self, calibration: Calibration) -> Costs:
-        if calibration.costs.machine == fingerprint(self.cascade.store.device, self.cascade.store.placement):
-            return calibration.costs
-        corpus, queries = calibration.runs()
-        timed = queries or corpus
-        return measure_costs(self.cascade, timed.queries, corpus.efforts, self.widths, self.whole_call)
-
 
 def _are_unit_rows(queries: npt.NDArray[np.generic]) -> TypeGuard[Float32]:
     """Whether rows [n, d] can be searched as they are, without a copy."""
     if queries.dtype != np.float32 or not queries.flags.c_contiguous:
         return False
     rows: Float32 = np.asarray(queries, dtype=np.float32)
-    if len(rows) == 1:
-        return abs(float(np.vdot(rows, rows)) - 1.0) <= ROUNDING  # NaN is not
-    unit = [True]
 
-    def piece(start: int) -> None:
+    def unit(start: int) -> bool:
         part = rows[start : start + COMPARED_AT_A_TIME]
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.einsum("ij,ij->i", part, part)
-        if not (np.abs(lengths - 1.0) <= ROUNDING).all():
-            unit[0] = False
+        return bool((np.abs(lengths - 1.0) <= ROUNDING).all())
 
-    piece(0)  # most batches that are not show it in their first rows
-    if unit[0] and len(rows) > COMPARED_AT_A_TIME:
-        workers().run(piece, range(COMPARED_AT_A_TIME, len(rows), COMPARED_AT_A_TIME))
-    return unit[0]
-
-
-class _Timed:
-    """Calls number 0, 1, … of one plan, each on the next of the queries, which come round when all were used."""
-
-    def __init__(self, searcher: Searcher, adapted: Float32, plan: Plan, k: int, batch: int) -> None:
-        self._queries = np.resize(adapted, (max(batch, len(adapted)), adapted.shape[1]))
-        self._batches = len(self._queries) // batch
-        self._searcher, self._plan, self._k, self._batch = searcher, plan, k, batch
-
-    def __call__(self, number: int) -> object:
-        start = number % self._batches * self._batch
-        return self._searcher.whole_call(self._queries[start : start + self._batch], self._plan, self._k)
-
-
-def _without_cycle(
-    searcher: Searcher, measure: Callable[Concatenate[Searcher, Asked], Measured]
-) -> Callable[Asked, Measured]:
-    """A searcher's measure for what it holds: were they to hold each other, the coarse index would outlive its use."""
-    reference = weakref.ref(searcher)
-
-    def call(*asked: Asked.args, **named: Asked.kwargs) -> Measured:
-        alive = reference()
-        assert alive is not None, "a planner is asked through its searcher"
-        return measure(alive, *asked, **named)
-
-    return call
+    further = range(COMPARED_AT_A_TIME, len(rows), COMPARED_AT_A_TIME)
+    return unit(0) and (not further or all(workers().run(unit, further)))  # most that are not show it in the first rows
 
 
 def _exact_certificate(budget: Budget, k: int, why: str) -> Certificate:

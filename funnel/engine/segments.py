@@ -7,8 +7,8 @@ with a coarse index come first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -19,10 +19,10 @@ import torch
 
 from funnel.data.documents import Document, DocumentStore
 from funnel.engine.cascade import Cascade, Float32, Int64
-from funnel.engine.exact import allowed_only, best_of, over_live
-from funnel.engine.steps import Found
+from funnel.engine.steps import Found, allowed_only, best_of, over_live
 from funnel.errors import DamagedIndexError
 from funnel.filtering.columns import FilterColumns
+from funnel.planning.run import LARGEST_K
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 
@@ -120,49 +120,33 @@ def check_finite(finite: bool, segment: Segment) -> None:
 class ExactRows:
     """The rows of all segments without a coarse index, float32 [m, d] on the index's device.
 
-    first: the number of the first of them, which is its input position as well. buffer: has room for more behind them,
-    which whoever adds rows fills: those who hold the rows before never look there.
+    first: the number of the first of them, which is its input position as well.
     """
 
     first: int
-    count: int
-    buffer: torch.Tensor
-    used: list[int] = field(default_factory=lambda: [0])
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> ExactRows:
-        """The rows of these segments, which follow each other."""
-        store = segments[0].store
-        empty = torch.empty((0, store.dim), device=store.device)
-        return cls(segments[0].first, 0, empty).extended(segments)
-
-    def extended(self, segments: Sequence[Segment]) -> ExactRows:
-        """These rows and those of the segments behind them."""
-        count = self.count + sum(segment.rows for segment in segments)
-        buffer, used = self.buffer, self.used
-        if used[0] != self.count or len(buffer) < count:  # no room, or taken by another
-            buffer = torch.empty((max(64, 2 * count), self.buffer.shape[1]), device=self.buffer.device)
-            buffer[: self.count] = self.buffer[: self.count]
-            used = [self.count]
-        for segment in segments:
-            rows = segment.store.block(0, segment.rows)
-            check_finite(bool(torch.isfinite(rows).all()), segment)
-            buffer[used[0] : used[0] + segment.rows] = rows
-            used[0] += segment.rows
-        return replace(self, count=count, buffer=buffer, used=used)
+    matrix: torch.Tensor
 
     @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self.buffer.nbytes)
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.matrix)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], held: torch.Tensor | None = None) -> ExactRows:
+        """The rows of these segments, which follow each other. held: of the first of them, in memory already."""
+        parts, known = [] if held is None else [held], 0 if held is None else len(held)
+        for segment in segments:
+            if segment.first - segments[0].first >= known:
+                parts.append(segment.store.block(0, segment.rows))
+                check_finite(bool(torch.isfinite(parts[-1]).all()), segment)
+        return cls(segments[0].first, torch.cat(parts))
 
     def search(self, queries: Float32, k: int, live: Live | None) -> tuple[Float32, Int64]:
         """The best k: scores float32 [n, k], falling, and row numbers int64 [n, k]; fewer columns where rows are fewer.
 
         queries: as rows are stored. live: bool [all rows of the index]; None: every row is.
         """
-        matrix = self.buffer[: self.count]
-        deleted = None
+        matrix, deleted = self.matrix, None
         if live is not None:
             deleted = torch.from_numpy(np.flatnonzero(~live[self.first : self.first + self.count])).to(matrix.device)
         at_a_time = max(1, CELLS_AT_A_TIME // max(1, self.count))
@@ -261,27 +245,29 @@ class Others:
             cascade.coarse.nbytes + sum(values.nbytes for values in list(cascade.inverse_norms.values()))
             for _, cascade in self.coarse
         )
-        return coarse + (0 if self.exact is None else self.exact.nbytes)
+        return coarse + (0 if self.exact is None else self.exact.matrix.nbytes)
+
+    def exact_scores(self, queries: Float32) -> Float32:
+        """The best scores of queries among the rows that are searched exactly."""
+        assert self.exact is not None
+        return self.exact.search(queries, LARGEST_K, self.live)[0]
 
     def over(self, masks: Mapping[str, Live], all_rows: Live) -> Others:
         """These segments over some of their rows alone. masks: of each segment by its identifier, bool [its rows]."""
         coarse = tuple((segment, allowed_only(cascade, masks[segment.id])) for segment, cascade in self.coarse)
         return Others(coarse, self.exact, all_rows)
 
-    def joined(
-        self, first: Cascade, prepared: Float32, k: int, found: Found, searched: Callable[[Cascade], Found]
-    ) -> Found:
+    def joined(self, first: int, prepared: Float32, k: int, found: Found, more: Iterable[Found]) -> Found:
         """The best k of what was found in the first segment, by input position, and of what these give.
 
-        searched: how a segment with a coarse index is searched, by its cascade. The rows without are searched exactly,
-        to the end, as coarse searches are.
+        first: its rows. more: what was found in each of those with a coarse index. The rows without are searched
+        exactly, to the end, as coarse searches are.
         """
-        answers, done, compared = [(found.scores, found.rows)], found.done, [(found.seen, first.rows)]
-        for segment, cascade in self.coarse:
-            more = searched(cascade)
-            answers.append((more.scores, segment.positions(more.rows)))
-            done = done if done is None or more.done is None else np.minimum(done, more.done)
-            compared.append((more.seen, cascade.rows))
+        answers, done, compared = [(found.scores, found.rows)], found.done, [(found.seen, first)]
+        for (segment, cascade), one in zip(self.coarse, more, strict=True):
+            answers.append((one.scores, segment.positions(one.rows)))
+            done = done if done is None or one.done is None else np.minimum(done, one.done)
+            compared.append((one.seen, cascade.rows))
         if self.exact is not None:
             answers.append(self.exact.search(prepared, k, self.live))
             compared.append((1.0, self.exact_rows))
@@ -289,9 +275,12 @@ class Others:
         seen = sum(part * rows for part, rows in compared) / max(1, sum(rows for _, rows in compared))
         return Found(scores, rows, done, seen)
 
-    def nearest(self, first: Cascade, prepared: Float32, k: int) -> tuple[Float32, Int64]:
+    def nearest(self, prepared: Float32, k: int) -> tuple[Float32, Int64]:
         """The true best k over these segments, without the first; fewer where there are fewer."""
-        none = Found(np.empty((len(prepared), 0), np.float32), np.empty((len(prepared), 0), np.int64))
         k = min(k, self.rows)
-        found = self.joined(first, prepared, k, none, lambda cascade: Found(*cascade.truth(prepared, k)))
+        found = self.joined(0, prepared, k, Found.none(len(prepared)), self.truths(prepared, k))
         return found.scores, found.rows
+
+    def truths(self, prepared: Float32, k: int) -> Iterator[Found]:
+        """The true best k of each segment with a coarse index."""
+        return (Found(*cascade.truth(prepared, k)) for _, cascade in self.coarse)

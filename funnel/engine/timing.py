@@ -15,8 +15,7 @@ import torch
 from funnel.engine.cascade import Cascade, Float32, Int64
 from funnel.engine.rerank import reranked
 from funnel.plan import Plan
-from funnel.planning.costs import BATCH_SIZES, Costs, fit_rising
-from funnel.planning.latencies import Held
+from funnel.planning.costs import BATCH_SIZES, Costs, Held, rising
 from funnel.progress import Progress
 from indexes.system import processor, usable_cores
 
@@ -121,13 +120,12 @@ SECONDS_PER_TIMING = 0.08  # each figure is the median of what fits, and at leas
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 64
 
 
-# Efforts are timed an octave apart, and a curve is laid through them. At 200,000 rows it missed what the others take
-# when timed themselves by 2 to 4 % (single queries, median) and 9 % (batches of 256) at best; by up to as much again in
-# batches while other processes disturbed the timings.
+# Efforts are timed an octave apart, and lines are laid between them. At 20,000 rows they missed what the others take
+# when timed themselves by 1 % (single queries, median) and 8 % at most; a curve of roots and logarithms by 4 and 13.
 TIMED_STEP = 2.0
 
 
-WIDTHS_TIMED = 4  # of the numbers of columns that stages gather, spread evenly; the others follow from a curve too
+WIDTHS_TIMED = 4  # of the numbers of columns that stages gather, spread evenly; between them, linear
 
 
 SHORTLISTS_TIMED = 8  # batches whose shortlists are reranked in turn: together they do not fit the cache
@@ -200,31 +198,18 @@ def measure_costs(
     k = min(10, smallest.shortlist)
     for batch in Progress(BATCH_SIZES, desc="time the stages", unit="batch size", even=False, disable=not progress):
         batches = _batches(queries, batch)
-        costs.coarse[batch] = _curve([_coarse_ms(cascade, batches, effort) for effort in timed], timed, efforts)
+        times = rising([_coarse_ms(cascade, batches, effort) for effort in timed])
+        costs.coarse[batch] = dict(zip(efforts, np.interp(efforts, timed, times).tolist(), strict=True))
         shortlists = [_shortlist(cascade, rows, longest) for rows in batches[:SHORTLISTS_TIMED]]
-        reranks = {
-            width: [_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes]
-            for width in ([] if cascade.alone else gathered)
-        }
-        costs.rerank[batch] = {} if cascade.alone else _smooth(reranks, sizes, columns)
-        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.flat(rows, min(10, cascade.store.n)))
+        costs.rerank[batch] = {}
+        if not cascade.alone:
+            reranks = [[_rerank_ms(cascade, batches, shortlists, size, width) for size in sizes] for width in gathered]
+            costs.rerank[batch] = dict(zip(gathered, rising(rising(reranks), 1).tolist(), strict=True))
+        costs.flat[batch] = _calls_ms(batches, lambda rows: cascade.exact(rows, min(10, cascade.store.n)))
         costs.base[batch] = 0.0
         whole = _calls_ms(batches, lambda rows: search(rows, smallest, k))
         costs.base[batch] = max(0.0, whole - costs.predict(smallest, batch, cascade.store.dim))
     return costs
-
-
-def _curve(times: Sequence[float], timed: Sequence[int], efforts: Sequence[int]) -> dict[int, float]:
-    """The times of all efforts by those of some; an effort of 0 (flat) is one like the others."""
-    return dict(zip(efforts, fit_rising([e + 1 for e in timed], times, [e + 1 for e in efforts]), strict=True))
-
-
-def _smooth(reranks: dict[int, list[float]], sizes: Sequence[int], columns: Sequence[int]) -> dict[int, list[float]]:
-    """The times by columns and sizes, rising smoothly with either."""
-    by_size = {width: fit_rising(sizes, times, sizes) for width, times in reranks.items()}
-    widths = list(by_size)
-    by_width = [fit_rising(widths, [by_size[width][i] for width in widths], columns) for i in range(len(sizes))]
-    return {width: [times[i] for times in by_width] for i, width in enumerate(columns)}
 
 
 def _batches(queries: Float32, batch: int) -> list[Float32]:

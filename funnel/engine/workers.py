@@ -21,6 +21,7 @@ from indexes.system import free_in_children
 __all__ = ["Workers", "workers"]
 
 Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 class Workers:
@@ -43,10 +44,9 @@ class Workers:
         # torch also remembers the last count that any thread set, for threads that start later.
         torch.set_num_threads(before)
 
-    def run(self, function: Callable[[Piece], object], pieces: Sequence[Piece]) -> None:
-        """Call the function for every piece; the first error is raised."""
-        for _ in self._pool.map(function, pieces):
-            pass
+    def run(self, function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+        """Call the function for every piece: what it gives, in order; the first error is raised."""
+        return list(self._pool.map(function, pieces))
 
 
 _lock = free_in_children(Lock())

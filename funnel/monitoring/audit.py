@@ -16,15 +16,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from funnel.errors import InputError
 from funnel.planning.remembered import Remembered
-from funnel.planning.run import TIE_TOLERANCE
-from funnel.planning.storage_cost import SHARE_OF_DELTA
+from funnel.planning.run import SHARE_OF_DELTA, TIE_TOLERANCE
 from indexes.system import free_in_children
 
 __all__ = ["AUDIT_DELTA", "DEFAULT_AUDIT", "Audit", "AuditLine", "checked_share", "running_interval", "true_recalls"]
@@ -94,10 +92,6 @@ class AuditLine:
     broken: bool
     storage: float | None = None
     storage_most: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain values."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
         return (

@@ -34,11 +34,11 @@ import torch
 
 from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
+from funnel.planning.run import Float32
 from indexes.system import free_in_children
 
 __all__ = ["ALARM", "RANKS", "WINDOW", "Drift", "Exchangeability", "LiveRows", "Reference"]
 
-Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Returned: TypeAlias = "Callable[[Plan, int], Float32 | None]"  # of the calibration queries, by plan and k
 LiveRows: TypeAlias = tuple[int, int]  # how many rows a generation has, and how many of them were deleted
@@ -140,8 +140,7 @@ class Reference:
         run = self._calibration.runs()[1]
         if run is None or plan.is_flat:
             return None if run is None else run.truth[:, :k]
-        unknown = {stage.width for stage in plan.stages} - set(run.widths)
-        if plan.width or unknown or plan.effort not in run.places or run.largest(plan.effort) < plan.shortlist:
+        if not run.follows(plan):
             return None
         scores = torch.from_numpy(run.scores_at(plan.effort, shortlist=plan.shortlist))
         for stage in plan.stages:

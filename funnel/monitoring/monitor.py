@@ -1,10 +1,14 @@
-"""Watches the searches of one opened index: drift of its queries, audit of its recall, and what follows from both."""
+"""Watches the searches of one opened index: drift of its queries, audit of its recall, and what follows from both.
+
+And whether live calls keep the latency they asked for: plans were measured while the machine was as busy as then.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from threading import Lock
@@ -14,17 +18,79 @@ import numpy as np
 import numpy.typing as npt
 
 from funnel.checks import checked_seed
+from funnel.engine.timing import PERCENTILE
 from funnel.errors import DriftWarning
 from funnel.monitoring.audit import Audit, AuditLine, checked_share, true_recalls
 from funnel.monitoring.drift import ALARM, Drift, LiveRows, Reference
-from funnel.monitoring.punctuality import LatencyLine, Punctuality
-from funnel.plan import Plan
 from funnel.planning.calibration import Calibration
 from funnel.planning.certificate import Certificate
+from funnel.planning.remembered import Remembered
+from funnel.planning.run import Float32
 from funnel.results import Served
 from indexes.system import free_in_children
 
-__all__ = ["Health", "Monitor"]
+__all__ = ["FEWEST", "MOST", "RECENT", "Health", "LatencyLine", "Monitor", "Punctuality"]
+
+RECENT = 512  # calls of one latency and batch size that are looked at: 25 of them may be late
+MOST = 256  # latencies and batch sizes that are counted apart: 4 MB; of others those that came last
+FEWEST = 100  # calls before anything is said of them: 5 may be late then
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyLine:
+    """How calls with one latency budget fared. Calls that first had to be planned are left out.
+
+    latency_ms: what was asked for. batch: the batch size that such calls count as. calls: all of them; late: those that
+    took longer. p95_ms: of the last RECENT calls, end to end. held: whether that is within the latency, or fewer than
+    FEWEST calls have come.
+    """
+
+    latency_ms: float
+    batch: int
+    calls: int
+    late: int
+    p95_ms: float
+    held: bool
+
+    def __str__(self) -> str:
+        said = "held" if self.held else "not held: reopen the index, or tune it, to measure plans on this machine again"
+        return (
+            f"latency {self.latency_ms:g} ms at batch {self.batch}: 95th percentile {self.p95_ms:.3g} ms of the last "
+            f"{min(self.calls, RECENT):,} calls, {self.late:,} of {self.calls:,} late; {said}"
+        )
+
+
+class Punctuality:
+    """Counts live calls with a latency budget. Safe in threads; noting one takes under a microsecond.
+
+    Calls count on as rows are added and deleted: the latency was asked for whatever the rows, plans for it are measured
+    again then, and calls from before are soon no longer among the last RECENT.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Remembered[tuple[float, int], tuple[Counter[bool], deque[float]]] = Remembered(most=MOST)
+        self._lock = free_in_children(Lock())
+
+    def note(self, latency_ms: float, batch: int, ms: float) -> None:
+        """A call of a batch size took so many milliseconds, and was to take latency_ms at most."""
+        with self._lock:
+            seen = self._seen.get((latency_ms, batch))
+            if seen is None:
+                seen = self._seen[latency_ms, batch] = (Counter(), deque(maxlen=RECENT))
+            seen[0][ms > latency_ms] += 1
+            seen[1].append(ms)
+
+    def lines(self) -> tuple[LatencyLine, ...]:
+        """What was seen so far, by latency and batch size."""
+        with self._lock:
+            seen = [(key, late.copy(), list(recent)) for key, (late, recent) in sorted(self._seen.items())]
+        result = []
+        for (latency_ms, batch), late, recent in seen:
+            p95, calls = float(np.percentile(recent, PERCENTILE)), late.total()
+            held = calls < FEWEST or p95 <= latency_ms
+            result.append(LatencyLine(latency_ms, batch, calls, late[True], p95, held))
+        return tuple(result)
+
 
 HOLDS, VOID, UNWATCHED = "holds", "void", "not watched"
 
@@ -61,9 +127,7 @@ class Health:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
-        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("audits", "latencies")}
-        lines = {"audits": [line.to_json() for line in self.audits]}
-        return {**record, **lines, "latencies": [line.to_json() for line in self.latencies]}
+        return asdict(self)
 
     def __str__(self) -> str:
         since = "" if self.since is None else f" since {self.since}"
@@ -83,48 +147,30 @@ REMEDY = "calibrate again on queries of today: funnel tune INDEX --queries P, or
 
 CALLER = 5  # frames from the warning to whoever called search
 
-Float32 = npt.NDArray[np.float32]
 # Prepared queries and k -> the scores of their true top k, falling, and the rows.
 Flat = Callable[[Float32, int], tuple[Float32, npt.NDArray[np.int64]]]
-
-
-class _Promise:
-    """Whether certificates are void: one for all generations of a calibration, as searches of several may be running.
-
-    broken: why, and since when; None where they hold.
-    """
-
-    def __init__(self, broken: tuple[str, str] | None = None) -> None:
-        self.broken = broken
-        self._lock = free_in_children(Lock())
-
-    def void(self, why: str) -> bool:
-        """Break it; False where it was broken already."""
-        with self._lock:
-            if self.broken is not None:
-                return False
-            self.broken = (why, datetime.now(UTC).isoformat(timespec="seconds"))
-            return True
 
 
 class Monitor:
     """The state of the promise in this process; a new one after each tuning. Safe in threads.
 
     calibration: what certificates rest on; None where flat search serves everything, exactly. flat: runs flat search.
+    broken: once they are void, under "first" why, and since when: one for all generations of a calibration, as searches
+    of several may be running. drift: is shown the scores of every search, and says when `drifted` is due.
+    running: the audit of a share of all searches.
     rows: those that are searched: how many, and how many of them were deleted.
     """
 
     def __init__(self, calibration: Calibration | None, flat: Flat, rows: LiveRows = (0, 0)) -> None:
         self._calibration = calibration
         self._flat = flat
-        self._audit = Audit(0.0)
+        self.running = Audit(0.0)
         self.punctuality: Punctuality = Punctuality()
-        self._promise = _Promise()
+        self.broken: dict[str, tuple[str, str]] = {}
         stored = None if calibration is None else calibration.storage
         self._lost = None if stored is None else lru_cache(stored.loss)
-        self._drift: Drift | None = None
-        if calibration is not None and calibration.certifies:
-            self._drift = Drift(Reference(calibration), rows=rows)
+        watched = None if calibration is None or not calibration.certifies else Reference(calibration)
+        self.drift: Drift | None = None if watched is None else Drift(watched, rows=rows)
 
     def then(self, calibration: Calibration | None, flat: Flat, rows: LiveRows, same: bool) -> Monitor:
         """The monitor of the next generation. Audits and a void promise go on.
@@ -133,41 +179,31 @@ class Monitor:
         the evidence of drift, which has one probability of a false alarm for all of them, and the latencies of calls.
         """
         made = Monitor(calibration, flat, rows)
-        made._audit = self._audit
+        made.running = self.running
         if not same:
-            made._promise = _Promise(self._promise.broken)
+            made.broken = dict(self.broken)
             return made
-        made.punctuality, made._promise = self.punctuality, self._promise
-        if calibration is not None and self._drift is not None and made._drift is not None:
-            self._drift.follow(Reference(calibration), rows)
-            made._drift = self._drift
+        made.punctuality, made.broken = self.punctuality, self.broken
+        if calibration is not None and self.drift is not None and made.drift is not None:
+            self.drift.follow(Reference(calibration), rows)
+            made.drift = self.drift
         return made
-
-    @property
-    def void(self) -> bool:
-        """Whether the certificates of this calibration are void."""
-        return self._promise.broken is not None
-
-    @property
-    def audits(self) -> bool:
-        """Whether a share of all searches is compared with flat search."""
-        return self._audit.share > 0.0
 
     def audit(self, sample: object, seed: int = 0) -> None:
         """Compare this share of the searches to come with flat search; what was found so far is let go.
 
         Raises InputError for what is no share or seed.
         """
-        self._audit = Audit(checked_share(sample, "sample"), checked_seed(seed))
+        self.running = Audit(checked_share(sample, "sample"), checked_seed(seed))
 
-    def see(self, scores: Float32, plan: Plan) -> None:
-        """Note the scores of one call, float32 [n, k], n from 1, under a plan. May warn, once."""
-        if self._drift is not None and self._drift.see(scores, plan):
-            assert self._calibration is not None
-            self._void(
-                f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
-                f"(p {self._drift.p_value:.2g} <= {ALARM:g} over all looks)"
-            )
+    def drifted(self) -> None:
+        """Drift was seen: certificates are void from now on. Warns, once."""
+        assert self._calibration is not None
+        assert self.drift is not None
+        self._void(
+            f"live queries are not like the {self._calibration.n_queries:,} real queries it was calibrated on "
+            f"(p {self.drift.p_value:.2g} <= {ALARM:g} over all looks)"
+        )
 
     def check(
         self,
@@ -184,7 +220,7 @@ class Monitor:
         rows that a filter allows; such calls are kept apart, as nothing is certified of them. Raises InputError for no
         share.
         """
-        running = self._audit
+        running = self.running
         share = running.share if audit is None else checked_share(audit, "audit")
         if share == 0.0:
             return
@@ -197,24 +233,24 @@ class Monitor:
         if filtered is not None:
             name, promised = f"{name} under filters", None
         line = running.add(name, k, promised, found, self._lost)
-        if line.broken and self._drift is not None:
+        if line.broken and self.drift is not None:
             self._void(f"{line}: below what was promised")
 
     def certificate(self, certificate: Certificate) -> Certificate:
         """The certificate as it now stands: that of a plan that was calibrated says so where it is void."""
-        if self._promise.broken is None or not certificate.certified or certificate.lower_bound >= 1.0:
+        if not self.broken or not certificate.certified or certificate.lower_bound >= 1.0:
             return certificate
-        why, since = self._promise.broken
+        why, since = self.broken["first"]
         return replace(certificate, certified=False, note=f"void since {since}: {why}; {REMEDY}")
 
     def served(self, served: Served) -> Served:
         """How a call was answered, marked where its recall rests on a calibration that is void."""
-        marked = served.void or self._promise.broken is None or served.plan.is_flat
+        marked = served.void or not self.broken or served.plan.is_flat
         return served if marked else replace(served, void=True)
 
     def health(self) -> Health:
         """Everything noted so far."""
-        calibration, broken, drift = self._calibration, self._promise.broken, self._drift
+        calibration, broken, drift = self._calibration, self.broken.get("first"), self.drift
         if broken is not None:
             state, why = VOID, broken[0]
         elif calibration is None:
@@ -232,11 +268,12 @@ class Monitor:
             p_value=1.0 if drift is None else drift.p_value,
             calibrated="" if calibration is None else calibration.date,
             calibration_queries=0 if calibration is None else calibration.n_queries,
-            audits=self._audit.lines(self._lost),
+            audits=self.running.lines(self._lost),
             latencies=self.punctuality.lines(),
         )
 
     def _void(self, why: str) -> None:
-        if self._promise.void(why):
+        first = (why, datetime.now(UTC).isoformat(timespec="seconds"))
+        if self.broken.setdefault("first", first) is first:
             said = f"certified recall is void: {why}. The same plans are served on; {REMEDY}"
             warnings.warn(said, DriftWarning, CALLER)

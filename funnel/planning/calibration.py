@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import zipfile
@@ -20,8 +19,7 @@ from funnel.errors import DamagedIndexError, FormatVersionError, StorageError, o
 from funnel.plan import Plan, Stage
 from funnel.planning.costs import Costs, Ms, Positive
 from funnel.planning.frontier import Frontier, build_frontier, frontier_of
-from funnel.planning.run import LARGEST_K, MISSING, Run, hits
-from funnel.planning.storage_cost import SHARE_OF_DELTA, StorageCost
+from funnel.planning.run import LARGEST_K, MISSING, SHARE_OF_DELTA, Run, StorageCost, hits
 from indexes.system import map_file, npy_header
 
 __all__ = [
@@ -160,14 +158,11 @@ class Record(Measured):
 def read_json(path: Path) -> dict[str, Any]:
     """The fields of a JSON object. Raises DamagedIndexError naming the file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError, RecursionError) as error:
         if of_environment(error):
             raise StorageError(f"{path} cannot be read now: {reason(error)}") from error
-        raise DamagedIndexError(f"{path} cannot be read as JSON ({error}); build the index again") from error
-    if not isinstance(found, dict):
-        raise DamagedIndexError(f"{path} holds a {type(found).__name__}, expected an object; build the index again")
-    return found
+        raise DamagedIndexError(f"{path} cannot be read as a JSON object ({error}); build the index again") from error
 
 
 def check_record(found: dict[str, Any], path: Path) -> Record:
@@ -460,8 +455,7 @@ def step_recalls(calibration: Calibration, plan: Plan, k: int) -> tuple[float, .
     NaN where the plan's effort, its shortlist, its widths or so large a k are not on record.
     """
     run = calibration.run()
-    known = k <= calibration.depth and plan.effort in run.places and run.largest(plan.effort) >= plan.shortlist
-    if plan.width or not known or any(stage.width not in run.widths for stage in plan.stages):
+    if k > calibration.depth or not run.follows(plan):
         return (math.nan,) * plan.steps
     found = hits(run, truncations(plan, k), k)
     return tuple(float(value) / k for value in found.mean(axis=1))

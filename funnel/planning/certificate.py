@@ -49,13 +49,6 @@ class Certificate:
             values["lower_bound"] = None
         return {name: None if value != value else value for name, value in values.items()}
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Certificate:
-        """The certificate that `to_json` wrote."""
-        numbers = ("estimate", "lower_bound", "mean_recall")
-        measured = {name: math.nan if value[name] is None else value[name] for name in numbers}
-        return cls(**{**value, **measured})
-
     @property
     def evidence(self) -> str:
         """What it rests on, in one line: estimate, bound and its name, confidence, queries, date."""

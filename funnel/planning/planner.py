@@ -15,9 +15,8 @@ from funnel.plan import FLAT, Plan
 from funnel.planning.bounds import betting_lower_bound, fixed_sequence, queries_needed
 from funnel.planning.calibration import Calibration
 from funnel.planning.certificate import Certificate
-from funnel.planning.costs import Costs, batch_class
+from funnel.planning.costs import Costs, Held, Latencies, Latency, batch_class
 from funnel.planning.frontier import Frontier, hits_needed, tail_of
-from funnel.planning.latencies import Held, Latencies, Latency
 from funnel.planning.remembered import Remembered
 from funnel.planning.run import LARGEST_K
 
@@ -117,14 +116,13 @@ class Planner:
     def _choose(self, budget: Budget, k: int, batch: int, beside_ms: float) -> Choice:
         frontier = self.frontier(budget, k)
         allowed = math.inf if budget.latency_ms is None else budget.latency_ms - beside_ms
-        # Flat search costs nothing for so few rows that the record is not deeper.
-        if frontier is None and (budget.exact or self.calibration.depth < LARGEST_K):
-            return self._flat(budget, k, batch, allowed)
-        if frontier is None:
-            raise InputError(
-                f"k is {k}; this index is calibrated for k up to {self.calibration.depth}. "
-                "Ask for fewer, or for recall=1.0, which is exact search"
-            )
+        if frontier is None:  # flat search costs nothing for so few rows that the record is not deeper
+            if not budget.exact and self.calibration.depth >= LARGEST_K:
+                raise InputError(
+                    f"k is {k}; this index is calibrated for k up to {self.calibration.depth}. "
+                    "Ask for fewer, or for recall=1.0, which is exact search"
+                )
+            frontier = Frontier(k, (), np.empty((0, 0), dtype=np.uint8), None)
         if budget.recall is None:
             return self._most_recall(frontier, budget, batch, allowed)
         return self._cheapest(frontier, budget, batch, allowed)
@@ -137,14 +135,6 @@ class Planner:
         frontier = self.frontier(budget, k)
         passed = () if frontier is None or budget.exact else frontier.plans[: self._passed(frontier, budget)]
         return sorted([FLAT, *passed], key=lambda plan: self._cost(plan, batch))
-
-    def _flat(self, budget: Budget, k: int, batch: int, allowed: float) -> Choice:
-        if allowed < math.inf and not self.latencies.within(FLAT, k, batch, allowed):
-            raise BudgetError(
-                f"no plan answers {_calls(batch)} for k={k} within {allowed:.3g} ms: flat search, the one plan for "
-                f"this k, takes {self.latencies.said(FLAT, k, batch)}. Allow more time"
-            )
-        return Choice(FLAT, self._exact(budget, k, "flat search at full width"))
 
     def _exact(self, budget: Budget, k: int, why: str, needed: int | None = None) -> Certificate:
         """What can be said of flat search: it is exact over the rows as stored, and nearly always over those given."""

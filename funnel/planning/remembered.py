@@ -28,14 +28,10 @@ class Remembered(dict[Key, Value]):
 
     def get(self, key: Key) -> Value | None:  # type: ignore[override]
         """The value, which is now the last to be forgotten; None where it is not known."""
-        if len(self) < self._most // 2:  # nothing is forgotten for long: no need to say what was used
-            return super().get(key)
         with self._lock:
-            if key not in self:
-                return None
-            value = self.pop(key)
-            super().__setitem__(key, value)
-            return value
+            if key in self:
+                super().__setitem__(key, self.pop(key))
+            return super().get(key)
 
     def __setitem__(self, key: Key, value: Value) -> None:
         with self._lock:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from funnel.engine.cascade import Cascade
+from funnel.engine.cascade import Cascade, unit_prefixes
 from funnel.engine.searcher import Searcher
 from funnel.engine.segments import Segment
-from funnel.engine.space import unit_prefixes
 from funnel.errors import DamagedIndexError
 from funnel.filtering.columns import FilterColumns
 from funnel.index import FunnelIndex

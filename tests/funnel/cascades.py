@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from funnel.adaptors import Identity
 from funnel.building.segment import write_norms
-from funnel.engine.cascade import Cascade
+from funnel.engine.cascade import Cascade, Space
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
-from funnel.engine.space import Space
 from indexes import VectorStore
 
 __all__ = ["cascade_over", "stored_rows"]

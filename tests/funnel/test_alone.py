@@ -13,7 +13,7 @@ from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
 from funnel.budget import Budget
 from funnel.building.info import read_info
-from funnel.engine.space import Space
+from funnel.engine.cascade import Space
 from funnel.errors import InputError
 from indexes import CoarseIndexError, choose, symqg_installed
 from indexes.selection import FLAT_ROWS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from funnel.adaptors import Identity
 from funnel.building.segment import checked_ladder, choose_ladder, steps_above
-from funnel.engine.space import Space
+from funnel.engine.cascade import Space
 from funnel.errors import InputError
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows

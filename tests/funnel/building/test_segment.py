@@ -14,8 +14,8 @@ from funnel.building.intake import Intake, take_in
 from funnel.building.segment import order_rows, store_rows, write_norms, write_prefixes
 from funnel.data.corpus import open_corpus
 from funnel.engine import coarse
+from funnel.engine.cascade import Space, unit_prefixes
 from funnel.engine.coarse import build_coarse
-from funnel.engine.space import Space, unit_prefixes
 from funnel.errors import DamagedIndexError
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows

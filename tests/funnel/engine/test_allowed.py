@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from funnel.engine import exact as exact_module
+from funnel.engine import steps as exact_module
 from funnel.engine.cascade import Cascade
-from funnel.engine.exact import allowed_only
-from funnel.engine.steps import search
+from funnel.engine.steps import allowed_only, search
 from funnel.plan import FLAT, Plan, Stage
 from indexes import MissingBackendError, families
 from tests.funnel.cascades import cascade_over, stored_rows
@@ -100,7 +99,7 @@ def test_queries_for_which_a_plan_finds_too_few_are_answered_exactly(
 
 def test_flat_is_exact_over_the_allowed_rows(cascade: Cascade, asked: npt.NDArray[np.float32]) -> None:
     mask = masks(cascade.store.n)[1]
-    scores, rows = allowed_only(cascade, mask).flat(asked, 1)
+    scores, rows = allowed_only(cascade, mask).exact(asked, 1)
     assert mask[rows].all()
     np.testing.assert_allclose(scores, truth(cascade, mask, asked, 1), atol=1e-5)
 

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from funnel import FunnelIndex
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.device import to_device, to_host
 from funnel.engine.measuring import record
+from funnel.engine.rerank import to_device, to_host
 from funnel.errors import InputError
 from funnel.plan import Plan, Stage
 from indexes import VectorStore

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.texts import wordllama_encoder
 from funnel import FunnelIndex
 from funnel.engine.cascade import Cascade, Float32
-from funnel.engine.exact import pruning_of
+from funnel.engine.steps import pruning_of
 from funnel.plan import FLAT
 from indexes import VectorStore, exact_search, pruned
 from tests.funnel.cascades import cascade_over

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from funnel.engine import device as fused
+from funnel.engine import rerank as fused
 from tests.interpreted import run_check
 
 CHECK = """
-from funnel.engine.device import fused_dots
+from funnel.engine.rerank import fused_dots
 
 dots, generator = fused_dots(), torch.Generator().manual_seed(0)
 queries = torch.randn(3, 150, generator=generator).to(device)

@@ -71,7 +71,7 @@ def test_costs_of_another_machine_are_measured_again(searcher: Searcher) -> None
         assert costs is not calibration.costs
         assert costs.machine == fingerprint(searcher.cascade.store.device) == machine
         assert set(costs.coarse[1]) == set(calibration.costs.coarse[1])
-        assert opened.measured(plan, 10, 1).p95 < 1e6  # nor are its latencies believed
+        assert opened.latencies.of(plan, 10, 1).p95 < 1e6  # nor are its latencies believed
     finally:
         calibration.costs.machine["processor"] = machine["processor"]
         calibration.latencies = before

@@ -9,8 +9,8 @@ import pytest
 
 from funnel.building import segment as folding
 from funnel.building.segment import fold_from
-from funnel.engine.exact import best_of
 from funnel.engine.segments import ExactRows, Segment, live_rows
+from funnel.engine.steps import best_of
 from funnel.storage.ids import Ids
 from indexes import VectorStore
 from tests.funnel.clustered import clustered_rows
@@ -34,7 +34,7 @@ def test_exact_rows_grow_without_changing_what_others_hold(tmp_path: Path) -> No
     """Rows added behind those that are held are seen by the new holder alone, in whatever order they come."""
     parts = [segment(tmp_path / str(i), 100 + 70 * i, 70, i) for i in range(3)]
     one = ExactRows.of(parts[:1])
-    two, other = one.extended(parts[1:2]), one.extended(parts[2:])
+    two, other = ExactRows.of(parts[:2], one.matrix), ExactRows.of(parts[::2])
     assert (one.count, two.count, other.count) == (70, 140, 140)
     stored = [part.store.block(0, 70).numpy() for part in parts]
     queries = clustered_rows(5, DIM, 9)

@@ -95,7 +95,7 @@ def test_no_candidates_are_made_up(tmp_path: Path, queries: Float32) -> None:
 def test_flat_search_stops_between_blocks_and_says_how_much_it_saw(
     cascade: Cascade, queries: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "CELLS_BETWEEN_LOOKS", 100 * DIM)
+    monkeypatch.setattr("funnel.engine.steps.CELLS_AT_A_TIME", 100 * DIM)
     found = search(cascade, queries, FLAT, K, Clock(3))  # one block before the first look
     assert found.seen == 0.4
     assert (np.asarray(found.done) == 0).all()

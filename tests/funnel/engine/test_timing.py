@@ -8,7 +8,7 @@ import pytest
 
 from funnel.engine import timing as windows
 from funnel.engine.timing import held_ms, window_p95s
-from funnel.planning.latencies import Held
+from funnel.planning.costs import Held
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 from funnel.engine.segments import ExactRows
 from funnel.monitoring import LiveRows, Monitor
-from funnel.plan import FLAT
+from funnel.plan import FLAT, Plan
 from funnel.planning.calibration import Calibration
 from funnel.planning.run import LARGEST_K, NEAR, Run
 from funnel.planning.updated import Updated
@@ -27,6 +27,12 @@ Float32 = npt.NDArray[np.float32]
 def queries_of(count: int, seed: int, kind: str = "known") -> Float32:
     """Unit rows; those of another kind lie farther from the rows of the index."""
     return clustered_rows(count, DIM, seed, spread=0.7 if kind == "known" else 1.5)
+
+
+def see(monitor: Monitor, scores: Float32, plan: Plan) -> None:
+    """What a search does with the scores that it found."""
+    if monitor.drift is not None and monitor.drift.see(scores, plan):
+        monitor.drifted()
 
 
 class Growing:
@@ -69,7 +75,7 @@ class Growing:
 
     def search(self, queries: Float32) -> None:
         """Search exactly, and have it watched."""
-        self.monitor.see(np.ascontiguousarray(self.flat(queries, K)[0]), FLAT)
+        see(self.monitor, np.ascontiguousarray(self.flat(queries, K)[0]), FLAT)
 
     def write(self, added: Float32 | None = None, deleted: npt.ArrayLike = ()) -> None:
         """The next generation: rows are added behind the others, and these numbers deleted."""
@@ -96,7 +102,7 @@ class Growing:
             made = Updated.of(self.stored, live, self._truth(live), self.calibration)
         made.updates = "changed"
         if len(self.rows) > self.count:
-            exact = ExactRows(self.count, len(self.rows) - self.count, torch.from_numpy(self.rows[self.count :]))
+            exact = ExactRows(self.count, torch.from_numpy(self.rows[self.count :]))
             made.added = lambda queries: exact.search(queries, LARGEST_K, everywhere)[0]
         self.calibration, self.monitor = made, self.monitor.then(made, self.flat, self.now(), True)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from funnel.errors import InputError
 from funnel.monitoring.audit import MOST_LINES, Audit, checked_share, running_interval, true_recalls
-from funnel.planning.storage_cost import StorageCost
+from funnel.planning.run import StorageCost
 from funnel.reports.bench import recall_at_k
 
 K = 10

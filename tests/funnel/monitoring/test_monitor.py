@@ -14,9 +14,9 @@ from funnel.errors import DriftWarning, InputError
 from funnel.monitoring import Monitor
 from funnel.plan import FLAT, Plan
 from funnel.planning.calibration import Calibration
-from funnel.planning.run import Run
-from funnel.planning.storage_cost import StorageCost
+from funnel.planning.run import Run, StorageCost
 from funnel.results import Served
+from tests.funnel.monitoring.growing import see
 from tests.funnel.planning.made_up import K, make_calibration, make_planner
 
 QUERIES = 1_000
@@ -49,7 +49,7 @@ def exact(prepared: Float32, k: int) -> tuple[Float32, npt.NDArray[np.int64]]:
 
 def see_others(monitor: Monitor) -> None:
     for seed in range(20):
-        monitor.see(scores(100, seed, mean=0.4), PLAN)
+        see(monitor, scores(100, seed, mean=0.4), PLAN)
 
 
 def test_a_change_warns_once_and_voids() -> None:
@@ -58,7 +58,7 @@ def test_a_change_warns_once_and_voids() -> None:
     certificate = make_planner(made).choose(Budget(0.9), K, 1).certificate
     assert certificate.certified
     assert monitor.certificate(certificate) == certificate
-    monitor.see(scores(300, 2), PLAN)
+    see(monitor, scores(300, 2), PLAN)
     health = monitor.health()
     assert (health.state, health.since, health.ok) == ("holds", None, True)
     assert (health.queries, health.compared, health.calibration_queries) == (300, 300, QUERIES)
@@ -68,7 +68,7 @@ def test_a_change_warns_once_and_voids() -> None:
         see_others(monitor)
     assert len(seen) == 1
     health = monitor.health()
-    assert monitor.void
+    assert monitor.broken
     assert (health.state, health.ok) == ("void", False)
     assert health.p_value <= 0.01
     assert "certificates: void since 20" in str(health)
@@ -84,7 +84,7 @@ def test_exact_search_is_never_void() -> None:
     made = calibration()
     monitor = Monitor(made, exact)
     with pytest.warns(DriftWarning):
-        monitor.see(scores(600, 2, mean=0.1), PLAN)
+        see(monitor, scores(600, 2, mean=0.1), PLAN)
     planner = make_planner(made)
     flat = planner.choose(Budget(1.0), K, 1)
     assert monitor.certificate(flat.certificate) == flat.certificate
@@ -97,14 +97,14 @@ def test_a_warning_made_an_error_leaves_the_state() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(DriftWarning):
-            monitor.see(scores(600, 2, mean=0.1), PLAN)
-    assert monitor.void
+            see(monitor, scores(600, 2, mean=0.1), PLAN)
+    assert monitor.broken
 
 
 def test_without_certificates_there_is_nothing_to_watch() -> None:
     for made, why in ((None, "every search is exact"), (calibration(real=False), "uncertified")):
         monitor = Monitor(made, exact)
-        monitor.see(scores(600, 2, mean=0.1), PLAN)
+        see(monitor, scores(600, 2, mean=0.1), PLAN)
         health = monitor.health()
         assert health.state == "not watched"
         assert why in health.why
@@ -115,7 +115,7 @@ def test_without_certificates_there_is_nothing_to_watch() -> None:
 def test_an_audit_keeps_true_recall() -> None:
     monitor = Monitor(calibration(), exact)
     monitor.audit(0.5, seed=3)
-    assert monitor.audits
+    assert monitor.running.share
     true = scores(400, 5)
     returned = true.copy()
     returned[:, -1] = -np.inf  # one of ten is missed
@@ -126,7 +126,7 @@ def test_an_audit_keeps_true_recall() -> None:
     assert 150 < line.n_queries < 250
     assert line.recall == pytest.approx(0.9)
     assert line.low < 0.9 < line.high
-    assert not monitor.void
+    assert not monitor.broken
     assert "audit of recall 0.8 at k=10" in str(monitor.health())
 
 
@@ -146,7 +146,7 @@ def test_an_audit_is_by_the_rows_as_given() -> None:
 
 def test_one_call_is_audited_by_itself() -> None:
     monitor = Monitor(calibration(), exact)
-    assert not monitor.audits
+    assert not monitor.running.share
     true = scores(30, 5)
     monitor.check(true, true, lambda: ("recall 0.9", 0.9), True)
     monitor.check(true, true, lambda: ("recall 0.9", 0.9), False)
@@ -159,7 +159,7 @@ def test_exact_search_is_audited_too() -> None:
     monitor = Monitor(calibration(), exact)
     true = scores(30, 5)
     monitor.check(true, true, lambda: ("recall 1", 1.0), True)
-    assert not monitor.void
+    assert not monitor.broken
     with pytest.raises(InputError, match="audit is 3"):
         monitor.check(true, true, lambda: ("recall 1", 1.0), 3)
     missed = true.copy()

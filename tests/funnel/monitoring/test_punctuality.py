@@ -10,7 +10,7 @@ import pytest
 
 from funnel import FunnelIndex
 from funnel.monitoring import Monitor
-from funnel.monitoring.punctuality import FEWEST, MOST, RECENT, Punctuality
+from funnel.monitoring.monitor import FEWEST, MOST, RECENT, Punctuality
 from funnel.plan import FLAT
 
 THREADS, EACH = 8, 500

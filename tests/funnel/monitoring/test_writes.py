@@ -17,7 +17,7 @@ from tests.funnel.clustered import clustered_rows
 from tests.funnel.corpora import DIM as WIDTH
 from tests.funnel.corpora import funnel_plan
 from tests.funnel.living import named
-from tests.funnel.monitoring.growing import DIM, Growing, queries_of
+from tests.funnel.monitoring.growing import DIM, Growing, queries_of, see
 
 
 def live(index: Growing, queries: np.ndarray, every: int, added: int = 0, deleted: int = 0) -> int | None:
@@ -26,7 +26,7 @@ def live(index: Growing, queries: np.ndarray, every: int, added: int = 0, delete
     more = clustered_rows(added * (len(queries) // every + 1), DIM, seed=99)
     for number, start in enumerate(range(0, len(queries), every)):
         index.search(queries[start : start + every])
-        if index.monitor.void:
+        if index.monitor.broken:
             return start + every
         gone = generator.choice(np.flatnonzero(index.live), deleted, replace=False)
         index.write(more[number * added :][:added] if added else None, gone)
@@ -75,20 +75,20 @@ def test_a_load_of_rows_raises_no_alarm() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("warnings.warn", lambda *_args: None)
             without.search(queries_of(50, 100 + start))
-    assert without.monitor.void  # were they compared with scores over the rows of before
+    assert without.monitor.broken  # were they compared with scores over the rows of before
 
 
 def test_a_false_alarm_is_allowed_for_once() -> None:
     """Tests go on where they were, with the share of the allowance that is theirs."""
     index = Growing(1_000, 300, 1)
     index.search(queries_of(3 * BLOCK, 3))
-    drift = index.monitor._drift
+    drift = index.monitor.drift
     assert drift is not None
     (tests,) = drift._watched.values()
     seen = [test.count for test in tests._tests]
     index.write(clustered_rows(3, DIM, seed=4))
     index.search(queries_of(BLOCK, 5))
-    assert index.monitor._drift is drift
+    assert index.monitor.drift is drift
     assert list(drift._watched.values()) == [tests]
     assert [test.count for test in tests._tests] == [count + BLOCK for count in seen]
     assert tests._window == 1
@@ -130,9 +130,9 @@ def test_a_search_that_began_before_a_write_counts() -> None:
     index.write(clustered_rows(5, DIM, seed=4))
     low = np.ascontiguousarray(index.flat(queries_of(600, 4, "another"), 10)[0])
     with pytest.warns(DriftWarning):
-        before.see(low, FLAT)
-    assert before.void
-    assert index.monitor.void
+        see(before, low, FLAT)
+    assert before.broken
+    assert index.monitor.broken
     assert index.monitor.health().queries == 600
 
 
@@ -158,11 +158,11 @@ def test_with_another_calibration_all_begins_anew_but_a_void_promise() -> None:
     health = then.health()
     assert (health.state, health.queries, health.compared, health.p_value) == ("holds", 0, 0, 1.0)
     assert health.latencies == ()
-    assert then.audits
+    assert then.running.share
     with pytest.warns(DriftWarning):
-        then.see(np.zeros((600, 10), dtype=np.float32) + np.linspace(0.1, 0.2, 600, dtype=np.float32)[:, None], FLAT)
-    assert not index.monitor.void
-    assert then.then(index.stored, index.flat, index.now(), False).void
+        see(then, np.zeros((600, 10), dtype=np.float32) + np.linspace(0.1, 0.2, 600, dtype=np.float32)[:, None], FLAT)
+    assert not index.monitor.broken
+    assert then.then(index.stored, index.flat, index.now(), False).broken
 
 
 def test_where_changed_rows_void_the_certificates_health_says_void_and_why() -> None:
@@ -170,7 +170,7 @@ def test_where_changed_rows_void_the_certificates_health_says_void_and_why() -> 
     index.search(queries_of(300, 3))
     void = replace(index.stored, void="rows were added that were not measured")
     then: Monitor = index.monitor.then(void, index.flat, index.now(), True)
-    then.see(np.zeros((600, 10), dtype=np.float32), FLAT)
+    see(then, np.zeros((600, 10), dtype=np.float32), FLAT)
     health = then.health()
     assert (health.state, health.why, health.since, health.ok) == ("void", void.void, None, False)
     assert str(health).startswith(f"certificates: void: {void.void}")

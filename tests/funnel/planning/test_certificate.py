@@ -33,10 +33,10 @@ def test_a_certificate_says_what_it_promises() -> None:
 def test_a_certificate_is_plain_values_in_json() -> None:
     record = certificate(queries_needed=3000).to_json()
     assert json.loads(json.dumps(record)) == record
-    assert Certificate.from_json(record) == certificate(queries_needed=3000)
+    assert record["queries_needed"] == 3000
     unmeasured = certificate(estimate=math.nan, mean_recall=math.nan).to_json()
     assert json.dumps(unmeasured, allow_nan=False)
-    assert math.isnan(Certificate.from_json(unmeasured).estimate)
+    assert unmeasured["estimate"] is None
 
 
 def test_the_evidence_names_everything_it_rests_on() -> None:

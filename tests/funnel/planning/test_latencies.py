@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from funnel.plan import FLAT, Plan
-from funnel.planning.latencies import Held, Latencies, Latency
+from funnel.planning.costs import Held, Latencies, Latency
 from funnel.planning.remembered import MOST
 
 PLANS = tuple(Plan(effort, 100) for effort in (10, 20, 30, 40))
