@@ -150,9 +150,9 @@ def encode_asked(
         qrels,
     ).without_seen(seen)
     if training is not None and asked.certifying is not None:
-        asked = asked.without(_like_any(asked.certifying, training), TRAINED)
+        asked = asked.without(_same(asked.certifying, training), TRAINED)
     if asked.certifying is not None:
-        asked = asked.without(_repeats(asked.certifying), REPEATED)
+        asked = asked.without(_same(asked.certifying), REPEATED)
     return asked.shuffled(generator)
 
 
@@ -166,22 +166,13 @@ def _distinct(queries: Queries, texts: Sequence[str] | None, numbers: npt.NDArra
     return np.array(list(first.values()), dtype=np.int64)
 
 
-def _like_any(queries: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which unit rows [q, d] are, up to rounding, one of the others: bool [q]."""
-    parts = [
-        (queries[start : start + COMPARED_AT_A_TIME] @ others.T).max(axis=1) >= SAME_COSINE
-        for start in range(0, len(queries), COMPARED_AT_A_TIME)
-    ]
-    return np.concatenate(parts)
-
-
-def _repeats(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which unit rows [q, d] are, up to rounding, one that came before them: bool [q]."""
+def _same(queries: npt.NDArray[np.float32], others: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.bool_]:
+    """Which unit rows [q, d] are, up to rounding, one of the others; None: one that came before them. bool [q]."""
     parts = []
     for start in range(0, len(queries), COMPARED_AT_A_TIME):
         block = queries[start : start + COMPARED_AT_A_TIME]
-        same = block @ queries[: start + len(block)].T >= SAME_COSINE
-        parts.append(np.tril(same, start - 1).any(axis=1))
+        same = block @ (queries[: start + len(block)] if others is None else others).T >= SAME_COSINE
+        parts.append((np.tril(same, start - 1) if others is None else same).any(axis=1))
     return np.concatenate(parts)
 
 

@@ -741,13 +741,11 @@ def _open_array(array: NDArray[Any], ids: Ids, columns: Columns) -> Corpus:
 def _say_of_vectors(document: Document) -> None:
     """Warn of a field that looks like the vector and is kept as metadata."""
     for field, value in document.metadata.items():
-        if not isinstance(value, list | tuple | np.ndarray) or not getattr(value, "ndim", 1):
-            continue
-        if len(value) < FEWEST_NUMBERS:
-            continue
-        if all(isinstance(number, Real) and not isinstance(number, bool) for number in value):
+        listed = isinstance(value, list | tuple | np.ndarray) and getattr(value, "ndim", 1) > 0
+        numbers: Any = value if listed else ()
+        if len(numbers) >= FEWEST_NUMBERS and all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
             warnings.warn(
-                f"the field {field!r} holds {len(value)} numbers and is kept as metadata; give vector={field!r} "
+                f"the field {field!r} holds {len(numbers)} numbers and is kept as metadata; give vector={field!r} "
                 f"(--vector {field}) where it is the vector, or metadata= with the fields to keep",
                 stacklevel=2,
             )

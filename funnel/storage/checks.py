@@ -40,7 +40,6 @@ _WORKERS = min(4, os.cpu_count() or 1)
 class Verification:
     """What a verification found: damaged caches (path: why) and, in lazy mode, who checks the big files."""
 
-    mode: VerifyMode
     damaged_caches: dict[str, str] = field(default_factory=dict)
     verifiers: dict[str, "BlockVerifier"] = field(default_factory=dict)
 
@@ -172,12 +171,11 @@ def verify(
     for path, problem in problems.items():
         if not is_cache(path):
             raise problem
-    verifiers: dict[str, BlockVerifier] = {}
-    for path, entry in manifest.files.items():
-        if path not in whole:
-            verifiers[path] = BlockVerifier(root, path, entry, files)
-            verifiers[path].ensure(0, min(1, entry.size))
-    return Verification(mode, {path: str(problem) for path, problem in problems.items()}, verifiers)
+    blocks = {path: entry for path, entry in manifest.files.items() if path not in whole}
+    verifiers = {path: BlockVerifier(root, path, entry, files) for path, entry in blocks.items()}
+    for path, verifier in verifiers.items():
+        verifier.ensure(0, min(1, blocks[path].size))
+    return Verification({path: str(problem) for path, problem in problems.items()}, verifiers)
 
 
 def check(path: str | os.PathLike[str], progress: bool = False, files: Files = FILES) -> CheckReport:

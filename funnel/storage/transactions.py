@@ -5,14 +5,14 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from funnel.errors import InputError, StorageError
 from funnel.progress import Progress
@@ -65,7 +65,7 @@ class _Staged:
     linked: dict[str, FileEntry] = field(default_factory=dict)
 
 
-class Transaction:
+class Transaction(AbstractContextManager["Transaction", None]):
     """One writer's way from the live generation to the next; use it in a `with` statement.
 
     Write each part into `folder(kind)`, name with `reuse` what stays, then `commit`. Leaving without a
@@ -188,10 +188,6 @@ class Transaction:
                 f"confirm it ({error.strerror}): a power failure now could bring the one before back"
             ) from error
         return manifest
-
-    def __enter__(self) -> Self:
-        """The transaction itself."""
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
