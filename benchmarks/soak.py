@@ -39,6 +39,7 @@ RECALLS = (0.9, 0.95, 0.99)
 ADDED = 20  # documents a round, and as many deleted
 SMALL = 300  # documents of the index that changes: enough to be calibrated, few enough to be compacted in a second
 CERTIFYING = 100  # queries of the index that changes, on which every compaction is measured
+WARMING = 4_000  # calls of the encoder before the first look
 WAIT_S = 600.0  # for the threads, all together
 
 
@@ -122,6 +123,8 @@ def _judged(name: str, looks: list[dict[str, float]]) -> list[Target]:
 def _searches(index: FunnelIndex, texts: list[str], count: int, seed: int) -> Iterator[None]:
     """Searches of mixed shape, k, filter, budget, deadline and fusion; each step is one."""
     rng = np.random.default_rng(seed)
+    for _ in range(WARMING):  # the encoder keeps something for every number of tokens that it has met
+        index.encode_queries([texts[at] for at in rng.choice(len(texts), int(rng.integers(1, 3)))])
     vectors = index.encode_queries(texts)
     kinds = ("package", "kind")
     wheres = [None] * 3 + [f"{name} = '{value}'" for name in kinds for value in ("class", "function", "json", "email")]

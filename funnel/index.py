@@ -13,6 +13,7 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
 from funnel.adaptors import Adaptor
 from funnel.budget import Budget, check_k
@@ -343,12 +344,14 @@ class FunnelIndex(Updates):
         if plan is not None:
             if where is not None or allowed_ids is not None:
                 raise InputError("explain takes a plan or a filter, not both; leave one of them out")
-            return explain_plan(searcher, explicit_plan(plan, recall, latency_ms, budget, share), k, batch, run)
-        wanted = wanted_budget(recall, latency_ms, budget, share)
-        if where is not None or allowed_ids is not None:
-            return explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
-        explained = explain_budget(searcher, wanted, k, batch, run)
-        return replace(explained, certificate=state.monitor.certificate(explained.certificate))
+            explained = explain_plan(searcher, explicit_plan(plan, recall, latency_ms, budget, share), k, batch, run)
+        elif where is not None or allowed_ids is not None:
+            wanted = wanted_budget(recall, latency_ms, budget, share)
+            explained = explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
+        else:
+            explained = explain_budget(searcher, wanted_budget(recall, latency_ms, budget, share), k, batch, run)
+            explained = replace(explained, certificate=state.monitor.certificate(explained.certificate))
+        return replace(explained, candidates=tuple(map(asdict, state.opened.manifest.settings.candidates)))
 
     def health(self) -> Health:
         """Whether certificates still speak of the queries that come: see `Health`. `tune` begins anew."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from indexes.ivf import IvfPqIndex, IvfSq8Index
     from indexes.ordering import ClusterTree, stored_order
     from indexes.pruned import Projected, PrunedSearch, Pruning
-    from indexes.selection import FamilyChoice, choose, hnsw_settings
+    from indexes.selection import FamilyChoice, choose, graphs, hnsw_settings
     from indexes.symqg import SymqgIndex, symqg_installed
     from indexes.system import release_freed
     from indexes.torchbins import TorchBinsIndex
@@ -48,6 +48,7 @@ __all__ = [
     "exact_search",
     "families",
     "family",
+    "graphs",
     "hnsw_settings",
     "load_faiss",
     "only_allowed",
@@ -84,6 +85,7 @@ _HOMES = {
     "exact_search": "indexes.exact",
     "families": "indexes.base",
     "family": "indexes.base",
+    "graphs": "indexes.selection",
     "hnsw_settings": "indexes.selection",
     "load_faiss": "indexes._faiss",
     "only_allowed": "indexes.base",

@@ -14,7 +14,7 @@ from indexes.symqg import SymqgIndex, symqg_installed
 from indexes.system import machine_bytes
 from indexes.vectors import free_bytes
 
-__all__ = ["FamilyChoice", "choose", "hnsw_settings"]
+__all__ = ["FamilyChoice", "choose", "graphs", "hnsw_settings"]
 
 # Up to here a flat scan of a prefix costs little, is exact, and needs no build.
 FLAT_ROWS = 8_192
@@ -68,7 +68,7 @@ def choose(
     prefixes: Sequence[int] = (),
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> list[FamilyChoice]:
-    """The families that suit `n` rows of a `dim`-dimensional prefix, best first.
+    """The coarse indexes that suit `n` rows and fit, the likeliest to be quick first.
 
     Args:
         n: Number of rows.
@@ -92,22 +92,21 @@ def choose(
             f"no coarse index over {n} rows of {dim} dimensions fits in {memory_bytes} bytes; the smallest, "
             f"{least.name}, needs {least.estimated_bytes}: allow more memory, or index a shorter prefix"
         )
-    graph = None if full is None else _symqg(n, full, prefixes, memory_bytes)
-    return fitting if graph is None else [graph, *fitting]
+    held = min(HELD_SHARE * 4 * n * (full or 0), MACHINE_SHARE * machine_bytes())
+    room = held if memory_bytes is None else memory_bytes
+    over = [] if full is None else [full, *prefixes]
+    return [*(graph for graph in graphs(n, over) if graph.estimated_bytes <= room), *fitting]
 
 
-def _symqg(n: int, full: int, prefixes: Sequence[int], memory_bytes: int | None) -> FamilyChoice | None:
-    """SymphonyQG where it is installed: over whole rows if that fits, where it answers alone; else over a prefix."""
+def graphs(n: int, widths: Sequence[int]) -> list[FamilyChoice]:
+    """SymphonyQG over each of some widths, where it is installed and so many rows are worth a graph."""
     if n <= FLAT_ROWS or not symqg_installed():
-        return None
+        return []
     settings = SymqgIndex.complete_settings(SYMQG_SETTINGS)
-    held = min(HELD_SHARE * 4 * n * full, MACHINE_SHARE * machine_bytes())
-    choices = [
+    return [
         FamilyChoice(SymqgIndex.name, settings, width, SymqgIndex.estimate_nbytes(n, width, settings))
-        for width in (full, *prefixes)
+        for width in widths
     ]
-    allowed = held if memory_bytes is None else memory_bytes
-    return next((choice for choice in choices if choice.estimated_bytes <= allowed), None)
 
 
 def _candidates(n: int, dim: int) -> list[FamilyChoice]:

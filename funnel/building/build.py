@@ -15,6 +15,7 @@ import torch
 
 from funnel.adaptors import Adaptor, AdaptorChoice, TrainingQueries, adaptor_kinds, choose_adaptor, make_adaptor
 from funnel.budget import Budget
+from funnel.building.candidates import choose_coarse
 from funnel.building.intake import Intake, take_in
 from funnel.building.queries import (
     EQUAL,
@@ -26,13 +27,11 @@ from funnel.building.queries import (
     open_asked,
 )
 from funnel.building.segment import (
-    NARROWEST,
     checked_ladder,
     choose_ladder,
     index_rows,
     order_rows,
     segment_entry,
-    steps_above,
     store_rows,
 )
 from funnel.checks import checked_name, checked_number, checked_path, checked_seed
@@ -48,9 +47,10 @@ from funnel.planning.planner import Planner
 from funnel.planning.run import EXACT_ENOUGH, NEAR, StorageCost, given_scores, without_own
 from funnel.progress import Progress
 from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
-from indexes import CoarseIndexError, FamilyChoice, RunningTop, VectorStore, choose, family, release_freed
+from funnel.storage.settings import Candidate
+from indexes import FamilyChoice, RunningTop, VectorStore, choose, family, release_freed
 
-__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "choose_coarse", "written"]
+__all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "written"]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -166,8 +166,6 @@ def _sums(rows: Float32) -> Float32:
 MEASURED_RECALLS = (0.80, 0.90, 0.95, 0.99)
 MEASURED_K = 10
 MEGABYTE = 1_000_000
-# Times the narrowest width whose shortlists hold the neighbours: 128 of 768 and 1,536 dims, where 256 suit a graph.
-WIDER = 2
 MOST_MEGABYTES = 1e12  # what a manifest may say, see Settings
 AUTO = "auto"  # train, compare and choose the adaptor; measure, and choose what rows are stored in
 ADAPTOR_SEED, TREE_SEED, CALIBRATION_SEED = 0, 1, 2  # added to the user's seed, so that no two draws are the same
@@ -239,11 +237,11 @@ def build_index(
         store = VectorStore.open(segment / "vectors.npy", options.device)
         asked_ladder = None if options.dims is None else checked_ladder(options.dims, dim)
         ladder = asked_ladder or choose_ladder(store, space, options.progress)
-        choice = _coarse(store.n, ladder, options)
+        choice, timed = _coarse(store, space, ladder, options)
         searcher = index_rows(store, ladder, choice, space, options.seed + TREE_SEED, options.progress)
         calibration = _calibrate(searcher, asked, truth, positions, options)
         kept = (None if calibration is None else _kept(calibration), narrow_kept)
-        settings = _settings(choice, searcher, intake, encoder, chosen, options, kept)
+        settings = _settings(choice, timed, searcher, intake, encoder, chosen, options, kept)
         return _commit(transaction, segment, intake, ladder, chosen, calibration, settings, options.progress)
 
 
@@ -309,11 +307,6 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
     """The adaptor that was asked for, or the best of those that were trained and compared."""
     asked, seed = options.adaptor, options.seed + ADAPTOR_SEED
     dims = None if options.dims is None else checked_ladder(options.dims, intake.dim)
-    whole = _over_whole_rows(intake, options) if asked == AUTO and not given.qrels else None
-    if whole is not None:
-        # Prefixes only bound what exact search may leave out there, which those that hold the most energy do best.
-        why = f"pca: {whole.name} over all {intake.dim} dims searches no prefix; adaptor='rotation' trains one anyway"
-        return AdaptorChoice(make_adaptor("pca", intake.sample, seed=seed, progress=options.progress), why)
     if asked == AUTO:
         sample, judged = judged_rows(intake, segment, given, seed)
         choice = choose_adaptor(
@@ -334,40 +327,16 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
     return choice
 
 
-def _over_whole_rows(intake: Intake, options: BuildOptions) -> FamilyChoice | None:
-    """The coarse index to come, where it is one over the full width; chosen again when the ladder is known."""
-    if options.coarse is not None or options.dims is not None:
-        return None
-    try:
-        choice = _coarse(intake.count, steps_above(min(NARROWEST, intake.dim), intake.dim), options)
-    except InputError:  # too little memory for this ladder: the one to come may take less
-        return None
-    return choice if choice.dim == intake.dim else None
-
-
-def choose_coarse(
-    n: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device, widths_asked: bool = False
-) -> FamilyChoice:
-    """The best coarse index that fits the memory. widths_asked: whether to keep to those of the ladder."""
-    # A graph is built over wider prefixes, or whole rows, where the widths leave the choice: its codes cost little.
-    full = ladder[-1] if not widths_asked and device.type == "cpu" else None
-    wider = sorted((width for width in ladder[:-1] if width <= WIDER * ladder[0]), reverse=True)
-    if memory_mb is None:
-        return choose(n, ladder[0], None, full, wider, device)[0]
-    norms = 4 * n * max(0, len(ladder) - 2)
-    try:
-        return choose(n, ladder[0], max(0, int(memory_mb * MEGABYTE) - norms), full, wider, device)[0]
-    except CoarseIndexError as error:
-        raise InputError(f"memory_mb={memory_mb:g} is too little for {n:,} rows: {error}") from error
-
-
-def _coarse(n: int, ladder: tuple[int, ...], options: BuildOptions) -> FamilyChoice:
-    """The coarse index to build: the user's, with what `choose` would give that family, or the best."""
+def _coarse(
+    store: VectorStore, space: Space, ladder: tuple[int, ...], options: BuildOptions
+) -> tuple[FamilyChoice, list[Candidate]]:
+    """The coarse index to build, and what was timed: the user's, with what suits that family, or the quickest."""
     if options.coarse is None:
-        return choose_coarse(n, ladder, options.memory_mb, options.device, options.dims is not None)
-    name, usual = options.coarse, (one for one in choose(n, ladder[0]) if one.name == options.coarse)
+        memory_mb, seed = options.memory_mb, options.seed + TREE_SEED
+        return choose_coarse(store, space, ladder, memory_mb, options.dims is not None, seed, options.progress)
+    name, usual = options.coarse, (one for one in choose(store.n, ladder[0]) if one.name == options.coarse)
     settings = options.coarse_settings or next((dict(choice.settings) for choice in usual), {})
-    return FamilyChoice(name, settings, ladder[0], 0)
+    return FamilyChoice(name, settings, ladder[0], 0), []
 
 
 def _calibrate(
@@ -426,6 +395,7 @@ def _measure_latencies(planner: Planner) -> None:
 
 def _settings(
     choice: FamilyChoice,
+    timed: list[Candidate],
     searcher: Searcher,
     intake: Intake,
     encoder: Encoder | None,
@@ -453,6 +423,7 @@ def _settings(
         coarse_library=searcher.cascade.coarse.library(),
         memory_mb=options.memory_mb,
         seed=options.seed,
+        candidates=timed,
     )
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from msgspec import structs
 
-from funnel.building.build import calibrate_searcher, choose_coarse, written
+from funnel.building.build import calibrate_searcher, written
+from funnel.building.candidates import choose_coarse, fitting
 from funnel.building.intake import Intake, Sample
 from funnel.building.segment import (
     TURNED_DTYPE,
@@ -36,7 +37,7 @@ from funnel.engine.searcher import Searcher
 from funnel.engine.segments import left
 from funnel.errors import InputError, StorageError
 from funnel.planning.calibration import SMALLEST_PLANNED, Calibration
-from funnel.storage import FORMAT_VERSION, IndexFolder, Settings, Transaction
+from funnel.storage import FORMAT_VERSION, IndexFolder, Transaction
 from indexes import FamilyChoice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction", "upgrade_index"]
@@ -87,7 +88,9 @@ def compact_index(
     settings = opened.manifest.settings
     if memory_mb is not None:
         settings = structs.replace(settings, memory_mb=float(memory_mb))
-    _coarse_choice(opened, settings, count, opened.manifest.ladder)  # before the rows are written, not after
+    device, asked = opened.searcher.cascade.store.device, settings.coarse_asked is not False
+    if not asked:  # before the rows are written, not after
+        _check_room(count, opened.manifest.ladder, settings.memory_mb, device)
     seed = settings.seed if seed is None else seed
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if settings.documents else None
@@ -104,11 +107,13 @@ def compact_index(
     store_rows(intake, as_stored, positions, folder, settings.dtype, progress)
     _number_by_input(opened, folder)
     write_live(opened.segments, opened.live, folder, documents)
-    store = VectorStore.open(folder / "vectors.npy", opened.searcher.cascade.store.device)
+    store = VectorStore.open(folder / "vectors.npy", device)
     # Rows that came since may need other widths than those that the index was built with.
-    asked = settings.coarse_asked is not False
     ladder = opened.manifest.ladder if asked else choose_ladder(store, space, progress)
-    choice = _coarse_choice(opened, settings, count, ladder)
+    choice = FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
+    timed = settings.candidates
+    if not asked:
+        choice, timed = choose_coarse(store, space, ladder, settings.memory_mb, False, seed, progress)
     searcher = index_rows(store, ladder, choice, space, seed, progress)
     calibration = _calibration(opened, searcher, seed, progress)
     settings = structs.replace(
@@ -117,6 +122,7 @@ def compact_index(
         coarse_settings=dict(choice.settings),
         coarse_width=choice.dim,
         coarse_library=searcher.cascade.coarse.library(),
+        candidates=timed,
     )
     body = opened.manifest.body() | {
         "ladder": ladder,
@@ -149,12 +155,10 @@ def _number_by_input(opened: Opened, folder: Path) -> None:
     np.save(path, new[np.load(path, allow_pickle=False)])
 
 
-def _coarse_choice(opened: Opened, settings: Settings, rows: int, ladder: tuple[int, ...]) -> FamilyChoice:
-    """What was asked for at build, or what suits so many rows and these widths. settings: those to come."""
-    if settings.coarse_asked is not False:
-        return FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
+def _check_room(rows: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device) -> None:
+    """InputError where the memory that was stated is too little for so many rows and these widths."""
     try:
-        return choose_coarse(rows, ladder, settings.memory_mb, opened.searcher.cascade.store.device)
+        fitting(rows, ladder, memory_mb, device, False)
     except InputError as error:
         raise InputError(
             f"{error}. The memory was stated when this index was built: compact(memory_mb=...), or funnel compact "

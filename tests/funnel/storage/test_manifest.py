@@ -53,7 +53,7 @@ GOLDEN = (
     '  "format_version": 1,\n  "generation": 1,\n  "ladder": [\n    2,\n    4\n  ],\n'
     f'  "segments": [\n    {{\n      "coarse": "hnsw",\n      "id": "{ID}",\n      "rows": 3\n    }}\n  ],\n'
     '  "settings": {\n    "adaptor": {\n      "isometric": false,\n      "kind": "pca",\n      "why": ""\n'
-    '    },\n    "coarse": "hnsw",\n    "coarse_asked": null,\n    "coarse_library": null,\n'
+    '    },\n    "candidates": [],\n    "coarse": "hnsw",\n    "coarse_asked": null,\n    "coarse_library": null,\n'
     '    "coarse_settings": {},\n    "coarse_width": null,\n    "document_prompt": null,\n'
     '    "documents": false,\n    "dtype": "float16",\n    "encoder": null,\n'
     '    "encoder_reopenable": false,\n    "exact_encoding": false,\n    "float16_kept": null,\n'
