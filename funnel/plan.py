@@ -67,18 +67,19 @@ class Plan:
 
     @classmethod
     def halving(cls, width: int, dim: int, keep: int, k: int = 10) -> Plan:
-        """The funnel of Matryoshka embeddings: widths double from `width` while they are below `dim`, kept rows halve.
+        """The funnel of Matryoshka embeddings: widths double from `width` up to half of `dim`, kept rows halve.
 
         It begins with `keep` rows and never keeps fewer than k; where it keeps k it ends, as no stage could drop more:
         halving(8, 1536, 400) is 8:400 16:200 32:100 64:50 128:25 256:12 512:10. dim: the full width. The index has to
-        store these widths. As in "funnel retrieval" of Kusupati et al. 2022 (section 4.3.1). Raises InputError.
+        store these widths, as it does from 8 on unless its build was given others. As in "funnel retrieval" of
+        Kusupati et al. 2022 (section 4.3.1). Raises InputError.
         """
         checked_whole("dim", dim, 2)
         checked_whole("width", width, 1, dim - 1)
         checked_whole("k", k)
         checked_whole("keep", keep, k, LARGEST)
         first, stages = Plan(0, keep, width=width), []
-        while 2 * width < dim and keep > k:
+        while 4 * width <= dim and keep > k:
             width, keep = 2 * width, max(k, keep // 2)
             stages.append(Stage(width, keep))
         return replace(first, stages=tuple(stages))

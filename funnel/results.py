@@ -279,6 +279,7 @@ class Explanation:
             "stages": [asdict(line) for line in self.stages],
             "certificate": self.certificate.to_json(),
             "held": None if self.held is None else asdict(self.held),
+            "candidates": list(self.candidates),
         }
 
     def __str__(self) -> str:

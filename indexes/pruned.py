@@ -215,6 +215,7 @@ MOST_FROM_MEMORY = BATCHES[3]  # for more, rows are read whole: what survives is
 KEPT_PRODUCTS, KEPT_ROWS = 262_144, 65_536
 ROWS_AT_A_TIME = 65_536
 SAMPLED = 1_024  # rows whose largest value sets the step of int8 codes
+NARROWEST = 32  # dims of a prefix that may rule rows out, where wider ones are stored too
 FEWEST_ROWS_A_RESULT = 64  # more results of so few rows: most rows would have to be scored
 PIECES = 4  # a piece of rows for a worker is the n-th part of its share: the last one to finish waits less
 # A way is tried on at most so many queries and rows, and pairs of them, in blocks of rows all over the store.
@@ -298,6 +299,7 @@ class PrunedSearch:
     ) -> None:
         self._projected, self._source = projected, store if projected is None else projected.store
         self._store, self._norms, self._ladder, self._reached = store, norms, tuple(ladder), reached
+        self._widths = [width for width in ladder[:-1] if width >= NARROWEST] or self._ladder[:-1]
         self._spread, self._workers, self._release = spread, workers, release
         self._keep = keep and int8_products_are_exact()
         self._live: Mask | None = None
@@ -396,9 +398,9 @@ class PrunedSearch:
         count = len(calls[0][0])
         every = max(1, self._store.n // min(TRIED_ROWS, TRIED_PAIRS // (count * len(calls))))
         kind = "int8" if count >= FEWEST_INT8 and int8_products_are_exact() else "float32"
-        ways: list[tuple[Pruning, KeptCodes | None]] = [(Pruning(width, kind), None) for width in self._ladder[:-1]]
+        ways: list[tuple[Pruning, KeptCodes | None]] = [(Pruning(width, kind), None) for width in self._widths]
         if keep:  # the codes that are kept, or those of a part of the rows
-            held = self._kept or {width: self._code_all(width, TRIED_BLOCK, every) for width in self._ladder[:-1]}
+            held = self._kept or {width: self._code_all(width, TRIED_BLOCK, every) for width in self._widths}
             ways += [(Pruning(width, "int8", kept=True), codes) for width, codes in held.items()]
         flat, _ = _seconds(lambda call: self._flat(call, k, every), calls)
         least, best = WORTH * flat, None

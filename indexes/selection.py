@@ -65,7 +65,7 @@ def choose(
     dim: int,
     memory_bytes: int | None = None,
     full: int | None = None,
-    prefixes: Sequence[int] = (),
+    widths: Sequence[int] = (),
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> list[FamilyChoice]:
     """The coarse indexes that suit `n` rows and fit, the likeliest to be quick first.
@@ -74,8 +74,8 @@ def choose(
         n: Number of rows.
         dim: Width of the prefix.
         memory_bytes: Bytes that the coarse index may hold; None: HELD_SHARE of the rows as float32.
-        full: The full width of the rows; where given, SymphonyQG over it, or over prefixes, is considered too.
-        prefixes: Widths of those, the best first.
+        full: The full width of those rows.
+        widths: Of prefixes, or whole rows, over which SymphonyQG is considered too, the best first.
         device: Where the vectors lie; on a GPU the families that search there come first.
 
     Raises:
@@ -92,10 +92,9 @@ def choose(
             f"no coarse index over {n} rows of {dim} dimensions fits in {memory_bytes} bytes; the smallest, "
             f"{least.name}, needs {least.estimated_bytes}: allow more memory, or index a shorter prefix"
         )
-    held = min(HELD_SHARE * 4 * n * (full or 0), MACHINE_SHARE * machine_bytes())
+    held = min(HELD_SHARE * 4 * n * (full or dim), MACHINE_SHARE * machine_bytes())
     room = held if memory_bytes is None else memory_bytes
-    over = [] if full is None else [full, *prefixes]
-    return [*(graph for graph in graphs(n, over) if graph.estimated_bytes <= room), *fitting]
+    return [*(graph for graph in graphs(n, widths) if graph.estimated_bytes <= room), *fitting]
 
 
 def graphs(n: int, widths: Sequence[int]) -> list[FamilyChoice]:

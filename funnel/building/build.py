@@ -29,6 +29,7 @@ from funnel.building.queries import (
 from funnel.building.segment import (
     checked_ladder,
     choose_ladder,
+    enough_width,
     index_rows,
     order_rows,
     segment_entry,
@@ -49,6 +50,7 @@ from funnel.progress import Progress
 from funnel.storage import AdaptorNote, IndexFolder, Manifest, Settings, Transaction
 from funnel.storage.settings import Candidate
 from indexes import FamilyChoice, RunningTop, VectorStore, choose, family, release_freed
+from indexes.selection import FLAT_ROWS
 
 __all__ = ["BuildOptions", "build_index", "calibrate_searcher", "checked_memory", "written"]
 
@@ -235,9 +237,8 @@ def build_index(
         store_rows(intake, space.stored, positions, segment, options.dtype, options.progress)
         intake.finish()
         store = VectorStore.open(segment / "vectors.npy", options.device)
-        asked_ladder = None if options.dims is None else checked_ladder(options.dims, dim)
-        ladder = asked_ladder or choose_ladder(store, space, options.progress)
-        choice, timed = _coarse(store, space, ladder, options)
+        base, ladder = _ladder(store, space, options)
+        choice, timed = _coarse(store, space, ladder, base, options)
         searcher = index_rows(store, ladder, choice, space, options.seed + TREE_SEED, options.progress)
         calibration = _calibrate(searcher, asked, truth, positions, options)
         kept = (None if calibration is None else _kept(calibration), narrow_kept)
@@ -327,16 +328,26 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
     return choice
 
 
+def _ladder(store: VectorStore, space: Space, options: BuildOptions) -> tuple[int, tuple[int, ...]]:
+    """The width that a coarse index is over at least, and the widths that are stored, the full one at their end."""
+    if options.dims is None:
+        return choose_ladder(store, space, options.progress)
+    ladder = checked_ladder(options.dims, store.dim)
+    if options.coarse is not None or store.n <= FLAT_ROWS or len(ladder) == 1:
+        return ladder[0], ladder
+    return min(enough_width(store, space, ladder[:-1], options.progress), ladder[-2]), ladder
+
+
 def _coarse(
-    store: VectorStore, space: Space, ladder: tuple[int, ...], options: BuildOptions
+    store: VectorStore, space: Space, ladder: tuple[int, ...], base: int, options: BuildOptions
 ) -> tuple[FamilyChoice, list[Candidate]]:
     """The coarse index to build, and what was timed: the user's, with what suits that family, or the quickest."""
     if options.coarse is None:
-        memory_mb, seed = options.memory_mb, options.seed + TREE_SEED
-        return choose_coarse(store, space, ladder, memory_mb, options.dims is not None, seed, options.progress)
-    name, usual = options.coarse, (one for one in choose(store.n, ladder[0]) if one.name == options.coarse)
+        whole, seed = options.dims is None, options.seed + TREE_SEED
+        return choose_coarse(store, space, ladder, base, options.memory_mb, whole, seed, options.progress)
+    name, usual = options.coarse, (one for one in choose(store.n, base) if one.name == options.coarse)
     settings = options.coarse_settings or next((dict(choice.settings) for choice in usual), {})
-    return FamilyChoice(name, settings, ladder[0], 0), []
+    return FamilyChoice(name, settings, base, 0), []
 
 
 def _calibrate(

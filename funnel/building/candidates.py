@@ -46,64 +46,66 @@ MEGABYTE = 1_000_000
 
 
 def fitting(
-    n: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device, widths_asked: bool
+    n: int, ladder: tuple[int, ...], base: int, memory_mb: float | None, device: torch.device, whole: bool
 ) -> list[FamilyChoice]:
-    """What fits the memory, the likeliest to be quick first. widths_asked: whether to keep to the first width.
+    """What fits the memory, the likeliest to be quick first.
 
-    Raises InputError where nothing does.
+    base: the narrowest width that is considered, and the one for families other than graphs with codes in their links.
+    whole: whether rows of full width may be indexed where the ladder goes on below it. Raises InputError where nothing
+    fits.
     """
-    # A graph is built over wider prefixes, or whole rows, where the widths leave the choice: its codes cost little.
-    full = ladder[-1] if device.type == "cpu" else None
-    widths = [width for width in ladder[:-1] if width <= WIDEST * ladder[0]]
-    widths.sort(key=lambda width: (width > WIDER * ladder[0], -width if width <= WIDER * ladder[0] else width))
-    memory = None if memory_mb is None else max(0, int(memory_mb * MEGABYTE) - _norms(n, ladder))
+    widths = [width for width in ladder[:-1] if base <= width <= WIDEST * base]
+    widths.sort(key=lambda width: (width > WIDER * base, -width if width <= WIDER * base else width))
+    widths = [*ladder[-1:], *widths] if whole or base == ladder[-1] else widths
+    memory = None if memory_mb is None else max(0, int(memory_mb * MEGABYTE) - _norms(n, ladder, base))
     try:
-        found = choose(n, ladder[0], memory, full, widths, device)
+        return choose(n, base, memory, ladder[-1], widths if device.type == "cpu" else (), device)
     except CoarseIndexError as error:
         raise InputError(f"memory_mb={memory_mb:g} is too little for {n:,} rows: {error}") from error
-    return [choice for choice in found if choice.dim == ladder[0]] if widths_asked else found
 
 
 def choose_coarse(
     store: VectorStore,
     space: Space,
     ladder: tuple[int, ...],
+    base: int,
     memory_mb: float | None,
-    widths_asked: bool,
+    whole: bool,
     seed: int,
     progress: bool,
 ) -> tuple[FamilyChoice, list[Candidate]]:
     """The quickest of those that fit, or the smallest of those nearly as quick; and what was measured of all.
 
+    base, whole: as in `fitting`.
     A line on stderr says what whole rows would gain where there is no room for them. Where none reaches the recall,
     where a GPU searches, and where a flat scan is quick, the first that fits is taken. Raises InputError.
     """
-    choices = fitting(store.n, ladder, memory_mb, store.device, widths_asked)
+    choices = fitting(store.n, ladder, base, memory_mb, store.device, whole)
     if store.n <= FLAT_ROWS or store.device.type != "cpu":
         return choices[0], []
-    whole = [] if widths_asked or choices[0].dim == store.dim else graphs(store.n, ladder[-1:])
+    beyond = graphs(store.n, ladder[-1:]) if whole and choices[0].dim < store.dim else []
     with tempfile.TemporaryDirectory(prefix="funnel-sample-") as folder:
-        times = _timed([*choices, *whole], _sample(store, Path(folder)), space, ladder, seed, progress)
+        times = _timed([*choices, *beyond], _sample(store, Path(folder)), space, ladder, seed, progress)
     release_freed()
     quickest = min(times[: len(choices)])
     nearly = [choice for choice, us in zip(choices, times, strict=False) if us <= NEARLY * quickest]
     chosen = choices[0] if np.isinf(quickest) else min(nearly, key=lambda choice: choice.estimated_bytes)
-    gain = times[choices.index(chosen)] / times[-1] if whole and np.isfinite(quickest) else 0.0
+    gain = times[choices.index(chosen)] / times[-1] if beyond and np.isfinite(quickest) else 0.0
     if progress and gain > WORTH_SAYING:
-        held = whole[0].estimated_bytes
-        needed = -(-(held + _norms(store.n, ladder)) // MEGABYTE)
+        held = beyond[0].estimated_bytes
+        needed = -(-(held + _norms(store.n, ladder, base)) // MEGABYTE)
         said = f"over whole rows it would be {gain:.1f} times as fast, and hold {held / MEGABYTE:,.0f} MB"
         Progress.write(f"coarse: {chosen.name} over {chosen.dim} dims; {said}: memory_mb={needed}", file=sys.stderr)
-    measured = zip([*choices, *whole], times, strict=True)
+    measured = zip([*choices, *beyond], times, strict=True)
     return chosen, [
         Candidate(choice.name, choice.dim, choice.estimated_bytes, round(us, 2) if np.isfinite(us) else None)
         for choice, us in measured
     ]
 
 
-def _norms(n: int, ladder: tuple[int, ...]) -> int:
-    """Bytes of the norms of prefixes, which are held too."""
-    return 4 * n * max(0, len(ladder) - 2)
+def _norms(n: int, ladder: tuple[int, ...], base: int) -> int:
+    """Bytes of the norms of prefixes that stages read, which are held too."""
+    return 4 * n * sum(width > base for width in ladder[:-1])
 
 
 def _timed(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def compact_index(
         settings = structs.replace(settings, memory_mb=float(memory_mb))
     device, asked = opened.searcher.cascade.store.device, settings.coarse_asked is not False
     if not asked:  # before the rows are written, not after
-        _check_room(count, opened.manifest.ladder, settings.memory_mb, device)
+        with _memory_was_stated():
+            fitting(count, opened.manifest.ladder, opened.manifest.ladder[0], settings.memory_mb, device, True)
     seed = settings.seed if seed is None else seed
     folder = transaction.folder("segments")
     documents = transaction.folder("documents") if settings.documents else None
@@ -109,11 +111,13 @@ def compact_index(
     write_live(opened.segments, opened.live, folder, documents)
     store = VectorStore.open(folder / "vectors.npy", device)
     # Rows that came since may need other widths than those that the index was built with.
-    ladder = opened.manifest.ladder if asked else choose_ladder(store, space, progress)
-    choice = FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
-    timed = settings.candidates
-    if not asked:
-        choice, timed = choose_coarse(store, space, ladder, settings.memory_mb, False, seed, progress)
+    if asked:
+        ladder, timed = opened.manifest.ladder, settings.candidates
+        choice = FamilyChoice(settings.coarse, settings.coarse_settings, opened.manifest.coarse_width, 0)
+    else:
+        base, ladder = choose_ladder(store, space, progress)
+        with _memory_was_stated():
+            choice, timed = choose_coarse(store, space, ladder, base, settings.memory_mb, True, seed, progress)
     searcher = index_rows(store, ladder, choice, space, seed, progress)
     calibration = _calibration(opened, searcher, seed, progress)
     settings = structs.replace(
@@ -155,10 +159,11 @@ def _number_by_input(opened: Opened, folder: Path) -> None:
     np.save(path, new[np.load(path, allow_pickle=False)])
 
 
-def _check_room(rows: int, ladder: tuple[int, ...], memory_mb: float | None, device: torch.device) -> None:
-    """InputError where the memory that was stated is too little for so many rows and these widths."""
+@contextmanager
+def _memory_was_stated() -> Iterator[None]:
+    """Says where a memory that is too little came from."""
     try:
-        fitting(rows, ladder, memory_mb, device, False)
+        yield
     except InputError as error:
         raise InputError(
             f"{error}. The memory was stated when this index was built: compact(memory_mb=...), or funnel compact "

@@ -31,7 +31,6 @@ from indexes import ClusterTree, FamilyChoice, RunningTop, VectorStore, release_
 __all__ = [
     "ADDED_DTYPE",
     "EXACT_ROWS",
-    "NARROWEST",
     "TURNED_DTYPE",
     "as_stored",
     "checked_ladder",
@@ -177,7 +176,8 @@ def write_norms(
 
 
 CANDIDATES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-NARROWEST = CANDIDATES[0]
+# Narrower widths, of which norms are stored too, 4 bytes a row each: a plan by hand may begin there.
+BELOW = (8, 16, 32, 64)
 PROBES = 256  # held-out rows that widths are judged on: the standard error at .98 is .003
 PROBED_ROWS = 200_000  # rows they are judged against
 RUNS = 64  # in which those are read, spread over the whole matrix, which is in cluster order
@@ -206,15 +206,22 @@ def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:
     return ladder if ladder[-1] == dim else (*ladder, dim)
 
 
-def choose_ladder(store: VectorStore, space: Space, progress: bool = False) -> tuple[int, ...]:
-    """The narrowest coarse width whose shortlist holds enough of the true neighbours, and the steps above it."""
-    widths = [width for width in CANDIDATES if width < store.dim]
+def choose_ladder(store: VectorStore, space: Space, progress: bool = False) -> tuple[int, tuple[int, ...]]:
+    """The narrowest width that is enough for a coarse index; and the ladder: it, the steps above it, some below."""
+    width = enough_width(store, space, CANDIDATES, progress)
+    ladder = steps_above(width, store.dim)
+    return width, ladder if len(ladder) == 1 else (*(below for below in BELOW if below < width), *ladder)
+
+
+def enough_width(store: VectorStore, space: Space, among: Sequence[int], progress: bool = False) -> int:
+    """The narrowest of some rising widths whose shortlist holds enough of the true neighbours; d where none does."""
+    widths = [width for width in among if width < store.dim]
     step = -(-store.n // RUNS)
     runs = [(start, min(start + min(step, PROBED_ROWS // RUNS), store.n)) for start in range(0, store.n, step)]
     firsts = np.cumsum([0, *(stop - start for start, stop in runs)])  # numbered as if they lay together
     depth = min(DEPTH, int(firsts[-1]) - 1)
     if depth < 1 or not widths:
-        return (store.dim,)
+        return store.dim
     probes = np.unique(np.linspace(0, firsts[-1] - 1, PROBES).astype(np.int64))
     own = [probes[(probes >= a) & (probes < b)] for a, b in itertools.pairwise(firsts)]
     queries = np.concatenate([_run(store, *run)[mine - at] for run, at, mine in zip(runs, firsts, own, strict=False)])
@@ -231,7 +238,7 @@ def choose_ladder(store: VectorStore, space: Space, progress: bool = False) -> t
                 top.update(unit_prefixes(adapted[:, :width]), at)
             bar.update(len(rows))
     enough = (width for width in widths if _held(truth.rows, found[width].rows, probes, depth) >= ENOUGH)
-    return steps_above(next(enough, store.dim), store.dim)
+    return next(enough, store.dim)
 
 
 def _run(store: VectorStore, start: int, stop: int) -> Float32:

@@ -176,9 +176,9 @@ def test_a_query_whose_neighbours_are_gone_still_gets_k(folder: Path, rows: Floa
 
 
 def test_memory_that_is_too_little_takes_another() -> None:
-    whole = choose(100_000, 32, 10**9, full=DIM)[0]
+    whole = choose(100_000, 32, 10**9, DIM, [DIM])[0]
     assert (whole.name, whole.dim) == ("symqg", DIM)
-    assert choose(100_000, 32, whole.estimated_bytes - 1, full=DIM)[0].name == "hnsw-sq8"
+    assert choose(100_000, 32, whole.estimated_bytes - 1, DIM, [DIM])[0].name == "hnsw-sq8"
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_memory_that_is_too_little_takes_another() -> None:
 )
 def test_without_a_limit_it_is_over_the_best_prefix_that_fits(dim: int, widths: tuple[int, ...], expected: int) -> None:
     """It may hold 1.25 times the rows as float32, which leaves out whole rows."""
-    chosen = choose(100_000, widths[-1], full=dim, prefixes=widths)[0]
+    chosen = choose(100_000, widths[-1], full=dim, widths=(dim, *widths))[0]
     assert (chosen.name, chosen.dim) == ("symqg", expected)
     assert chosen.estimated_bytes <= 1.25 * 4 * dim * 100_000
-    assert choose(100_000, widths[-1], 10**10, full=dim, prefixes=widths)[0].dim == dim
+    assert choose(100_000, widths[-1], 10**10, dim, (dim, *widths))[0].dim == dim
 
 
 def test_few_rows_and_little_memory() -> None:

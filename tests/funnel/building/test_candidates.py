@@ -18,7 +18,7 @@ from indexes import FamilyChoice, VectorStore, symqg_installed
 from indexes.selection import FLAT_ROWS
 from tests.funnel.clustered import clustered_rows
 
-ROWS, DIM, LADDER = FLAT_ROWS + 1_000, 96, (16, 24, 32, 48, 96)
+ROWS, DIM, LADDER, BASE = FLAT_ROWS + 1_000, 96, (8, 16, 24, 32, 48, 96), 16
 CPU = torch.device("cpu")
 
 needs_symqg = pytest.mark.skipif(not symqg_installed(), reason="rabitqlib is not installed")
@@ -41,8 +41,8 @@ def space() -> Space:
 def test_all_are_timed_and_the_quickest_that_fits_is_taken(
     store: VectorStore, space: Space, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen, timed = choose_coarse(store, space, LADDER, None, False, 0, True)
-    fits = fitting(ROWS, LADDER, None, CPU, False)
+    chosen, timed = choose_coarse(store, space, LADDER, BASE, None, True, 0, True)
+    fits = fitting(ROWS, LADDER, BASE, None, CPU, True)
     assert [(one.coarse, one.width) for one in timed[: len(fits)]] == [(one.name, one.dim) for one in fits]
     assert {"symqg", "hnsw-sq8", "ivf-sq8"} <= {one.coarse for one in timed}
     whole = timed[-1]
@@ -58,32 +58,33 @@ def test_all_are_timed_and_the_quickest_that_fits_is_taken(
 
 @needs_symqg
 def test_whole_rows_are_among_them_where_memory_has_room(store: VectorStore, space: Space) -> None:
-    _, timed = choose_coarse(store, space, LADDER, 1_000.0, False, 0, False)
+    _, timed = choose_coarse(store, space, LADDER, BASE, 1_000.0, True, 0, False)
     assert [(one.coarse, one.width) for one in timed].count(("symqg", DIM)) == 1
 
 
 def test_few_rows_are_scanned_untimed(space: Space, tmp_path: Path) -> None:
     with VectorStore.create(tmp_path / "vectors.npy", 100, DIM) as writer:
         writer.write(np.arange(100), clustered_rows(100, DIM, seed=1))
-    chosen, timed = choose_coarse(VectorStore.open(tmp_path / "vectors.npy"), space, LADDER, None, False, 0, False)
+    chosen, timed = choose_coarse(VectorStore.open(tmp_path / "vectors.npy"), space, LADDER, BASE, None, True, 0, False)
     assert (chosen.name, timed) == ("flat", [])
 
 
 def test_widths_that_were_asked_for_are_kept_to() -> None:
-    assert {one.dim for one in fitting(ROWS, (24, 96), None, CPU, True)} == {24}
+    assert {one.dim for one in fitting(ROWS, (8, 24, 40, 96), 24, None, CPU, False)} == {24, 40}
+    assert {one.dim for one in fitting(ROWS, (96,), 96, None, CPU, False)} == {96}
 
 
 def test_too_little_memory_says_the_least() -> None:
     with pytest.raises(InputError, match=r"memory_mb=0.1 is too little for 9,192 rows: .* the smallest, ivf-pq, needs"):
-        fitting(ROWS, LADDER, 0.1, CPU, False)
+        fitting(ROWS, LADDER, BASE, 0.1, CPU, True)
 
 
 def test_where_nothing_reaches_the_recall_the_likeliest_is_taken(
     store: VectorStore, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "RECALL", 1.01)
-    chosen, timed = choose_coarse(store, space, LADDER, None, False, 0, False)
-    first: FamilyChoice = fitting(ROWS, LADDER, None, CPU, False)[0]
+    chosen, timed = choose_coarse(store, space, LADDER, BASE, None, True, 0, False)
+    first: FamilyChoice = fitting(ROWS, LADDER, BASE, None, CPU, True)[0]
     assert (chosen.name, chosen.dim) == (first.name, first.dim)
     assert all(one.us is None for one in timed)
 
@@ -92,7 +93,7 @@ def test_identical_rows_count_as_found(space: Space, tmp_path: Path) -> None:
     """Which of equal rows are returned is no matter of recall."""
     with VectorStore.create(tmp_path / "vectors.npy", ROWS, DIM) as writer:
         writer.write(np.arange(ROWS), np.repeat(clustered_rows(ROWS // 8, DIM, seed=1), 8, axis=0))
-    _, timed = choose_coarse(VectorStore.open(tmp_path / "vectors.npy"), space, LADDER, None, False, 0, False)
+    _, timed = choose_coarse(VectorStore.open(tmp_path / "vectors.npy"), space, LADDER, BASE, None, True, 0, False)
     assert any(one.us is not None for one in timed)
 
 

@@ -52,7 +52,7 @@ def test_widths_that_cannot_be_used(dims: object) -> None:
         checked_ladder(dims, 128)  # type: ignore[arg-type]
 
 
-def chosen(store: VectorStore) -> tuple[int, ...]:
+def chosen(store: VectorStore) -> tuple[int, tuple[int, ...]]:
     return choose_ladder(store, Space(Identity(store.dim), True))
 
 
@@ -60,18 +60,21 @@ def test_a_narrow_prefix_is_enough_where_it_holds_the_energy(tmp_path: Path) -> 
     rows = clustered_rows(2_000, 128)
     rows[:, 40:] *= 0.01
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert chosen(stored(rows, tmp_path))[0] <= 48
+    width, ladder = chosen(stored(rows, tmp_path))
+    assert width <= 48
+    below = [each for each in (8, 16, 32) if each < width]
+    assert ladder == (*below, *steps_above(width, 128))
 
 
 def test_full_width_where_no_prefix_is_enough(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(2_000, 96)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert chosen(stored(rows, tmp_path)) == (96,)
+    assert chosen(stored(rows, tmp_path)) == (96, (96,))
 
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 64), (2, 64), (5, 20), (1, 1)])
 def test_few_rows(count: int, dim: int, tmp_path: Path) -> None:
-    assert chosen(stored(clustered_rows(count, dim), tmp_path))[-1] == dim
+    assert chosen(stored(clustered_rows(count, dim), tmp_path))[1][-1] == dim
 
 
 def test_the_same_rows_give_the_same_ladder(tmp_path: Path) -> None:
