@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 
 from funnel.building.segment import write_prefixes
-from funnel.engine.cascade import Cascade, Float32, Int64
+from funnel.engine.cascade import Cascade, Float32, Int64, Space
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
 from funnel.engine.rerank import scored
-from funnel.engine.space import Space
 from funnel.errors import InputError
 from funnel.plan import Plan
 from funnel.planning.run import TIE_TOLERANCE, without_own

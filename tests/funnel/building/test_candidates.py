@@ -12,7 +12,7 @@ from funnel import FunnelIndex
 from funnel.adaptors import make_adaptor
 from funnel.building import candidates
 from funnel.building.candidates import NEARLY, choose_coarse, fitting
-from funnel.engine.space import Space
+from funnel.engine.cascade import Space
 from funnel.errors import InputError
 from indexes import FamilyChoice, VectorStore, symqg_installed
 from indexes.selection import FLAT_ROWS
