@@ -20,6 +20,9 @@ LEAST_TO_TRAIN = 1_000
 # A candidate may be this many standard errors (of the paired differences) below PCA or identity at one width, where
 # its mean over the widths is above theirs: less is not told apart from being equal.
 STANDARD_ERRORS = 2.0
+# Plain prefixes are kept where at no width they lose more than this share: those of a model trained to be nested. A
+# projection would cost a query more than it wins. Where they hold less than half, they are said to collapse.
+NESTED, COLLAPSED = 0.005, 0.5
 # Steps towards PCA of a rotation that is worse than it somewhere: on 1,400 abstracts half of the way gave up half of
 # the gain at 32 dims, and all of the loss at 128.
 TOWARDS_PCA = (0.25, 0.5, 0.75)
@@ -69,8 +72,8 @@ def choose_adaptor(
 
     The figure is that of `fit_adaptor`, over held-out queries that neither trained nor stopped a candidate. A trained
     adaptor is kept only where its mean over the widths is above those of PCA and identity, and at no width below
-    either by more than two standard errors. A rotation that is, as it may be on small corpora, is first moved towards
-    PCA, by a quarter of the way at a time.
+    either by more than two standard errors; identity wherever it loses at most .005 to the best at every width. A
+    rotation that is worse, as it may be on small corpora, is first moved towards PCA, a quarter of the way at a time.
 
     Args:
         sample: float [n, d], or chunks of such rows; with judgements, all documents.
@@ -154,7 +157,14 @@ def _best(compared: Mapping[str, Mapping[int, torch.Tensor]]) -> tuple[str, str]
         for kind in falling[: falling.index(kept)]
         if (found := worse[kind])
     )
-    return kept, f"mean over {len(compared[kept])} widths: {words}{''.join(notes)}"
+    said = f"mean over {len(compared[kept])} widths: {words}{''.join(notes)}"
+    plain, best = ({width: float(v.mean()) for width, v in compared[kind].items()} for kind in ("identity", kept))
+    if kept != "identity" and all(best[width] - plain[width] <= NESTED for width in best):
+        return "identity", f"{said}; plain prefixes lose at most {NESTED} to {kept} at every width: they are nested"
+    narrow = min(best)
+    if plain[narrow] < COLLAPSED * best[narrow]:
+        said += f"; plain prefixes collapse: {plain[narrow]:.3f} at {narrow} dims, {kept} {best[narrow]:.3f}"
+    return kept, said
 
 
 def _worse_at(kind: str, compared: Mapping[str, Mapping[int, torch.Tensor]]) -> tuple[str, int] | None:

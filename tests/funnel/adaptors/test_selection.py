@@ -97,6 +97,23 @@ def test_identity_is_kept_where_prefixes_are_nested_already() -> None:
     assert abs(choice.figures["identity"][8] - choice.figures["pca"][8]) < 0.01
 
 
+@pytest.mark.parametrize(("loses", "kept"), [(0.004, "identity"), (0.006, "rotation")])
+def test_nested_prefixes_are_kept_plain(loses: float, kept: str) -> None:
+    """A projection costs a query time: .005 of the neighbours at one width are what it has to win."""
+    trained = {8: torch.full((100,), 0.9), 16: torch.full((100,), 0.95)}
+    plain = {8: trained[8] - loses, 16: trained[16]}
+    kind, words = module._best({"identity": plain, "pca": plain, "rotation": trained})
+    assert kind == kept
+    assert ("they are nested" in words) == (kept == "identity")
+
+
+def test_prefixes_that_collapse_are_said_to() -> None:
+    trained, plain = {8: torch.full((100,), 0.9)}, {8: torch.full((100,), 0.2)}
+    kind, words = module._best({"identity": plain, "pca": plain, "rotation": trained})
+    assert kind == "rotation"
+    assert "plain prefixes collapse: 0.200 at 8 dims, rotation 0.900" in words
+
+
 def test_too_few_rows_are_no_error() -> None:
     choice = choose_adaptor(clustered(900))
     assert choice.adaptor.kind == "pca"
