@@ -60,10 +60,10 @@ def wide(data: Path | None, rows: int, flatten: float | None, out: Path) -> None
             np.save(out / f"{name}-{width}.npy", chosen / np.linalg.norm(chosen, axis=1, keepdims=True))
     for width in LAYERS:
         path = out / f"corpus-{width}.npy"
-        click.echo(caption(path, np.load(path, mmap_mode="r")))
+        click.echo(caption(path, np.load(path, mmap_mode="r", allow_pickle=False)))
         if flatten is not None:
             path = _flatten(out, width, flatten)
-            click.echo(caption(path, np.load(path, mmap_mode="r")))
+            click.echo(caption(path, np.load(path, mmap_mode="r", allow_pickle=False)))
 
 
 def caption(path: Path, rows: npt.NDArray[Any]) -> str:
@@ -82,7 +82,7 @@ def _made(path: Path, rows: int, width: int) -> bool:
 
 def _flatten(out: Path, width: int, power: float) -> Path:
     """Write corpus and queries with eigenvalues of the corpus to a power; gives the corpus's file."""
-    corpus = np.load(out / f"corpus-{width}.npy", mmap_mode="r")
+    corpus = np.load(out / f"corpus-{width}.npy", mmap_mode="r", allow_pickle=False)
     moment = np.zeros((width, width))
     for start in range(0, len(corpus), ROWS_AT_A_TIME):
         part = corpus[start : start + ROWS_AT_A_TIME]
@@ -91,7 +91,7 @@ def _flatten(out: Path, width: int, power: float) -> Path:
     scales = np.maximum(values, values[-1] * 1e-9) ** ((power - 1) / 2)  # of each axis, as its eigenvalue is a square
     turn = (axes * scales)[:, ::-1].astype(np.float32)
     for name in ("corpus", "queries"):
-        rows = np.load(out / f"{name}-{width}.npy", mmap_mode="r") @ turn
+        rows = np.load(out / f"{name}-{width}.npy", mmap_mode="r", allow_pickle=False) @ turn
         np.save(out / f"{name}-{width}-flat{power:g}.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
     return out / f"corpus-{width}-flat{power:g}.npy"
 

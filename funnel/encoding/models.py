@@ -171,10 +171,19 @@ def _downloaded(name: str) -> Path:
 
 
 def _not_fetched(name: str, tried: list[str]) -> str:
-    """Why a model is not fetched, and what to do."""
+    """Why a model is not fetched, with its size, and what to do."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(_repositories(name)[-1], files_metadata=True, timeout=HUB_SECONDS).siblings or []
+        wanted = [file for file in files if not any(fnmatch(file.rfilename, ignored) for ignored in HUB_IGNORED)]
+        size = f"{sum(file.size or 0 for file in wanted) / 1e6:,.0f} MB"
+    except Exception as error:  # the hub's client lets errors of its HTTP library through, which has two names
+        size = f"its size is not known: {str(error).strip().partition(chr(10))[0]}"
     return (
         f"this index names the encoder {name!r}, which is not on this machine (tried {', '.join(tried)}) and would be "
-        "fetched from the hub; allow that with allow_download=True (--allow-download), or open the index with encoder="
+        f"fetched from the hub ({size}); allow that with allow_download=True (--allow-download), or open the index "
+        "with encoder="
     )
 
 

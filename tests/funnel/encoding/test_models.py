@@ -5,6 +5,7 @@ import shutil
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,8 +69,15 @@ def test_the_hub_comes_last(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_an_index_names_is_fetched_only_where_that_is_allowed(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    files = [
+        SimpleNamespace(rfilename="model.safetensors", size=90_000_000),
+        SimpleNamespace(rfilename="a.bin", size=9),
+    ]
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
     monkeypatch.setattr(models, "_downloaded", lambda _name: tiny_folder)
-    with pytest.raises(EncoderError, match=r"'someone/model', which is not on this machine.*the hub; allow that with"):
+    with pytest.raises(
+        EncoderError, match=r"'someone/model', which is not on this machine.*\(90 MB\); allow that with"
+    ):
         load_model("someone/model", "cpu", of_index=True, fetch=False)
     assert load_model("someone/model", "cpu", of_index=True).max_seq_length == 40
     assert all(any(fnmatch(f"1_Dense/{name}", one) for one in models.HUB_IGNORED) for name in PICKLED_NAMES)
