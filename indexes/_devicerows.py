@@ -158,7 +158,7 @@ class DeviceRows(CoarseIndex):
         facts = json.dumps({"family": self.name, "dim": self.dim, **self._settings}).encode("ascii")
         with open(path, "wb") as file:
             for array in (np.frombuffer(facts, np.uint8), self._rows.cpu().numpy(), self._order.cpu().numpy()):
-                np.lib.format.write_array(file, array, version=(1, 0))
+                np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
 
     @classmethod
     def load(cls: type[DeviceRowsType], path: Path, dim: int, settings: Mapping[str, int]) -> DeviceRowsType:
