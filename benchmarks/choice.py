@@ -138,7 +138,7 @@ def _name(index: FunnelIndex) -> str:
 def _swept(kind: str, index: FunnelIndex, seconds: float, asked: Float32, truth: Truth) -> Iterator[Way]:
     """Efforts and shortlists of one candidate, with recall and one pass of the times."""
     coarse, k = index.searcher.cascade.coarse, truth.k
-    held, last = (index.info().resident_bytes or 0) / 1e6, 0.0
+    held, last = (index.info().held_bytes or 0) / 1e6, 0.0
     for effort in coarse.efforts():
         longest = coarse.largest_shortlist(effort)
         if longest < k or effort < STEP * last:

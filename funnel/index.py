@@ -55,6 +55,7 @@ from funnel.request import (
 from funnel.results import Answers, Explanation, Hits
 from funnel.search import State, answer, answer_fused
 from funnel.storage import IndexFolder, Manifest
+from indexes.system import touched_bytes
 
 __all__ = ["FunnelIndex"]
 
@@ -115,7 +116,7 @@ class FunnelIndex(Updates):
         adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best (PCA without
         training where the coarse index is over whole rows and there are no qrels); or a kind such
         as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
-        the coarse index; None: chosen by measurement. memory_mb: megabytes resident after open (mapped files
+        the coarse index; None: chosen by measurement. memory_mb: megabytes held while open (mapped files
         apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
         name and settings of a coarse family. dtype: of the rows as stored: "float16", "float32", or "auto": float16
         where exact search over it keeps .9995 of the true top 10, else float32. exact_encoding: encode in float32.
@@ -397,7 +398,7 @@ class FunnelIndex(Updates):
 
     def info(self) -> Info:
         """Rows, widths, adaptor, coarse index, calibration, sizes of the live generation: see `Info`."""
-        return read_info(self.path, self.resident_bytes)
+        return read_info(self.path, self.held_bytes, self.touched_bytes)
 
     def ids(self) -> list[Any]:
         """Every id that was not deleted, in input order."""
@@ -453,8 +454,13 @@ class FunnelIndex(Updates):
         return said if adaptor.isometric else f"{said}; truth is exact search in the space adapted by {adaptor.kind}"
 
     @property
-    def resident_bytes(self) -> int:
-        """Bytes held in memory while open, mapped files apart.
+    def touched_bytes(self) -> int | None:
+        """Bytes of its mapped files that are in memory, for this process; the system may drop them. None: not known."""
+        return touched_bytes(self.path)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held in memory while open, mapped files apart (see `touched_bytes`).
 
         They are the coarse index, norms, vectors on a device, and the rows on which exact search is judged.
         """

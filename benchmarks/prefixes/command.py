@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import Target, load_rows, report
-from benchmarks.pages import forget, touched_bytes
+from benchmarks.pages import forget
 from benchmarks.prefixes.searches import DIRECT, WHOLE, Built, build, by_hand, swept
 from benchmarks.turns import BATCH, CLOCKS, LEVELS, PASSES, Truth, Way, cheapest, finalists, time_in_turns, timed_batch
 from benchmarks.wide import caption
 from funnel.engine.workers import workers
 from funnel.reports.tables import Column, text_table
+from indexes.system import touched_bytes
 
 __all__ = ["prefixes"]
 
@@ -117,7 +118,7 @@ def _pages(way: Way, asked: npt.NDArray[np.float32], folder: Path) -> dict[str, 
     cold = timed_batch(way, asked[:BATCH])
     forget(folder)
     timed_batch(way, asked)
-    return {"cold_us": cold, "touched_mb": touched_bytes(folder) / 1e6}
+    return {"cold_us": cold, "touched_mb": (touched_bytes(folder) or 0) / 1e6}
 
 
 def _records(ways: Sequence[Way]) -> list[dict[str, Any]]:

@@ -30,9 +30,11 @@ class Info:
     kept: share of the true top 10, by the rows as given, that exact search over the stored rows returns, and
     float16_kept what it would over float16, where that was measured to choose the dtype; None where they were not.
     sizes: bytes on disk by file name, of the live generation, all segments together. other_bytes: of everything else in
-    the folder: manifests, older generations. resident_bytes: held in memory after opening, mapped files apart; None
-    where the coarse index's library is not installed. resident_measured: whether of the index that is open, or from its
-    settings. calibration: kind, date, queries and machine; None where the index is small enough for flat search.
+    the folder: manifests, older generations. held_bytes: in memory while open, mapped files apart; None
+    where the coarse index's library is not installed. held_measured: whether of the index that is open, or from its
+    settings. touched_bytes: of its mapped files, what is in memory for this process; None where it is not open, or the
+    system does not say. calibration: kind, date, queries and machine; None where the index is small enough for flat
+    search.
     """
 
     path: str
@@ -56,8 +58,9 @@ class Info:
     calibration: Mapping[str, Any] | None
     sizes: Mapping[str, int]
     other_bytes: int
-    resident_bytes: int | None
-    resident_measured: bool
+    held_bytes: int | None
+    held_measured: bool
+    touched_bytes: int | None
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -74,9 +77,10 @@ def _encoder(info: Info) -> str:
     return ", ".join([info.encoder or "none: built from vectors", *said])
 
 
-def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -> Info:
-    """What the live generation of the index in a folder is. resident_bytes: as measured, where the index is open.
+def read_info(path: str | os.PathLike[str], held_bytes: int | None = None, touched_bytes: int | None = None) -> Info:
+    """What the live generation of the index in a folder is.
 
+    held_bytes, touched_bytes: as measured, where the index is open.
     Raises NotAnIndexError, FormatVersionError, or DamagedIndexError naming the file.
     """
     folder = IndexFolder(path)
@@ -114,8 +118,9 @@ def read_info(path: str | os.PathLike[str], resident_bytes: int | None = None) -
         calibration=_calibration(folder.path, manifest),
         sizes=dict(sorted(sizes.items(), key=lambda item: -item[1])),
         other_bytes=max(0, _folder_bytes(folder.path) - sum(sizes.values())),
-        resident_bytes=_estimated(manifest) if resident_bytes is None else resident_bytes,
-        resident_measured=resident_bytes is not None,
+        held_bytes=_estimated(manifest) if held_bytes is None else held_bytes,
+        held_measured=held_bytes is not None,
+        touched_bytes=touched_bytes,
         versions=dict(manifest.versions),
     )
 
@@ -191,9 +196,10 @@ def _lines(info: Info) -> list[tuple[str, str]]:
         of = f"{calibration['queries']:,} queries, {calibration['corpus_rows']:,} held-out rows"
         lines.append(("calibration", f"{calibration['kind']}: {of}, {calibration['date']}"))
         lines.append(("machine", machine))
-    if info.resident_bytes is not None:
-        said = "" if info.resident_measured else " by its settings"
-        lines.append(("memory", f"{said_bytes(info.resident_bytes)} resident{said}, mapped files apart"))
+    if info.held_bytes is not None:
+        said = "" if info.held_measured else " by its settings"
+        touched = "" if info.touched_bytes is None else f"; {said_bytes(info.touched_bytes)} of mapped files touched"
+        lines.append(("memory", f"{said_bytes(info.held_bytes)} held{said}{touched}"))
     total = sum(info.sizes.values())
     lines.append(("disk", f"{said_bytes(total)}, and {said_bytes(info.other_bytes)} of manifests and what is older"))
     return [*lines, *(("", f"{said_bytes(size):>12}  {name}") for name, size in info.sizes.items())]

@@ -115,9 +115,11 @@ def cli(debug: bool) -> None:
     "--adaptor", default="auto", show_default=True,
     help="auto: train and choose; or a kind such as pca, or the folder of a trained one.",
 )  # fmt: skip
-@click.option("--dims", callback=widths, help="Widths to use, such as 64,128,256; the first for the coarse index.")
-@click.option("--memory-mb", type=float, help="Megabytes resident after opening (mapped files apart).")
-@click.option("--coarse", help="The coarse index by name; chosen by size and memory otherwise.")
+@click.option(
+    "--dims", callback=widths, help="Widths to store, such as 64,128,256; the coarse index is over one of them."
+)
+@click.option("--memory-mb", type=float, help="Megabytes that it may hold in memory (mapped files apart).")
+@click.option("--coarse", help="The coarse index by name; chosen by measurement otherwise.")
 @click.option(
     "--corpus-like-queries", is_flag=True,
     help="Queries are documents: those that equal rows of the corpus certify as well.",
@@ -145,7 +147,7 @@ def build(corpus: Path, index: Path, queries: Path | None, quiet: bool, **option
     manifest = built.manifest
     click.echo(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings.coarse} over "
-        f"{manifest.coarse_width} dims, {said_bytes(built.resident_bytes)} resident; {built.certification}"
+        f"{manifest.coarse_width} dims, {said_bytes(built.held_bytes)} held; {built.certification}"
     )
     if quiet:  # else it was said on the way
         click.echo(f"adaptor: {built.manifest.settings.adaptor.why}")

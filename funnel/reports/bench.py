@@ -314,7 +314,7 @@ def _ranking(
 
 def index_facts(index: FunnelIndex) -> dict[str, Any]:
     """What was searched."""
-    manifest, settings = index.manifest, index.manifest.settings
+    manifest, settings, touched = index.manifest, index.manifest.settings, index.touched_bytes
     chosen = ", ".join(f"{name} {value}" for name, value in settings.coarse_settings.items())
     return {
         "rows": len(index),
@@ -322,7 +322,8 @@ def index_facts(index: FunnelIndex) -> dict[str, Any]:
         "coarse": f"{settings.coarse} ({chosen})" if chosen else settings.coarse,
         "adaptor": index.searcher.adaptor.kind,
         "ladder": list(manifest.ladder),
-        "resident_mb": index.resident_bytes / 1e6,
+        "held_mb": index.held_bytes / 1e6,
+        "touched_mb": None if touched is None else touched / 1e6,
         "encoder": settings.encoder or "none (vectors given)",
         "certificate": index.certification,
     }

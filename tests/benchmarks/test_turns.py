@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import forget, touched_bytes
+from benchmarks.pages import forget
 from benchmarks.turns import Truth, Way, cheapest, finalists, measure
+from indexes.system import touched_bytes
 
 
 def test_recall_counts_rows_that_tie_with_the_last_of_the_best_and_no_row_twice() -> None:

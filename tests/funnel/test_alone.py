@@ -80,7 +80,7 @@ def test_asked_for_by_name_it_takes_its_own_settings(rows: Float32, tmp_path: Pa
     few = rows[:1_500]
     index = FunnelIndex.build(few, tmp_path / "index", coarse="symqg", dims=[DIM], adaptor="pca", progress=False)
     assert index.manifest.settings.coarse_settings == {}
-    assert read_info(index.path).resident_bytes
+    assert read_info(index.path).held_bytes
     assert index.searcher.cascade.alone
     ids, _ = index.search_vectors(few[:20], 1, plan=index.explain(1, recall=0.9).plan)
     assert (ids[:, 0] == np.arange(20)).mean() >= 0.9

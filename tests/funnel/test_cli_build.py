@@ -37,7 +37,7 @@ def rows(tmp_path: Path) -> Path:
 
 def test_memory_decides_the_coarse_index(rows: Path, tmp_path: Path) -> None:
     run(["build", rows, tmp_path / "index", "--adaptor", "pca", "--memory-mb", 0.05, "--quiet"])
-    assert FunnelIndex.open(tmp_path / "index").resident_bytes <= 50_000
+    assert FunnelIndex.open(tmp_path / "index").held_bytes <= 50_000
     assert "memory_mb" in refused(["build", rows, tmp_path / "other", "--memory-mb", -1])
 
 

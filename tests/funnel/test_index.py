@@ -272,8 +272,8 @@ def test_memory_decides_the_coarse_index(tmp_path: Path) -> None:
     sizes = []
     for number, memory_mb in enumerate((None, 0.02)):
         index = build(rows, tmp_path / str(number), dims=[32], memory_mb=memory_mb)
-        assert memory_mb is None or index.resident_bytes <= memory_mb * 1e6
-        sizes.append(index.resident_bytes)
+        assert memory_mb is None or index.held_bytes <= memory_mb * 1e6
+        sizes.append(index.held_bytes)
     assert sizes[0] > 1.5 * sizes[1]
     with pytest.raises(InputError, match=r"memory_mb=0\.001 is too little for 255 rows"):
         build(rows, tmp_path / "less", dims=[32], memory_mb=0.001)
