@@ -113,13 +113,13 @@ class FunnelIndex(Updates):
         all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
         texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified. qrels: judgements (BEIR
         .tsv, or query id -> document id -> grade): the queries they name train the adaptor, and the others certify.
-        adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best (PCA without
-        training where the coarse index is over whole rows and there are no qrels); or a kind such
-        as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to use, the first for
-        the coarse index; None: chosen by measurement. memory_mb: megabytes held while open (mapped files
-        apart); decides the coarse index. ids: of bare vectors; default their row numbers. coarse, coarse_settings:
-        name and settings of a coarse family. dtype: of the rows as stored: "float16", "float32", or "auto": float16
-        where exact search over it keeps .9995 of the true top 10, else float32. exact_encoding: encode in float32.
+        adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best; or a kind such
+        as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to store; None: chosen by measurement.
+        memory_mb: megabytes held while open at most (mapped files apart). ids: of bare vectors; default their row
+        numbers. coarse, coarse_settings: name and settings of a coarse family, over the first of `dims` where these are
+        given; None: candidates over prefixes, and whole rows where they fit, are timed on a sample. dtype: of
+        the rows as stored: "float16", "float32", or "auto": float16 where exact search over it keeps .9995 of
+        the true top 10, else float32. exact_encoding: encode in float32.
         corpus_like_queries: whether queries are documents; unless they are, those that equal rows of the corpus
         certify nothing. Queries certify once each, whatever their number. overwrite:
         replace the index that the folder holds, once the new one is complete; other files in it are never touched.
