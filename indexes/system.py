@@ -16,6 +16,7 @@ import threading
 import tokenize
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -291,6 +292,21 @@ def mapped_below(folder: Path) -> Iterator[tuple[int, int, Path, int]]:
 def touched_bytes(folder: Path) -> int | None:
     """What is resident of the files below a folder that this process has mapped; None on systems that do not say."""
     return sum(resident for *_, resident in mapped_below(folder)) if Path("/proc/self/smaps").exists() else None
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """The process's own pool of so many threads, each started when it is first needed, and kept.
+
+    Ctrl-C while CPython starts a thread may leave it waiting for ever, and the process at its exit: a pool for every
+    operation would start some each time.
+    """
+    key = (os.getpid(), threads)
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="funnel-disk")
+    return _pools[key]
 
 
 def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:

@@ -313,7 +313,7 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
         choice = choose_adaptor(
             sample, dims=dims, queries=TrainingQueries(judged), seed=seed, progress=options.progress
         )
-        if options.progress:
+        if options.progress and choice.figures:  # of those that were compared
             Progress.write(f"adaptor: {choice.why}", file=sys.stderr)
         return choice
     if isinstance(asked, Adaptor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sqlite3
@@ -162,7 +163,10 @@ def writing_file(path: Path) -> Iterator[None]:
     except (sqlite3.Error, MemoryError) as error:
         if DISK_FULL in str(error):
             raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
-        raise StorageError(f"cannot write {path}: {reason(error)}") from error
+        why = reason(error)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in MALFORMED[1:]:  # of a file that nobody else has written
+            why = f"{os.strerror(errno.EIO)}: what was written did not come back as it was ({why})"
+        raise StorageError(f"cannot write {path}: {why}") from error
 
 
 def _of_the_disk(path: Path) -> OSError | None:

@@ -329,15 +329,14 @@ def served_each(found: Found, served: Served, recalls: Sequence[float]) -> list[
     Flat search that was stopped found the true neighbours among the rows it saw: their share is the estimate. Rows lie
     in the order of a cluster tree, so that this is a mean over queries, and says little of a single one.
     """
-    assert found.done is not None, "of a call that had a deadline"
-    made = {done: _served(served, served.stages - done, found.seen, recalls) for done in np.unique(found.done).tolist()}
-    return [made[done] for done in found.done.tolist()]
+    steps_done = np.full(len(found.rows), served.stages) if found.done is None else found.done
+    made = {done: _served(served, served.stages - done, found.seen, recalls) for done in np.unique(steps_done).tolist()}
+    return [made[done] for done in steps_done.tolist()]
 
 
 def served_in_all(each: Sequence[Served], found: Found, served: Served) -> Served:
     """One record for a whole batch: the most steps that were left out, and the mean of the estimates."""
-    assert found.done is not None, "of a call that had a deadline"
-    if (found.done == served.stages).all():
+    if found.done is None or (found.done == served.stages).all():
         return each[0]
     estimate = float(np.mean([one.estimated_recall for one in each]))
     skipped = int(served.stages - found.done.min())

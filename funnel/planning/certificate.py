@@ -52,7 +52,8 @@ class Certificate:
     @property
     def evidence(self) -> str:
         """What it rests on, in one line: estimate, bound and its name, confidence, queries, date."""
-        on = f"{self.n_queries:,} {self.query_kind}" if self.n_queries else self.query_kind
+        kind = self.query_kind if "queries" in self.query_kind else f"queries, {self.query_kind}"
+        on = f"{self.n_queries:,} {kind}" if self.n_queries else self.query_kind
         what = f"recall@{self.k} {self.estimate:.4f}"
         if self.share is not None:
             what = f"share of queries with recall@{self.k} ≥ {self.recall:g} {self.estimate:.4f}"

@@ -4,7 +4,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,7 @@ from funnel.storage.layout import (
     is_generation_name,
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
-from indexes.system import Descriptor, free_in_children
+from indexes.system import Descriptor, free_in_children, pool
 
 VerifyMode = Literal["full", "lazy"]
 
@@ -252,11 +251,8 @@ def _problems(
         return None
 
     total = sum(piece.length for piece in pieces)
-    with (
-        ThreadPoolExecutor(_WORKERS) as pool,
-        Progress(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        mapped = map if total < CHUNK_BYTES else pool.map  # a few small files are read before a thread is up
+    mapped = map if total < CHUNK_BYTES else pool(_WORKERS).map  # a few small files are read before a thread is up
+    with Progress(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
         for piece, found in zip(pieces, mapped(problem, pieces), strict=True):
             bar.update(piece.length)
             if found is not None:

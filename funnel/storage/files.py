@@ -11,13 +11,12 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import ref
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError, of_environment
-from indexes.system import PLAIN_FILE, data_limited, flush, read_at
+from indexes.system import PLAIN_FILE, data_limited, flush, pool, read_at
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
@@ -78,10 +77,7 @@ class Files:
 
         One after the other where the stacks of the threads, 8 MB each, would count against a limit on memory.
         """
-        threads = 1 if data_limited() else SYNCED_AT_ONCE
-        with ThreadPoolExecutor(min(threads, max(1, len(paths)))) as pool:
-            for _ in pool.map(self.sync, paths):
-                pass
+        list((map if data_limited() else pool(SYNCED_AT_ONCE).map)(self.sync, paths))
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically; a file at `target` is replaced."""

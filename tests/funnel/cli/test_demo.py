@@ -34,4 +34,4 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_documents(tmp_path: Path) -> None:
     said = refused(["demo", "--index", tmp_path / "index", "--out", tmp_path / "report", "--documents", 0])
-    assert "documents is 0; expected a whole number from 11, such as 10000" in said
+    assert "documents is 0; expected a whole number from 11, such as 16000" in said
