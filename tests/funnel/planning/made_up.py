@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from funnel.plan import Plan, Stage
 from funnel.planning.calibration import Calibration
 from funnel.planning.costs import BATCH_SIZES, Costs
-from funnel.planning.frontier import MOST_INTERMEDIATE_STAGES, Frontier, keep_sizes
+from funnel.planning.frontier import Frontier, keep_sizes
 from funnel.planning.planner import Latency, Planner
 
 __all__ = ["DIM", "PLANS", "K", "costs_of", "hits_of", "make_calibration", "make_planner", "plans_of_effort"]
@@ -81,19 +80,6 @@ def plans_of_effort(effort: int, sizes: Sequence[int], widths: Sequence[int]) ->
     """Every plan at this effort: sizes are its shortlists, widths the intermediate widths, rising."""
     for size in sizes:
         yield Plan(effort, size)
-        for count in range(1, MOST_INTERMEDIATE_STAGES + 1):
-            for chosen in combinations(widths, count):
-                yield from _staged(effort, size, chosen)
-
-
-def _staged(effort: int, size: int, widths: tuple[int, ...]) -> Iterator[Plan]:
-    def deeper(keep: int, position: int) -> Iterator[tuple[Stage, ...]]:
-        if position == len(widths):
-            yield ()
-            return
-        for smaller in keep_sizes(keep):
-            for rest in deeper(smaller, position + 1):
-                yield (Stage(widths[position], smaller), *rest)
-
-    for stages in deeper(size, 0):
-        yield Plan(effort, size, stages)
+        for width in widths:
+            for keep in keep_sizes(size):
+                yield Plan(effort, size, (Stage(width, keep),))
