@@ -315,11 +315,10 @@ def _ranking(
 def index_facts(index: FunnelIndex) -> dict[str, Any]:
     """What was searched."""
     manifest, settings, touched = index.manifest, index.manifest.settings, index.touched_bytes
-    chosen = ", ".join(f"{name} {value}" for name, value in settings.coarse_settings.items())
     return {
         "rows": len(index),
         "dim": manifest.d,
-        "coarse": f"{settings.coarse} ({chosen})" if chosen else settings.coarse,
+        "coarse": f"{settings.coarse} over {manifest.coarse_width} dims",
         "adaptor": index.searcher.adaptor.kind,
         "ladder": list(manifest.ladder),
         "held_mb": index.held_bytes / 1e6,

