@@ -345,8 +345,8 @@ class FunnelIndex(Updates):
         if plan is not None:
             if where is not None or allowed_ids is not None:
                 raise InputError("explain takes a plan or a filter, not both; leave one of them out")
-            explained = explain_plan(searcher, explicit_plan(plan, recall, latency_ms, budget, share), k, batch, run)
-        elif where is not None or allowed_ids is not None:
+            return explain_plan(searcher, explicit_plan(plan, recall, latency_ms, budget, share), k, batch, run)
+        if where is not None or allowed_ids is not None:
             wanted = wanted_budget(recall, latency_ms, budget, share)
             explained = explain_filtered(searcher, state.filters, where, allowed_ids, wanted, k, batch, run)
         else:

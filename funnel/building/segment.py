@@ -176,6 +176,7 @@ def write_norms(
 
 
 CANDIDATES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+STEPS = (*CANDIDATES, 1536, 2048)
 # Narrower widths, of which norms are stored too, 4 bytes a row each: a plan by hand may begin there.
 BELOW = (8, 16, 32, 64)
 PROBES = 256  # held-out rows that widths are judged on: the standard error at .98 is .003
@@ -188,13 +189,12 @@ ENOUGH = 0.98
 
 
 def steps_above(width: int, dim: int) -> tuple[int, ...]:
-    """The ladder from the coarse width: half-octave steps up to half of the full width, multiples of 8; then it.
+    """The ladder from the coarse width: half-octave steps up to half of the full width; then it.
 
     Prefixes up to the widest step below full width take space on disk.
     """
-    steps = {int(width * 2 ** (step // 2) * (1.5 if step % 2 else 1)) // 8 * 8 for step in range(1, 64)}
-    between = sorted(step for step in steps if width < step <= dim / 2)
-    return (width, *between, dim) if width < dim else (dim,)
+    above = tuple(step for step in STEPS if width < step <= dim / 2)
+    return (width, *above, dim) if width < dim else (dim,)
 
 
 def checked_ladder(dims: Sequence[int], dim: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert budget in done.stdout
     assert "uncertified" in done.stdout
     assert "300 documents" in done.stdout
+    assert "plan 8:300 16:150 32:75 64:37 128:18" in done.stdout  # beside the planner's, step by step
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"results.json", "frontier.png", "report.html"}
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     assert (results["index"]["rows"], results["index"]["dim"]) == (300, 384)
