@@ -21,4 +21,4 @@ def forget(folder: Path) -> None:
         if advise(start, size, DONTNEED):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
         with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # type: ignore[attr-defined, unused-ignore]
