@@ -33,6 +33,7 @@ __all__ = ["choose_coarse", "fitting"]
 # whole, and a prefix has as many to tell apart. In 8 runs of 1,280 of 100,000 x 1,536 a graph over 128 dims came out as
 # quick as over 256, which takes half of its time over all rows.
 ROWS, RUNS = 16_384, 2
+BYTES = 268_435_456  # that a graph over the sample may hold: of 4,096 dims there are 8,096 rows in it
 QUERIES = 256  # rows of the sample, their own place left out of what they find
 K, RECALL = 10, 0.95
 EFFORTS_ABOVE = (1.0, 1.3, 1.7)  # times the least that reaches the recall, with ever shorter shortlists
@@ -83,7 +84,7 @@ def choose_coarse(
     if store.n <= FLAT_ROWS or store.device.type != "cpu":
         return choices[0], []
     beyond = graphs(store.n, ladder[-1:]) if whole and choices[0].dim < store.dim else []
-    with tempfile.TemporaryDirectory(prefix="funnel-sample-") as folder:
+    with tempfile.TemporaryDirectory(dir=store.path.parent) as folder:
         times = _timed([*choices, *beyond], _sample(store, Path(folder)), space, ladder, seed, progress)
     release_freed()
     quickest = min(times[: len(choices)])
@@ -137,7 +138,7 @@ def _timed(
 
 def _sample(store: VectorStore, folder: Path) -> VectorStore:
     """Runs of rows, spread over the whole matrix."""
-    size = min(store.n, ROWS) // RUNS
+    size = min(store.n, ROWS, BYTES // (8 * store.dim + 384)) // RUNS
     starts = np.linspace(0, store.n - size, RUNS).astype(np.int64).tolist()
     with VectorStore.create(folder / VECTORS, size * RUNS, store.dim, store.dtype.name) as writer:
         for number, start in enumerate(starts):
