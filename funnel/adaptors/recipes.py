@@ -3,14 +3,25 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
 from funnel.errors import InputError
 
+Schedule: TypeAlias = float | Mapping[int, float]
+"""A weight: one number, or the number to change to from an epoch on, such as {0: 1.0, 5: 0.1}."""
+
 LOSSES = ("pairwise", "topk", "reconstruction", "distillation", "ranking", "listwise")
 JUDGED_LOSSES = ("ranking", "listwise")  # they need relevance judgements
+
+
+def weight_at(schedule: Schedule, epoch: int) -> float:
+    """The weight in an epoch (from 0); 0 before the first epoch that a schedule names."""
+    if not isinstance(schedule, Mapping):
+        return float(schedule)
+    begun = [start for start in schedule if start <= epoch]
+    return float(schedule[max(begun)]) if begun else 0.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Phase:
     """
 
     name: str
-    weights: Mapping[str, float]
+    weights: Mapping[str, Schedule]
     steps: int
     learning_rate: float
     judged: bool = False

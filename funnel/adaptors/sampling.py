@@ -416,6 +416,8 @@ class TrainingSet:
         self._near_pieces = nearest(self._pieces, self.rows, min(recipe.near, len(self.rows)))[1]
         self.batch = min(len(self._anchors), recipe.batch)
         pieces = min(len(self._pieces), round(recipe.pieces * self.batch))
+        # In which each row that is an anchor comes once.
+        self.steps_in_an_epoch = -(-len(self._anchors) // max(1, self.batch - pieces))
         sizes = {"rows": (len(self._anchors), self.batch - pieces), "pieces": (len(self._pieces), pieces)}
         judgements = len(self.judged or ())
         sizes["judged"] = judgements, min(judgements, recipe.judged_batch)

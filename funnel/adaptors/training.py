@@ -20,7 +20,7 @@ from funnel.adaptors.losses import (
     reconstruction_loss,
     topk_similarity_loss,
 )
-from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for
+from funnel.adaptors.recipes import JUDGED_LOSSES, Phase, Recipe, recipe_for, weight_at
 from funnel.adaptors.sampling import NO_QUERIES, SHORTLIST_RECALL, Batch, JudgedBatch, TrainingQueries, TrainingSet
 from funnel.checks import checked_widths
 from funnel.progress import Progress
@@ -68,7 +68,7 @@ class TrainingLog:
         kind, dims, seed: of the adaptor.
         rows, anchors, judged: how much it was trained on.
         figure: what the held-out figures are.
-        steps: of each step: number, phase, and every loss, weighted and summed over the widths.
+        steps: of each step: number, phase, epoch, and every loss, weighted and summed over the widths.
         evaluations: of each: step, phase, seconds since the start, figure by width, their mean.
         best_step: the step of the state that was kept.
         stopped: why each phase ended.
@@ -193,7 +193,8 @@ class _Run:
         since_best = 0
         for number in range(1, phase.steps + 1):
             self.step += 1
-            losses = self._losses(phase)
+            epoch = (self.step - 1) // self.data.steps_in_an_epoch
+            losses = self._losses(phase, epoch)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 why = f"diverged at step {self.step}: a loss of {loss.item()}; the best state is kept"
@@ -202,7 +203,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             scheduler.step()
-            self._record(phase, losses)
+            self._record(phase, epoch, losses)
             if number % self.recipe.evaluate_every == 0 or number == phase.steps:
                 since_best = 0 if self._evaluate(phase.name) else since_best + 1
                 if since_best >= self.recipe.patience:
@@ -219,15 +220,16 @@ class _Run:
         if self._best:
             self.student.load_state_dict(self._best)
 
-    def _losses(self, phase: Phase) -> dict[str, torch.Tensor]:
+    def _losses(self, phase: Phase, epoch: int) -> dict[str, torch.Tensor]:
+        weights = {name: weight for name, given in phase.weights.items() if (weight := weight_at(given, epoch))}
         batch = self.data.draw()
-        judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(phase.weights) else None
-        found = losses_of(self.student, batch, judged, phase.weights, self.log.dims, self.recipe)
-        return {name: phase.weights[name] * loss for name, loss in found.items()}
+        judged = self.data.draw_judged() if set(JUDGED_LOSSES) & set(weights) else None
+        found = losses_of(self.student, batch, judged, weights, self.log.dims, self.recipe)
+        return {name: weights[name] * loss for name, loss in found.items()}
 
-    def _record(self, phase: Phase, losses: Mapping[str, torch.Tensor]) -> None:
+    def _record(self, phase: Phase, epoch: int, losses: Mapping[str, torch.Tensor]) -> None:
         values = {name: loss.item() for name, loss in losses.items()}
-        self.log.steps.append({"step": self.step, "phase": phase.name, **values})
+        self.log.steps.append({"step": self.step, "phase": phase.name, "epoch": epoch, **values})
         self.bar.update()
         shown = {name: f"{value:.4f}" for name, value in values.items()}
         if self.log.evaluations:

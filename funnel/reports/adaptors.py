@@ -274,7 +274,7 @@ FIGURE_NOTES = {
     "shortlist recall": ["by dims: the share of the true top 10 among the best 50 by the prefix (1 % of few rows)"]
 }
 # Keys of a step's record that are not losses.
-STEP_KEYS = ("step", "phase")
+STEP_KEYS = ("step", "phase", "epoch")
 WIDTH_IN_INCHES, ROW_IN_INCHES, HEAD_IN_INCHES = 12.0, 3.4, 1.2
 ByWay = Mapping[str, Mapping[int, float]]
 """By way or kind, by width."""

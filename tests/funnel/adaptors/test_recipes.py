@@ -3,7 +3,15 @@ from typing import Any
 import pytest
 
 from funnel.adaptors import RECIPES, Phase, Recipe
+from funnel.adaptors.recipes import weight_at
 from funnel.errors import InputError
+
+
+def test_a_schedule_changes_at_its_epochs() -> None:
+    schedule = {0: 1.0, 3: 0.25, 5: 0.0}
+    assert [weight_at(schedule, epoch) for epoch in range(7)] == [1.0, 1.0, 1.0, 0.25, 0.25, 0.0, 0.0]
+    assert weight_at({2: 1.0}, 1) == 0.0
+    assert weight_at(0.5, 100) == 0.5
 
 
 def test_an_unknown_loss_is_named() -> None:

@@ -52,7 +52,7 @@ def test_real_queries_are_held_out_in_place_of_rows() -> None:
 def test_a_batch_holds_anchors_and_their_true_neighbours() -> None:
     data = TrainingSet(clustered(300, 12), RECIPE, 4)
     seen = []
-    for _ in range(64 // data.batch):
+    for _ in range(data.steps_in_an_epoch):
         batch = data.draw()
         numbers = among(batch.anchors, data.rows)
         seen += numbers.tolist()

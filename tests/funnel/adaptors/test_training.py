@@ -46,10 +46,15 @@ def interrupted_at(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_holds_every_loss_and_figure() -> None:
-    recipe = with_phase(weights={"distillation": 1.0, "pairwise": 0.5}, steps=40)
+    recipe = with_phase(weights={"distillation": 1.0, "pairwise": {0: 0.5, 1: 0.0}}, steps=40)
     log = fit_adaptor("rotation", clustered(1_500), dims=(4, 8), recipe=recipe, seed=5).log
     assert [step["step"] for step in log.steps] == list(range(1, 41))
-    assert all(math.isfinite(step["distillation"] + step["pairwise"]) for step in log.steps)
+    assert all(math.isfinite(step["distillation"]) for step in log.steps)
+    epochs = {step["step"]: step["epoch"] for step in log.steps}
+    assert epochs[1] == 0  # 1,024 anchors, 64 a step
+    assert epochs[16] == 0
+    assert epochs[17] == 1
+    assert all(("pairwise" in step) == (step["epoch"] == 0) for step in log.steps)
     assert [evaluation["step"] for evaluation in log.evaluations] == [0, 20, 40]
     assert set(log.evaluations[0]["figures"]) == {4, 8}
     assert (log.kind, log.dims, log.seed, log.figure) == ("rotation", [4, 8], 5, "shortlist recall")
