@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,12 @@ def test_a_claimed_file_is_as_long_as_it_will_be(tmp_path: Path) -> None:
             file.flush()
             system.claim(file.fileno(), 4, size)
             assert system.read_at(file.fileno(), 10_000, 2) == b"ad" + bytes(size)
+
+
+def test_threads_for_the_disk_are_started_once() -> None:
+    """One at a time is asked, so that an idle one always takes the next."""
+    pool = system.pool(2)
+    assert system.pool(2) is pool
+    assert system.pool(3) is not pool
+    names = {pool.submit(lambda: threading.current_thread().name).result() for _ in range(20)}
+    assert len(names) <= 2

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from funnel.adaptors import make_adaptor
 from funnel.engine import rerank
-from funnel.engine.cascade import Cascade, Float32
+from funnel.engine.cascade import Cascade, Float32, Space
 from funnel.engine.rerank import reranked
 from funnel.engine.workers import Workers
 from funnel.plan import FLAT, Plan, Stage
@@ -158,3 +159,13 @@ def test_one_stage_alone_keeps_the_best_dot_products(cascade: Cascade, queries: 
     for query, candidates, best in zip(queries, shortlist, kept, strict=True):
         dots = rows[candidates][:, :24] @ query[:24]
         np.testing.assert_allclose(np.sort(rows[best][:, :24] @ query[:24]), np.sort(dots)[-5:], atol=2e-6)
+
+
+def test_a_single_query_is_projected_as_many_are_and_nearly_so_for_what_is_reranked() -> None:
+    rows = clustered_rows(500, 96, seed=4)
+    space = Space(make_adaptor("pca", rows, progress=False), True)
+    for width in (8, 32, 48):
+        together = space.prefixes(rows[:20], width)
+        for one, expected in zip(rows[:20], together, strict=True):
+            np.testing.assert_allclose(space.prefixes(one[None], width)[0], expected, atol=1e-6)
+            np.testing.assert_allclose(space.prefixes(one[None], width, nearly=True)[0], expected, atol=2e-4)
