@@ -27,12 +27,9 @@ from funnel.storage.layout import (
     is_generation_name,
 )
 from funnel.storage.manifest import BlockHashes, FileEntry, Manifest
-from indexes.system import Descriptor, free_in_children, pool
+from indexes.system import Descriptor, disk_pool, free_in_children
 
 VerifyMode = Literal["full", "lazy"]
-
-# sha256 runs at 1 to 2 GB/s a core, so four are enough to keep up with a fast disk.
-_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +248,7 @@ def _problems(
         return None
 
     total = sum(piece.length for piece in pieces)
-    mapped = map if total < CHUNK_BYTES else pool(_WORKERS).map  # a few small files are read before a thread is up
+    mapped = map if total < CHUNK_BYTES else disk_pool().map  # a few small files are read before a thread is up
     with Progress(total=total, desc="checking", unit="B", unit_scale=True, disable=not progress) as bar:
         for piece, found in zip(pieces, mapped(problem, pieces), strict=True):
             bar.update(piece.length)

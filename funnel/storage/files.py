@@ -16,13 +16,10 @@ from pathlib import Path
 from weakref import ref
 
 from funnel.errors import DamagedIndexError, NoSpaceError, StorageError, of_environment
-from indexes.system import PLAIN_FILE, data_limited, flush, pool, read_at
+from indexes.system import PLAIN_FILE, disk_pool, flush, read_at
 
 # Read in pieces of 1 MiB: large enough that hashlib releases the interpreter lock, small enough for caches.
 CHUNK_BYTES = 1024 * 1024
-
-# A commit flushes a dozen files and folders: one after the other they take 30 ms where together they take 8.
-SYNCED_AT_ONCE = 16
 
 # What to do about a damaged file; nothing is written into an index whose state cannot be read.
 REMEDY = "restore it from a copy, or remove the folder and build the index again"
@@ -73,11 +70,8 @@ class Files:
         flush(path)
 
     def sync_all(self, paths: Sequence[Path]) -> None:
-        """Flush several at once: the disk confirms them together, in about the time that one takes.
-
-        One after the other where the stacks of the threads, 8 MB each, would count against a limit on memory.
-        """
-        list((map if data_limited() else pool(SYNCED_AT_ONCE).map)(self.sync, paths))
+        """Flush several at once: the disk confirms some together."""
+        list(disk_pool().map(self.sync, paths))
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename atomically; a file at `target` is replaced."""

@@ -37,17 +37,17 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 
 
 LIMITED = """
-import re, resource, threading
+import re, resource, sys, threading
 from pathlib import Path
 import numpy as np
-from indexes.system import heed_data_limit
+from indexes.system import heed_memory_limit
 
 def data_mb():
     return int(re.search(r"^VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) / 1e3
 
-assert not heed_data_limit()
-resource.setrlimit(resource.RLIMIT_DATA, (4_000_000_000, resource.RLIM_INFINITY))
-assert heed_data_limit()
+assert not heed_memory_limit()
+resource.setrlimit(getattr(resource, sys.argv[1]), (4_000_000_000, resource.RLIM_INFINITY))
+assert heed_memory_limit()
 before, block = data_mb(), 4_000_000
 warm = np.ones(3 * block, dtype=np.uint8)
 del warm  # without the setting, glibc keeps blocks below the largest that was freed
@@ -61,8 +61,9 @@ print(data_mb() - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt") or not STATM.exists(), reason="not glibc on Linux")
-def test_under_a_limit_on_data_what_is_freed_does_not_count() -> None:
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("limit", ["RLIMIT_DATA", "RLIMIT_AS"])
+def test_under_a_limit_on_memory_what_is_freed_does_not_count(limit: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, limit], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 20
 
 
@@ -115,8 +116,7 @@ def test_a_claimed_file_is_as_long_as_it_will_be(tmp_path: Path) -> None:
 
 def test_threads_for_the_disk_are_started_once() -> None:
     """One at a time is asked, so that an idle one always takes the next."""
-    pool = system.pool(2)
-    assert system.pool(2) is pool
-    assert system.pool(3) is not pool
+    pool = system.disk_pool()
+    assert system.disk_pool() is pool
     names = {pool.submit(lambda: threading.current_thread().name).result() for _ in range(20)}
-    assert len(names) <= 2
+    assert len(names) <= system.DISK_THREADS
