@@ -131,7 +131,7 @@ class NpyRows:
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[int, int, np.dtype[np.generic]]:
     try:
-        shape, column_order, dtype = npy_header(file)
+        shape, column_order, dtype = npy_header(file, swapped=True)
     except ValueError as error:
         raise InputError(f"{path} is not a readable .npy file ({error}); save it with numpy.save") from None
     if len(shape) != 2 or shape[1] < 1:

@@ -324,8 +324,10 @@ def map_file(file: BinaryIO) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
     return whole, np.asarray(_Mapped(whole)) if len(whole) else np.empty(0, np.uint8)
 
 
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(file: IO[bytes], swapped: bool = False) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and type of the array of which a .npy file is read from here on.
+
+    swapped: numbers may be in the other byte order than this machine's, as a type's name does not say.
 
     Raises ValueError for what is none, for Python objects, and for another version of the format than 1.0 and 2.0.
     """
@@ -338,6 +340,8 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(str(error)) from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
+    if not (swapped or dtype.isnative):
+        raise ValueError(f"it holds {dtype}, whose byte order is not this machine's")
     if min(shape, default=0) < 0:
         raise ValueError(f"its shape is {list(shape)}")
     return shape, by_column, dtype

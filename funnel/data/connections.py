@@ -287,7 +287,8 @@ def heeding_ctrl_c(connection: Bounded) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT and not connection.ended:
+        code = getattr(error, "sqlite_errorcode", None)  # none where Python's module found the fault
+        if code == sqlite3.SQLITE_INTERRUPT and not connection.ended:
             raise KeyboardInterrupt from error
         raise
 

@@ -197,6 +197,15 @@ def test_damage_inside_is_named_when_it_is_read(tmp_path: Path) -> None:
         DocumentStore.open(path).get(range(500))
 
 
+def test_text_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    """Python's module finds it, not SQLite: the error has no code."""
+    path = tmp_path / "documents.sqlite"
+    _filled(path, [Document(1, text="a word", metadata={"year": 1})]).close()
+    path.write_bytes(path.read_bytes().replace(b'"year"', b'"y\xffar"'))
+    with pytest.raises(DamagedIndexError, match=r"documents\.sqlite is damaged"):
+        DocumentStore.open(path).get([0])
+
+
 def test_a_full_disk_is_told_from_other_faults(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         store.append([Document("a")])

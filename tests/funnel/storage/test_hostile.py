@@ -68,6 +68,7 @@ def header(descr: str, shape: tuple[int, ...], by_column: bool = False) -> bytes
         (header("<i8", (2,)) + bytes(15), "has 143 bytes, expected 144"),
         (header("<i8", (2,)) + bytes(17), "has 145 bytes, expected 144"),
         (header("|O", (2,)) + bytes(16), "it holds Python objects"),
+        (header(">i8", (2,)) + bytes(16), "it holds >i8, whose byte order"),
         (header("<f4", (2,)) + bytes(8), r"holds float32 \[2\]; expected int64"),
         (header("<i8", (1, 2)) + bytes(16), r"holds int64 \[1, 2\]; expected int64 of 1 dimensions"),
         (header("<i8", (-2,)) + bytes(16), r"its shape is \[-2\]"),
@@ -103,6 +104,12 @@ def zipped(path: Path, data: bytes, method: int) -> Path:
 def test_members_are_as_long_as_their_headers_say(shape: tuple[int, ...], method: int, tmp_path: Path) -> None:
     path = zipped(tmp_path / "calibration.npz", header("<f4", shape) + bytes(16), method)
     with pytest.raises(DamagedIndexError, match=r"calibration\.npz"):
+        map_arrays(path)
+
+
+def test_members_in_another_byte_order_are_refused(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "calibration.npz", header(">f4", (4,)) + bytes(16), zipfile.ZIP_STORED)
+    with pytest.raises(DamagedIndexError, match="byte order"):
         map_arrays(path)
 
 
