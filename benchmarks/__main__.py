@@ -24,6 +24,7 @@ from benchmarks.peers.command import peers
 from benchmarks.prefixes.command import prefixes
 from benchmarks.promise import promise
 from benchmarks.queries import queries
+from benchmarks.rerank import rerank
 from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.soak import soak
@@ -59,6 +60,7 @@ for command in (
     prefixes,
     promise,
     queries,
+    rerank,
     scale,
     scifact,
     soak,
