@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
@@ -188,12 +188,11 @@ class CoarseIndex(ABC):
         """
         return cast(CoarseIndex, RestrictedIndex(self, allowed_mask(allowed, self.ntotal)))
 
-    def near_keys(self, queries: Float32Array) -> Int64Array | None:
-        """Numbers int64 [n_queries] such that queries with near numbers look at the same rows.
+    def near_keys(self) -> Callable[[Float32Array], Int64Array] | None:
+        """A function from queries [n] to numbers int64 [n]: those with near numbers look at the same rows.
 
         None where the order of a batch makes no difference. Safe to call for parts of a batch, in several threads.
         """
-        del queries  # families whose search has an order take them
         return None
 
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int | None:

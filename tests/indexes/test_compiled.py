@@ -120,3 +120,13 @@ def test_dots_and_the_best_of_them(
     np.testing.assert_array_equal(places, order)
     np.testing.assert_array_equal(best, np.take_along_axis(found, order, axis=1))
     np.testing.assert_array_equal(best_rows, np.take_along_axis(rows, order, axis=1))
+
+
+@given(st.sampled_from(["float16", "float32", "int8"]), st.integers(1, 40), st.integers(1, 70), st.integers(0, 1_000))
+@settings(deadline=None)
+def test_products_with_every_row(kind: str, rows: int, width: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    matrix = (generator.standard_normal((rows, width)) * (20 if kind == "int8" else 1)).astype(kind)
+    query, found = generator.standard_normal(width).astype(np.float32), np.empty(rows, np.float32)
+    compiled.products(matrix.view(np.uint16) if kind == "float16" else matrix, query, found)
+    np.testing.assert_allclose(found, matrix.astype(float) @ query.astype(float), atol=1e-3 if kind == "int8" else 1e-4)

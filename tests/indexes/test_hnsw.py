@@ -21,11 +21,13 @@ def test_keys_follow_the_rows_that_queries_are_near(
 ) -> None:
     monkeypatch.setattr(indexes.hnsw, "ORDERED_ROWS", 1)
     positions = np.linspace(0, len(rows) - 1, indexes.hnsw.PIVOTS).astype(np.int64)
-    np.testing.assert_array_equal(index.near_keys(rows[positions]), np.arange(len(positions)))
+    keys = index.near_keys()
+    assert keys is not None
+    np.testing.assert_array_equal(keys(rows[positions]), np.arange(len(positions)))
 
 
-def test_a_graph_that_fits_the_cache_has_no_keys(index: HnswSq8Index, rows: Float32Array) -> None:
-    assert index.near_keys(rows[:8]) is None
+def test_a_graph_that_fits_the_cache_has_no_keys(index: HnswSq8Index) -> None:
+    assert index.near_keys() is None
 
 
 def test_added_rows_renew_the_keys(rows: Float32Array, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,10 +35,11 @@ def test_added_rows_renew_the_keys(rows: Float32Array, monkeypatch: pytest.Monke
     index = HnswSq8Index(rows.shape[1], degree=8, ef_construction=40)
     index.train(rows)
     index.add(rows[:300])
-    last = rows[-1:].copy()
-    index.near_keys(last)
+    index.near_keys()
     index.add(rows[300:])
-    np.testing.assert_array_equal(index.near_keys(last), [indexes.hnsw.PIVOTS - 1])
+    keys = index.near_keys()
+    assert keys is not None
+    np.testing.assert_array_equal(keys(rows[-1:].copy()), [indexes.hnsw.PIVOTS - 1])
 
 
 def test_the_base_level_is_kept_full(rows: Float32Array) -> None:
