@@ -105,7 +105,7 @@ def swept(built: Built, asked: Float32, truth: Truth) -> Iterator[Way]:
             first = measure(_planned(built, family, plan, k), asked, truth)
             yield first
             if width < dim and first.recall >= LEAST:  # those that rerank less find no more
-                for shorter in sorted({max(k, int(longest * share)) for share in (0.7, 0.5, 0.35)} - {longest}):
+                for shorter in sorted({max(k, int(longest * share)) for share in (0.7, 0.5, 0.35, 0.25)} - {longest}):
                     yield measure(_planned(built, family, replace(plan, shortlist=shorter), k), asked, truth)
                 for more in _with_stages(plan, built.cascades[family, width].ladder[:-1], k, family):
                     yield measure(_planned(built, family, more, k), asked, truth)
