@@ -421,7 +421,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int], np.dtype[np.generic], int
     """Shape, type and first byte of the matrix, checked against the size of the file."""
     with open(path, "rb") as file:
         try:
-            shape, fortran, dtype = npy_header(file)
+            shape, fortran, dtype = npy_header(file, swapped=True)
         except ValueError as error:
             raise CoarseIndexError(f"{path} is not a .npy file: {error}") from error
         start = file.tell()
