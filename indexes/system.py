@@ -183,10 +183,11 @@ def heed_memory_limit() -> bool:
 
 def _own_limits() -> list[int]:
     """Bytes that the process may take, by its own resource limits; empty where there are none."""
-    if sys.platform == "win32":
-        return []
-    soft = (resource.getrlimit(limited)[0] for limited in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return [limit for limit in soft if limit != resource.RLIM_INFINITY]
+    limits: list[int] = []
+    if sys.platform != "win32":
+        limits += [resource.getrlimit(limited)[0] for limited in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        limits = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return limits
 
 
 @lru_cache(maxsize=1)
