@@ -49,8 +49,8 @@ class Space:
     own: whether rows are stored as the user gave them. So they are where the adaptor keeps every inner product at full
     width: a query is then only projected to the prefix that is searched, which takes width / d of the time of adapting
     it whole. Else rows are stored adapted, and so are queries. whole: whether rows are stored adapted, and the coarse
-    index is over all dims of those that were given: of formats up to 3. columns: of the projections in use, as rows
-    that loops read, and their numbers; float16 as the bits of it, or float32.
+    index is over all dims of those that were given: of formats up to 3. columns: by width and whether nearly,
+    those of the projections in use, as rows that loops read: the bits of float16, or float32.
     """
 
     adaptor: Adaptor
