@@ -16,7 +16,7 @@ from funnel.errors import InputError, MissingPackageError
 from funnel.index import FunnelIndex
 from funnel.plan import FLAT, Plan
 from funnel.planning.costs import batch_class
-from funnel.reports.tables import RECALLS, Results, asked_text, microseconds, recall_text, times
+from funnel.reports.tables import BY_HAND, RECALLS, Results, asked_text, microseconds, recall_text, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,11 @@ def frontier_plot(results: Results, path: str | os.PathLike[str]) -> None:
     targets = sorted({point["target"] for point in results["funnel"] if point["target"] is not None})
     alone = f"{microseconds(flat['us_batch'])} µs a query in batch, {microseconds(flat['us_single'])} alone"
     series: list[Series] = [("flat search", FLAT_COLOUR, "D", 1, [Dot(1.0, 1.0, 1.0, 1.0, alone)])]
-    series += [(name, colour, form, side, budget_dots(results, key)) for name, key, colour, form, side in SERIES]
+    for name, key, colour, form, side in SERIES:
+        dots = budget_dots(results, key)
+        by_hand = [dot for dot in dots if dot.label.startswith(BY_HAND)]  # on no line with the others
+        budgets = [dot for dot in dots if dot not in by_hand]
+        series += [(name, colour, form, side, budgets), (f"_{name}", colour, form[0], side, by_hand)]
     facts = (
         f"{index['rows']:,} × {index['dim']} · {index['coarse']} · {machine['threads']} threads, "
         f"{machine['device']} · {results['n_queries']:,} {results.get('queries', 'queries')} · {index['certificate']}"
@@ -151,7 +155,7 @@ def _chart(
                 textcoords="offset points", color=colour, parse_math=False, va="bottom" if above else "top",
                 ha="right" if dot.recall >= 1 else "center", zorder=4,
             )  # fmt: skip
-    axes.margins(0.08, 0.15)
+    axes.margins(0.12, 0.15)
     axes.set_xticks([stretch(tick) for tick in sorted(recalls)], [recall_text(tick) for tick in sorted(recalls)])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(f"{{x:g}}{unit}")

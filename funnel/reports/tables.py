@@ -21,6 +21,8 @@ FlatResult = TypedDict(
     },
 )
 
+BY_HAND = "plan by hand"
+
 # One recall budget, or a plan by hand, whose `target` is None: what was promised, which plan was served, what it gave.
 # `recall` is that of the queries measured on, `recall_error` its standard error; `predicted_recall` that of the
 # calibration queries, and `recall_low` the lower confidence bound of the same, None where nothing is certified or
@@ -120,7 +122,7 @@ def size(value: float) -> str:
 
 def asked_text(point: FunnelResult) -> str:
     """What was asked for, in words: "recall 0.95", "plan by hand"."""
-    return "plan by hand" if point["target"] is None else f"recall {recall_text(point['target'])}"
+    return BY_HAND if point["target"] is None else f"recall {recall_text(point['target'])}"
 
 
 COMPARISON_COLUMNS = (
