@@ -29,6 +29,7 @@ from benchmarks.scale import scale
 from benchmarks.scifact import scifact
 from benchmarks.soak import soak
 from benchmarks.tail import tail
+from benchmarks.taught import taught
 from benchmarks.texts import texts
 from benchmarks.updates import updates
 from benchmarks.wide import wide
@@ -65,6 +66,7 @@ for command in (
     scifact,
     soak,
     tail,
+    taught,
     texts,
     updates,
     wide,

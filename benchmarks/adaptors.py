@@ -34,7 +34,7 @@ from funnel.encoding.encoders import DEFAULT_ENCODER, load_encoder
 from funnel.reports.adaptors import JudgedSet, SetFigures, mean_shares, measure, shares_plot
 from funnel.reports.tables import Column, text_table
 
-__all__ = ["adaptors"]
+__all__ = ["adaptors", "precomputed", "show"]
 
 ROWS, UNSEEN = 100_000, 2_000
 # Width, shortlist, and the share of the true top 10 that the trained rotation is to hold in it.
@@ -94,7 +94,7 @@ def on_vectors(folder: Path) -> Part:
     ways = {"truncation": Identity(rows.shape[1]), "pca": PCA.fit(rows), "trained": choice.adaptor}
     shares = _shortlist_shares(rows, queries, ways)
     change = largest_cosine_change(choice.adaptor, rows, queries)
-    _show("true top 10 in a shortlist", shares)
+    show("true top 10 in a shortlist", shares)
     targets = [Target.at_most("training on 100,000 rows, seconds", seconds, TRAINING_SECONDS)]
     for width, shortlist, asked in SHORTLISTS:
         name = f"true top 10 in a shortlist of {shortlist} at {width} dims"
@@ -107,7 +107,7 @@ def on_sets(folder: Path, figure: Path | None) -> Part:
     """Each kind trained on the documents alone, their vectors or texts, and judged by the test queries."""
     sets = []
     for name in SETS:
-        judged = _precomputed(folder / name)
+        judged = _judged_set(*precomputed(folder / name), read_qrels(folder / name, "test"))
         documents, cut = judged.documents.vectors, TrainingQueries(pieces=judged.documents.pieces)
         ways = {
             "truncation": Identity(judged.dim),
@@ -118,9 +118,9 @@ def on_sets(folder: Path, figure: Path | None) -> Part:
             "mlp": fit_adaptor("mlp", documents, progress=True).adaptor,
         }
         sets.append(measure(judged, ways, WIDTHS))
-        _show(f"{name}, nDCG@10", sets[-1].figures["ndcg@10"])
+        show(f"{name}, nDCG@10", sets[-1].figures["ndcg@10"])
     kept = mean_shares(sets)
-    _show("mean share kept", kept)
+    show("mean share kept", kept)
     if figure is not None:
         shares_plot("Adaptors trained on the documents alone", sets, figure)
     targets = [
@@ -138,8 +138,8 @@ def on_sets(folder: Path, figure: Path | None) -> Part:
 
 def on_scifact(folder: Path) -> Part:
     """Trained with the training claims, beside the same without."""
-    judged = _precomputed(folder)
-    queries = Embedded("queries", _ids(folder / "queries.jsonl"), load_rows(folder / "minilm-queries.f16.npy"))
+    documents, queries = precomputed(folder)
+    judged = _judged_set(documents, queries, read_qrels(folder, "test"))
     figures, choices = _with_and_without(judged, queries, read_qrels(folder, "train"))
     own = figures.figures["ndcg@10"]
     gain = {width: own["judged"][width] - own["unsupervised"][width] for width in WIDTHS}
@@ -210,18 +210,17 @@ def _with_and_without(
     for way, choice in choices.items():
         click.echo(f"{way}: {choice.why}")
     figures = measure(judged, ways, WIDTHS)
-    _show(f"{documents.name}, nDCG@10", figures.figures["ndcg@10"])
+    show(f"{documents.name}, nDCG@10", figures.figures["ndcg@10"])
     return figures, choices
 
 
-def _precomputed(folder: Path) -> JudgedSet:
-    """A set whose embeddings lie beside it, judged by its test queries."""
+def precomputed(folder: Path) -> tuple[Embedded, Embedded]:
+    """Documents, with pieces of them, and all queries of a set whose embeddings lie beside it."""
     texts = [document for batch in open_corpus(str(folder)).documents(ROWS_AT_A_TIME) for document in batch]
     pieces = embed_pieces(texts, load_encoder(DEFAULT_ENCODER), EmbeddingCache())
     rows = load_rows(folder / "minilm-corpus.f16.npy")
     documents = Embedded(folder.name, [str(document.id) for document in texts], rows, pieces)
-    queries = Embedded("queries", _ids(folder / "queries.jsonl"), load_rows(folder / "minilm-queries.f16.npy"))
-    return _judged_set(documents, queries, read_qrels(folder, "test"))
+    return documents, Embedded("queries", _ids(folder / "queries.jsonl"), load_rows(folder / "minilm-queries.f16.npy"))
 
 
 def _judged_set(documents: Embedded, queries: Embedded, qrels: Qrels) -> JudgedSet:
@@ -242,7 +241,8 @@ def _least(name: str, by_width: Mapping[int, float]) -> Target:
     return Target.at_least(f"{name}, least (at {width} dims)", by_width[width], 0)
 
 
-def _show(title: str, by_way: Mapping[str, Mapping[Any, float]]) -> None:
+def show(title: str, by_way: Mapping[str, Mapping[Any, float]]) -> None:
+    """Print a table, a row for each way."""
     keys: Sequence[Any] = list(next(iter(by_way.values())))
     columns = [Column("way", title, left=True), *(Column(str(key), str(key), ".4f") for key in keys)]
     rows = [{"way": way, **{str(key): value for key, value in found.items()}} for way, found in by_way.items()]

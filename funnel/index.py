@@ -83,6 +83,7 @@ class FunnelIndex(Updates):
         adaptor: str | Path | Adaptor = "auto",
         queries: QueriesSource | None = None,
         qrels: QrelsSource | None = None,
+        training_queries: QueriesSource | None = None,
         dims: Sequence[int] | None = None,
         memory_mb: float | None = None,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | None = None,
@@ -113,6 +114,8 @@ class FunnelIndex(Updates):
         all-MiniLM-L6-v2 where the corpus has texts and no vectors. queries: real queries that certify recall:
         texts, vectors [q, d], queries.jsonl or .npy; without them the index works uncertified. qrels: judgements (BEIR
         .tsv, or query id -> document id -> grade): the queries they name train the adaptor, and the others certify.
+        training_queries: others without judgements that train the adaptor and never certify; without them those beyond
+        the first 2,000 distinct `queries`, in random order, do so where adaptor is "auto".
         adaptor: "auto": train one, compare it with PCA and identity on held-out rows, keep the best; or a kind such
         as "pca", a saved adaptor's folder, or an Adaptor. dims: the widths to store; None: chosen by measurement.
         memory_mb: megabytes held while open at most (mapped files apart). ids: of bare vectors; default their row
@@ -146,7 +149,7 @@ class FunnelIndex(Updates):
             *(adaptor, dims, memory_mb, coarse, coarse_settings, dtype, seed, target, progress),
             *(corpus_like_queries, overwrite),
         )
-        build_index(opened, folder, chosen, queries, qrels, options)
+        build_index(opened, folder, chosen, queries, qrels, training_queries, options)
         return cls.open(folder, encoder=chosen, device=device)
 
     @classmethod

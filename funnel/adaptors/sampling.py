@@ -1,5 +1,6 @@
 """What training draws from: distinct unit rows, anchors with their true neighbours, held-out rows, judged queries."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel.adaptors.recipes import LEAST_PIECES, Recipe
+from funnel.adaptors.recipes import LEAST_PIECES, LEAST_QUERIES, Recipe
 from funnel.errors import InputError
 
 SCORES_AT_A_TIME = 6_291_456  # 25 MB as float32
@@ -252,6 +253,7 @@ def _mapped(project: Map, rows: torch.Tensor, width: int) -> torch.Tensor:
 
 # Rows held out, twice: the standard error of a share of .95 is about .004; and at most this share of a small corpus.
 HELD_OUT, HELD_OUT_SHARE = 500, 0.05
+QUERIES_SHARE, MANY_QUERIES = 0.1, 2_000  # of real queries; of fewer each teaches more than it tells held out
 LEAST_ROWS = 40  # so that two of them are held out, twice
 COMPARED_ROWS = 32_768  # rows they are compared with: a figure takes a second, and narrow widths rank alike on more
 HELD_OUT_JUDGED, HELD_OUT_JUDGED_SHARE = 500, 0.15  # judged queries held out, at most
@@ -273,8 +275,8 @@ class JudgedBatch:
 class Batch:
     """Anchors, and candidates that all of them share: the true neighbours of each, and random rows.
 
-    anchors: [b, d], rows first, then pieces. candidates: [c, d], each row once. near: int64 [b, k], where among the
-    candidates an anchor's own neighbours are. own: bool [b, c], that candidate is the anchor, or equals the piece.
+    anchors: [b, d], rows first, then pieces and queries. candidates: [c, d], each row once. near: int64 [b, k], where
+    among the candidates an anchor's own neighbours are. own: bool [b, c], that candidate is the anchor, or equals it.
     """
 
     anchors: torch.Tensor
@@ -310,9 +312,9 @@ def _scaled_in_place(rows: torch.Tensor) -> torch.Tensor:
     return rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(torch.finfo(rows.dtype).tiny))
 
 
-def _held_out_of(count: int) -> int:
+def _held_out_of(count: int, share: float = HELD_OUT_SHARE) -> int:
     """How many of so many rows are held out, twice."""
-    return min(HELD_OUT, round(HELD_OUT_SHARE * count))
+    return min(HELD_OUT, round(share * count))
 
 
 def _drawn(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -331,9 +333,10 @@ class TrainingQueries:
         judged: queries with relevant documents, for the supervised phase.
         dev: others of the same documents, held out to stop and to choose by their nDCG@10 in place of a share of
             `judged`.
-        real: float [q, d], queries to be held out in place of rows; fewer than 40 are not used.
-        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries: half
-            of what a rotation is trained on, and held out where there are no real queries; fewer than 1,000 are not
+        real: float [q, d], queries without judgements: most are anchors of a rotation, the others are held out in
+            place of rows; fewer than 40 are not used.
+        pieces: float [p, d], embedded titles and runs of words cut from the documents, which stand for queries where
+            real ones are few: anchors as well, and held out where there are no real queries; fewer than 1,000 are not
             used.
     """
 
@@ -387,17 +390,15 @@ class TrainingSet:
                 f"{max(least, LEAST_ROWS):,} (the narrowest width is {least}): give more, or narrower dims"
             )
         shuffled = distinct[torch.randperm(len(distinct), generator=self._generator)]
-        real, judged, dev = queries.real, queries.judged, queries.dev
-        asked = None if real is None or len(real) < LEAST_ROWS else scaled(checked_rows(real))
-        self._pieces = self._usable(queries.pieces, rows.shape[1])
-        if asked is None and len(self._pieces):
-            held_out = 2 * _held_out_of(len(self._pieces))
-            asked, self._pieces = self._pieces[:held_out], self._pieces[held_out:]
-        count = _held_out_of(len(shuffled)) if asked is None else 0
+        judged, dev = queries.judged, queries.dev
+        self._cut = {
+            "pieces": self._usable(queries.pieces, LEAST_PIECES if recipe.pieces else math.inf, rows.shape[1]),
+            "queries": self._usable(queries.real, LEAST_QUERIES, rows.shape[1]),
+        }
+        held = self._held_out_cut()
+        count = 0 if len(held) else _held_out_of(len(shuffled))
         self._trained = shuffled[2 * count :]
-        held = scaled(rows[shuffled[: 2 * count]])
-        if asked is not None:
-            held = asked[torch.randperm(len(asked), generator=self._generator)[: 2 * HELD_OUT]]
+        held = held if len(held) else scaled(rows[shuffled[: 2 * count]])
         self.judged = judged
         if judged is None and dev is None:  # one copy of the rows, which all that follows looks into
             self.rows = _scaled_in_place(rows[self._trained])
@@ -412,24 +413,42 @@ class TrainingSet:
             self._hard = nearest(self.judged.queries, self.rows, min(HARD_NEGATIVES, len(self.rows)))[1]
             self._own = own_rows(self.judged.queries, self.rows)
         self._anchors, self._near = self._neighbours()
-        self._pieces = self._pieces[: recipe.anchors]
-        self._near_pieces = nearest(self._pieces, self.rows, min(recipe.near, len(self.rows)))[1]
-        self.batch = min(len(self._anchors), recipe.batch)
-        pieces = min(len(self._pieces), round(recipe.pieces * self.batch))
-        # In which each row that is an anchor comes once.
-        self.steps_in_an_epoch = -(-len(self._anchors) // max(1, self.batch - pieces))
-        sizes = {"rows": (len(self._anchors), self.batch - pieces), "pieces": (len(self._pieces), pieces)}
+        self._cut = {name: cut[: recipe.anchors] for name, cut in self._cut.items()}
+        near = min(recipe.near, len(self.rows))
+        self._near_cut = {name: nearest(cut, self.rows, near)[1] for name, cut in self._cut.items()}
+        left = self.batch = min(len(self._anchors), recipe.batch)
+        sizes = {}
+        for name, share in (("queries", recipe.queries), ("pieces", recipe.pieces)):
+            there = len(self._cut[name])
+            sizes[name] = there, min(there, round(share * left))
+            left -= sizes[name][1]
+        sizes["rows"] = len(self._anchors), left
+        self.steps_in_an_epoch = -(
+            -len(self._anchors) // max(1, left)
+        )  # in which each row that is an anchor comes once
         judgements = len(self.judged or ())
         sizes["judged"] = judgements, min(judgements, recipe.judged_batch)
         self._next = {name: _drawn(*counts, self._generator) for name, counts in sizes.items()}
 
-    def _usable(self, pieces: NDArray[Any] | None, dim: int) -> torch.Tensor:
-        """Pieces in random order, each vector once; none where they are too few, or the recipe wants none."""
-        if pieces is None or len(pieces) < LEAST_PIECES or not self._recipe.pieces:
+    def _usable(self, vectors: NDArray[Any] | None, least: float, dim: int) -> torch.Tensor:
+        """Queries or pieces in random order, each vector once; none where they are fewer than `least`."""
+        if vectors is None or len(vectors) < least:
             return torch.empty((0, dim))
-        found = scaled(checked_rows(pieces))
+        found = scaled(checked_rows(vectors))
         distinct = distinct_numbers(found)
         return found[distinct[torch.randperm(len(distinct), generator=self._generator)]]
+
+    def _held_out_cut(self) -> torch.Tensor:
+        """Queries to hold out, else pieces, which are anchors no more; none where both are too few."""
+        teach = self._recipe.queries > 0
+        parts = (("queries", MANY_QUERIES if teach else 1, QUERIES_SHARE), ("pieces", 1, HELD_OUT_SHARE))
+        for name, least, share in parts:
+            cut = self._cut[name]
+            if len(cut) >= least:
+                count = 2 * (HELD_OUT if name == "queries" and not teach else _held_out_of(len(cut), share))
+                self._cut[name] = cut[count:]
+                return cut[:count]
+        return self._cut["pieces"][:0]
 
     def _judged_parts(self, judged: Judged | None, dev: Judged | None) -> tuple[Judged, Judged]:
         """Two parts to hold out: of dev where there is one, else of judged, of which the rest is trained on."""
@@ -444,14 +463,15 @@ class TrainingSet:
 
     def draw(self) -> Batch:
         """The next anchors, each once before any comes again, and random rows."""
-        chosen, cut = next(self._next["rows"]), next(self._next["pieces"])
-        anchors, pieces = self._anchors[chosen], self._pieces[cut]
-        near = torch.cat([self._near[chosen], self._near_pieces[cut]])
+        chosen = next(self._next["rows"])
+        cut = [(name, next(self._next[name])) for name in self._cut]
+        anchors, others = self._anchors[chosen], torch.cat([self._cut[name][numbers] for name, numbers in cut])
+        near = torch.cat([self._near[chosen], *(self._near_cut[name][numbers] for name, numbers in cut)])
         drawn = torch.randint(len(self._trained), (self._recipe.random,), generator=self._generator)
         numbers = torch.from_numpy(np.union1d(near.numpy(), self._trained[drawn].numpy()))
         candidates = self.rows[numbers]
-        own = torch.cat([anchors[:, None] == numbers[None, :], pieces @ candidates.T >= SAME])
-        return Batch(torch.cat([self.rows[anchors], pieces]), candidates, torch.searchsorted(numbers, near), own)
+        own = torch.cat([anchors[:, None] == numbers[None, :], others @ candidates.T >= SAME])
+        return Batch(torch.cat([self.rows[anchors], others]), candidates, torch.searchsorted(numbers, near), own)
 
     def draw_judged(self) -> JudgedBatch:
         """The next judged queries, each once before any comes again.

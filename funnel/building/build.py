@@ -196,17 +196,19 @@ def build_index(
     encoder: Encoder | None,
     queries: QueriesSource | None,
     qrels: QrelsSource | None,
+    training_queries: QueriesSource | None,
     options: BuildOptions,
 ) -> Manifest:
     """Build an index and commit it as the next generation of the folder.
 
     Raises what `FunnelIndex.build` says. Until the commit, whatever the folder held before stays as it was.
     """
-    _check(options, qrels is not None)
+    _check(options, {"qrels": qrels, "training_queries": training_queries})
     dim = _width(corpus, encoder)
     if options.dims is not None:  # before hours of encoding rather than after
         checked_ladder(options.dims, dim)
     opened, judgements = open_asked(queries, qrels)
+    teaching, trains = open_asked(training_queries)[0], options.adaptor == AUTO
     folder = IndexFolder(path)
     with folder.begin() as transaction:
         if transaction.previous is not None and not options.overwrite:
@@ -215,7 +217,9 @@ def build_index(
                 "overwrite=True (--overwrite) to replace it"
             )
         segment = transaction.folder("segments")
-        asked = encode_asked(opened, judgements, encoder, dim, options.seed, options.progress)
+        asked = encode_asked(
+            opened, judgements, encoder, dim, options.seed, options.progress, training=teaching, trains=trains
+        )
         texts = frozenset(asked.texts or ())
         documents = transaction.folder("documents") if corpus.kind == "documents" else None
         intake = take_in(corpus, encoder, segment, documents, options.seed, options.progress, texts)
@@ -224,7 +228,7 @@ def build_index(
         chosen = _adaptor(options, intake, segment, asked)
         adaptor = chosen.adaptor
         asked = asked.without_seen(adaptor.seen_queries)
-        adaptor.seen_queries |= asked.judged_hashes
+        adaptor.seen_queries |= asked.trained_hashes
         if not options.corpus_like_queries:
             asked = asked.without_texts(intake.asked_for)
         release_freed()
@@ -259,7 +263,7 @@ def _with_dtype(options: BuildOptions, truth: RowsAsGiven) -> tuple[BuildOptions
     return replace(options, dtype=dtype), kept
 
 
-def _check(options: BuildOptions, judged: bool) -> None:
+def _check(options: BuildOptions, training: Mapping[str, object]) -> None:
     checked_name("dtype", options.dtype, (AUTO, "float16", "float32"))
     if options.memory_mb is not None:
         checked_memory(options.memory_mb)
@@ -274,8 +278,8 @@ def _check(options: BuildOptions, judged: bool) -> None:
     adaptor = options.adaptor
     if not isinstance(adaptor, Adaptor):
         checked_path("adaptor", adaptor)
-    if judged and adaptor != AUTO:
-        raise InputError(f"qrels train adaptor='auto', and adaptor is {str(adaptor)!r}; give one or the other")
+    for name in (name for name, given in training.items() if given is not None and adaptor != AUTO):
+        raise InputError(f"{name} train adaptor='auto', and adaptor is {str(adaptor)!r}; give one or the other")
     known = (AUTO, *adaptor_kinds())
     if not isinstance(adaptor, Adaptor) and adaptor not in known and not Path(adaptor).is_dir():
         raise InputError(f"adaptor is {str(adaptor)!r}; expected one of {', '.join(known)}, or a saved folder")
@@ -310,9 +314,8 @@ def _adaptor(options: BuildOptions, intake: Intake, segment: Path, given: Certif
     dims = None if options.dims is None else checked_ladder(options.dims, intake.dim)
     if asked == AUTO:
         sample, judged = judged_rows(intake, segment, given, seed)
-        choice = choose_adaptor(
-            sample, dims=dims, queries=TrainingQueries(judged), seed=seed, progress=options.progress
-        )
+        queries = TrainingQueries(judged, real=given.training)
+        choice = choose_adaptor(sample, dims=dims, queries=queries, seed=seed, progress=options.progress)
         if options.progress and choice.figures:  # of those that were compared
             Progress.write(f"adaptor: {choice.why}", file=sys.stderr)
         return choice

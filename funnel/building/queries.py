@@ -1,4 +1,4 @@
-"""The real queries of a build: those that certify, and those with judgements, that train the adaptor."""
+"""The real queries of a build: those that certify, and those that train the adaptor."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ __all__ = [
 
 # Real queries used at most: they certify recall .99 with room to spare, and their record stays near 100 MB.
 MOST_QUERIES = 5_000
+# Where an adaptor is trained so many certify, and those beyond teach it what is asked for: at most as many as training
+# has anchors, and holds out.
+FIRST_QUERIES, MOST_TRAINING = 2_000, 9_192
 ENCODED_AT_A_TIME = 1_024  # enough to sort by length into full batches
 COMPARED_AT_A_TIME = 1_000  # of queries with each other: 20 MB of cosines
 # Two vectors of at least this cosine are one: float32 moves the cosine of a unit row with itself by some 1e-7, and what
@@ -54,7 +57,8 @@ class CertifyingQueries:
         texts: theirs, folded; None of vectors.
         left_out: why others do not certify -> how many.
         judged_ids, judged: ids and float32 [j, d] of the queries that qrels name; they train and never certify.
-        judged_hashes: what these are known by again, see `query_hashes`.
+        training: float32 [t, d], queries without judgements that train and never certify; None where there are none.
+        trained_hashes: what those that train are known by again, see `query_hashes`.
         qrels: the judgements; empty without any.
     """
 
@@ -63,7 +67,8 @@ class CertifyingQueries:
     left_out: Mapping[str, int] = field(default_factory=dict)
     judged_ids: Sequence[str] = ()
     judged: npt.NDArray[np.float32] | None = None
-    judged_hashes: frozenset[str] = frozenset()
+    training: npt.NDArray[np.float32] | None = None
+    trained_hashes: frozenset[str] = frozenset()
     qrels: Qrels = field(default_factory=dict)
 
     def without(self, those: npt.NDArray[np.bool_], why: str) -> CertifyingQueries:
@@ -96,7 +101,7 @@ class CertifyingQueries:
         return self.without(np.array([bool(text) and text in texts for text in self.texts]), EQUAL)
 
 
-def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None) -> tuple[Queries | None, Qrels]:
+def open_asked(queries: QueriesSource | None, qrels: QrelsSource | None = None) -> tuple[Queries | None, Qrels]:
     """Read both, before anything is encoded. Raises InputError for what cannot be read or does not go together."""
     opened = None if queries is None else open_queries(queries)
     if qrels is None:
@@ -120,45 +125,55 @@ def _check_grades(qrels: Qrels) -> None:
 
 
 def encode_asked(
-    queries: Queries | None, qrels: Qrels, encoder: Encoder | None, dim: int, seed: int, progress: bool = False
+    queries: Queries | None,
+    qrels: Qrels,
+    encoder: Encoder | None,
+    dim: int,
+    seed: int,
+    progress: bool = False,
+    training: Queries | None = None,
+    trains: bool = False,
 ) -> CertifyingQueries:
-    """Encode the queries and part them into those judged and those that certify: each of these once, and none judged.
+    """Encode the queries and part them into those that certify, each of these once, and those that train.
+
+    training: queries that train and never certify. trains: whether there is an adaptor to train: then those beyond
+    FIRST_QUERIES train it, unless `training` are given.
 
     Raises EncoderError where texts have no encoder, InputError for another width or rows that cannot be used.
     """
-    if queries is None:
-        return CertifyingQueries()
+    generator = np.random.default_rng(seed)
+    queries = Queries([], None) if queries is None else queries
     judged = [] if queries.ids is None else [i for i, name in enumerate(queries.ids) if name in qrels]
     others = np.setdiff1d(np.arange(len(queries)), judged)
-    generator = np.random.default_rng(seed)
-    texts = None if queries.texts is None else [folded(text) for text in queries.texts]
-    distinct = _distinct(queries, texts, others)
+    distinct = _distinct(queries, others)
     # Drawn once each is there once: of calls in random order the popular ones come first, and more of them would be
     # chosen. The bound takes the order for one that knows nothing of the queries.
-    chosen = generator.permutation(distinct)[:MOST_QUERIES]
+    drawn = generator.permutation(distinct)
+    certify = FIRST_QUERIES if trains and training is None else MOST_QUERIES
+    taught = (queries, drawn[certify : certify + MOST_TRAINING if trains and training is None else 0])
+    if training is not None:
+        taught = (training, generator.permutation(_distinct(training, np.arange(len(training))))[:MOST_TRAINING])
+    parts = [(queries, drawn[:certify]), (queries, np.array(judged, dtype=np.int64)), taught]
+    rows = [_encoded(given, numbers, encoder, dim, progress) if len(numbers) else None for given, numbers in parts]
+    texts = [None if one.texts is None else [folded(one.texts[i]) for i in numbers] for one, numbers in parts]
+    seen = frozenset[str]().union(*(each for at in (1, 2) for each in query_hashes(texts[at], rows[at])))
+    left_out = {REPEATED: len(others) - len(distinct)}
+    if training is None and len(taught[1]):
+        left_out[TRAINED] = len(taught[1])
     names = [queries.ids[i] for i in judged] if queries.ids is not None else []
-    training = _encoded(queries, np.array(judged), encoder, dim, progress) if judged else None
-    seen = frozenset[str]().union(*query_hashes(None if texts is None else [texts[i] for i in judged], training))
-    rows = _encoded(queries, chosen, encoder, dim, progress) if len(chosen) else None
-    asked = CertifyingQueries(
-        rows,
-        None if texts is None else [texts[i] for i in chosen],
-        {REPEATED: len(others) - len(distinct)},
-        names,
-        training,
-        seen,
-        qrels,
-    ).without_seen(seen)
-    if training is not None and asked.certifying is not None:
-        asked = asked.without(_same(asked.certifying, training), TRAINED)
+    asked = CertifyingQueries(rows[0], texts[0], left_out, names, rows[1], rows[2], seen, qrels).without_seen(seen)
+    for others_rows in rows[1:]:
+        if others_rows is not None and asked.certifying is not None:
+            asked = asked.without(_same(asked.certifying, others_rows), TRAINED)
     if asked.certifying is not None:
         asked = asked.without(_same(asked.certifying), REPEATED)
     return asked.shuffled(generator)
 
 
-def _distinct(queries: Queries, texts: Sequence[str] | None, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _distinct(queries: Queries, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The numbers of queries, each text once; where there are only vectors, each that has the very same numbers."""
     first: dict[str | bytes, int] = {}
+    texts = None if queries.texts is None else [folded(text) for text in queries.texts]
     for number in numbers.tolist():
         vector = b"" if queries.vectors is None or texts is not None else queries.vectors[number].tobytes()
         # no text is not the same text

@@ -181,7 +181,8 @@ class JudgedBy(TypedDict, total=False):
     """Queries to train by, and what is judged of them; each may be left out, or None.
 
     Attributes:
-        queries: real queries; without judgements they are only held out, to stop and to choose by.
+        queries: real queries; those without judgements teach a rotation what is asked for, and of 2,000 and more some
+            are held out, to stop and to choose by.
         qrels: judgements of those queries (BEIR .tsv, a folder with qrels/train.tsv, or a dict): adds the supervised
             phase.
         dev_qrels: judgements of other queries of that collection, held out to stop and to choose by their nDCG@10;
@@ -246,7 +247,8 @@ def train_adaptor(
     documents = replace(documents, ids=[documents.ids[i] for i in numbers], vectors=documents.vectors[numbers])
     apart = {query: grades for query, grades in trained_on.items() if query not in held_out}
     judged, dev = (_joined(found, asked, documents) for found in (apart, held_out))
-    given = TrainingQueries(judged, dev, None if asked is None else asked.vectors, documents.pieces)
+    real = None if asked is None or judged is not None or dev is not None else asked.vectors
+    given = TrainingQueries(judged, dev, real, documents.pieces)
     if kind == AUTO:
         choice = choose_adaptor(
             documents.vectors, dims=dims, queries=given, seed=seed, progress=progress, keep_on_interrupt=True

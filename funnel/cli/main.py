@@ -110,6 +110,10 @@ def cli(debug: bool) -> None:
 @click.argument("index", type=PATH)
 @click.option("--queries", type=PATH, help="Real queries that certify recall: .jsonl, .csv, .parquet, .txt or .npy.")
 @click.option("--qrels", type=PATH, help="Judgements (BEIR .tsv): the queries they name train, the others certify.")
+@click.option(
+    "--training-queries", type=PATH,
+    help="Queries that train the adaptor and never certify. [default: those beyond the first 2,000 of --queries]",
+)  # fmt: skip
 @click.option("--encoder", help="A sentence-transformers model, by name or folder. [default: all-MiniLM-L6-v2]")
 @click.option(
     "--adaptor", default="auto", show_default=True,

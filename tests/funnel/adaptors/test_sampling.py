@@ -131,6 +131,20 @@ def test_pieces_are_half_of_the_anchors_and_held_out_in_place_of_rows() -> None:
     assert not (drawn[:, None] == held[None]).all(2).any()
 
 
+@pytest.mark.parametrize(("count", "held"), [(60, 0), (2_000, 400)])
+def test_queries_are_half_of_the_anchors_and_of_many_a_fifth_is_held_out(count: int, held: int) -> None:
+    rows, queries = clustered(300, 8), clustered(count, 8, seed=1)
+    recipe = replace(RECIPE, queries=0.5, pieces=0.5, batch=16, anchors=2_000)
+    data = TrainingSet(rows, recipe, 4, TrainingQueries(real=queries, pieces=clustered(1_000, 8, seed=2)))
+    kept = torch.cat([data.held_out.queries, data.compared.queries])
+    theirs = (kept @ torch.from_numpy(queries).T > 1 - 1e-6).any(1)
+    assert int(theirs.sum()) == held
+    seen = torch.cat([data.draw().anchors[-8:] for _ in range((count - held) // 8)])
+    trained = set(among(seen, torch.from_numpy(queries)).tolist())
+    assert len(trained) == (count - held) // 8 * 8  # each once before any comes again
+    assert not trained & set((kept[theirs] @ torch.from_numpy(queries).T).argmax(1).tolist())
+
+
 def test_a_piece_that_is_a_row_is_not_its_own_neighbour() -> None:
     rows = clustered(1_100, 8)
     batch = TrainingSet(rows, replace(RECIPE, pieces=1.0), 4, TrainingQueries(pieces=rows)).draw()

@@ -51,6 +51,36 @@ def test_popular_queries_are_not_chosen_more_often(monkeypatch: pytest.MonkeyPat
     assert np.mean(chosen) == pytest.approx(100 * POPULAR / (POPULAR + RARE), abs=2)  # 5, and not all 20
 
 
+def test_queries_beyond_the_first_train_where_an_adaptor_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_QUERIES", 300)
+    distinct = distinct_vectors()
+    asked = encode_asked(open_queries(distinct), {}, None, 16, 0, trains=True)
+    assert asked.certifying is not None
+    assert asked.training is not None
+    assert (len(asked.certifying), len(asked.training)) == (300, 100)
+    assert (asked.certifying @ asked.training.T).max() < 1 - 1e-6
+    assert asked.left_out["that trained or chose the adaptor"] == 100
+    few = encode_asked(open_queries(distinct[:300]), {}, None, 16, 0, trains=True)
+    assert few.training is None
+    assert from_vectors(distinct, 0).shape == (400, 16)  # no adaptor is trained
+
+
+def test_training_queries_never_certify_and_leave_the_others_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_QUERIES", 100)
+    distinct = distinct_vectors()
+    teach, training = distinct[:150], open_queries(np.concatenate([distinct[:150], 3.0 * distinct[:10]]))
+    asked = encode_asked(open_queries(distinct), {}, None, 16, 0, training=training, trains=True)
+    assert asked.certifying is not None
+    assert asked.training is not None
+    assert len(asked.certifying) == 250
+    assert (asked.certifying @ teach.T).max() < 1 - 1e-6
+    assert len(asked.training) == 160  # a vector of another length is drawn twice; training looks at each once
+    assert asked.left_out["that trained or chose the adaptor"] == 150
+    alone = encode_asked(None, {}, None, 16, 0, training=training, trains=True)
+    assert alone.certifying is None
+    assert alone.training is not None
+
+
 def test_white_space_is_folded_and_case_is_not() -> None:
     encoder = load_encoder(hashed_words)
     texts = ["read a table", " read  a\ttable\n", "Read a table", "read a table", "sort a list", "SORT A LIST"]
