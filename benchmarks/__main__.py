@@ -20,7 +20,7 @@ from benchmarks.latency import latency
 from benchmarks.limited import limited
 from benchmarks.matryoshka import matryoshka
 from benchmarks.memory import memory
-from benchmarks.peers.command import peers
+from benchmarks.peers import peers
 from benchmarks.prefixes.command import prefixes
 from benchmarks.promise import promise
 from benchmarks.queries import queries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import Target, data_folder, report
-from benchmarks.peers.measure import times_us
 from benchmarks.texts import UNSEEN, lines_of, wordllama_encoder
 from funnel import FunnelIndex
 from funnel.monitoring.audit import true_recalls
+from funnel.peers.measure import one_pass_us
 from funnel.reports.tables import Column, text_table
 from indexes import FlatBaseline
 
@@ -25,7 +26,7 @@ __all__ = ["scale"]
 SIZES = (90_000, 180_000, 360_000, 720_000)
 RECALLS = (0.95, 0.99)
 TEXTS_AT_A_TIME = 20_000
-K = 10
+K, PASSES = 10, 3
 COLUMNS = (
     Column("rows", "rows", ",d"),
     Column("coarse", "coarse", left=True),
@@ -92,7 +93,7 @@ def _measured(
     unseen, cascade = queries[:UNSEEN], index.searcher.cascade
     truth, _ = cascade.truth(index.searcher.prepare(unseen), K)
     flat = FlatBaseline(cascade.store)
-    flat_us = times_us(lambda asked: flat.search(asked, K), unseen)["us_batch"]
+    flat_us = _times_us(lambda asked: flat.search(asked, K), unseen)["us_batch"]
     result = []
     for recall in RECALLS:
         found = true_recalls(index.search_vectors(unseen, K, recall=recall).scores, truth).mean() / K
@@ -100,7 +101,7 @@ def _measured(
         def search(asked: npt.NDArray[np.float32], at: float = recall) -> object:
             return index.search_vectors(asked, K, recall=at)
 
-        times = times_us(search, unseen)
+        times = _times_us(search, unseen)
         result.append(
             {
                 "rows": len(index),
@@ -124,3 +125,9 @@ def _exponent(rows: list[dict[str, Any]]) -> float:
         return float("nan")
     sizes, costs = np.log([row["rows"] for row in rows]), np.log([row["us"] for row in rows])
     return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def _times_us(search: Callable[[Any], object], queries: Any) -> dict[str, float]:
+    """Microseconds a query, medians of three passes: all in one call, and one query a call."""
+    passes = [one_pass_us(search, queries) for _ in range(PASSES)]
+    return {clock: float(np.median([one[clock] for one in passes])) for clock in passes[0]}

@@ -13,7 +13,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.peers.measure import freed_resident_bytes
 from benchmarks.turns import Truth, Way, measure
 from funnel.adaptors import make_adaptor
 from funnel.building.segment import write_prefixes
@@ -21,6 +20,7 @@ from funnel.engine.cascade import Cascade, Space, unit_prefixes
 from funnel.engine.coarse import build_coarse
 from funnel.engine.generation import make_cascade, rerank_widths
 from funnel.engine.workers import workers
+from funnel.peers.measure import freed_resident_bytes
 from funnel.plan import Plan, Stage
 from funnel.storage.layout import VECTORS
 from indexes import VectorStore, hnsw_settings

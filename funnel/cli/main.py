@@ -366,6 +366,37 @@ def bench(
 
 
 @cli.command()
+@click.argument("vectors", type=PATH)
+@click.option("--queries", type=PATH, required=True, help="Real query vectors; half, at most 2,000, are measured on.")
+@click.option("--with", "names", help="Libraries, such as hnswlib,faiss,svs-lvq. [default: all that are installed]")
+@click.option("-k", "--k", "ks", type=int, multiple=True, default=(10,), show_default=True, help="May be repeated.")
+@click.option("--threads", default=2, show_default=True, help="Of every library.")
+@click.option("--memory-mb", type=float, multiple=True, help="Also a funnel that holds so many megabytes at most.")
+@click.option("--lean", is_flag=True, help="One build of each library, its first.")
+@click.option("--minutes", default=1e4, help="No build begins later, and none goes on. [default: none]")
+@click.option("--passes", default=5, show_default=True, help="In which the times that are shown are taken.")
+@click.option("--out", type=PATH, default=Path("funnel-compare"), show_default=True, help="Folder for the results.")
+@QUIET
+def compare(vectors: Path, queries: Path, names: str | None, out: Path, quiet: bool, **options: Any) -> None:
+    """The funnel beside other libraries on your own vectors: recall, times, memory, build; a table and a picture.
+
+    Each library is installed by you; those that are not there are named. A run that was ended goes on from what the
+    folder of results holds.
+
+    Example: funnel compare corpus.npy --queries queries.npy --with hnswlib,faiss --lean
+    """
+    from funnel.peers.comparison import Comparison, compare, peers_named
+    from funnel.peers.libraries import PEERS
+    from funnel.peers.table import table
+
+    wanted = list(PEERS) if names is None else peers_named([name.strip() for name in names.split(",")])
+    how = Comparison(wanted, progress=not quiet, **options)
+    for one in compare(vectors, queries, out, how):
+        click.echo(f"{table(one)}\n")
+    click.echo(f"written to {out}")
+
+
+@cli.command()
 @click.argument("index", type=PATH)
 @click.option("--deep", is_flag=True, help="Also test that the parts agree with each other.")
 def check(index: Path, deep: bool) -> None:
@@ -563,7 +594,7 @@ def tune(
 @click.argument("out", type=PATH)
 @click.option("--kind", default="auto", show_default=True, help="auto, rotation, mlp, deep-mlp or attention.")
 @click.option("--dims", callback=widths, help="Widths to train for, such as 32,64,128.")
-@click.option("--queries", type=PATH, help="Real queries, held out to stop and to choose by; with --qrels trained on.")
+@click.option("--queries", type=PATH, help="Real queries, which prefixes learn to rank for; with --qrels as they say.")
 @click.option("--qrels", type=PATH, help="Judgements of the queries (BEIR .tsv, or a folder): supervised training.")
 @click.option("--dev-qrels", type=PATH, help="Judgements held out to stop and to choose by.  [default: qrels/dev.tsv]")
 @encodes

@@ -1,11 +1,10 @@
 """Measures one peer in a process of its own: build time, resident bytes, and recall against time for every knob.
 
-Run by the command as `python -m benchmarks.peers.measure JOB.json`; answers every line of JSON with one.
+Run as `python -m funnel.peers.measure JOB.json`; answers every line of JSON with one.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -18,21 +17,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ANSWER", "freed_resident_bytes", "one_pass_us", "recall", "serve", "times_us"]
+from indexes import release_freed
+
+__all__ = ["ANSWER", "file_bytes", "freed_resident_bytes", "one_pass_us", "recall", "serve"]
 
 ANSWER = "answer: "  # begins the lines that are not a library's own
 SINGLE, SCREENED_SINGLE = 200, 50  # single queries timed a pass
 WARM = 64  # queries before a pass
-SECONDS_A_POINT = 0.6
-FEWEST_PASSES = 3
 ENOUGH = 0.9985  # knobs beyond this recall are not timed: no target lies there
 TOLERANCE = 1e-6  # a row whose true score is this close to the k-th counts, as everywhere in the project
 
 
-def resident_bytes() -> int:
-    """Anonymous and shared memory of this process; mapped files apart."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
+def _resident(*names: str) -> int:
+    """Bytes of this process that lie in memory, by the fields of /proc/self/status; 0 where a system has none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return sum(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in names)
+
+
+def file_bytes() -> int:
+    """Pages of mapped files that lie in memory: of libraries, and of what was read of an index."""
+    return _resident("RssFile")
 
 
 def recall(found: npt.NDArray[np.int64], rows: Any, queries: Any, truth: npt.NDArray[np.float32], k: int) -> float:
@@ -44,44 +50,18 @@ def recall(found: npt.NDArray[np.int64], rows: Any, queries: Any, truth: npt.NDA
     return hits / (k * len(queries))
 
 
-def seconds(call: Callable[[int], object]) -> float:
-    """Median seconds of call(0), call(1), …, after one to warm."""
-    call(0)
-    times: list[float] = []
-    until = time.perf_counter() + SECONDS_A_POINT
-    while len(times) < FEWEST_PASSES or time.perf_counter() < until:
-        start = time.perf_counter()
-        call(len(times))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
-def times_us(search: Callable[[Any], object], queries: Any) -> dict[str, float]:
-    """Microseconds a query: all of them in one call, and one query a call."""
-
-    def singles(number: int) -> None:
-        for i in range(SINGLE):
-            at = (number * SINGLE + i) % len(queries)
-            search(queries[at : at + 1])
-
-    return {
-        "us_batch": seconds(lambda _: search(queries)) / len(queries) * 1e6,
-        "us_single": seconds(singles) / SINGLE * 1e6,
-    }
-
-
 def freed_resident_bytes() -> int:
-    """`resident_bytes` after giving back what was freed."""
+    """Anonymous and shared memory of this process after giving back what was freed; mapped files apart."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return resident_bytes()
+    release_freed()
+    return _resident("RssAnon", "RssShmem")
 
 
-class Measured:
+class MeasuredPeer:
     """One peer, built once and asked for what it does."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        from benchmarks.peers.libraries import PEERS
+        from funnel.peers.libraries import PEERS
 
         self.job, self.kind = job, PEERS[job["peer"]]
         self.rows = np.load(job["rows"], mmap_mode="r", allow_pickle=False)
@@ -90,14 +70,19 @@ class Measured:
 
     def build(self) -> dict[str, Any]:
         """What it is, how long it takes to build, and what it holds."""
-        before = resident_bytes()
+        before = freed_resident_bytes()
         given = np.array(self.rows)  # in memory, as a user hands it over
         started = time.perf_counter()
         self.peer.build(given, self.kind.builds[self.job["build"]])
         seconds = time.perf_counter() - started
         del given
         known = {"peer": self.job["peer"], "build": self.job["build"], "version": self.kind.version()}
-        return {**known, "build_seconds": seconds, "resident_bytes": freed_resident_bytes() - before}
+        held, self.files = freed_resident_bytes() - before, file_bytes()
+        return {**known, "build_seconds": seconds, "resident_bytes": held}
+
+    def memory(self) -> dict[str, Any]:
+        """What was read of mapped files since it was built."""
+        return {"touched_bytes": max(0, file_bytes() - self.files)}
 
     def sweep(self, k: int) -> list[dict[str, Any]]:
         """Recall and one pass of the times at every knob that can matter."""
@@ -119,7 +104,7 @@ class Measured:
 
 
 def one_pass_us(search: Callable[[Any], object], queries: Any, single: int = SINGLE) -> dict[str, float]:
-    """As `times_us`, once, after a few queries to warm: for passes that are taken in turns."""
+    """Microseconds a query, once: all in one call, and one query a call; after a few to warm."""
     search(queries[:WARM])
     started = time.perf_counter()
     search(queries)
@@ -149,6 +134,6 @@ def _settled(point: dict[str, Any], knob: Any, slowest_us: float) -> bool:
 
 
 if __name__ == "__main__":
-    serve(Measured(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    serve(MeasuredPeer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
     sys.stdout.flush()
     os._exit(0)  # some libraries do not end their threads

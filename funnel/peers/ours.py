@@ -1,4 +1,4 @@
-"""Measures the funnel as a user runs it, in a process of its own: `python -m benchmarks.peers.funnel JOB.json`."""
+"""Measures the funnel as a user runs it, in a process of its own: `python -m funnel.peers.ours JOB.json`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.measure import freed_resident_bytes, one_pass_us, recall, serve
-from funnel import FunnelIndex
+from funnel.index import FunnelIndex
+from funnel.peers.measure import file_bytes, freed_resident_bytes, one_pass_us, recall, serve
 
 RECALLS = (0.90, 0.95, 0.99)
 
 
-class Measured:
+class MeasuredFunnel:
     """The funnel, built with nothing but the vectors, real queries and the memory allowed; then asked for recall."""
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Measured:
         started = time.perf_counter()
         FunnelIndex.build(self.job["rows"], folder, queries=self.job["known"], memory_mb=limit, progress=False)
         seconds = time.perf_counter() - started
-        before = freed_resident_bytes()
+        before, self.files = freed_resident_bytes(), file_bytes()
         self.index = FunnelIndex.open(folder)
         return {
             "peer": "funnel" if limit is None else f"funnel, {limit:.0f} MB",
@@ -41,6 +41,10 @@ class Measured:
             "resident_bytes": freed_resident_bytes() - before,
         }
 
+    def memory(self) -> dict[str, Any]:
+        """What was read of mapped files since it was opened."""
+        return {"touched_bytes": max(0, file_bytes() - self.files)}
+
     def sweep(self, k: int) -> list[dict[str, Any]]:
         """At each recall that is asked for: what was found, by which plan, and one pass of the times."""
         truth = np.load(self.job["truth"].format(k=k), allow_pickle=False)
@@ -49,10 +53,10 @@ class Measured:
             found = np.asarray(self.index.search_vectors(self.queries, k, recall=asked).ids)
             knob = {"recall": asked}
             point = {"asked": asked, "knob": knob, "recall": recall(found, self.rows, self.queries, truth, k)}
-            plans = {
-                "plan_batch": str(self.index.explain(k, recall=asked, batch=len(self.queries)).plan),
-                "plan_single": str(self.index.explain(k, recall=asked).plan),
-            }
+            explained = self.index.explain(k, recall=asked, batch=len(self.queries))
+            promise = explained.certificate.to_json()
+            point |= {"certified": promise["certified"], "lower_bound": promise["lower_bound"]}
+            plans = {"plan_batch": str(explained.plan), "plan_single": str(self.index.explain(k, recall=asked).plan)}
             points.append({**point, **plans, **self.time(k, knob)})
         return points
 
@@ -62,4 +66,4 @@ class Measured:
 
 
 if __name__ == "__main__":
-    serve(Measured(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    serve(MeasuredFunnel(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

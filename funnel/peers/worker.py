@@ -10,9 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import click
-
-from benchmarks.peers.measure import ANSWER
+from funnel.errors import FunnelError
+from funnel.peers.measure import ANSWER
 
 __all__ = ["Worker"]
 
@@ -32,7 +31,7 @@ class Worker:
         self.record: dict[str, Any] = {}
 
     def ask(self, do: str, minutes: float = LONGEST, **arguments: Any) -> Any:
-        """What it answers. ClickException with its last line where it fails, or takes longer than so many minutes."""
+        """What it answers. FunnelError with its last line where it fails, or takes longer than so many minutes."""
         assert self._process.stdin
         assert self._process.stdout
         late = threading.Event()
@@ -55,10 +54,10 @@ class Worker:
             clock.cancel()
         ended = self._process.wait()
         if late.is_set():
-            raise click.ClickException(f"{self._module}: {do} took over {minutes:.1f} minutes")
+            raise FunnelError(f"{self._module}: {do} took over {minutes:.1f} minutes")
         self._said.seek(0)
         said = self._said.read().strip().splitlines()
-        raise click.ClickException(f"{self._module}: {said[-1] if said else f'ended with {ended}'}")
+        raise FunnelError(f"{self._module}: {said[-1] if said else f'ended with {ended}'}")
 
     def close(self) -> None:
         """End it, which gives its memory back."""
