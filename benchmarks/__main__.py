@@ -31,6 +31,7 @@ from benchmarks.soak import soak
 from benchmarks.tail import tail
 from benchmarks.taught import taught
 from benchmarks.texts import texts
+from benchmarks.thirtieth import thirtieth
 from benchmarks.updates import updates
 from benchmarks.wide import wide
 
@@ -68,6 +69,7 @@ for command in (
     tail,
     taught,
     texts,
+    thirtieth,
     updates,
     wide,
 ):

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import Target, data_folder, load_rows, report
 
-__all__ = ["limited"]
+__all__ = ["MB", "limited", "limited_group"]
 
 DIM = 1_536
 BLOCK = 16_384
@@ -93,7 +93,7 @@ def _write(path: Path, real: np.ndarray, rows: int, seed: int) -> None:
 
 
 def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, by: str, coarse: str) -> dict[str, object]:
-    with _group(limit) if by == CGROUP else nullcontext("") as group:
+    with limited_group(limit) if by == CGROUP else nullcontext("") as group:
         command = [deed, str(matrix), str(asked), str(index), str(limit), coarse, group]
         done = subprocess.run([sys.executable, "-m", "benchmarks.limited", *command], capture_output=True, text=True)
         peak: dict[str, object] = dict(_peak_mb(group)) if group else {}
@@ -104,7 +104,7 @@ def _child(deed: str, matrix: Path, asked: Path, index: Path, limit: int, by: st
 
 
 @contextmanager
-def _group(limit: int) -> Iterator[str]:
+def limited_group(limit: int) -> Iterator[str]:
     """A group that may hold so many megabytes, without swap; nothing is in it yet."""
     for root, limits in CONTROLLERS:
         group = Path(root) / f"funnel-limited-{os.getpid()}"

@@ -51,7 +51,12 @@ def test_pages_given_back_are_read_again(
     np.testing.assert_array_equal(exact_search(store, queries, 5, release=True)[1], exact_search(store, queries, 5)[1])
 
 
-def test_a_running_top_is_the_top_of_what_came_so_far(rows: Float32Array, queries: Float32Array) -> None:
+@pytest.mark.parametrize("many", [1, 10_000])
+def test_a_running_top_is_the_top_of_what_came_so_far(
+    rows: Float32Array, queries: Float32Array, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "MANY_QUERIES", many)
+    monkeypatch.setattr(exact, "TILE_QUERIES", 7)
     top, k, done = RunningTop(queries, 10), 10, 0
     for size in (3, 4, 1, 500, 992):  # the first blocks hold fewer rows than are wanted
         top.update(np.ascontiguousarray(rows[done : done + size]), done)
@@ -61,6 +66,21 @@ def test_a_running_top_is_the_top_of_what_came_so_far(rows: Float32Array, querie
         assert top.scores.shape == top.rows.shape == (len(queries), kept)
         np.testing.assert_allclose(top.scores, -np.sort(-true, axis=1)[:, :kept], atol=2e-6)
         np.testing.assert_allclose(np.take_along_axis(true, top.rows, axis=1), top.scores, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_many_queries_find_rows_that_come_best_last_or_first(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "MANY_QUERIES", 1)
+    angles = np.linspace(1.5, 0.0, 600)[::order].astype(np.float32)
+    rows = np.ascontiguousarray(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    queries = np.array([[1, 0], [0.8, 0.6]], dtype=np.float32)
+    queries.setflags(write=False)
+    top = RunningTop(queries, 20)
+    for start in range(0, 600, 100):
+        top.update(rows[start : start + 100], start)
+    true = queries @ rows.T
+    np.testing.assert_allclose(top.scores, -np.sort(-true, axis=1)[:, :20], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(true, top.rows, axis=1), top.scores, atol=1e-6)
 
 
 def test_blocks_keep_their_own_numbers(rows: Float32Array) -> None:
