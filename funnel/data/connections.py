@@ -51,7 +51,6 @@ MOST_IN_USE = 16
 READ_BYTES = 1 << 20
 MALFORMED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # ERROR: of FTS5's own tables
 UNREADABLE = (sqlite3.Error, MemoryError, ValueError, RecursionError)  # the others of JSON, Unicode, and long numbers
-DISK_FULL = "disk is full"  # SQLite's text for SQLITE_FULL; Python 3.10 has no error codes
 MOST_IDLE = 2  # kept open for each file: what one or two callers at a time need
 FORK_WAIT_S = 1.0  # how long a fork waits for statements at work; a longer one may leave SQLite locked in the child
 
@@ -161,10 +160,10 @@ def writing_file(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, MemoryError) as error:
-        if DISK_FULL in str(error):
+        code, why = getattr(error, "sqlite_errorcode", 0) & 0xFF, reason(error)
+        if code == sqlite3.SQLITE_FULL:
             raise NoSpaceError(f"no space left while writing {path}; free some and build again") from error
-        why = reason(error)
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in MALFORMED[1:]:  # of a file that nobody else has written
+        if code in MALFORMED[1:]:  # of a file that nobody else has written
             why = f"{os.strerror(errno.EIO)}: what was written did not come back as it was ({why})"
         raise StorageError(f"cannot write {path}: {why}") from error
 
@@ -190,7 +189,10 @@ def _sound(path: Path) -> bool:
 
 
 class Connections:
-    """The connections to one file. make: opens one. file: a descriptor of it, closed with them."""
+    """The connections to one file. make: opens one. file: a descriptor of it, closed with them.
+
+    closed: whether `close` was called.
+    """
 
     def __init__(self, make: Callable[[], Bounded], file: Descriptor | None = None) -> None:
         self._make = make
@@ -201,7 +203,7 @@ class Connections:
     def _begin(self) -> None:
         self._idle: list[Bounded] = []
         self._local = threading.local()
-        self._closed = False
+        self.closed = False
 
     @contextmanager
     def use(self) -> Iterator[Bounded]:
@@ -241,7 +243,7 @@ class Connections:
 
     def close(self) -> None:
         """Close those that are idle; those in use are closed when they come back."""
-        self._closed = True
+        self.closed = True
         while self._idle:
             self._idle.pop().close()
         if self._file is not None:
@@ -258,7 +260,7 @@ class Connections:
         return connection
 
     def _give(self, connection: Bounded) -> None:
-        if self._closed or connection.in_transaction or len(self._idle) >= MOST_IDLE:  # Ctrl-C may leave it in one
+        if self.closed or connection.in_transaction or len(self._idle) >= MOST_IDLE:  # Ctrl-C may leave it in one
             connection.close()
         else:
             self._idle.append(connection)
@@ -316,9 +318,9 @@ def _in_child() -> None:
         for connection in pool._idle:
             connection.closing = None
         _left_alone.append(pool._idle)
-        closed = pool._closed
+        closed = pool.closed
         pool._begin()
-        pool._closed = closed
+        pool.closed = closed
 
 
 _left_alone: list[list[Bounded]] = []

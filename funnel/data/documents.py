@@ -197,7 +197,6 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         self.path = path
         self._writable = writable
         self._connections = Connections(partial(_connect, path)) if writable else held_open(path)
-        self._closed = False
         self._count = 0
         self._lexical = False
 
@@ -213,7 +212,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         if path.exists():
             raise InputError(f"{path} exists already; a document store is created in a new file")
         store = cls(path, writable=True)
-        with writing_file(path), store._connection() as connection:
+        with writing_file(path), store._open.use() as connection:
             connection.execute(SCHEMA)
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             store._lexical = make_table(connection)
@@ -234,7 +233,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            with reading_file(path), store._connection() as connection:
+            with reading_file(path), store._open.use() as connection:
                 store._lexical = "lexical" in _names(path, connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
@@ -260,7 +259,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         if not self._writable:
             raise InputError(f"{self.path} was opened for reading; documents are added by building")
         rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
-        with writing_file(self.path), self._connection() as connection, connection:
+        with writing_file(self.path), self._open.use() as connection, connection:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
@@ -278,14 +277,14 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
                 f"{self.path} holds no words to look for: it was written before there were any, or by an SQLite "
                 "without FTS5; upgrade or build the index again, or leave hybrid out"
             )
-        with reading_file(self.path), self._connection() as connection:
+        with reading_file(self.path), self._open.use() as connection:
             first, last = connection.execute("SELECT min(id), max(id) FROM lexical_docsize").fetchone()
             if first is not None and not 0 <= first <= last < self._count:
                 raise DamagedIndexError(
                     f"{self.path} has words of the positions {first} to {last}, and {self._count} documents; build the "
                     "index again"
                 )
-            return LexicalIndex(self.path, self._connection)
+            return LexicalIndex(self.path, lambda: self._open.use())
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.
@@ -316,14 +315,14 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
 
     def ids(self) -> Iterator[str | int]:
         """Every id in order of position, streamed."""
-        with reading_file(self.path), self._streaming() as connection:
+        with reading_file(self.path), self._open.apart() as connection:
             for (identifier,) in connection.execute("SELECT id FROM documents ORDER BY position"):
                 _check_kinds(identifier, "", "")
                 yield identifier
 
     def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
         """Position, id, title and metadata of every document in order of position, streamed."""
-        with reading_file(self.path), self._streaming() as connection:
+        with reading_file(self.path), self._open.apart() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
             for position, identifier, title, metadata in connection.execute(query):
                 _check_kinds(identifier, title, "")
@@ -337,7 +336,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
     def _selected(self, query: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
         """The rows of a query by values, which stand at its {}; some values at a time."""
         rows = []
-        with self._open_connections().use() as connection:
+        with self._open.use() as connection:
             for start in range(0, len(values), POSITIONS_PER_QUERY):
                 part = values[start : start + POSITIONS_PER_QUERY]
                 rows += connection.execute(query.format(", ".join("?" * len(part))), part).fetchall()
@@ -345,7 +344,6 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
 
     def close(self) -> None:
         """Close the connections; closing twice is fine."""
-        self._closed = True
         self._connections.close()
 
     def __exit__(
@@ -353,14 +351,9 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
     ) -> None:
         self.close()
 
-    def _connection(self) -> AbstractContextManager[Bounded]:
-        return self._open_connections().use()
-
-    def _streaming(self) -> AbstractContextManager[Bounded]:
-        return self._open_connections().apart()
-
-    def _open_connections(self) -> Connections:
-        if self._closed:
+    @property
+    def _open(self) -> Connections:
+        if self._connections.closed:
             raise InputError(f"the document store {self.path} is closed; open it again")
         return self._connections
 

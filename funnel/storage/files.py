@@ -24,9 +24,6 @@ CHUNK_BYTES = 1024 * 1024
 # What to do about a damaged file; nothing is written into an index whose state cannot be read.
 REMEDY = "restore it from a copy, or remove the folder and build the index again"
 
-# SQLITE_FULL, result code 13 of the SQLite C interface; the sqlite3 module names it from Python 3.11 on.
-_SQLITE_FULL = 13
-
 # numpy.ndarray.tofile gives no errno when the disk is full, only this text.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
@@ -190,7 +187,7 @@ def is_no_space(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     text = str(error)
     if isinstance(error, OSError) and _SHORT_WRITE.search(text):
         return True
