@@ -39,7 +39,6 @@ TEXTS_PER_CALL = 4096  # handed to an encoder at once: its progress shows, and m
 PLAIN_TEXTS_PER_CALL = 512  # the same for a model's own encode, which is several times slower
 # Texts of a batch of a model's own encode. Of MiniLM on the CPU in bfloat16, 32 gave 127 short texts a second, 64 110.
 CPU_ROWS, CUDA_ROWS = 32, 512
-OLD_WIDTH = "get_sentence_embedding_dimension"  # before sentence-transformers 5.3, where it warns
 PROBE_TEXT = "dimension"  # encoded once to learn the width of a callable's vectors
 
 
@@ -249,8 +248,8 @@ class ModelEncoder(_Encoder):
     """
 
     def __init__(self, model: "SentenceTransformer | PackedModel", name: str, *, exact: bool, reopenable: bool) -> None:
-        width: Any = getattr(model, "get_embedding_dimension", None) or getattr(model, OLD_WIDTH, None)
-        super().__init__(name, TextOptions.of_model(model.prompts), model.prompts, int(width() or 0))
+        width = model.get_embedding_dimension()
+        super().__init__(name, TextOptions.of_model(model.prompts), model.prompts, width or 0)
         self.reopenable = reopenable
         self.exact = exact
         self._model: Any = model

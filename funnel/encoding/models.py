@@ -82,9 +82,7 @@ def load_model(name: str, device: str, *, of_index: bool = False, fetch: bool = 
             the bundled weights are not those of the pinned release; the message says what was tried.
         MissingPackageError: sentence-transformers is not installed.
     """
-    if of_index:
-        check_hub_name(name)
-    name = ALIASES.get(name, name) if of_index else canonical_name(name)
+    name = _taken(name, of_index)
     options: dict[str, Any] = {"model_kwargs": {"use_safetensors": True}} if of_index else {}
     with _quiet():
         model_class = _model_class()
@@ -112,11 +110,16 @@ def load_model(name: str, device: str, *, of_index: bool = False, fetch: bool = 
 
 def local_folder(name: str, *, of_index: bool = False) -> Path | None:
     """The folder of a model that is on this machine, as `load_model` would choose it; None where it is not."""
-    if of_index:
-        check_hub_name(name)
-    places = _places(ALIASES.get(name, name) if of_index else canonical_name(name), of_index)
-    found = (find() for place, find in places if place != HUB)
+    found = (find() for place, find in _places(_taken(name, of_index), of_index) if place != HUB)
     return next((folder for folder in found if folder is not None), None)
+
+
+def _taken(name: str, of_index: bool) -> str:
+    """The name to look for. EncoderError for one of an index that is no name on the hub."""
+    if not of_index:
+        return canonical_name(name)
+    check_hub_name(name)
+    return ALIASES.get(name, name)
 
 
 def _places(name: str, of_index: bool) -> list[tuple[str, Callable[[], Path | None]]]:
