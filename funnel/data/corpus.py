@@ -602,15 +602,33 @@ def of_one_width(documents: Iterable[Located]) -> Iterator[Located]:
         yield where, document
 
 
-def _bare(rows: DocumentCorpus, count: int, ids: Ids) -> VectorCorpus:
-    """Bare vectors from a table of vectors, with ids or without, and nothing else."""
+def _of_records(
+    name: str,
+    read: Callable[[], Iterator[Located]],
+    columns: Columns,
+    bare: tuple[int, Any] | None,
+    ids: Ids,
+    count: int | None = None,
+    rereadable: bool = True,
+) -> Corpus:
+    """Documents, or bare vectors from a table of vectors and nothing else but ids.
 
-    def read(batch_rows: int) -> Iterator[NDArray[Any]]:
-        for batch in rows.documents(batch_rows):
+    bare: how many rows such a table has, and its own ids or None; None where it is no such table. ids: those given
+    beside the records. InputError where both are there.
+    """
+    if ids is not None and (bare is None or bare[1] is not None):
+        raise InputError("ids are for bare vectors; documents carry their own in _id")
+    documents = DocumentCorpus(name, read, columns, count, rereadable)
+    if bare is None:
+        return documents
+    rows, own = bare
+
+    def read_rows(batch_rows: int) -> Iterator[NDArray[Any]]:
+        for batch in documents.documents(batch_rows):
             vectors = np.stack([document.vector for document in batch if document.vector is not None])
             yield np.array([document.norm for document in batch])[:, None] * vectors
 
-    return VectorCorpus(rows.name, count, rows.dim or 0, read, ids)
+    return VectorCorpus(name, rows, documents.dim or 0, read_rows, ids if own is None else own)
 
 
 def open_corpus(source: CorpusSource, ids: Ids = None, columns: Columns = NO_COLUMNS, numbered: bool = True) -> Corpus:
@@ -642,7 +660,6 @@ def open_corpus(source: CorpusSource, ids: Ids = None, columns: Columns = NO_COL
             "of dicts or texts"
         )
     bare = bare_table(texts, columns)
-    own = _only(True if bare is None else bare[1], ids)
 
     def read() -> Iterator[Located]:
         records = ((f"{columns.said[1]} {number}", record) for number, record in enumerate(records_of(texts)))
@@ -650,21 +667,21 @@ def open_corpus(source: CorpusSource, ids: Ids = None, columns: Columns = NO_COL
 
     count = len(texts) if isinstance(texts, Sized) else None
     rereadable = is_table(texts) or iter(texts) is not texts
-    documents = DocumentCorpus(f"the {columns.said[0]}", read, columns, count, rereadable)
-    return documents if bare is None else _bare(documents, bare[0], own)
-
-
-def _only(own: Any, given: Any) -> Any:
-    """The ids that came with the rows, or those given beside them. InputError for both."""
-    if own is not None and given is not None:
-        raise InputError("ids are for bare vectors; documents carry their own in _id")
-    return given if own is None else own
+    return _of_records(f"the {columns.said[0]}", read, columns, bare, ids, count, rereadable)
 
 
 def as_rows(source: object) -> NDArray[Any] | None:
     """As `as_array`, and of lists of numbers too."""
     array = as_array(source)
-    return _rows_of_numbers(source) if array is None else array
+    if array is not None or not isinstance(source, Sequence) or isinstance(source, str) or not len(source):
+        return array
+    first = as_array(source[0])
+    if first is None and not (isinstance(source[0], list | tuple) and all(isinstance(v, Real) for v in source[0])):
+        return None
+    try:
+        return np.asarray([row if as_array(row) is None else as_array(row) for row in source])
+    except ValueError:
+        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
 
 
 def local_path(source: str | Path) -> Path:
@@ -673,19 +690,6 @@ def local_path(source: str | Path) -> Path:
     if scheme is not None:
         raise InputError(f"{source}: {scheme[1]}:// is not supported; copy the file to this machine and give its path")
     return Path(source)
-
-
-def _rows_of_numbers(source: object) -> NDArray[Any] | None:
-    """Lists of numbers as an array; None for what is not that."""
-    if not isinstance(source, Sequence) or isinstance(source, str) or not len(source):
-        return None
-    first = as_array(source[0])
-    if first is None and not (isinstance(source[0], list | tuple) and all(isinstance(v, Real) for v in source[0])):
-        return None
-    try:
-        return np.asarray([row if as_array(row) is None else as_array(row) for row in source])
-    except ValueError:
-        raise InputError("the lists of numbers have different lengths; expected rows [n, d]") from None
 
 
 def _open_path(path: Path, ids: Ids, columns: Columns, numbered: bool) -> Corpus:
@@ -705,11 +709,10 @@ def _open_path(path: Path, ids: Ids, columns: Columns, numbered: bool) -> Corpus
         supported = ", ".join((*READERS, ".npy", *([".txt"] if columns.queries else [])))
         raise InputError(f"{path} has the suffix {suffix or '(none)'}; supported are {supported}")
     bare = bare_parquet(path, columns) if suffix == ".parquet" else None
-    own = _only(True if bare is None else bare[1], ids)
-    documents = DocumentCorpus(
-        str(path), lambda: located(READERS[suffix](path, columns), columns, numbered or bare is not None), columns
+    numbered = numbered or bare is not None
+    return _of_records(
+        str(path), lambda: located(READERS[suffix](path, columns), columns, numbered), columns, bare, ids
     )
-    return documents if bare is None else _bare(documents, bare[0], own)
 
 
 def _of_rows(corpus: Corpus, columns: Columns) -> Corpus:
