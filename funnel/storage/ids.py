@@ -28,7 +28,6 @@ class Ids:
     def __init__(self, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64] | None) -> None:
         self._values = np.asarray(values)  # a view without the subclass, whose indexing is slow
         self._offsets = None if offsets is None else np.asarray(offsets)
-        self._bytes = values.data if offsets is not None else None
 
     @classmethod
     def open(cls, segment: Path, texts: bool | None = None) -> Ids:
@@ -95,8 +94,7 @@ class Ids:
             return np.where(missing, -1, numbers) if np.count_nonzero(missing) else numbers
         flat = positions.ravel()
         starts, stops = self._offsets[flat].tolist(), self._offsets[flat + 1].tolist()
-        assert self._bytes is not None
-        view = self._bytes
+        view = self._values.data
         texts = np.empty(len(flat), dtype=object)
         try:
             texts[:] = [str(view[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
