@@ -423,7 +423,7 @@ class FunnelIndex(Updates):
         return iter(()) if documents is None else documents.ids()
 
     def __len__(self) -> int:
-        return self._searcher.rows
+        return self.searcher.rows
 
     def __repr__(self) -> str:
         if self.closed:
@@ -437,7 +437,7 @@ class FunnelIndex(Updates):
     @property
     def dim(self) -> int:
         """The full width d of the vectors."""
-        return self._searcher.dim
+        return self.searcher.dim
 
     @property
     def manifest(self) -> Manifest:
@@ -447,13 +447,13 @@ class FunnelIndex(Updates):
     @property
     def certification(self) -> str:
         """What recall rests on: "certified on N real queries", or that it is uncertified and why."""
-        calibration = self._searcher.calibration
+        calibration = self.searcher.calibration
         if calibration is None:
-            return f"exact: {self._searcher.why_flat}"
+            return f"exact: {self.searcher.why_flat}"
         said = calibration.kind
         if calibration.certifies:
             said = f"certified on {calibration.n_queries:,} real queries{calibration.said_left_out}"
-        adaptor = self._searcher.adaptor
+        adaptor = self.searcher.adaptor
         return said if adaptor.isometric else f"{said}; truth is exact search in the space adapted by {adaptor.kind}"
 
     @property
@@ -467,11 +467,11 @@ class FunnelIndex(Updates):
 
         They are the coarse index, norms, vectors on a device, and the rows on which exact search is judged.
         """
-        cascade = self._searcher.cascade
+        cascade = self.searcher.cascade
         norms = sum(values.nbytes for values in list(cascade.inverse_norms.values()))
         sample = getattr(cascade.exact, "resident_bytes", 0)
         prefixes = 0 if cascade.adapted is None else cascade.adapted.resident_bytes
-        others = 0 if self._searcher.others is None else self._searcher.others.nbytes
+        others = 0 if self.searcher.others is None else self.searcher.others.nbytes
         return cascade.coarse.nbytes + norms + sample + cascade.store.resident_bytes + prefixes + others
 
     @property
@@ -487,10 +487,6 @@ class FunnelIndex(Updates):
     @property
     def searcher(self) -> Searcher:
         """What answers vectors, for benchmarks and checks."""
-        return self._searcher
-
-    @property
-    def _searcher(self) -> Searcher:
         return self._state.opened.searcher
 
     def choose(self, asked: Request, k: int, n_queries: int) -> Choice:
