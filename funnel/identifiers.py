@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from funnel.errors import InputError
 
-__all__ = ["id_lines", "identifier", "identifiers", "listed", "unicode_text", "whole_number"]
+__all__ = ["few", "id_lines", "identifier", "identifiers", "listed", "named_twice", "unicode_text", "whole_number"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # What numpy, pandas, torch, polars and pyarrow turn a whole collection into Python's own values by.
@@ -17,6 +17,7 @@ BYTES = (bytes, bytearray, memoryview)
 # Python writes numbers of up to 4,300 digits; nobody's id has a quarter of them.
 MOST_BITS = 3_000
 SHOWN_CHARACTERS = 80  # of a value in an error
+NAMED_IDS = 5  # duplicate ids an error names before it only counts
 _WHOLE = re.compile(r"[+-]?[0-9]{1,900}")
 
 
@@ -66,6 +67,17 @@ def listed(ids: Any, what: str) -> list[Any]:
         raise InputError(f"{what} is an array of {getattr(ids, 'ndim', 0)} dimensions; expected one id a row")
     listing = next((getattr(ids, name) for name in LISTING if callable(getattr(ids, name, None))), None)
     return list(ids if listing is None else listing())
+
+
+def few(values: Sequence[object], named: int) -> str:
+    """The first values for a message, and how many more there are."""
+    text = ", ".join(map(repr, values[:named]))
+    return f"{text} and {len(values) - named} more" if len(values) > named else text
+
+
+def named_twice(duplicates: Sequence[object], of: str) -> InputError:
+    """The error for ids that come more than once. of: what needs an id of its own."""
+    return InputError(f"{len(duplicates)} duplicate ids: {few(duplicates, NAMED_IDS)}; every {of} needs its own")
 
 
 def whole_number(text: str) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel.errors import InputError
-from funnel.identifiers import identifier, listed
+from funnel.identifiers import few, identifier, listed, named_twice
 from indexes.system import npy_header
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 NAMED_ROWS = 10  # bad rows an error names before it only counts
-NAMED_IDS = 5  # duplicate ids an error names before it only counts
 # Squared lengths outside this range have lost digits in float32, whose smallest normal is 1e-38.
 SAFE_SQUARED_LENGTH = (1e-20, 1e30)
 ROW_TYPES = ("float32", "float16", "int8", "float64")
@@ -160,7 +159,7 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
         if value is None or (isinstance(value, str | float) and (value == "" or value != value))
     ]
     if missing:
-        raise InputError(f"{len(missing)} ids are missing or empty: rows {_few(missing, NAMED_ROWS)}")
+        raise InputError(f"{len(missing)} ids are missing or empty: rows {few(missing, NAMED_ROWS)}")
     values = [identifier(value, f"the id of row {number}") for number, value in enumerate(given)]
     kind = type(values[0])
     wrong = [number for number, value in enumerate(values) if type(value) is not kind]
@@ -174,17 +173,11 @@ def check_ids(ids: Sequence[str] | Sequence[int] | NDArray[np.generic], count: i
             number for number, value in enumerate(values) if isinstance(value, int) and value.bit_length() > INT64_BITS
         ]
         if wide:
-            raise InputError(f"ids above 64 bits in rows {_few(wide, NAMED_ROWS)}; give them as text")
+            raise InputError(f"ids above 64 bits in rows {few(wide, NAMED_ROWS)}; give them as text")
     duplicates = [value for value, times in Counter(values).items() if times > 1]
     if duplicates:
-        named = _few(duplicates, NAMED_IDS)
-        raise InputError(f"{len(duplicates)} duplicate ids: {named}; every vector needs its own")
+        raise named_twice(duplicates, "vector")
     return values  # type: ignore[return-value]
-
-
-def _few(values: Sequence[object], named: int) -> str:
-    text = ", ".join(repr(value) for value in values[:named])
-    return f"{text} and {len(values) - named} more" if len(values) > named else text
 
 
 def as_array(source: object) -> NDArray[Any] | None:

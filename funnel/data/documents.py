@@ -32,7 +32,7 @@ from funnel.data.connections import (
 )
 from funnel.data.words import LexicalIndex, insert_texts, is_lexical, make_table
 from funnel.errors import DamagedIndexError, InputError, StorageError
-from funnel.identifiers import unicode_text
+from funnel.identifiers import named_twice, unicode_text
 
 __all__ = ["Document", "DocumentStore", "pieces_of", "plain"]
 
@@ -158,7 +158,6 @@ OBJECTS = (
 )
 LONGEST_SHOWN = 40  # characters of a name in a message
 POSITIONS_PER_QUERY = 500  # below 999, SQLite's smallest default limit on bound values
-NAMED_IDS = 5  # duplicate ids an error names before it only counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,9 +435,7 @@ def _duplicate_error(connection: sqlite3.Connection, ids: Iterable[str | int]) -
         for identifier, times in counts.items()
         if times > 1 or connection.execute(query, (identifier,)).fetchone() is not None
     ]
-    named = ", ".join(repr(identifier) for identifier in duplicates[:NAMED_IDS])
-    more = f" and {len(duplicates) - NAMED_IDS} more" if len(duplicates) > NAMED_IDS else ""
-    return InputError(f"{len(duplicates)} duplicate ids: {named}{more}; every document needs its own")
+    return named_twice(duplicates, "document")
 
 
 # Words of a run: most queries of the judged sets at hand have so many.
