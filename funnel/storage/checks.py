@@ -118,9 +118,7 @@ class BlockVerifier:
         start = rows.ravel() * row_bytes + header_bytes
         first, last = start // self._block_bytes, (start + row_bytes - 1) // self._block_bytes
         span = int((last - first).max())
-        self._ensure_blocks(np.minimum(first[:, None] + np.arange(span + 1), last[:, None]))
-
-    def _ensure_blocks(self, blocks: npt.NDArray[np.int64]) -> None:
+        blocks = np.minimum(first[:, None] + np.arange(span + 1), last[:, None])
         pending = np.unique(blocks[~self._verified[blocks]])
         if pending.size == 0:
             return
