@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from funnel.planning.run import Run, hits
 __all__ = [
     "SHORTLISTS",
     "Frontier",
-    "TailFrontier",
     "build_frontier",
     "frontier_of",
     "hits_needed",
@@ -135,12 +134,14 @@ class Frontier:
 
     corpus_hits: uint8 [plans, rows], how many of the true top k each held-out row got. query_hits: the same
     [plans, queries] of the real queries, which had no part in choosing or ordering the plans; None without any.
+    needed: of the true top k, where budgets are on the share of queries that get so many; None: on the mean recall.
     """
 
     k: int
     plans: tuple[Plan, ...]
     corpus_hits: npt.NDArray[np.uint8]
     query_hits: npt.NDArray[np.uint8] | None
+    needed: int | None = None
 
     @property
     def hits(self) -> npt.NDArray[np.uint8]:
@@ -148,9 +149,9 @@ class Frontier:
         return self.corpus_hits if self.query_hits is None else self.query_hits
 
     def recalls(self, position: int) -> npt.NDArray[np.float64]:
-        """recall@k of every query under one plan: float64 [q]."""
-        recalls: npt.NDArray[np.float64] = self.hits[position] / self.k
-        return recalls
+        """What is tested of a plan, float64 [q]: recall@k; or 1 where a query got as many as needed, else 0."""
+        found: npt.NDArray[np.uint8] = self.hits[position]
+        return found / self.k if self.needed is None else (found >= self.needed).astype(np.float64)
 
     def ordered(self, worth: npt.NDArray[np.float64]) -> Frontier:
         """The same plans by falling worth, float [plans]."""
@@ -159,24 +160,12 @@ class Frontier:
         return Frontier(self.k, tuple(self.plans[i] for i in order), self.corpus_hits[order], real)
 
 
-@dataclass(frozen=True)
-class TailFrontier(Frontier):
-    """Plans for budgets on the share of queries that get `needed` of their top k, by falling worth on held-out rows."""
-
-    needed: int
-
-    def recalls(self, position: int) -> npt.NDArray[np.float64]:
-        """What is tested of a plan: 1 for every query that got as many as needed, else 0. float64 [q]."""
-        met: npt.NDArray[np.float64] = (self.hits[position] >= self.needed).astype(np.float64)
-        return met
-
-
 def hits_needed(recall: float, k: int) -> int:
     """How many of the true top k a query must get for a recall@k of `recall`, at least one."""
     return max(1, math.ceil(recall * k - ROUNDING))
 
 
-def tail_of(frontier: Frontier, needed: int) -> TailFrontier:
+def tail_of(frontier: Frontier, needed: int) -> Frontier:
     """The same plans, in the order in which a budget on the share of queries tests them.
 
     needed: of the true top k, see `hits_needed`. Ordered by the mean of "got at least j" over j from `needed` to k:
@@ -185,8 +174,7 @@ def tail_of(frontier: Frontier, needed: int) -> TailFrontier:
     """
     k, found = frontier.k, frontier.corpus_hits.astype(np.float64)
     worth = np.clip((found - (needed - 1)) / (k - needed + 1), 0.0, 1.0).mean(axis=1)
-    ordered = frontier.ordered(worth)
-    return TailFrontier(k, ordered.plans, ordered.corpus_hits, ordered.query_hits, needed)
+    return replace(frontier.ordered(worth), needed=needed)
 
 
 def build_frontier(k: int, corpus: Run, queries: Run | None, costs: Costs, by_effort: bool, dim: int) -> Frontier:

@@ -86,7 +86,7 @@ class Planner:
             return self._record(budget, k, False, math.nan, 0.0, "uncertified: this plan was not calibrated")
         position = frontier.plans.index(plan)
         recalls = frontier.recalls(position)
-        lost, most_lost, delta = self._storage_loss(budget, k)
+        lost, most_lost, delta = self.calibration.storage_loss(k, budget.delta, whole=budget.share is not None)
         passed, note = False, "no recall was asked for, so none is certified"
         if not self.calibration.certifies:
             note = self.calibration.kind
@@ -151,15 +151,12 @@ class Planner:
         )
         return self._record(budget, k, holds, float(met.mean()), bound, note, needed, float(recalls.mean()))
 
-    def _storage_loss(self, budget: Budget, k: int) -> tuple[float, float, float]:
-        return self.calibration.storage_loss(k, budget.delta, whole=budget.share is not None)
-
     def _passed(self, frontier: Frontier, budget: Budget) -> int:
         """How many of the first plans are certified for the budget: tested once, whatever the batch size."""
         key = (frontier.k, budget.recall, budget.share, budget.delta)
         passed = self._passes.get(key)
         if passed is None:
-            _, lost, delta = self._storage_loss(budget, frontier.k)
+            _, lost, delta = self.calibration.storage_loss(frontier.k, budget.delta, whole=budget.share is not None)
             target = (budget.target or 1.0) + lost
             recalls = (frontier.recalls(i) for i in range(len(frontier.plans)))
             passed = self._passes[key] = 0 if target > 1.0 else fixed_sequence(recalls, target, delta)
