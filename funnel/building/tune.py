@@ -151,8 +151,7 @@ def _equal_added(searcher: Searcher, queries: npt.NDArray[np.float32]) -> npt.ND
     others = searcher.others
     if others is None or not others.rows:
         return np.zeros(len(queries), dtype=np.bool_)
-    equal: npt.NDArray[np.bool_] = others.nearest(queries, 1)[0][:, 0] >= SAME_COSINE
-    return equal
+    return others.nearest(queries, 1)[0][:, 0] >= SAME_COSINE
 
 
 def _commit(transaction: Transaction, opened: Opened, calibration: Calibration, progress: bool) -> Manifest:

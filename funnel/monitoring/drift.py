@@ -286,5 +286,4 @@ class _Watched:
         """From -1, below all calibration queries, to 1; ties are parted at random."""
         lower = np.searchsorted(known, cells)
         equal = np.searchsorted(known, cells, "right") - lower
-        places: Floats = (lower + self._generator.random(len(cells)) * (equal + 1)) / (len(known) + 1) * 2.0 - 1.0
-        return places
+        return (lower + self._generator.random(len(cells)) * (equal + 1)) / (len(known) + 1) * 2.0 - 1.0

@@ -108,8 +108,7 @@ def rising(ms: npt.ArrayLike, axis: int = 0) -> npt.NDArray[np.float64]:
     """Noisy times that should not fall along an axis, so that they do not: midway between all before and all behind."""
     times = np.asarray(ms, dtype=np.float64)
     behind = np.flip(np.minimum.accumulate(np.flip(times, axis), axis), axis)
-    made: npt.NDArray[np.float64] = (np.maximum.accumulate(times, axis) + behind) / 2.0
-    return made
+    return (np.maximum.accumulate(times, axis) + behind) / 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,7 @@ class Run:
         known = torch.from_numpy(scored)
         missing = places == MISSING
         at = places.masked_fill(missing, 0)[:, :, None].expand(-1, -1, scored.shape[2])
-        scores: Float32 = known.gather(1, at).masked_fill_(missing[:, :, None], -torch.inf).numpy()
-        return scores
+        return known.gather(1, at).masked_fill_(missing[:, :, None], -torch.inf).numpy()
 
 
 def given_scores(near: tuple[Float32, npt.NDArray[Any]], rows: npt.NDArray[Any], stored: Float32) -> Float32:

@@ -124,8 +124,7 @@ def _searched(run: Run, asked: Int64, truth: Truth, depth: int) -> Float32:
     found, rows = truth(np.ascontiguousarray(run.queries[asked]), depth + 1)
     mine = (rows == own[:, None]) & (own[:, None] >= 0)
     kept = -np.sort(-np.where(mine, -np.inf, found), axis=1)
-    result: Float32 = kept[:, :depth].astype(np.float32)
-    return result
+    return kept[:, :depth].astype(np.float32)
 
 
 def _recounted(before: Frontier, counted: Hits, run: Run, live: Live, then: Live | None) -> Hits:
@@ -146,8 +145,7 @@ def _lost_one(run: Run, k: int, live: Live, then: Live | None) -> Int64:
     there = rows >= 0 if then is None else then[rows] & (rows >= 0)
     top = there & (np.cumsum(there, axis=1) <= k)
     beyond = top.sum(axis=1) < min(k, NEAR)  # its top k then lay beyond what was kept
-    found: Int64 = np.flatnonzero((top & ~live[rows]).any(axis=1) | beyond)
-    return found
+    return np.flatnonzero((top & ~live[rows]).any(axis=1) | beyond)
 
 
 def _some(run: Run, numbers: Int64) -> Run:
