@@ -31,7 +31,7 @@ from funnel.building.segment import (
     write_live,
 )
 from funnel.building.tune import recorded
-from funnel.engine.cascade import Space
+from funnel.engine.cascade import Float32, Space
 from funnel.engine.generation import Opened, open_generation, same_generation
 from funnel.engine.measuring import Near
 from funnel.engine.searcher import Searcher
@@ -42,8 +42,6 @@ from funnel.storage import FORMAT_VERSION, IndexFolder, Transaction
 from indexes import FamilyChoice, VectorStore
 
 __all__ = ["compact_index", "needs_compaction", "upgrade_index"]
-
-Float32 = npt.NDArray[np.float32]
 
 
 def needs_compaction(opened: Opened) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from funnel.building.intake import Intake, TextIds
 from funnel.checks import checked_widths
 from funnel.data.documents import Document, DocumentStore
-from funnel.engine.cascade import Space, unit_prefixes
+from funnel.engine.cascade import Float32, Space, unit_prefixes
 from funnel.engine.coarse import BLOCK_BYTES, CELLS_AT_A_TIME, build_coarse
 from funnel.engine.generation import Opened, make_cascade, rerank_widths
 from funnel.engine.searcher import Searcher
@@ -58,7 +58,6 @@ ADDED_DTYPE = "float32"
 TURNED_DTYPE = "float32"
 
 
-Float32: TypeAlias = npt.NDArray[np.float32]
 RowMap: TypeAlias = Callable[[Float32], Float32]  # what rows [n, d] go through before they are stored
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numpy.typing import NDArray
 
@@ -134,9 +133,9 @@ class BenchQueries:
     the input position of the row that each query is, to be left out of its results; None for real queries.
     """
 
-    vectors: npt.NDArray[np.float32]
+    vectors: NDArray[np.float32]
     ids: Sequence[str] | None = None
-    own_positions: npt.NDArray[np.int64] | None = None
+    own_positions: NDArray[np.int64] | None = None
 
 
 def held_out_queries(index: FunnelIndex, seed: int = 7) -> BenchQueries:
@@ -204,7 +203,7 @@ class _Truth:
     """The true top k of every query, its own row left out."""
 
     def __init__(
-        self, index: FunnelIndex, prepared: npt.NDArray[np.float32], own: npt.NDArray[np.int64] | None, k: int
+        self, index: FunnelIndex, prepared: NDArray[np.float32], own: NDArray[np.int64] | None, k: int
     ) -> None:
         self._index, self._prepared, self._own, self._k = index, prepared, own, k
         self._extra = 0 if own is None else 1
@@ -220,7 +219,7 @@ class _Truth:
         found = recall_at_k(self._run(plan), self._scores, self._k).astype(np.float64)
         return max(0.0, float(found.mean()) - self.lost), float(found.std()) / math.sqrt(len(found))
 
-    def _run(self, plan: Plan) -> npt.NDArray[np.float32]:
+    def _run(self, plan: Plan) -> NDArray[np.float32]:
         widened = plan.widened() if self._extra else plan
         found = self._index.searcher.found(self._prepared, widened, self._k + self._extra)
         if self._own is None:
@@ -229,7 +228,7 @@ class _Truth:
         return -np.sort(-kept, axis=1)[:, : self._k]
 
 
-def _flat_search(index: FunnelIndex) -> Callable[[npt.NDArray[np.float32], int], object]:
+def _flat_search(index: FunnelIndex) -> Callable[[NDArray[np.float32], int], object]:
     """FAISS's flat index over the same vectors in memory, at its best setting; the mapped matrix if too large."""
     store = index.searcher.cascade.store
     if index.searcher.others is not None or index.searcher.cascade.live is not None:  # not all rows, or not only they
@@ -288,7 +287,7 @@ def _predicted_us(index: FunnelIndex, explained: Explanation) -> float:
     return cost * 1e3 / explained.batch
 
 
-def _us(call: Callable[[npt.NDArray[np.float32]], object], queries: npt.NDArray[np.float32], batch: int) -> float:
+def _us(call: Callable[[NDArray[np.float32]], object], queries: NDArray[np.float32], batch: int) -> float:
     """Median microseconds a query, in calls of `batch` queries."""
     repeated = np.resize(queries, (max(batch, len(queries)), queries.shape[1]))
     batches = [np.ascontiguousarray(repeated[i : i + batch]) for i in range(0, len(repeated) - batch + 1, batch)]
