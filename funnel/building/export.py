@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -282,24 +282,18 @@ def _write(wanted: dict[Path, Callable[[Path], None]], overwrite: bool) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in wanted}
     try:
         for path, write in wanted.items():
-            with _full_disk(path):
+            try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write(temporary[path])
+            except OSError as error:
+                if is_no_space(error):
+                    raise NoSpaceError(f"no space left while writing {path}; free some and export again") from error
+                if isinstance(error, FunnelError):
+                    raise
+                raise StorageError(f"cannot write {path}: {error.strerror or error}; give another path") from error
         for path, made in temporary.items():
             os.replace(made, path)
     finally:
         for made in temporary.values():
             with suppress(OSError):  # no such folder, which was said
                 made.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if is_no_space(error):
-            raise NoSpaceError(f"no space left while writing {path}; free some and export again") from error
-        if isinstance(error, FunnelError):
-            raise
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; give another path") from error
