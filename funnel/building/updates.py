@@ -152,7 +152,20 @@ class Updates:
 
         Searches in other threads go on, each on the generation it began with. Raises as `open` does.
         """
-        return self._move()
+        with self._moving:
+            before = self._state
+            store = before.opened.searcher.cascade.store
+            opened = open_generation(IndexFolder(self.path), store.device, "full", before.opened, store.placement)
+            if opened is before.opened:
+                return False
+            was, now = before.opened.manifest, opened.manifest
+            anew = was.adaptor != now.adaptor
+            if anew:  # built anew in the same folder: nothing that was known speaks of it
+                self._encoder = self._encoder.then(now.settings, now.d)
+            # Only tuning makes a new calibration over the same first segment: what was noted begins anew then.
+            tuned = was.calibration != now.calibration and was.segments[0].id == now.segments[0].id
+            self._state = State.of(opened, self._encoder) if anew or tuned else before.then(opened, self._encoder)
+            return True
 
     def _change(self, change: Callable[[Transaction, Opened], Result]) -> Result:
         """Make a change to the live generation, and move to the one it gives."""
@@ -160,32 +173,13 @@ class Updates:
             if not IndexFolder(self.path).exists():  # before anything is made there
                 raise StorageError(f"{self.path} holds no index any more; build it again")
             with IndexFolder(self.path).begin() as transaction:
-                self._move()  # to what another process committed meanwhile
+                self.refresh()  # to what another process committed meanwhile
                 result = change(transaction, self._state.opened)
             try:
-                self._move()
+                self.refresh()
             except (FunnelError, OSError) as error:
                 raise StorageError(
                     f"the change to {self.path} is made and stays, but cannot be opened now: {error}; "
                     "call refresh() later, and do not repeat it"
                 ) from error
             return result
-
-    def _move(self) -> bool:
-        with self._moving:
-            return self._moved(self._state)
-
-    def _moved(self, before: State) -> bool:
-        store = before.opened.searcher.cascade.store
-        opened = open_generation(IndexFolder(self.path), store.device, "full", before.opened, store.placement)
-        if opened is before.opened:
-            return False
-        was, now = before.opened.manifest, opened.manifest
-        if was.adaptor != now.adaptor:  # built anew in the same folder: nothing that was known speaks of it
-            self._encoder = self._encoder.then(now.settings, now.d)
-            self._state = State.of(opened, self._encoder)
-            return True
-        # Only tuning makes a new calibration over the same first segment: what was noted begins anew then.
-        tuned = was.calibration != now.calibration and was.segments[0].id == now.segments[0].id
-        self._state = State.of(opened, self._encoder) if tuned else before.then(opened, self._encoder)
-        return True
