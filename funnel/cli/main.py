@@ -146,8 +146,7 @@ def build(corpus: Path, index: Path, queries: Path | None, quiet: bool, **option
     from funnel.building.info import said_bytes
     from funnel.index import FunnelIndex
 
-    given = None if queries is None else str(queries)
-    built = FunnelIndex.build(str(corpus), index, queries=given, progress=not quiet, **options)
+    built = FunnelIndex.build(corpus, index, queries=queries, progress=not quiet, **options)
     manifest = built.manifest
     click.echo(
         f"{index}: {len(built):,} rows of {manifest.d} dims, {manifest.settings.coarse} over "
@@ -583,8 +582,7 @@ def tune(
     from funnel.reports.tables import budgets_table, explain_budgets
 
     opened = open_index(index)
-    given = None if queries is None else str(queries)
-    opened.tune(given, corpus_like_queries=corpus_like_queries, seed=seed, progress=not quiet)
+    opened.tune(queries, corpus_like_queries=corpus_like_queries, seed=seed, progress=not quiet)
     click.echo(f"{index}: generation {opened.manifest.generation}; {opened.certification}")
     click.echo(budgets_table(opened, explain_budgets(opened, k=min(10, len(opened)))))
 
