@@ -11,8 +11,8 @@ from indexes.vectors import VectorStore
 
 # Rows compared at a time: 25 MB as float32 at 384 dims. Larger blocks are no faster and take more memory.
 CELLS_AT_A_TIME = 6_291_456
-# Queries from which torch multiplies, whose products are as quick as the processor allows: FAISS takes up to three times
-# as long. Of later blocks little lies above what was found, so that comparing costs less than a heap.
+# Queries from which torch multiplies, as quickly as the processor allows: FAISS takes up to four times as long. Of the
+# later blocks little lies above what was found, so that comparing costs less than a heap.
 MANY_QUERIES, TILE_QUERIES = 64, 256
 # On a GPU the block of scores bounds it: 1,024 queries x 262,144 rows are 1 GB.
 ROWS_AT_A_TIME_CUDA = 262_144

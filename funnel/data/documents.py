@@ -211,7 +211,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         if path.exists():
             raise InputError(f"{path} exists already; a document store is created in a new file")
         store = cls(path, writable=True)
-        with writing_file(path), store._open.use() as connection:
+        with writing_file(path), store._unclosed.use() as connection:
             connection.execute(SCHEMA)
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             store._lexical = make_table(connection)
@@ -232,7 +232,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            with reading_file(path), store._open.use() as connection:
+            with reading_file(path), store._unclosed.use() as connection:
                 store._lexical = "lexical" in _names(path, connection)
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != FORMAT_VERSION:
@@ -258,7 +258,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         if not self._writable:
             raise InputError(f"{self.path} was opened for reading; documents are added by building")
         rows = [_row(self._count + offset, document) for offset, document in enumerate(documents)]
-        with writing_file(self.path), self._open.use() as connection, connection:
+        with writing_file(self.path), self._unclosed.use() as connection, connection:
             connection.execute("BEGIN")
             try:
                 connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", rows)
@@ -276,14 +276,14 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
                 f"{self.path} holds no words to look for: it was written before there were any, or by an SQLite "
                 "without FTS5; upgrade or build the index again, or leave hybrid out"
             )
-        with reading_file(self.path), self._open.use() as connection:
+        with reading_file(self.path), self._unclosed.use() as connection:
             first, last = connection.execute("SELECT min(id), max(id) FROM lexical_docsize").fetchone()
             if first is not None and not 0 <= first <= last < self._count:
                 raise DamagedIndexError(
                     f"{self.path} has words of the positions {first} to {last}, and {self._count} documents; build the "
                     "index again"
                 )
-            return LexicalIndex(self.path, lambda: self._open.use())
+            return LexicalIndex(self.path, lambda: self._unclosed.use())
 
     def get(self, positions: Sequence[int] | NDArray[np.integer]) -> list[Document]:
         """The documents at these positions, in the order asked; the vectors are kept elsewhere.
@@ -314,14 +314,14 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
 
     def ids(self) -> Iterator[str | int]:
         """Every id in order of position, streamed."""
-        with reading_file(self.path), self._open.apart() as connection:
+        with reading_file(self.path), self._unclosed.apart() as connection:
             for (identifier,) in connection.execute("SELECT id FROM documents ORDER BY position"):
                 _check_kinds(identifier, "", "")
                 yield identifier
 
     def fields(self) -> Iterator[tuple[int, str | int, str, dict[str, object]]]:
         """Position, id, title and metadata of every document in order of position, streamed."""
-        with reading_file(self.path), self._open.apart() as connection:
+        with reading_file(self.path), self._unclosed.apart() as connection:
             query = "SELECT position, id, title, metadata FROM documents ORDER BY position"
             for position, identifier, title, metadata in connection.execute(query):
                 _check_kinds(identifier, title, "")
@@ -335,7 +335,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
     def _selected(self, query: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
         """The rows of a query by values, which stand at its {}; some values at a time."""
         rows = []
-        with self._open.use() as connection:
+        with self._unclosed.use() as connection:
             for start in range(0, len(values), POSITIONS_PER_QUERY):
                 part = values[start : start + POSITIONS_PER_QUERY]
                 rows += connection.execute(query.format(", ".join("?" * len(part))), part).fetchall()
@@ -351,7 +351,7 @@ class DocumentStore(AbstractContextManager["DocumentStore", None]):
         self.close()
 
     @property
-    def _open(self) -> Connections:
+    def _unclosed(self) -> Connections:
         if self._connections.closed:
             raise InputError(f"the document store {self.path} is closed; open it again")
         return self._connections

@@ -78,7 +78,7 @@ def test_ctrl_c_inside_a_statement_is_no_damage(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with DocumentStore.open(tmp_path / "documents.sqlite") as store:
-            for lent in (store._open.use, store._open.apart):
+            for lent in (store._unclosed.use, store._unclosed.apart):
                 with pytest.raises(KeyboardInterrupt):
                     _struck(lent)
             assert store.get([0])[0].text == "a file"

@@ -209,7 +209,7 @@ def test_text_that_is_no_text_is_damage(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_from_other_faults(tmp_path: Path) -> None:
     with DocumentStore.create(tmp_path / "documents.sqlite") as store:
         store.append([Document("a")])
-        with store._open.use() as connection:
+        with store._unclosed.use() as connection:
             connection.execute("PRAGMA max_page_count = 8")
         with pytest.raises(NoSpaceError, match=r"no space left while writing .*documents\.sqlite"):
             store.append([Document("b", text="x" * 100_000)])
