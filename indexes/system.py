@@ -219,6 +219,14 @@ def machine_bytes() -> int:
     return min([_memory()[0], *_cgroup_limits(), *_own_limits()])
 
 
+def resident_bytes(*fields: str) -> int:
+    """Bytes of this process that lie in memory, by the names of /proc/self/status; 0 where the system has none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return sum(int(found.get(name, "0 kB").split()[0]) * 1024 for name in fields)
+
+
 def free_bytes() -> int:
     """The machine's memory that nothing uses; where the system does not say (macOS), all it has."""
     return _memory()[1]

@@ -27,8 +27,8 @@ QUERIES = (
 )
 HITS = 4
 FEWEST = 11  # for each to have 10 neighbours
-# First sentences that are looked for: those that certify, and others to measure with.
-CERTIFYING, MEASURED = 3_000, 500
+# First sentences that are looked for: those that certify and train the adaptor, and others to measure with.
+ASKED, MEASURED = 3_000, 500
 SHORTEST_BODY = 40  # characters of what a docstring says after its first paragraph
 NARROWEST, KEPT = 8, 400  # of the funnel by hand: dims and rows that it begins with
 
@@ -61,11 +61,11 @@ def run_demo(index_path: Path, report: Path, documents: int | None, say: Callabl
     found = list(Progress(python_documents(limit), total=limit, desc="read docstrings", unit="docs"))
     corpus, firsts = parted(found)
     np.random.default_rng(0).shuffle(firsts)
-    measured, certifying = firsts[:MEASURED], firsts[MEASURED : MEASURED + CERTIFYING]
-    said = "none" if not certifying else f"{len(certifying):,} first sentences, which are left out of the documents"
-    say(f"{len(corpus):,} documents; queries that certify: {said}; building {index_path}")
+    measured, asked = firsts[:MEASURED], firsts[MEASURED : MEASURED + ASKED]
+    said = f"{len(asked):,} first sentences, which are left out of the documents" if asked else "none"
+    say(f"{len(corpus):,} documents; queries: {said}; building {index_path}")
     index = FunnelIndex.build(
-        corpus, index_path, encoder=DEFAULT_ENCODER, queries=certifying or None, overwrite=True, seed=0
+        corpus, index_path, encoder=DEFAULT_ENCODER, queries=asked or None, overwrite=True, seed=0
     )
     say(f"\n{index!r}")
     for query in QUERIES:
@@ -79,8 +79,8 @@ def run_demo(index_path: Path, report: Path, documents: int | None, say: Callabl
     halving = Plan.halving(NARROWEST, index.dim, min(KEPT, len(index))) if NARROWEST in stored[:-1] else None
     for plan in (None, halving) if halving else (None,):
         say(f"\n{index.explain(plan=plan, run=True)}")
-    asked = BenchQueries(index.encode_queries(measured)) if measured else held_out_queries(index)
-    results = bench(index, asked, "Python documentation", plan=halving, progress=True)
+    unseen = BenchQueries(index.encode_queries(measured)) if measured else held_out_queries(index)
+    results = bench(index, unseen, "Python documentation", plan=halving, progress=True)
     say("\n" + write_results(results, report))
     say(f'\n{time.perf_counter() - started:.0f} s in all. Next: funnel search {index_path} "your question"')
     return index

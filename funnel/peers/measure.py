@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexes import release_freed
+from indexes.system import resident_bytes
 
 __all__ = ["ANSWER", "file_bytes", "freed_resident_bytes", "one_pass_us", "recall", "serve"]
 
@@ -26,19 +27,6 @@ SINGLE, SCREENED_SINGLE = 200, 50  # single queries timed a pass
 WARM = 64  # queries before a pass
 ENOUGH = 0.9985  # knobs beyond this recall are not timed: no target lies there
 TOLERANCE = 1e-6  # a row whose true score is this close to the k-th counts, as everywhere in the project
-
-
-def _resident(*names: str) -> int:
-    """Bytes of this process that lie in memory, by the fields of /proc/self/status; 0 where a system has none."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return sum(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in names)
-
-
-def file_bytes() -> int:
-    """Pages of mapped files that lie in memory: of libraries, and of what was read of an index."""
-    return _resident("RssFile")
 
 
 def recall(found: npt.NDArray[np.int64], rows: Any, queries: Any, truth: npt.NDArray[np.float32], k: int) -> float:
@@ -54,7 +42,12 @@ def freed_resident_bytes() -> int:
     """Anonymous and shared memory of this process after giving back what was freed; mapped files apart."""
     gc.collect()
     release_freed()
-    return _resident("RssAnon", "RssShmem")
+    return resident_bytes("RssAnon", "RssShmem")
+
+
+def file_bytes() -> int:
+    """Pages of mapped files that lie in memory: of libraries, and of what was read of an index."""
+    return resident_bytes("RssFile")
 
 
 class MeasuredPeer:

@@ -47,10 +47,28 @@ def test_documents_leave_no_spool(text_folder: Path) -> None:
 
 def test_no_more_queries_are_used_than_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_QUERIES", 20)
-    index = FunnelIndex.build(
-        clustered_rows(300), tmp_path / "index", queries=clustered_rows(50, seed=2), progress=False
-    )
+    asked = clustered_rows(50, seed=2)
+    index = FunnelIndex.build(clustered_rows(300), tmp_path / "index", queries=asked, adaptor="pca", progress=False)
     assert index.certification == "certified on 20 real queries"
+
+
+def test_queries_beyond_those_that_certify_train_the_adaptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_QUERIES", 20)
+    rows, asked = clustered_rows(1_500), clustered_rows(80, seed=2)
+    index = FunnelIndex.build(rows, tmp_path / "index", queries=asked, progress=False)
+    trained = "left out: 60 that trained or chose the adaptor"
+    assert index.certification == f"certified on 20 real queries ({trained})"
+    # None of them certifies later either: the adaptor's folder knows them.
+    index.tune(asked, progress=False)
+    assert index.certification == f"certified on 20 real queries ({trained})"
+    other = FunnelIndex.build(rows, tmp_path / "other", queries=asked, training_queries=asked[:50], progress=False)
+    assert "certified on 30 real queries (left out: 50 that trained" in other.certification
+
+
+def test_training_queries_are_for_an_adaptor_that_is_trained(tmp_path: Path) -> None:
+    asked = clustered_rows(50, seed=2)
+    with pytest.raises(InputError, match=r"training_queries train adaptor='auto', and adaptor is 'pca'"):
+        FunnelIndex.build(clustered_rows(300), tmp_path, adaptor="pca", training_queries=asked, progress=False)
 
 
 def test_every_step_shows_a_bar_with_its_rate(
