@@ -104,8 +104,8 @@ def choose_coarse(
 
 
 def _norms(n: int, ladder: tuple[int, ...], base: int) -> int:
-    """Bytes of the norms of prefixes that stages read, which are held too."""
-    return 4 * n * sum(width > base for width in ladder[:-1])
+    """Bytes at most of the norms of prefixes that stages read, which are held too: see `rerank_widths`."""
+    return 4 * n * max(base < ladder[-1], sum(width > base for width in ladder[:-1]))
 
 
 def _timed(

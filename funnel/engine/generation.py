@@ -63,8 +63,13 @@ class Opened:
 
 
 def rerank_widths(ladder: tuple[int, ...], coarse: str, coarse_width: int) -> tuple[int, ...]:
-    """The widths that stages may use: those above the coarse one, and it too where its codes are coarse."""
-    return tuple(w for w in ladder if w > coarse_width or (w == coarse_width and coarse == "ivf-pq")) or ladder[-1:]
+    """The widths that stages may use: those above the coarse one; where its codes are coarse, it alone and full width.
+
+    Each but the last holds norms, 4 bytes a row, and such codes are for where memory is short.
+    """
+    if coarse == "ivf-pq" and coarse_width < ladder[-1]:
+        return coarse_width, ladder[-1]
+    return tuple(width for width in ladder if width > coarse_width) or ladder[-1:]
 
 
 class InverseNorms(dict[int, torch.Tensor]):

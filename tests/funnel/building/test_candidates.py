@@ -14,7 +14,7 @@ from funnel.building import candidates
 from funnel.building.candidates import NEARLY, choose_coarse, fitting
 from funnel.engine.cascade import Space
 from funnel.errors import InputError
-from indexes import FamilyChoice, VectorStore, symqg_installed
+from indexes import FamilyChoice, VectorStore, choose, symqg_installed
 from indexes.selection import FLAT_ROWS
 from tests.funnel.clustered import clustered_rows
 
@@ -78,6 +78,20 @@ def test_widths_that_were_asked_for_are_kept_to() -> None:
 def test_too_little_memory_says_the_least() -> None:
     with pytest.raises(InputError, match=r"memory_mb=0.1 is too little for 9,192 rows: .* the smallest, ivf-pq, needs"):
         fitting(ROWS, LADDER, BASE, 0.1, CPU, True)
+
+
+def test_what_is_held_is_within_the_memory_that_was_stated(tmp_path: Path) -> None:
+    """Norms of the prefixes that stages read among it: codes of 4 bits are reranked by their own width."""
+    rows, asked = clustered_rows(ROWS, 64), clustered_rows(100, 64, seed=2)
+    least = next(one for one in choose(ROWS, 32) if one.name == "ivf-pq").estimated_bytes
+    memory = (least + 4 * ROWS) / 1e6 + 0.01
+    path = tmp_path / "index"
+    with FunnelIndex.build(
+        rows, path, queries=asked, adaptor="pca", dims=(32, 64), memory_mb=memory, progress=False
+    ) as index:
+        assert index.manifest.settings.coarse == "ivf-pq"
+        index.search_vectors(asked, 10, recall=0.9)
+        assert index.held_bytes <= memory * 1e6
 
 
 def test_where_nothing_reaches_the_recall_the_likeliest_is_taken(
