@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -103,7 +102,6 @@ def compare(vectors: str | Path, queries: str | Path, out: Path, how: Comparison
             f"{len(asked):,} queries and {len(corpus):,} rows are too few to measure on {unseen:,} queries at k = "
             f"{max(how.ks)} and certify on others; give more"
         )
-    os.environ["OMP_NUM_THREADS"] = str(how.threads)
     records = out / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -119,7 +117,7 @@ def compare(vectors: str | Path, queries: str | Path, out: Path, how: Comparison
         finally:
             field.close()
     shared = {"vectors": str(vectors), "rows": rows, "dim": dim, "raw_bytes": 4 * rows * dim, "unseen": unseen}
-    shared |= {"threads": how.threads, "machine": fingerprint(torch.device("cpu"))}
+    shared |= {"threads": how.threads, "machine": job["machine"]}
     shared["left_out"] = {**field.left_out, **(ABSENT if set(how.peers) == set(PEERS) else {})}
     found = [
         {**shared, "k": k, "funnel": _of_k(funnels, k), "peers": _of_k(field.results, k)} for k in map(int, how.ks)
@@ -273,12 +271,13 @@ def _prepared(folder: Path, corpus: Float32, queries: Float32, known: Float32, h
         best = -np.partition(-scores, most - 1, axis=1)[:, :most]
     best = -np.sort(-best, axis=1)
     paths = {name: str(folder / f"{name}.npy") for name in ("rows", "queries", "known", "truth-{k}")}
-    digest = hashlib.sha256(repr((list(how.ks), how.threads, fingerprint(torch.device("cpu")))).encode())
+    machine = fingerprint(torch.device("cpu"))
+    digest = hashlib.sha256(repr((list(how.ks), how.threads, machine)).encode())
     for name, array in (("rows", corpus), ("queries", queries), ("known", known)):
         np.save(paths[name], array)
         digest.update(np.ascontiguousarray(array).data)
     truth = paths.pop("truth-{k}")
     for k in how.ks:
         np.save(truth.format(k=k), best[:, k - 1])
-    job = {"truth": truth, "ks": list(how.ks), "threads": how.threads, "slowest_us": 1e9, "key": digest.hexdigest()}
-    return {**paths, **job}
+    job = {"truth": truth, "ks": list(how.ks), "threads": how.threads, "slowest_us": 1e9}
+    return {**paths, **job, "machine": machine, "key": digest.hexdigest()}

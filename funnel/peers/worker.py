@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ LONGEST = 1_440.0  # minutes that anything takes
 
 
 class Worker:
-    """Runs a module of this package on a job until it is closed. job: what JSON can hold."""
+    """Runs a module of this package on a job until it is closed. job: what JSON can hold, threads among it."""
 
     def __init__(self, module: str, job: dict[str, Any], folder: Path) -> None:
         self._module, self._said = module, tempfile.TemporaryFile("w+")  # noqa: SIM115 (until it is closed)
@@ -27,7 +28,8 @@ class Worker:
         path.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", module, str(path)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._said, text=True)
+        threads = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._said, text=True, env=threads)
         self.record: dict[str, Any] = {}
 
     def ask(self, do: str, minutes: float = LONGEST, **arguments: Any) -> Any:
